@@ -1,0 +1,116 @@
+"""The program: its subcommands, how errors become one line and an exit code, and `--debug`."""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from driftkit import __version__
+from driftkit.cli import compare, data, fid, probe_encoder, run, sample, train
+from driftkit.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_RESOURCES, EXIT_USAGE, DriftkitError
+
+EXIT_CODES = (
+    "Exit codes: 0 ok, 1 failure, 2 usage, 3 data or weights missing, 4 out of memory or no such device, "
+    "5 a check on results refused, 130 interrupted, 143 terminated after saving."
+)
+
+
+class DriftkitGroup(TyperGroup):
+    """A command group that turns every error into one line on stderr and the documented exit code."""
+
+    def main(self, args: Sequence[str] | None = None, *positional: Any, **options: Any) -> Any:
+        words = list(sys.argv[1:] if args is None else args)
+        # --debug is accepted anywhere, since people add it to the end of the command that failed.
+        options_end = words.index("--") if "--" in words else len(words)
+        debug = "--debug" in words[:options_end] or os.environ.get("DRIFTKIT_DEBUG", "") not in ("", "0")
+        words = [w for i, w in enumerate(words) if w != "--debug" or i > options_end]
+        standalone = options.pop("standalone_mode", True)
+        options.setdefault("prog_name", "driftkit")
+        try:
+            result = super().main(words, *positional, standalone_mode=False, **options)
+        except Exception as error:
+            if debug and not hasattr(error, "format_message"):
+                raise
+            code, message = explain(error)
+            sys.stderr.write(message + "\n")
+            result = code
+        except KeyboardInterrupt:
+            sys.stderr.write("interrupted\n")
+            result = EXIT_INTERRUPTED
+        if standalone:
+            sys.stdout.flush()
+            sys.exit(result if isinstance(result, int) else 0)
+        return result
+
+
+def explain(error: Exception) -> tuple[int, str]:
+    """Exit code and the one line that says what was got, what was expected and one fix."""
+    if isinstance(error, DriftkitError):
+        return error.exit_code, f"error: {_one_line(str(error))}"
+    if hasattr(error, "format_message"):  # typer's usage errors
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else "driftkit"
+        return getattr(error, "exit_code", EXIT_USAGE), f"error: {_one_line(error.format_message())} (see {command} --help)"
+    if type(error).__name__ == "Abort":
+        return EXIT_INTERRUPTED, "interrupted"
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error):
+        return EXIT_RESOURCES, f"error: out of memory ({_one_line(str(error))}); lower --batch-size or --input-size"
+    if isinstance(error, OSError):
+        return EXIT_FAILURE, f"error: {_one_line(str(error))}"
+    return EXIT_FAILURE, f"error: {type(error).__name__}: {_one_line(str(error))} (a bug: --debug shows where)"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+app = typer.Typer(
+    cls=DriftkitGroup,
+    add_completion=True,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "DRIFTKIT", "max_content_width": 100},
+    epilog=EXIT_CODES,
+)
+app.command("probe-encoder")(probe_encoder.command)
+app.command("data")(data.command)
+app.command("train")(train.command)
+app.command("sample")(sample.command)
+app.command("fid")(fid.command)
+app.command("compare")(compare.command)
+app.command("run")(run.command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"driftkit {__version__}\n")
+        raise typer.Exit()
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the full traceback of an error; accepted anywhere on the line.")
+    ] = False,
+) -> None:
+    """Train one-step drifting generators and DDPM on the same U-Net and images; sample, score and compare them.
+
+    [bold]Examples[/bold]
+
+      driftkit run pipelines/demo.toml                        the whole chain in minutes on a laptop
+      driftkit probe-encoder dinov2-multires --random-weights what an encoder gives the drifting field
+      driftkit train --encoder mocov2                         a drifting generator on CIFAR-10
+      driftkit compare outputs/*                              scores, curves, grids and speed side by side
+    """
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()

@@ -1,0 +1,41 @@
+"""What every command does with its result and its options: one JSON document or text on stdout, all else on stderr."""
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+import typer
+
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print exactly one JSON document on stdout.", show_envvar=False)
+]
+
+
+def emit(document: Mapping[str, Any], *, as_json: bool, show: Callable[[], None]) -> None:
+    """Print `document` as JSON, or call `show` to print it for people."""
+    if as_json:
+        sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        sys.stdout.flush()
+    else:
+        show()
+
+
+def note(message: str) -> None:
+    """One line of progress or warning on stderr."""
+    sys.stderr.write(message + "\n")
+    sys.stderr.flush()
+
+
+def option(*names: str, help: str, panel: str | None = None, default: str | None = None, **extra: Any) -> Any:
+    """A typer option as this program shows it.
+
+    Args:
+        names: flags, for example "--steps".
+        help: one plain sentence with the unit.
+        panel: heading of the group the option stands in.
+        default: text shown as the default where the value is decided later (by the preset, by the run).
+    """
+    return typer.Option(
+        *names, help=help, rich_help_panel=panel, show_envvar=False, show_default=default if default else True, **extra
+    )

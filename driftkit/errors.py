@@ -1,0 +1,51 @@
+"""The errors a user can cause, each with the exit code the command line documents.
+
+A message says what was got, what was expected and one fix, on one line. Everything else that escapes is a bug.
+"""
+
+EXIT_OK = 0
+EXIT_FAILURE = 1
+EXIT_USAGE = 2
+EXIT_MISSING = 3
+EXIT_RESOURCES = 4
+EXIT_REFUSED = 5
+EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
+
+
+class DriftkitError(ValueError):
+    """A failure that a user can understand and mend; exit code 1."""
+
+    exit_code = EXIT_FAILURE
+
+
+class UsageError(DriftkitError):
+    """An option, config key or value that does not fit; exit code 2."""
+
+    exit_code = EXIT_USAGE
+
+
+class MissingError(DriftkitError):
+    """Data, weights or a run that is absent, unreadable or broken; exit code 3."""
+
+    exit_code = EXIT_MISSING
+
+
+class ResourceError(DriftkitError):
+    """Out of memory, or a device that is not there; exit code 4."""
+
+    exit_code = EXIT_RESOURCES
+
+
+class RefusedError(DriftkitError):
+    """A check on results that refuses to go on (mismatch, collapse, non-finite loss); exit code 5."""
+
+    exit_code = EXIT_REFUSED
+
+
+class Interrupted(DriftkitError):
+    """The run was told to stop and has saved its state; exit code 130 (SIGINT) or 143 (SIGTERM)."""
+
+    def __init__(self, message: str, exit_code: int):
+        super().__init__(message)
+        self.exit_code = exit_code

@@ -1,0 +1,1 @@
+"""What the machine gives: device, number formats, random streams, process group."""

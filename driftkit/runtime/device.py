@@ -1,0 +1,73 @@
+"""Which device to use and which number format gains on it."""
+
+import contextlib
+import platform
+from contextlib import AbstractContextManager
+from typing import Literal
+
+import torch
+
+from driftkit.errors import ResourceError, UsageError
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+def resolve_device(name: str, *, local_rank: int = 0) -> torch.device:
+    """The torch device for "auto", "cpu" or "cuda".
+
+    Raises:
+        ResourceError: a CUDA device was asked for and none is there.
+        UsageError: an unknown name.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cpu":
+        return torch.device("cpu")
+    if name == "cuda":
+        if not torch.cuda.is_available():
+            raise ResourceError("--device cuda: torch sees no CUDA device here; use --device cpu (or auto)")
+        if local_rank >= torch.cuda.device_count():
+            raise ResourceError(
+                f"local rank {local_rank} has no GPU of its own: {torch.cuda.device_count()} visible; "
+                "lower torchrun's --nproc-per-node"
+            )
+        return torch.device("cuda", local_rank)
+    raise UsageError(f"--device {name}: expected auto, cpu or cuda")
+
+
+def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """float32 or bfloat16; "auto" takes bfloat16 on CUDA devices that have it, where it gains, and float32 elsewhere."""
+    if precision == "bfloat16":
+        return torch.bfloat16
+    if precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported():
+        return torch.bfloat16
+    return torch.float32
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
+    """Autocast to `dtype`, or nothing at all for float32."""
+    if dtype == torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=dtype)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the device, so that a clock read next means something."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def describe_device(device: torch.device) -> str:
+    """A name people recognise, for manifests and tables."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu ({platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Peak memory in GiB: of the allocator on CUDA, of the process elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -1,0 +1,54 @@
+"""Random draws as functions of (seed, stream, counters), so that nothing needs generator state to resume.
+
+A draw for image i is the same whatever the batch size, the rank or the device: it is made on the CPU from a generator
+that is seeded for that image alone.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+
+import torch
+
+
+def stream_seed(seed: int, stream: str, *counters: int) -> int:
+    """A 63-bit seed for one draw.
+
+    Args:
+        seed: the run's seed.
+        stream: what the draw is for ("noise", "shuffle", ...); streams are independent of one another.
+        counters: which draw it is, for example (step, image index).
+    """
+    text = "/".join([str(seed), stream, *map(str, counters)])
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+
+
+def generator_for(seed: int, stream: str, *counters: int) -> torch.Generator:
+    """A CPU generator for one draw; the arguments are those of `stream_seed`."""
+    return torch.Generator().manual_seed(stream_seed(seed, stream, *counters))
+
+
+def image_noise(
+    seed: int, stream: str, indices: Iterable[int], shape: Sequence[int], *, step: int = 0
+) -> torch.Tensor:
+    """Standard normal noise, one independent draw per image.
+
+    Args:
+        indices: global image indices; image 17 gets the same noise in whatever batch it stands.
+        shape: shape of one image's noise, for example (3, 32, 32).
+        step: training step, or the step of a sampler that draws noise as it goes.
+
+    Returns:
+        float32 [N, *shape] on the CPU.
+    """
+    draws = [torch.randn(tuple(shape), generator=generator_for(seed, stream, step, i)) for i in indices]
+    return torch.stack(draws) if draws else torch.empty((0, *shape))
+
+
+def seed_global_generators(seed: int, *counters: int) -> None:
+    """Seed torch's global generators, which dropout draws from, for one step of one rank."""
+    torch.manual_seed(stream_seed(seed, "global", *counters))
+
+
+def shuffled_indices(seed: int, epoch: int, count: int) -> torch.Tensor:
+    """The order in which an epoch visits the images, int64 [count]."""
+    return torch.randperm(count, generator=generator_for(seed, "shuffle", epoch))
