@@ -1,0 +1,75 @@
+"""Images between their two forms (float32 in [-1, 1] inside, uint8 at the border), sample sets and PNG grids."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torchvision.utils import make_grid
+
+from driftkit.artifacts.files import atomic_path, read_json, read_tensors, sha256_file, write_json, write_tensors
+from driftkit.errors import MissingError
+
+FORMAT = 1
+
+
+def to_uint8(images: torch.Tensor) -> torch.Tensor:
+    """Float images in [-1, 1] (values outside are clipped) to uint8, any shape, rounding to nearest."""
+    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def to_float(images: torch.Tensor) -> torch.Tensor:
+    """uint8 images to float32 in [-1, 1], any shape."""
+    return images.float() / 127.5 - 1
+
+
+def save_grid(path: Path, images: torch.Tensor, *, columns: int | None = None, min_tile: int = 64) -> None:
+    """Write uint8 images [N, 3, H, W] as one PNG; small images are enlarged by whole pixels to at least `min_tile`."""
+    scale = max(1, -(-min_tile // images.shape[-1]))
+    enlarged = images.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
+    grid = make_grid(enlarged, nrow=columns or max(1, round(len(images) ** 0.5)), padding=2, pad_value=255)
+    with atomic_path(path) as temporary:
+        Image.fromarray(grid.permute(1, 2, 0).numpy()).save(temporary, format="PNG")
+
+
+@dataclass(frozen=True)
+class SampleSet:
+    """Generated images and how they came about.
+
+    `info` holds: num_images, image_size, seed, sampler, nfe, weights (ema or raw), step, method, encoder, run, data.
+    """
+
+    path: Path
+    images: torch.Tensor  # uint8 [N, 3, H, W]
+    info: dict[str, Any]
+
+
+def write_samples(path: Path, images: torch.Tensor, info: Mapping[str, Any]) -> SampleSet:
+    """Write `path` (.safetensors), its JSON beside it and a PNG grid of the first 64 images, uncurated."""
+    write_tensors(path, {"images": images})
+    document = {"format": FORMAT, "kind": "samples", **info, "sha256": sha256_file(path)}
+    save_grid(path.with_suffix(".png"), images[:64], columns=8)
+    write_json(path.with_suffix(".json"), document)
+    return SampleSet(path, images, document)
+
+
+def read_samples(path: Path) -> SampleSet:
+    """Open what `write_samples` wrote.
+
+    Raises:
+        MissingError: no such file, no `images` of uint8 [N, 3, H, W] in it, or its JSON is of another file.
+    """
+    tensors, _ = read_tensors(path)
+    images = tensors.get("images")
+    if images is None or images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+        got = "no tensor `images`" if images is None else f"{images.dtype} {list(images.shape)}"
+        raise MissingError(f"{path}: expected `images` as uint8 [N, 3, H, W], got {got}")
+    side = path.with_suffix(".json")
+    info = read_json(side)
+    if info.get("kind") != "samples" or info.get("num_images") != len(images):
+        raise MissingError(
+            f"{side}: expected the record of {len(images)} samples, got {info.get('kind')} of {info.get('num_images')}"
+        )
+    return SampleSet(path, images, info)
