@@ -1,0 +1,6 @@
+"""The mathematics of drifting: the field V and its loss, over one process or many. See `field.py` and `loss.py`."""
+
+from driftkit.drift.field import AggregatedDrift, aggregated_drift, drift_field
+from driftkit.drift.loss import DriftLoss, drift_loss
+
+__all__ = ["AggregatedDrift", "DriftLoss", "aggregated_drift", "drift_field", "drift_loss"]

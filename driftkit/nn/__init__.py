@@ -1,0 +1,1 @@
+"""Plain network modules that know neither drifting nor diffusion."""

@@ -1,0 +1,118 @@
+"""Building blocks of the networks: normalisation, residual blocks, self-attention, resampling, time embedding."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+def group_norm(channels: int, max_groups: int = 32) -> nn.GroupNorm:
+    """GroupNorm with as many groups, up to `max_groups`, as leave at least four channels to each."""
+    groups = next(g for g in range(min(max_groups, max(1, channels // 4)), 0, -1) if channels % g == 0)
+    return nn.GroupNorm(groups, channels)
+
+
+def zero_initialised(module: nn.Module) -> nn.Module:
+    """The module with all its parameters set to zero, so that a residual branch starts as nothing."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoidal embedding of integer t, then a two-layer perceptron.
+
+    Args:
+        channels: width of the sinusoidal part, even.
+        width: width of the result.
+    """
+
+    def __init__(self, channels: int, width: int):
+        super().__init__()
+        frequencies = torch.exp(torch.arange(channels // 2) * (-math.log(10_000) / (channels // 2)))
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.mlp = nn.Sequential(nn.Linear(2 * (channels // 2), width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, t: torch.Tensor) -> torch.Tensor:
+        """t [N] -> [N, width]."""
+        phase = t.float()[:, None] * self.frequencies[None]  # [N, channels // 2]
+        return self.mlp(torch.cat([phase.cos(), phase.sin()], dim=1))
+
+
+class ConditionedResBlock(nn.Module):
+    """Residual block whose second normalisation is scaled and shifted by the time embedding.
+
+    Args:
+        in_channels, out_channels: image channels.
+        embedding: width of the time embedding.
+        dropout: probability before the second convolution.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, embedding: int, dropout: float):
+        super().__init__()
+        self.norm1 = group_norm(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.scale_shift = nn.Linear(embedding, 2 * out_channels)
+        self.norm2 = group_norm(out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = zero_initialised(nn.Conv2d(out_channels, out_channels, 3, padding=1))
+        self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        scale, shift = self.scale_shift(F.silu(embedding))[:, :, None, None].chunk(2, dim=1)
+        h = self.norm2(h) * (1 + scale) + shift
+        return self.skip(x) + self.conv2(self.dropout(F.silu(h)))
+
+
+class ResBlock(nn.Module):
+    """Basic residual block with GroupNorm (two 3x3 convolutions), optionally halving the resolution."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1):
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
+        self.norm1 = group_norm(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.norm2 = group_norm(out_channels)
+        same = stride == 1 and in_channels == out_channels
+        self.skip = (
+            nn.Identity()
+            if same
+            else nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False), group_norm(out_channels)
+            )
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = F.relu(self.norm1(self.conv1(x)))
+        return F.relu(self.skip(x) + self.norm2(self.conv2(h)))
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention over the positions of a feature map, as a residual branch."""
+
+    def __init__(self, channels: int, *, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm = group_norm(channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = zero_initialised(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        n, c, height, width = x.shape
+        qkv = self.qkv(self.norm(x)).reshape(n, 3, self.num_heads, c // self.num_heads, height * width)
+        q, k, v = qkv.transpose(-1, -2).unbind(1)  # each [N, heads, H*W, C / heads]
+        h = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2).reshape(n, c, height, width)
+        return x + self.out(h)
+
+
+class Upsample(nn.Module):
+    """Doubles the resolution (nearest), then a 3x3 convolution."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
