@@ -1,0 +1,1 @@
+"""Frozen encoders: what they are (`specs`), how they load (`loading`), and how maps become features (`features`)."""
