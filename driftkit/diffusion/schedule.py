@@ -1,0 +1,98 @@
+"""How much noise each time carries, and which times a sampler visits."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+
+from driftkit.errors import UsageError
+
+Spacing = Literal["leading", "trailing"]
+SPACINGS: tuple[str, ...] = get_args(Spacing)
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseSchedule:
+    """Noise added by the forward process at the integer times 0 (cleanest) to num_steps - 1.
+
+    Attributes:
+        betas: variance that one step adds, float64 [num_steps] on the CPU, in (0, 1).
+        alpha_bar: share of the signal's variance left at each time, float64 [num_steps] on the CPU, falling.
+        num_steps: T.
+
+    Raises:
+        ValueError: the tensors are no float64 vectors of num_steps entries.
+    """
+
+    betas: torch.Tensor
+    alpha_bar: torch.Tensor
+    num_steps: int
+
+    def __post_init__(self) -> None:
+        for name, values in (("betas", self.betas), ("alpha_bar", self.alpha_bar)):
+            if values.dtype != torch.float64 or values.shape != (self.num_steps,):
+                raise ValueError(
+                    f"{name}: expected float64 [{self.num_steps}], got {values.dtype} {list(values.shape)}"
+                )
+
+    def signal_share(self, t: int) -> float:
+        """alpha_bar at time t; 1.0 for t = -1, the clean image that follows time 0."""
+        return 1.0 if t == -1 else float(self.alpha_bar[t])
+
+
+def linear_schedule(num_steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> NoiseSchedule:
+    """Betas that rise linearly from `beta_start` to `beta_end` over `num_steps` steps.
+
+    Raises:
+        UsageError: num_steps < 1, or not 0 < beta_start <= beta_end < 1.
+
+    Source: Ho et al. 2020 (arXiv 2006.11239), section 4. Differs: nothing.
+    """
+    if num_steps < 1:
+        raise UsageError(f"num_steps: expected at least 1, got {num_steps}")
+    if not 0 < beta_start <= beta_end < 1:
+        raise UsageError(f"betas: expected 0 < beta_start <= beta_end < 1, got {beta_start} and {beta_end}")
+    betas = torch.linspace(beta_start, beta_end, num_steps, dtype=torch.float64)
+    return NoiseSchedule(betas, torch.cumprod(1 - betas, dim=0), num_steps)
+
+
+def timesteps(schedule: NoiseSchedule, nfe: int, spacing: str) -> list[int]:
+    """The times at which a sampler of `nfe` steps calls the network, falling, each in [0, T).
+
+    leading: multiples of floor(T / nfe), 0 among them and nothing added (a `steps_offset` of 0). The highest time is
+        (nfe - 1) * floor(T / nfe), well below T - 1 when steps are few, although the state starts from pure noise.
+    trailing: round(T - k * T / nfe) - 1 for k = 0 .. nfe - 1, halves to even. The highest time is always T - 1.
+
+    Args:
+        nfe: number of steps, 1 to T.
+        spacing: "leading" or "trailing".
+
+    Raises:
+        UsageError: nfe or spacing is none of these.
+
+    Source: Lin et al. 2023 (arXiv 2305.08891), Table 2, as diffusers' DDIM scheduler reads it. Differs: nothing.
+    """
+    check_nfe(schedule, nfe)
+    if spacing == "leading":
+        stride = schedule.num_steps // nfe
+        return [k * stride for k in reversed(range(nfe))]
+    if spacing == "trailing":
+        width = schedule.num_steps / nfe
+        return [round(schedule.num_steps - k * width) - 1 for k in range(nfe)]
+    raise UsageError(f"spacing: expected {' or '.join(SPACINGS)}, got {spacing!r}")
+
+
+def check_nfe(schedule: NoiseSchedule, nfe: int) -> None:
+    """Refuse a number of steps that the schedule cannot give.
+
+    Raises:
+        UsageError: nfe is no integer from 1 to T.
+    """
+    if isinstance(nfe, bool) or not isinstance(nfe, int) or not 1 <= nfe <= schedule.num_steps:
+        raise UsageError(f"nfe: expected an integer from 1 to {schedule.num_steps} (the diffusion steps), got {nfe!r}")
+
+
+def half_log_snr(alpha_bar: float) -> float:
+    """lambda = log(sqrt(alpha_bar) / sqrt(1 - alpha_bar)), the time scale on which DPM-Solver's steps are even."""
+    return 0.5 * (math.log(alpha_bar) - math.log1p(-alpha_bar))
