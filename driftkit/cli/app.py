@@ -10,7 +10,7 @@ from typer.core import TyperGroup
 
 from driftkit import __version__
 from driftkit.cli import compare, data, fid, probe_encoder, run, sample, train
-from driftkit.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_RESOURCES, EXIT_USAGE, DriftkitError
+from driftkit.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_RESOURCES, EXIT_USAGE, DriftkitError, UsageError
 
 EXIT_CODES = (
     "Exit codes: 0 ok, 1 failure, 2 usage, 3 data or weights missing, 4 out of memory or no such device, "
@@ -53,10 +53,16 @@ def explain(error: Exception) -> tuple[int, str]:
     if hasattr(error, "format_message"):  # typer's usage errors
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "driftkit"
-        return getattr(error, "exit_code", EXIT_USAGE), f"error: {_one_line(error.format_message())} (see {command} --help)"
+        return getattr(
+            error, "exit_code", EXIT_USAGE
+        ), f"error: {_one_line(error.format_message())} (see {command} --help)"
     if type(error).__name__ == "Abort":
         return EXIT_INTERRUPTED, "interrupted"
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error):
+    if (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    ):
         return EXIT_RESOURCES, f"error: out of memory ({_one_line(str(error))}); lower --batch-size or --input-size"
     if isinstance(error, OSError):
         return EXIT_FAILURE, f"error: {_one_line(str(error))}"
@@ -73,7 +79,11 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "DRIFTKIT", "max_content_width": 100},
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "auto_envvar_prefix": "DRIFTKIT",
+        "max_content_width": 100,
+    },
     epilog=EXIT_CODES,
 )
 app.command("probe-encoder")(probe_encoder.command)
@@ -83,6 +93,36 @@ app.command("sample")(sample.command)
 app.command("fid")(fid.command)
 app.command("compare")(compare.command)
 app.command("run")(run.command)
+
+
+def invoke(arguments: Sequence[str]) -> Any:
+    """Run one command line in this process and give what its command returned; errors are raised."""
+    return TyperGroup.main(_root(), list(arguments), prog_name="driftkit", standalone_mode=False)
+
+
+def check(arguments: Sequence[str], *, where: str) -> None:
+    """Parse a command line without running it.
+
+    Raises:
+        UsageError: a word of it does not fit; the message begins with `where`.
+    """
+    name, *rest = arguments
+    root = _root()
+    parent = root.make_context("driftkit", [name, *rest], resilient_parsing=True)
+    command = root.get_command(parent, name)
+    assert command is not None, f"{name} is a command of ours"
+    try:
+        command.make_context(name, rest, parent=parent)
+    except Exception as error:
+        if not hasattr(error, "format_message"):
+            raise
+        raise UsageError(f"{where}: {error.format_message()}") from None
+
+
+def _root() -> DriftkitGroup:
+    group = typer.main.get_command(app)
+    assert isinstance(group, DriftkitGroup)
+    return group
 
 
 def _print_version(wanted: bool) -> None:

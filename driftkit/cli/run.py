@@ -1,2 +1,71 @@
-def command() -> None:
-    """Under construction."""
+"""`driftkit run`: a staged pipeline."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from driftkit.cli.output import JsonOption, emit, note, option
+
+
+def command(
+    pipeline: Annotated[Path, typer.Argument(metavar="PIPELINE", help="TOML file of stages.", show_default=False)],
+    output: Annotated[
+        Path | None, option("--output", "-o", help="Folder that {output} stands for.", default="the file's own")
+    ] = None,
+    stages: Annotated[list[str] | None, option("--stage", help="Run only the stage of this name; repeatable.")] = None,
+    force: Annotated[bool, option("--force", help="Run stages that are done, too.")] = False,
+    dry_run: Annotated[bool, option("--dry-run", help="Print every stage's command and whether it would run.")] = False,
+    as_json: JsonOption = False,
+) -> dict[str, Any]:
+    """Run a pipeline of stages; a stage whose inputs and config are unchanged is skipped.
+
+    [bold]Examples[/bold]
+
+      driftkit run pipelines/demo.toml
+      driftkit run pipelines/demo.toml --dry-run
+      driftkit run pipelines/demo.toml --stage drift --stage report
+    """
+    import contextlib
+    import shlex
+    import sys
+
+    from driftkit.cli.app import check, invoke
+    from driftkit.stages.pipeline import Stage, is_done, load_pipeline, run_pipeline
+
+    loaded = load_pipeline(pipeline, output=output)
+    for stage in loaded.stages:
+        check([stage.command, *stage.arguments], where=f"{pipeline}: stage {stage.name}")
+    if dry_run:
+        plan = [
+            {"name": s.name, "state": "done" if is_done(loaded, s) else "would run", "command": shlex.join(s.command_line())}
+            for s in loaded.stages
+        ]
+        document: dict[str, Any] = {"pipeline": loaded.name, "output": str(loaded.output), "stages": plan}
+
+        def show_plan() -> None:
+            for row in plan:
+                typer.echo(f"{row['name']} ({row['state']})\n  {row['command']}")
+
+        emit(document, as_json=as_json, show=show_plan)
+        return document
+
+    def report(number: int, stage: Stage, state: str, seconds: float) -> None:
+        line = f"[{number}/{len(loaded.stages)}] {stage.name}: {state}"
+        note(line + (f" in {seconds:.0f} s" if state == "done" else f": {shlex.join(stage.command_line())}" if state == "runs" else ""))
+
+    def execute(arguments: Any) -> Any:
+        # What stages print is progress of the pipeline where its own result is to be the only document on stdout.
+        with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+            return invoke(arguments)
+
+    records = run_pipeline(loaded, execute, only=stages or (), force=force, report=report)
+    document = {"pipeline": loaded.name, "output": str(loaded.output), "stages": records}
+
+    def show() -> None:
+        done = sum(r["state"] == "done" for r in records)
+        seconds = sum(r.get("seconds", 0) for r in records)
+        typer.echo(f"{loaded.name}: {done} stages run in {seconds:.0f} s, {len(records) - done} unchanged; results in {loaded.output}")
+
+    emit(document, as_json=as_json, show=show)
+    return document

@@ -1,2 +1,187 @@
-def command() -> None:
-    """Under construction."""
+"""`driftkit train`: one trainer for drifting, DDPM and MAE."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from driftkit.cli.output import JsonOption, emit, note, option
+
+WHAT, HOW, FILES = "What to train", "How to train", "Where it goes"
+
+# Named options and the config keys they set.
+CONFIG_KEYS = {
+    "encoder": "objective.encoder",
+    "encoder_weights": "objective.encoder_weights",
+    "random_weights": "objective.random_weights",
+    "input_size": "objective.input_size",
+    "data": "data.spec",
+    "image_size": "data.image_size",
+    "steps": "trainer.steps",
+    "batch_size": "trainer.batch_size",
+    "learning_rate": "trainer.learning_rate",
+    "precision": "trainer.precision",
+    "compile": "trainer.compile",
+    "checkpoint_every": "trainer.checkpoint_every",
+    "sample_every": "trainer.sample_every",
+    "seed": "seed",
+}
+
+
+def command(
+    context: typer.Context,
+    objective: Annotated[
+        str | None, option("--objective", help="What to minimise: drift, ddpm or mae.", panel=WHAT, default="drift")
+    ] = None,
+    encoder: Annotated[
+        str | None,
+        option(
+            "--encoder", "-e", help="Encoder of the drift objective: a name, or the folder of a MAE run.", panel=WHAT,
+            default="dinov2-multires",
+        ),
+    ] = None,
+    encoder_weights: Annotated[
+        str | None,
+        option("--encoder-weights", help="Local file with the encoder's weights.", panel=WHAT, default="cache, then hub"),
+    ] = None,
+    random_weights: Annotated[
+        bool | None, option("--random-weights", help="Leave the encoder untrained: shapes and speed only.", panel=WHAT)
+    ] = None,
+    input_size: Annotated[
+        int | None,
+        option("--input-size", help="Side in pixels the encoder sees.", panel=WHAT, default="the encoder's own"),
+    ] = None,
+    data: Annotated[
+        str | None,
+        option(
+            "--data", "-d", help="Images: shapes, cifar10, a folder, a .zip or .tar, or a pack.", panel=WHAT,
+            default="cifar10",
+        ),
+    ] = None,
+    image_size: Annotated[
+        int | None,
+        option("--image-size", help="Side in pixels to which images are brought.", panel=WHAT, default="as they are"),
+    ] = None,
+    preset: Annotated[
+        str | None, option("--preset", "-p", help="Named settings to start from, for example cpu.", panel=HOW)
+    ] = None,
+    config: Annotated[
+        Path | None, option("--config", help="TOML file with config sections, over the preset.", panel=HOW)
+    ] = None,
+    steps: Annotated[int | None, option("--steps", help="Optimizer steps of the run.", panel=HOW, default="50000")] = None,
+    batch_size: Annotated[
+        int | None, option("--batch-size", "-b", help="Images per rank and step.", panel=HOW, default="128")
+    ] = None,
+    learning_rate: Annotated[
+        float | None, option("--learning-rate", help="AdamW learning rate.", panel=HOW, default="0.0002")
+    ] = None,
+    precision: Annotated[
+        str | None,
+        option("--precision", help="float32, bfloat16, or auto: bfloat16 where it gains.", panel=HOW, default="auto"),
+    ] = None,
+    compile_network: Annotated[
+        bool | None, option("--compile/--no-compile", help="Compile the trained network.", panel=HOW, default="no-compile")
+    ] = None,
+    seed: Annotated[int | None, option("--seed", help="Every random draw follows from it.", panel=HOW, default="0")] = None,
+    device: Annotated[str, option("--device", help="auto, cpu or cuda.", panel=HOW)] = "auto",
+    assignments: Annotated[
+        list[str] | None,
+        option("--set", help="Any other config value, as section.key=value; repeatable.", panel=HOW),
+    ] = None,
+    output: Annotated[
+        Path | None, option("--output", "-o", help="Run folder.", panel=FILES, default="outputs/OBJECTIVE_ENCODER")
+    ] = None,
+    checkpoint_every: Annotated[
+        int | None, option("--checkpoint-every", help="Steps between checkpoints.", panel=FILES, default="1000")
+    ] = None,
+    sample_every: Annotated[
+        int | None, option("--sample-every", help="Steps between sample grids.", panel=FILES, default="500")
+    ] = None,
+    resume: Annotated[
+        str, option("--resume", help="auto: go on with what the folder holds; never: refuse to.", panel=FILES)
+    ] = "auto",
+    dry_run: Annotated[
+        bool, option("--dry-run", help="Print the resolved config with the origin of every value, and stop.", panel=FILES)
+    ] = False,
+    as_json: JsonOption = False,
+) -> dict[str, Any] | None:
+    """Train a drifting generator, a DDPM or a MAE encoder into one run folder; the same command again resumes it.
+
+    [bold]Examples[/bold]
+
+      driftkit train --encoder mocov2
+      driftkit train --objective ddpm --data photos.zip --image-size 64
+      driftkit train --objective mae --preset cpu --output outputs/mae
+      driftkit train --encoder outputs/mae --preset cpu --steps 500
+      torchrun --nproc-per-node=8 -m driftkit train --encoder mocov2
+
+    A config value is taken from, later ones winning: class default, --preset, --config file, DRIFTKIT_TRAIN_*
+    variable (DRIFTKIT_TRAIN_STEPS=500), --set, named option. With torchrun the drifting field sees all ranks' images.
+    """
+    from driftkit.config.layers import flatten
+    from driftkit.errors import UsageError
+    from driftkit.stages.config import default_output, resolve_config
+    from driftkit.stages.train import train
+
+    if resume not in ("auto", "never"):
+        raise UsageError(f"--resume {resume}: expected auto or never")
+    given, from_environment = _given(context)
+    resolved, origins = resolve_config(
+        objective=objective,
+        preset=preset,
+        file=config,
+        environment=from_environment,
+        assignments=assignments or (),
+        options=given,
+    )
+    folder = output or default_output(resolved)
+    if dry_run:
+        document = {"output": str(folder), "config": resolved.model_dump(mode="json"), "origins": origins}
+        emit(document, as_json=as_json, show=lambda: _show_config(flatten(document["config"]), origins, folder))
+        return document
+    result = train(resolved, folder, origins=origins, device=device, resume=resume)  # type: ignore[arg-type]
+    result.ranks.stop()
+    if not result.ranks.is_main:
+        return None
+    manifest = result.run.manifest()
+    if result.resumed_from is not None:
+        already = "already done" if result.resumed_from == manifest["step"] else f"resumed from step {result.resumed_from}"
+        note(f"{folder}: {already}")
+    keys = ("state", "step", "images_seen", "train_seconds", "parameters", "encoder", "device", "peak_memory_gib")
+    document = {"run": str(folder), "resumed_from": result.resumed_from, **{key: manifest.get(key) for key in keys}}
+    emit(document, as_json=as_json, show=lambda: _show_run(document))
+    return document
+
+
+def _given(context: typer.Context) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Config values from named options, and from environment variables, each as nested sections."""
+    from driftkit.config.layers import merge, nest
+
+    layers: dict[str, list[Any]] = {"COMMANDLINE": [], "ENVIRONMENT": []}
+    for name, value in context.params.items():
+        key = CONFIG_KEYS.get("compile" if name == "compile_network" else name)
+        source = context.get_parameter_source(name)
+        if key and value is not None and source is not None and source.name in layers:
+            layers[source.name].append((name, nest(key, value)))
+    return merge(layers["COMMANDLINE"])[0], merge(layers["ENVIRONMENT"])[0]
+
+
+def _show_config(values: dict[str, Any], origins: dict[str, str], folder: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("key", "value", "from", title=f"config of {folder}", title_justify="left")
+    for key, value in values.items():
+        table.add_row(key, str(value), origins.get(key, "default"))
+    Console(width=100).print(table)
+
+
+def _show_run(document: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    folder = document["run"]
+    Console(width=100, highlight=False).print(
+        f"[bold]{folder}[/bold]: {document['state']} at step {document['step']:,}, {document['images_seen']:,} images, "
+        f"{document['train_seconds']:.0f} s on {document['device']}\n"
+        f"pictures in {folder}/samples, weights in {folder}/checkpoints"
+    )

@@ -1,0 +1,156 @@
+"""Layers of configuration: later ones win, every value remembers where it came from, unknown keys are errors."""
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from driftkit.errors import MissingError, UsageError
+
+Layer = tuple[str, Mapping[str, Any]]
+"""(origin, nested values)"""
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def merge(layers: Iterable[Layer]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Merge nested mappings, later ones over earlier ones.
+
+    Returns:
+        The merged mapping, and for every dotted key the origin of its value.
+    """
+    merged: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for origin, values in layers:
+        for key, value in flatten(values).items():
+            *parents, name = key.split(".")
+            level = merged
+            for parent in parents:
+                level = level.setdefault(parent, {})
+                if not isinstance(level, dict):
+                    raise UsageError(f"{origin}: {key} lies below {parent}, which is no section")
+            level[name] = value
+            origins[key] = origin
+    return merged, origins
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted keys; empty sections vanish."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
+    """`a.b=c` strings as nested values; c is a TOML value, and otherwise a plain string.
+
+    Raises:
+        UsageError: no `=`, or an empty key.
+    """
+    nested: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        key = key.strip()
+        if not equals or not all(key.split(".")):
+            raise UsageError(f"--set {assignment}: expected section.key=value, for example --set trainer.batch_size=64")
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        nested, _ = merge([("--set", nested), ("--set", nest(key, value))])
+    return nested
+
+
+def nest(key: str, value: Any) -> dict[str, Any]:
+    """`a.b` and c as {a: {b: c}}."""
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return dict(value)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML file as a mapping.
+
+    Raises:
+        MissingError: it is not there.
+        UsageError: it is no TOML; the message names the line.
+    """
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise MissingError(f"{path} is not there") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise MissingError(f"{path} cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path} is not valid TOML: {error}") from None
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that come with the package."""
+    folder = resources.files("driftkit.config") / "presets"
+    return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml"))
+
+
+def load_preset(name: str, objective: str) -> list[Layer]:
+    """Layers of a preset for one objective: its `[all]` table, then the table of the objective.
+
+    Raises:
+        UsageError: there is no such preset.
+    """
+    if name not in preset_names():
+        raise UsageError(f"--preset {name}: expected one of {', '.join(preset_names())}{did_you_mean(name, preset_names())}")
+    text = (resources.files("driftkit.config") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
+    tables = tomllib.loads(text)
+    return [(f"preset {name}", tables[table]) for table in ("all", objective) if table in tables]
+
+
+def validate(model: type[Model], values: Mapping[str, Any], *, origins: Mapping[str, str]) -> Model:
+    """An instance of the config class.
+
+    Raises:
+        UsageError: unknown keys (with the nearest known one) or values that do not fit, naming key, value and origin.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise UsageError("; ".join(_describe(model, e, origins) for e in error.errors()[:3])) from None
+
+
+def _describe(model: type[BaseModel], error: Any, origins: Mapping[str, str]) -> str:
+    # Tagged unions put their tag into the path; it is no key of ours.
+    path = [str(p) for p in error["loc"]]
+    key = ".".join(p for i, p in enumerate(path) if i == 0 or p not in ("drift", "ddpm", "mae", "unet", "mae_resnet"))
+    origin = origins.get(key)
+    where = f" (from {origin})" if origin else ""
+    if error["type"] == "extra_forbidden":
+        return f"unknown config key {key}{where}{did_you_mean(key, config_keys(model))}"
+    message = error["msg"].removeprefix("Value error, ")
+    got = "" if isinstance(error["input"], dict) else f", got {error['input']!r}"
+    return f"{key or 'config'}{where}: {message}{got}"
+
+
+def config_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """Every dotted key that the config class knows."""
+    keys: list[str] = []
+    for name, field in model.model_fields.items():
+        parts = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        nested = [p for p in parts if isinstance(p, type) and issubclass(p, BaseModel)]
+        for inner in nested:
+            keys += config_keys(inner, f"{prefix}{name}.")
+        if not nested:
+            keys.append(f"{prefix}{name}")
+    return keys
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """` (did you mean X?)`, or nothing where no known word is near."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""

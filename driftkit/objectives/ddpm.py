@@ -1,0 +1,58 @@
+"""DDPM: the denoiser predicts the noise of a noised image."""
+
+from typing import Literal, Self
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import nn
+
+from driftkit.diffusion.forward import q_sample
+from driftkit.diffusion.samplers import sample_dpm_solver
+from driftkit.diffusion.schedule import NoiseSchedule, linear_schedule
+from driftkit.protocols import Batch, SampleRequest, StepLoss
+from driftkit.runtime.random import image_noise, stream_seed
+
+PREVIEW_NFE = 20
+
+
+class DDPMConfig(BaseModel):
+    """The DDPM objective."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Literal["ddpm"] = "ddpm"
+    num_steps: int = Field(1000, ge=2, description="diffusion steps T")
+    beta_start: float = Field(1e-4, gt=0, lt=1, description="first beta of the linear schedule")
+    beta_end: float = Field(0.02, gt=0, lt=1, description="last beta of the linear schedule")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.beta_end < self.beta_start:
+            raise ValueError(f"beta_end {self.beta_end} lies below beta_start {self.beta_start}")
+        return self
+
+    def schedule(self) -> NoiseSchedule:
+        return linear_schedule(self.num_steps, self.beta_start, self.beta_end)
+
+
+class DDPM:
+    """Mean squared error of the predicted noise at uniformly drawn times.
+
+    Source: Ho et al. 2020 (arXiv 2006.11239), Eq. (14). Differs: nothing.
+    """
+
+    def __init__(self, config: DDPMConfig):
+        self.schedule = config.schedule()
+
+    def loss(self, model: nn.Module, batch: Batch) -> StepLoss:
+        noise = image_noise(batch.seed, "noise", batch.slots, batch.images.shape[1:], step=batch.step).to(batch.images)
+        times = [stream_seed(batch.seed, "time", batch.step, slot) % self.schedule.num_steps for slot in batch.slots]
+        t = torch.tensor(times, device=batch.images.device)
+        noisy = q_sample(batch.images, t, noise, self.schedule)
+        loss = F.mse_loss(model(noisy, t).float(), noise)
+        return StepLoss(loss, {"noise_mse": loss.detach()})
+
+    def preview(self, model: nn.Module, noise: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+        request = SampleRequest(nfe=min(PREVIEW_NFE, self.schedule.num_steps), step_noise=lambda _: torch.zeros_like(noise))
+        return sample_dpm_solver(model, noise, request, schedule=self.schedule)[0]

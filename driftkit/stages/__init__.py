@@ -1,0 +1,1 @@
+"""One function per subcommand: config and input artifacts in, output artifact out."""

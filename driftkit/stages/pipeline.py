@@ -1,0 +1,258 @@
+"""Staged pipelines: a TOML file of commands that run one after another; what is unchanged is skipped.
+
+    name = "demo"
+    output = "outputs/demo"            # {output} in any value stands for it
+
+    [[stage]]
+    name = "mae"                        # unique
+    command = "train"                   # any driftkit command but run
+    objective = "mae"                   # its options, under their long names
+    output = "{output}/mae"
+    set = { trainer.steps = 600 }       # becomes --set trainer.steps=600
+    nproc = 8                           # start it by torchrun with 8 processes (train only)
+
+A stage is skipped when its command line, the content of everything it reads, and driftkit's version are those of its
+last completed run, and what it wrote is still there.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from driftkit import __version__
+from driftkit.artifacts.files import digest_json, read_json, sha256_file, write_json
+from driftkit.artifacts.run import Run
+from driftkit.config.layers import did_you_mean, flatten, read_toml
+from driftkit.errors import DriftkitError, MissingError, UsageError
+
+# The positional argument of each command, as a stage names it.
+POSITIONAL = {
+    "train": None,
+    "sample": "run",
+    "fid": "target",
+    "compare": "runs",
+    "data": "spec",
+    "probe-encoder": "encoder",
+}
+# Keys whose values are read by the stage, so that a change of their content makes it run again.
+READ_KEYS = ("run", "target", "runs", "encoder", "data", "reference", "spec", "features", "encoder-weights", "config")
+LAUNCH_KEYS = ("name", "command", "nproc")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command of a pipeline."""
+
+    name: str
+    command: str
+    arguments: tuple[str, ...]
+    reads: tuple[str, ...]
+    nproc: int = 1
+
+    def command_line(self) -> list[str]:
+        """What one would type to run it alone."""
+        program = ["torchrun", f"--nproc-per-node={self.nproc}", "-m", "driftkit"] if self.nproc > 1 else ["driftkit"]
+        return [*program, self.command, *self.arguments]
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A parsed pipeline file."""
+
+    name: str
+    output: Path
+    stages: tuple[Stage, ...]
+
+
+Execute = Callable[[Sequence[str]], Any]
+"""Runs one driftkit command line in this process and returns its document."""
+
+
+def load_pipeline(path: Path, *, output: Path | None = None) -> Pipeline:
+    """Read a pipeline file.
+
+    Args:
+        output: replaces the file's own `output`.
+
+    Raises:
+        MissingError: the file is not there.
+        UsageError: it is no TOML, or keys, names or commands do not fit.
+    """
+    document = read_toml(path)
+    unknown = set(document) - {"name", "output", "stage"}
+    if unknown:
+        key = sorted(unknown)[0]
+        raise UsageError(f"{path}: unknown key {key}{did_you_mean(key, ('name', 'output', 'stage'))}")
+    tables = document.get("stage")
+    if not isinstance(tables, list) or not tables or not all(isinstance(t, dict) for t in tables):
+        raise UsageError(f"{path}: expected at least one [[stage]] table")
+    folder = output or Path(str(document.get("output", f"outputs/{path.stem}")))
+    stages = tuple(_parse_stage(path, number, table, folder) for number, table in enumerate(tables, start=1))
+    names = [stage.name for stage in stages]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"{path}: two stages are called {name}; give each its own name")
+    return Pipeline(str(document.get("name", path.stem)), folder, stages)
+
+
+def _parse_stage(path: Path, number: int, table: dict[str, Any], output: Path) -> Stage:
+    name, command, nproc = table.get("name"), table.get("command"), table.get("nproc", 1)
+    if not isinstance(name, str) or not name:
+        raise UsageError(f"{path}: stage {number} needs a name")
+    if command not in POSITIONAL:
+        raise UsageError(
+            f"{path}: stage {name}: command {command!r}, expected one of {', '.join(POSITIONAL)}"
+            f"{did_you_mean(str(command), POSITIONAL)}"
+        )
+    if not isinstance(nproc, int) or nproc < 1 or (nproc > 1 and command != "train"):
+        raise UsageError(f"{path}: stage {name}: nproc {nproc!r}, expected a count of processes, for train alone")
+    arguments: list[str] = []
+    reads: list[str] = []
+    for key, value in table.items():
+        if key in LAUNCH_KEYS:
+            continue
+        values = [_fill(v, output) for v in (value if isinstance(value, list) else [value])]
+        option = key.replace("_", "-")
+        if option in READ_KEYS:
+            reads += [str(v) for v in values]
+        if key == POSITIONAL[command]:
+            arguments = [*map(str, values), *arguments]
+        elif key == "set":
+            if not isinstance(value, dict):
+                raise UsageError(f"{path}: stage {name}: set, expected a table of config values")
+            for setting, content in flatten(value).items():
+                # JSON is TOML for everything a config holds: numbers, booleans, strings and lists of them
+                arguments += ["--set", f"{setting}={json.dumps(_fill(content, output))}"]
+        elif isinstance(value, bool):
+            arguments.append(f"--{option}" if value else f"--no-{option}")
+        else:
+            for item in values:
+                arguments += [f"--{option}", str(item)]
+    return Stage(name, command, tuple(arguments), tuple(reads), nproc)
+
+
+def _fill(value: Any, output: Path) -> Any:
+    return value.replace("{output}", str(output)) if isinstance(value, str) else value
+
+
+def run_pipeline(
+    pipeline: Pipeline,
+    execute: Execute,
+    *,
+    only: Sequence[str] = (),
+    force: bool = False,
+    report: Callable[[int, Stage, str, float], None] = lambda number, stage, state, seconds: None,
+) -> list[dict[str, Any]]:
+    """Run the stages in order; the record of what is done lies in `pipeline.json` of the output folder.
+
+    Args:
+        execute: runs one driftkit command line in this process.
+        only: names of the stages to run; empty: all.
+        force: run stages that are done, too.
+        report: told about every stage when it starts ("runs"), is "skipped" or "done".
+
+    Returns:
+        One record per stage: name, state (done or skipped), seconds, command line and result.
+
+    Raises:
+        DriftkitError: a stage failed; the earlier ones stay done.
+    """
+    for name in only:
+        if name not in [s.name for s in pipeline.stages]:
+            known = [s.name for s in pipeline.stages]
+            raise UsageError(f"--stage {name}: {pipeline.name} has {', '.join(known)}{did_you_mean(name, known)}")
+    records = []
+    for number, stage in enumerate(pipeline.stages, start=1):
+        if only and stage.name not in only:
+            continue
+        if not force and is_done(pipeline, stage):
+            report(number, stage, "skipped", 0.0)
+            records.append({"name": stage.name, "state": "skipped", "command_line": stage.command_line()})
+            continue
+        report(number, stage, "runs", 0.0)
+        started = time.monotonic()
+        before = fingerprint(stage)
+        result = _launch(stage) if stage.nproc > 1 else execute([stage.command, *stage.arguments])
+        seconds = round(time.monotonic() - started, 3)
+        record = {"name": stage.name, "state": "done", "seconds": seconds, "command_line": stage.command_line()}
+        _remember(pipeline, stage, before, {**record, "result": result, "products": _products(stage, result)})
+        report(number, stage, "done", seconds)
+        records.append({**record, "result": result})
+    return records
+
+
+def _launch(stage: Stage) -> dict[str, Any]:
+    line = [sys.executable, "-m", "torch.distributed.run", *stage.command_line()[1:]]
+    code = subprocess.run(line, stdout=sys.stderr, check=False).returncode
+    if code:
+        raise DriftkitError(f"stage {stage.name} failed with exit code {code}: {' '.join(stage.command_line())}")
+    return {"exit_code": code}
+
+
+def fingerprint(stage: Stage) -> str:
+    """Digest of the command line, driftkit's version and the content of everything the stage reads."""
+    return digest_json(
+        {
+            "arguments": [stage.command, *stage.arguments],
+            "nproc": stage.nproc,
+            "driftkit": __version__,
+            "reads": {path: _content(path, evaluations=stage.command == "compare") for path in stage.reads},
+        }
+    )
+
+
+def is_done(pipeline: Pipeline, stage: Stage) -> bool:
+    """Whether the stage's last completed run is still what it would do now."""
+    saved = _saved(pipeline).get(stage.name)
+    if not isinstance(saved, dict) or saved.get("fingerprint") != fingerprint(stage):
+        return False
+    products = saved.get("products", [])
+    return bool(products) and all(Path(p).exists() for p in products)
+
+
+def _content(path: str, *, evaluations: bool) -> str:
+    """What identifies the content of an input: a run's weights (and scores), a file's bytes; names stand for themselves."""
+    place = Path(path.removeprefix("encoder:").split("?")[0])
+    if place.is_file():
+        return sha256_file(place)
+    if not (place / "manifest.json").is_file():
+        return "absent" if not place.exists() else "folder"
+    run = Run.open(place)
+    parts = {"config": digest_json(run.manifest()["config"])}
+    for checkpoint in run.checkpoints()[-1:]:
+        parts |= {f.name: sha256_file(f) for f in sorted(checkpoint.path.glob("*.safetensors"))}
+    if evaluations:
+        parts |= {f.name: sha256_file(f) for f in sorted((place / "evaluations").glob("*.json"))}
+    return digest_json(parts)
+
+
+def _products(stage: Stage, result: Any) -> list[str]:
+    """Paths whose absence means that the stage has to run again."""
+    keys = ("run", "samples", "evaluation", "report", "pack", "path")
+    named = [str(result[k]) for k in keys if isinstance(result, dict) and isinstance(result.get(k), str)]
+    if "--output" in stage.arguments:
+        named.append(stage.arguments[stage.arguments.index("--output") + 1])
+    # A command that only prints (probe-encoder) is done once it has printed: its record is its product.
+    return sorted({p for p in named if Path(p).exists()}) or ["."]
+
+
+def _state_path(pipeline: Pipeline) -> Path:
+    return pipeline.output / "pipeline.json"
+
+
+def _saved(pipeline: Pipeline) -> dict[str, Any]:
+    try:
+        stages = read_json(_state_path(pipeline)).get("stages", {})
+    except MissingError:
+        return {}  # nothing recorded, or unreadable: then every stage runs again
+    return stages if isinstance(stages, dict) else {}
+
+
+def _remember(pipeline: Pipeline, stage: Stage, before: str, record: dict[str, Any]) -> None:
+    stages = {**_saved(pipeline), stage.name: {**record, "fingerprint": before}}
+    write_json(_state_path(pipeline), {"kind": "pipeline", "name": pipeline.name, "stages": stages})

@@ -1,0 +1,128 @@
+"""Sampling: from a run to a set of images."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter
+from torch import nn
+
+from driftkit.artifacts.images import SampleSet, to_uint8, write_samples
+from driftkit.artifacts.run import Checkpoint, Run, Weights
+from driftkit.errors import RefusedError, UsageError
+from driftkit.objectives.registry import OBJECTIVES, build_network, build_sampler
+from driftkit.protocols import SampleRequest
+from driftkit.runtime.device import autocast, autocast_dtype
+from driftkit.runtime.random import image_noise
+from driftkit.stages.config import TrainConfig
+
+SAMPLE_BATCH = 256
+
+
+def load_network(run: Run, *, weights: Weights = "ema", step: int | None = None) -> tuple[nn.Module, TrainConfig, Checkpoint]:
+    """The trained network of a run in evaluation mode, its config and the checkpoint it came from."""
+    config = TypeAdapter(TrainConfig).validate_python(run.manifest()["config"])
+    checkpoint = run.checkpoint(step)
+    network = build_network(config.model, image_size=_image_size(config))
+    network.load_state_dict(checkpoint.weights(weights))
+    network.requires_grad_(False)
+    return network.eval(), config, checkpoint
+
+
+def _image_size(config: TrainConfig) -> int:
+    assert config.data.image_size is not None, "a saved config names the image size"
+    return config.data.image_size
+
+
+def generate(
+    run: Run,
+    *,
+    num_images: int,
+    sampler: str | None = None,
+    nfe: int | None = None,
+    seed: int = 0,
+    weights: Weights = "ema",
+    step: int | None = None,
+    options: dict[str, Any] | None = None,
+    batch_size: int = SAMPLE_BATCH,
+    device: torch.device | None = None,
+    advance: Callable[[int], None] | None = None,
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    """Images of a run and how they came about.
+
+    Image i is a function of (seed, i) alone: neither its batch nor the count of images changes it beyond float rounding.
+
+    Args:
+        num_images: how many, > 0.
+        sampler: None takes the method's own (one-step, ddim).
+        nfe: network evaluations per image; None takes the sampler's own.
+        weights: "ema" is what one scores; "raw" are the last weights.
+        step: checkpoint; None takes the last.
+        options: further options of the sampler, for example eta.
+        advance: called with the number of images just made.
+
+    Returns:
+        uint8 [N, 3, H, W], and the record that `write_samples` stores.
+
+    Raises:
+        UsageError: a sampler, NFE or option that does not fit the run.
+        RefusedError: the network gave values that are not finite.
+    """
+    if num_images < 1:
+        raise UsageError(f"--num-images {num_images}: expected at least 1")
+    device = device or torch.device("cpu")
+    network, config, checkpoint = load_network(run, weights=weights, step=step)
+    name, draw = build_sampler(config.objective, sampler)
+    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    shape = (3, _image_size(config), _image_size(config))
+    dtype = autocast_dtype(config.trainer.precision, device)
+    images, used_nfe = [], 0
+    for first in range(0, num_images, batch_size):
+        indices = range(first, min(first + batch_size, num_images))
+        noise = image_noise(seed, "sample", indices, shape).to(device)
+
+        def step_noise(number: int, indices: range = indices) -> torch.Tensor:
+            return image_noise(seed, "sampler", indices, shape, step=number).to(device)
+
+        request = SampleRequest(nfe=nfe, step_noise=step_noise, options=options or {})
+        with torch.inference_mode(), autocast(device, dtype):
+            batch, used_nfe = draw(network, noise, request)
+        if not bool(torch.isfinite(batch).all()):
+            raise RefusedError(f"{run.path} at step {checkpoint.step} gives images that are not finite; nothing was written")
+        images.append(to_uint8(batch).cpu())
+        if advance:
+            advance(len(indices))
+    manifest = run.manifest()
+    info = {
+        "num_images": num_images,
+        "image_size": shape[-1],
+        "method": config.objective.name,
+        "encoder": (manifest.get("encoder") or {}).get("name"),
+        "sampler": name,
+        "nfe": used_nfe,
+        "sampler_options": options or {},
+        "seed": seed,
+        "weights": weights,
+        "step": checkpoint.step,
+        "run": str(run.path),
+        "data": config.data.spec,
+        "precision": str(dtype).removeprefix("torch."),
+    }
+    return torch.cat(images), info
+
+
+def sample(run: Run, output: Path | None, **request: Any) -> SampleSet:
+    """Generate and write a sample set; the arguments after `output` are those of `generate`."""
+    images, info = generate(run, **request)
+    if output is None:
+        label = f"{info['sampler']}-nfe{info['nfe']}-{info['weights']}-step{info['step']}-seed{info['seed']}-n{len(images)}"
+        output = run.path / "samples" / f"{re.sub(r'[^A-Za-z0-9.-]+', '-', label)}.safetensors"
+    return write_samples(output, images, info)
+
+
+def can_sample(run: Run) -> bool:
+    """Whether the run's method generates images."""
+    name = run.manifest()["config"]["objective"]["name"]
+    return name in OBJECTIVES and bool(OBJECTIVES[name].samplers)

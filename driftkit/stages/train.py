@@ -1,0 +1,146 @@
+"""Training: from a config to a run folder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from driftkit.artifacts.run import Run
+from driftkit.config.layers import flatten
+from driftkit.datasets.packs import ImagePack
+from driftkit.datasets.sources import open_dataset
+from driftkit.errors import DriftkitError, UsageError
+from driftkit.objectives.registry import OBJECTIVES, build_network
+from driftkit.runtime.device import resolve_device
+from driftkit.runtime.distributed import Ranks
+from driftkit.runtime.random import stream_seed
+from driftkit.stages.config import FREE_ON_RESUME, TrainConfig
+from driftkit.training.feed import Feed
+from driftkit.training.loop import Trainer
+
+Resume = Literal["auto", "never"]
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What training left behind."""
+
+    run: Run
+    resumed_from: int | None
+    ranks: Ranks
+
+
+def train(
+    config: TrainConfig, output: Path, *, origins: dict[str, str], device: str = "auto", resume: Resume = "auto"
+) -> TrainResult:
+    """Train, or go on training, the run in `output`.
+
+    Args:
+        config: the resolved config.
+        output: run folder; made if it is not there.
+        origins: where the config's values came from, for the manifest.
+        device: auto, cpu or cuda.
+        resume: "auto" continues what `output` holds, "never" refuses to touch it.
+
+    Raises:
+        UsageError: `output` holds another run, or one that must not be resumed.
+        MissingError: data or weights are absent.
+        Interrupted: a signal stopped it after saving.
+    """
+    device_type = resolve_device(device).type
+    ranks = Ranks.start(device_type=device_type)
+    place = resolve_device(device, local_rank=ranks.local_rank)
+    run = Run(output)
+    existing = _existing_run(run, config, resume)
+    pack = open_dataset(config.data.spec, image_size=config.data.image_size, limit=config.data.limit, ranks=ranks)
+    config = _with_image_size(config, pack)
+    _check_batch(config, ranks)
+    built = OBJECTIVES[config.objective.name].build(config.objective, pack.image_size, place, ranks)
+    torch.manual_seed(stream_seed(config.seed, "initial weights"))
+    network = build_network(config.model, image_size=pack.image_size)
+    document = config.model_dump(mode="json")
+    if ranks.is_main and not existing:
+        run.create(
+            config=document,
+            origins={key: origins.get(key, "default") for key in flatten(document)},
+            inputs={"data": {"spec": config.data.spec, "digest": pack.digest, "count": len(pack)}},
+        )
+        run.update(parameters=sum(p.numel() for p in network.parameters()), encoder=built.encoder)
+    elif ranks.is_main:
+        _require_same_inputs(run, pack, built.encoder)
+        run.update(config=document)
+    ranks.barrier()
+    feed = Feed(
+        pack.images,
+        pack.labels,
+        batch_size=config.trainer.batch_size,
+        horizontal_flip=config.data.horizontal_flip,
+        seed=config.seed,
+        ranks=ranks,
+        device=place,
+    )
+    trainer = Trainer(
+        built.objective,
+        network,
+        feed,
+        run,
+        config.trainer,
+        seed=config.seed,
+        image_size=pack.image_size,
+        ranks=ranks,
+        device=place,
+        header={"driftkit": "weights", "config": document},
+    )
+    resumed = trainer.resume() if existing else False
+    start = trainer.step
+    if resumed and start > config.trainer.steps:
+        raise UsageError(f"{output} is at step {start}, past --steps {config.trainer.steps}; give more steps or another --output")
+    try:
+        trainer.train()
+    except DriftkitError as error:
+        if ranks.is_main and run.manifest()["state"] != "interrupted":
+            run.update(state="failed", failure=str(error))
+        raise
+    return TrainResult(run, start if resumed else None, ranks)
+
+
+def _existing_run(run: Run, config: TrainConfig, resume: Resume) -> bool:
+    """Whether `run` is there and may be resumed with this config."""
+    if not run.path.exists() or (run.path.is_dir() and not any(run.path.iterdir())):
+        return False
+    if not run.manifest_path.is_file():
+        raise UsageError(f"--output {run.path} is not empty and holds no run; give another folder")
+    if resume == "never":
+        raise UsageError(f"--resume never: {run.path} already holds a run; give another --output or remove it")
+    saved = flatten(Run.open(run.path).manifest()["config"])
+    wanted = flatten(config.model_dump(mode="json"))
+    if wanted["data.image_size"] is None:
+        wanted["data.image_size"] = saved.get("data.image_size")
+    different = sorted(k for k in saved.keys() | wanted.keys() if k not in FREE_ON_RESUME and saved.get(k) != wanted.get(k))
+    if different:
+        shown = "; ".join(f"{k} is {saved.get(k)!r} there and {wanted.get(k)!r} here" for k in different[:3])
+        raise UsageError(f"{run.path} holds a run with another config ({shown}); give another --output")
+    return True
+
+
+def _with_image_size(config: TrainConfig, pack: ImagePack) -> TrainConfig:
+    return config.model_copy(update={"data": config.data.model_copy(update={"image_size": pack.image_size})})
+
+
+def _check_batch(config: TrainConfig, ranks: Ranks) -> None:
+    total = config.trainer.batch_size * ranks.world_size
+    if config.objective.name == "drift" and total < 2:
+        raise UsageError("--batch-size 1: drifting needs at least 2 images, since generated images push one another")
+
+
+def _require_same_inputs(run: Run, pack: ImagePack, encoder: dict[str, Any] | None) -> None:
+    manifest = run.manifest()
+    before = manifest["inputs"]["data"]["digest"]
+    if before != pack.digest:
+        raise UsageError(
+            f"{run.path} was trained on other images (sha256 {before[:12]}, now {pack.digest[:12]}); give another --output"
+        )
+    saved = manifest.get("encoder") or {}
+    if encoder is not None and saved.get("weights_digest") != encoder["weights_digest"]:
+        raise UsageError(f"{run.path} was trained with other weights of {encoder['name']}; give another --output")

@@ -1,0 +1,56 @@
+"""Which images a step sees: a function of (seed, step, slot in the global batch), so nothing is kept to resume."""
+
+import torch
+
+from driftkit.artifacts.images import to_float
+from driftkit.protocols import Batch
+from driftkit.runtime.distributed import Ranks
+from driftkit.runtime.random import shuffled_indices, stream_seed
+
+
+class Feed:
+    """Shuffled epochs one after another; every rank takes its own slots of the global batch.
+
+    Args:
+        images: uint8 [N, 3, H, W], may be memory-mapped.
+        labels: int64 [N].
+        batch_size: images per rank.
+        horizontal_flip: mirror half of the images, by a draw of (seed, step, slot).
+    """
+
+    def __init__(
+        self,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        *,
+        batch_size: int,
+        horizontal_flip: bool,
+        seed: int,
+        ranks: Ranks,
+        device: torch.device,
+    ):
+        self.images, self.labels = images, labels
+        self.batch_size = batch_size
+        self.horizontal_flip = horizontal_flip
+        self.seed, self.ranks, self.device = seed, ranks, device
+        self._orders: dict[int, torch.Tensor] = {}
+
+    def batch(self, step: int) -> Batch:
+        """This rank's batch of a step, on the device."""
+        first = self.ranks.rank * self.batch_size
+        slots = range(first, first + self.batch_size)
+        start = step * self.batch_size * self.ranks.world_size
+        picked = torch.tensor([self._image_at(start + slot) for slot in slots])
+        images = to_float(self.images[picked].to(self.device))
+        if self.horizontal_flip:
+            flips = torch.tensor([stream_seed(self.seed, "flip", step, slot) % 2 for slot in slots], dtype=torch.bool)
+            images = torch.where(flips.to(self.device)[:, None, None, None], images.flip(-1), images)
+        images = images.contiguous(memory_format=torch.channels_last)
+        return Batch(images, self.labels[picked].to(self.device), slots, self.seed, step)
+
+    def _image_at(self, position: int) -> int:
+        epoch, offset = divmod(position, len(self.images))
+        if epoch not in self._orders:
+            self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1}  # a batch may span two epochs
+            self._orders[epoch] = shuffled_indices(self.seed, epoch, len(self.images))
+        return int(self._orders[epoch][offset])

@@ -1,0 +1,269 @@
+"""The only training loop: steps, averaging, logging, grids, checkpoints, resuming and stopping."""
+
+import signal
+import time
+from collections.abc import Mapping
+from types import FrameType
+from typing import Any, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import nn
+
+from driftkit.artifacts.images import save_grid, to_float, to_uint8
+from driftkit.artifacts.run import Run
+from driftkit.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, DriftkitError, Interrupted
+from driftkit.protocols import Objective, StepLoss
+from driftkit.runtime.device import Precision, autocast, autocast_dtype, describe_device, peak_memory_gib, synchronize
+from driftkit.runtime.distributed import Ranks
+from driftkit.runtime.random import image_noise, seed_global_generators
+from driftkit.training.ema import averaged
+from driftkit.training.feed import Feed
+from driftkit.training.optim import adamw, optimizer_tensors, restore_optimizer
+from driftkit.training.progress import TrainingProgress
+
+
+class TrainerConfig(BaseModel):
+    """How the loop runs, whatever it minimises."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps: int = Field(50_000, ge=0, description="optimizer steps of the whole run; 0 saves the untrained network")
+    batch_size: int = Field(128, ge=1, description="images per rank and step")
+    learning_rate: float = Field(2e-4, gt=0, description="AdamW learning rate")
+    warmup_steps: int = Field(0, ge=0, description="steps over which the learning rate rises linearly from 0")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW moment decays")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW weight decay")
+    gradient_clip: float = Field(2.0, gt=0, description="largest gradient norm")
+    ema_decay: float = Field(0.9999, ge=0, lt=1, description="decay of the averaged weights per step, after warm-up")
+    precision: Precision = Field("auto", description="float32, bfloat16, or auto: bfloat16 where the device gains")
+    compile: bool = Field(False, description="compile the trained network with torch.compile")
+    log_every: int = Field(10, ge=1, description="steps between metric records")
+    sample_every: int = Field(500, ge=0, description="steps between sample grids; 0: none")
+    checkpoint_every: int = Field(1000, ge=0, description="steps between checkpoints; 0: only the last")
+    keep_every: int = Field(0, ge=0, description="checkpoints of these steps are kept; 0: only the last one is")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not all(0 <= b < 1 for b in self.betas):
+            raise ValueError(f"betas: expected two numbers in [0, 1), got {self.betas}")
+        return self
+
+
+class StopRequest:
+    """Turns SIGTERM and SIGINT into a wish to stop after the step; a second signal acts at once."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            try:
+                self._previous[number] = signal.signal(number, self._ask)
+            except ValueError:  # not the main thread: whoever runs us there handles signals
+                break
+        return self
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+
+class Trainer:
+    """Trains one network with one objective, into one run folder.
+
+    Args:
+        objective: what a step minimises.
+        network: the plain network; a compiled form of it is used where the config asks for it.
+        feed: where batches come from.
+        run: its folder, with a manifest.
+        header: what weights files say about themselves.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        network: nn.Module,
+        feed: Feed,
+        run: Run,
+        config: TrainerConfig,
+        *,
+        seed: int,
+        image_size: int,
+        ranks: Ranks,
+        device: torch.device,
+        header: Mapping[str, Any],
+    ):
+        self.objective, self.feed, self.run, self.config = objective, feed, run, config
+        self.seed, self.image_size, self.ranks, self.device, self.header = seed, image_size, ranks, device, header
+        self.network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = torch.compile(self.network) if config.compile else self.network
+        self.ema = averaged(self.network, decay=config.ema_decay)
+        self.optimizer = adamw(
+            self.network, learning_rate=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
+        )
+        self.dtype = autocast_dtype(config.precision, device)
+        self.step = 0
+        self.images_seen = 0
+        self.train_seconds = 0.0
+        self._window_start, self._window_images = time.monotonic(), 0
+
+    def resume(self) -> bool:
+        """Continue from the last checkpoint, if there is one. Records after it are dropped, to be written again."""
+        if not self.run.checkpoints():
+            return False
+        checkpoint = self.run.checkpoint()
+        self.network.load_state_dict(checkpoint.weights("raw"))
+        self.ema.module.load_state_dict(checkpoint.weights("ema"))
+        restore_optimizer(self.optimizer, self.network, checkpoint.optimizer())
+        state = checkpoint.state()
+        self.step, self.images_seen = int(state["step"]), int(state["images_seen"])
+        self.train_seconds = float(state["train_seconds"])
+        self.ranks.barrier()
+        if self.ranks.is_main:
+            self.run.rewind_metrics(self.step)
+        return True
+
+    def train(self) -> None:
+        """Train to the last step, saving on the way.
+
+        Raises:
+            Interrupted: a signal asked to stop; the state was saved first.
+            DriftkitError: a loss or gradient that is not finite; nothing was updated with it.
+        """
+        self._update_manifest("running")
+        with StopRequest() as stop, TrainingProgress(
+            total=self.config.steps, start=self.step, shown=self.ranks.is_main
+        ) as progress:
+            self._window_start, self._window_images = time.monotonic(), 0
+            while self.step < self.config.steps:
+                outcome = self._train_step()
+                if self.step % self.config.log_every == 0 or self.step == self.config.steps:
+                    self._log(outcome, progress)
+                progress.step(self.step)
+                self._save_when_due()
+                self._stop_if_asked(stop)
+        if self.step == 0:  # a run of no steps: the untrained network, to be sampled and scored like any other
+            self._save_checkpoint()
+        self._update_manifest("done")
+
+    def _train_step(self) -> StepLoss:
+        started = time.monotonic()
+        seed_global_generators(self.seed, self.step, self.ranks.rank)
+        self.network.train()
+        batch = self.feed.batch(self.step)
+        with autocast(self.device, self.dtype):
+            outcome = self.objective.loss(self.model, batch)
+        self._require_finite(outcome)
+        outcome.total.backward()
+        self.ranks.average_gradients(self.network.parameters())
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip)
+        if not bool(torch.isfinite(norm)):
+            raise DriftkitError(f"gradient is not finite at step {self.step} (loss {float(outcome.total.detach()):.4g}); nothing was updated")
+        outcome.health["gradient_norm"] = norm.detach()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._learning_rate()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self.ema.update(self.network, self.step)
+        images = len(batch.images) * self.ranks.world_size
+        self.images_seen += images
+        self._window_images += images
+        self.train_seconds += time.monotonic() - started
+        return outcome
+
+    def _learning_rate(self) -> float:
+        warmup = self.config.warmup_steps
+        return self.config.learning_rate * min(1.0, (self.step + 1) / warmup if warmup else 1.0)
+
+    def _require_finite(self, outcome: StepLoss) -> None:
+        finite = torch.isfinite(outcome.total.detach()).float()
+        if bool(self.ranks.mean(finite) == 1):
+            return
+        bad = [name for name, term in outcome.terms.items() if not bool(torch.isfinite(term))]
+        named = ", ".join(bad) if bad else "the total"
+        raise DriftkitError(f"loss is not finite at step {self.step}: {named}; nothing was updated, the last checkpoint is whole")
+
+    def _log(self, outcome: StepLoss, progress: TrainingProgress) -> None:
+        synchronize(self.device)
+        now = time.monotonic()
+        means = torch.stack([outcome.total.detach().float(), *(t.float() for t in outcome.terms.values())])
+        total, *terms = self.ranks.mean(means).tolist()
+        record = {
+            "step": self.step,
+            "images": self.images_seen,
+            "seconds": round(self.train_seconds, 3),
+            "images_per_second": self._window_images / max(now - self._window_start, 1e-9),
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "loss": total,
+            "terms": dict(zip(outcome.terms, terms, strict=True)),
+            "health": {name: float(value) for name, value in outcome.health.items()},
+        }
+        self._window_start, self._window_images = now, 0
+        if self.ranks.is_main:
+            self.run.append_metrics(record)
+            progress.record(record)
+
+    def _save_when_due(self) -> None:
+        last = self.step == self.config.steps
+        if self.config.sample_every and (self.step % self.config.sample_every == 0 or last):
+            self._save_grid()
+        if last or (self.config.checkpoint_every and self.step % self.config.checkpoint_every == 0):
+            self._save_checkpoint()
+
+    def _stop_if_asked(self, stop: StopRequest) -> None:
+        asked = torch.tensor([float(stop.signal or 0)], device=self.device)
+        number = int(self.ranks.max(asked)) if self.ranks.world_size > 1 else (stop.signal or 0)
+        if not number or self.step >= self.config.steps:
+            return
+        if not self.run.checkpoints() or self.run.checkpoint().step != self.step:
+            self._save_checkpoint()
+        self._update_manifest("interrupted")
+        code = EXIT_TERMINATED if number == signal.SIGTERM else EXIT_INTERRUPTED
+        raise Interrupted(f"stopped at step {self.step}, state saved; the same command resumes", code)
+
+    def _save_grid(self) -> None:
+        """What the averaged network gives from noise that is the same at every step."""
+        if not self.ranks.is_main or not self.config.sample_every:
+            return
+        count = 64
+        noise = image_noise(self.seed, "grid", range(count), (3, self.image_size, self.image_size)).to(self.device)
+        real = to_float(self.feed.images[:count].to(self.device))
+        with torch.inference_mode(), autocast(self.device, self.dtype):
+            images = self.objective.preview(self.ema.module.eval(), noise, real)
+        path = self.run.path / "samples" / f"step-{self.step:08d}.png"
+        # 8 columns, or 9 for triplets, so that triplets of one image never break across rows
+        save_grid(path, to_uint8(images).cpu(), columns=8 if len(images) == count else 9)
+
+    def _save_checkpoint(self) -> None:
+        if self.ranks.is_main:
+            self.run.save_checkpoint(
+                self.step,
+                raw=self.network.state_dict(),
+                ema=self.ema.module.state_dict(),
+                optimizer=optimizer_tensors(self.optimizer, self.network),
+                state={"step": self.step, "images_seen": self.images_seen, "train_seconds": self.train_seconds},
+                header={**self.header, "step": self.step, "ema_decay": self.config.ema_decay},
+            )
+            self.run.prune_checkpoints(keep_every=self.config.keep_every)
+            self._update_manifest("running")
+        self.ranks.barrier()
+
+    def _update_manifest(self, state: str) -> None:
+        if self.ranks.is_main:
+            self.run.update(
+                state=state,
+                step=self.step,
+                images_seen=self.images_seen,
+                train_seconds=round(self.train_seconds, 3),
+                peak_memory_gib=round(peak_memory_gib(self.device), 3),
+                device=describe_device(self.device),
+                world_size=self.ranks.world_size,
+                precision=str(self.dtype).removeprefix("torch."),
+            )

@@ -1,0 +1,76 @@
+"""What a training run shows while it runs: a bar in a terminal, plain lines elsewhere. On stderr."""
+
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+PLAIN_INTERVAL_S = 15.0
+
+
+class TrainingProgress:
+    """Shows step, speed, time left, loss and health of the last logged record.
+
+    Args:
+        total: step at which the run ends.
+        start: step at which this process starts.
+        shown: False on all ranks but the first.
+    """
+
+    def __init__(self, *, total: int, start: int, shown: bool):
+        self.total, self.start = total, start
+        console = Console(stderr=True)
+        self.bar: Progress | None = None
+        self.plain = shown and not console.is_terminal
+        self.task: Any = None
+        self._last_plain = 0.0
+        self._begun = time.monotonic()
+        if shown and console.is_terminal:
+            self.bar = Progress(
+                TextColumn("[bold]train"),
+                BarColumn(bar_width=None),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[status]}"),
+                console=console,
+            )
+            self.task = self.bar.add_task("train", total=total, completed=start, status="")
+
+    def __enter__(self) -> Self:
+        if self.bar:
+            self.bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    def step(self, step: int) -> None:
+        """A step is done."""
+        if self.bar:
+            self.bar.update(self.task, completed=step)
+
+    def record(self, record: Mapping[str, Any]) -> None:
+        """A metric record was written."""
+        status = describe(record)
+        if self.bar:
+            self.bar.update(self.task, status=status)
+        elif self.plain and (time.monotonic() - self._last_plain > PLAIN_INTERVAL_S or record["step"] >= self.total):
+            self._last_plain = time.monotonic()
+            done = max(1, record["step"] - self.start)
+            left = (self._last_plain - self._begun) / done * (self.total - record["step"])
+            sys.stderr.write(f"step {record['step']}/{self.total}  {status}  {left:.0f} s left\n")
+            sys.stderr.flush()
+
+
+def describe(record: Mapping[str, Any]) -> str:
+    """One line on a metric record: speed, loss, and the health signals that tell of progress."""
+    parts = [f"{record['images_per_second']:.0f} images/s", f"loss {record['loss']:.4g}"]
+    health = record.get("health", {})
+    parts += [f"{key.replace('_', ' ')} {health[key]:.3g}" for key in ("drift_norm", "spread") if key in health]
+    return "  ".join(parts)
