@@ -1,0 +1,137 @@
+"""Extractors: batching, what they refuse, and how weights are found and read."""
+
+import pytest
+import timm
+import torch
+from torch_fidelity import feature_extractor_inceptionv3 as theirs
+
+from driftkit.artifacts.files import write_tensors
+from driftkit.errors import MissingError, RefusedError, UsageError
+from driftkit.evaluation import extractors
+from driftkit.evaluation.extractors import Extractor, load_extractor
+from tests.evaluation.fakes import random_images, tiny_extractor
+
+
+@pytest.fixture
+def offline(monkeypatch, tmp_path):
+    """No network, and empty caches."""
+
+    def refuse(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: None)
+    monkeypatch.delenv("DRIFTKIT_INCEPTION_WEIGHTS", raising=False)
+
+
+def test_features_do_not_depend_on_the_batch_size():
+    extractor, images, seen = tiny_extractor(), random_images(23), []
+    whole, logits = extractor.features(images, batch_size=23)
+    parts, _ = extractor.features(images, batch_size=5, advance=seen.append)
+    torch.testing.assert_close(whole, parts, rtol=1e-6, atol=1e-6)
+    assert whole.shape == (23, extractor.dim)
+    assert logits is None
+    assert seen == [5, 5, 5, 5, 3]
+
+
+def test_features_that_are_not_finite_are_refused():
+    broken = Extractor(
+        "x", "1", "0", "none", 1, lambda i: (torch.full((len(i), 1), torch.nan), None), torch.device("cpu")
+    )
+    with pytest.raises(RefusedError, match="not finite"):
+        broken.features(random_images(3))
+
+
+def test_float_images_are_refused():
+    with pytest.raises(ValueError, match="uint8"):
+        tiny_extractor().features(torch.zeros(2, 3, 8, 8))
+
+
+@pytest.mark.parametrize("name", ["incepton", "encoder:", "clip"])
+def test_unknown_extractors_are_usage_errors(name):
+    with pytest.raises(UsageError, match="inception"):
+        load_extractor(name)
+
+
+def test_encoder_takes_no_weights_file(tmp_path):
+    with pytest.raises(UsageError, match="own weights"):
+        load_extractor("encoder:outputs/mae", weights=tmp_path / "x")
+
+
+def test_missing_inception_weights_say_where_they_belong(offline, tmp_path):
+    with pytest.raises(MissingError) as caught:
+        load_extractor("inception")
+    for word in ("weights-inception-2015-12-05-6726825d.pth", str(tmp_path / "torch"), "--features-weights"):
+        assert word in str(caught.value)
+
+
+def test_missing_dinov2_weights_name_the_option(offline):
+    with pytest.raises(MissingError, match="--features-weights"):
+        load_extractor("dinov2")
+
+
+def test_weights_path_that_is_absent_is_missing(offline, tmp_path):
+    for name in ("inception", "dinov2"):
+        with pytest.raises(MissingError, match="nothing"):
+            load_extractor(name, weights=tmp_path / "absent.pth")
+
+
+def test_inception_weights_of_another_digest_are_refused(offline, tmp_path, monkeypatch):
+    path = tmp_path / "other.pth"
+    torch.save({"a": torch.zeros(1)}, path)
+    monkeypatch.setenv("DRIFTKIT_INCEPTION_WEIGHTS", str(path))
+    with pytest.raises(MissingError, match="6726825d"):
+        load_extractor("inception")
+
+
+class Executed:
+    """Marks the disk when it is unpickled."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return (open, (str(self.mark), "w"))
+
+
+def test_inception_weights_are_never_unpickled(offline, tmp_path, monkeypatch):
+    path, mark = tmp_path / "hostile.pth", tmp_path / "executed"
+    torch.save({"weight": torch.zeros(1), "payload": Executed(mark)}, path)
+    monkeypatch.setattr(extractors, "INCEPTION_DIGEST_PREFIX", "")
+    with pytest.raises(MissingError):
+        load_extractor("inception", weights=path)
+    assert not mark.exists()
+
+
+def test_inception_runs_with_weights_of_the_right_shape(offline, tmp_path, monkeypatch):
+    class Bare(theirs.FeatureExtractorInceptionV3):
+        def load_state_dict(self, *_, **__):
+            return None
+
+    monkeypatch.setattr(theirs, "load_state_dict_from_url", lambda *_, **__: {})
+    state = Bare("inception-v3-compat", ["2048"]).state_dict()
+    path = tmp_path / "inception.pth"
+    torch.save(state, path)
+    monkeypatch.setattr(extractors, "INCEPTION_DIGEST_PREFIX", "")
+    extractor = load_extractor("inception", weights=path)
+    path.unlink()
+    features, logits = extractor.features(random_images(2, size=32))
+    assert features.shape == (2, 2048)
+    assert logits.shape == (2, 1008)
+    assert extractor.weights_digest
+    assert "299" in extractor.resize
+
+
+def test_dinov2_reads_timm_weights_and_refuses_others(tmp_path):
+    model = "vit_small_patch14_dinov2.lvd142m"
+    torch.manual_seed(0)
+    state = timm.create_model(model, pretrained=False, num_classes=0).state_dict()
+    write_tensors(tmp_path / "model.safetensors", state)
+    extractor = extractors._dinov2(tmp_path / "model.safetensors", torch.device("cpu"), model=model)
+    features, logits = extractor.features(random_images(2, size=32))
+    assert features.shape == (2, 384)
+    assert logits is None
+    write_tensors(tmp_path / "other.safetensors", {"weight": torch.zeros(3)})
+    with pytest.raises(MissingError, match="weights of"):
+        extractors._dinov2(tmp_path / "other.safetensors", torch.device("cpu"), model=model)

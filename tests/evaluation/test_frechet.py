@@ -1,0 +1,105 @@
+"""Moments and the Fréchet distance: closed forms, merging, and torch-fidelity's own result."""
+
+import math
+
+import pytest
+import torch
+from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
+
+from driftkit.evaluation.frechet import frechet_distance
+from driftkit.evaluation.moments import Moments
+
+
+def features(count, dim, seed=0, scale=1.0, shift=0.0):
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(dim, dim, generator=generator) / dim**0.5
+    return scale * torch.randn(count, dim, generator=generator) @ mixing + shift
+
+
+def gaussian(mean, covariance, count=1000):
+    moments = Moments(len(mean))
+    moments.count, moments.mean, moments.scatter = count, mean.double(), covariance.double() * (count - 1)
+    return moments
+
+
+def test_moments_are_numpys():
+    rows = features(50, 6, shift=100.0)
+    moments = Moments.of(rows, chunk=7)
+    torch.testing.assert_close(moments.mean, rows.double().mean(dim=0), rtol=1e-12, atol=0)
+    torch.testing.assert_close(moments.covariance(), torch.cov(rows.double().T), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("split", [0, 1, 17, 49, 50])
+def test_merged_moments_are_those_of_the_whole(split):
+    rows = features(50, 6, shift=3.0)
+    merged = Moments.of(rows[:split])
+    merged.merge(Moments.of(rows[split:]))
+    whole = Moments.of(rows)
+    assert merged.count == 50
+    torch.testing.assert_close(merged.mean, whole.mean, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(merged.scatter, whole.scatter, rtol=1e-10, atol=1e-10)
+
+
+def test_moments_refuse_other_widths_and_single_vectors():
+    moments = Moments(4)
+    with pytest.raises(ValueError, match=r"\[n, 4\]"):
+        moments.update(torch.zeros(2, 5))
+    moments.update(torch.zeros(1, 4))
+    with pytest.raises(ValueError, match="at least 2"):
+        moments.covariance()
+
+
+def test_distance_of_one_dimensional_gaussians():
+    a, b = gaussian(torch.tensor([1.0]), torch.tensor([[4.0]])), gaussian(torch.tensor([3.0]), torch.tensor([[9.0]]))
+    assert frechet_distance(a, b) == pytest.approx((3 - 1) ** 2 + (3 - 2) ** 2, rel=1e-12)
+
+
+def test_distance_of_commuting_covariances():
+    basis = torch.linalg.qr(features(5, 5).double())[0]
+    left, right = torch.tensor([1.0, 2.0, 3.0, 4.0, 0.0]).double(), torch.tensor([9.0, 0.0, 1.0, 5.0, 2.0]).double()
+    a = gaussian(torch.zeros(5), basis * left @ basis.T)
+    b = gaussian(torch.ones(5), basis * right @ basis.T)
+    expected = 5 + float((left.sqrt() - right.sqrt()).square().sum())
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-9)
+
+
+def test_distance_of_a_general_two_dimensional_pair():
+    first, second = torch.tensor([[2.0, 1.0], [1.0, 3.0]]), torch.tensor([[1.0, -0.5], [-0.5, 2.0]])
+    product = (first @ second).double()
+    # tr sqrt(M) = sqrt(tr M + 2 sqrt(det M)) for a 2 x 2 matrix with positive eigenvalues
+    shared = math.sqrt(float(product.trace()) + 2 * math.sqrt(float(product.det())))
+    expected = float(first.trace() + second.trace()) - 2 * shared
+    assert frechet_distance(gaussian(torch.zeros(2), first), gaussian(torch.zeros(2), second)) == pytest.approx(
+        expected
+    )
+
+
+@pytest.mark.parametrize("count", [500, 20])
+def test_distance_agrees_with_torch_fidelity(count):
+    a, b = features(count, 24, 0, shift=0.3), features(count + 5, 24, 1, scale=1.4)
+    theirs = fid_statistics_to_metric(
+        fid_features_to_statistics(a.double()), fid_features_to_statistics(b.double()), False
+    )[KEY_METRIC_FID]
+    assert frechet_distance(Moments.of(a), Moments.of(b)) == pytest.approx(theirs, rel=1e-4)
+
+
+@pytest.mark.parametrize("count", [200, 9])
+def test_distance_to_itself_is_zero(count):
+    moments = Moments.of(features(count, 16, scale=30.0))
+    assert frechet_distance(moments, moments) < 1e-9
+
+
+def test_distance_is_symmetric_and_does_not_depend_on_order():
+    a, b = features(60, 8, 0), features(70, 8, 1)
+    forward = frechet_distance(Moments.of(a), Moments.of(b))
+    assert frechet_distance(Moments.of(b), Moments.of(a)) == pytest.approx(forward, rel=1e-10)
+    assert frechet_distance(Moments.of(a.flip(0)), Moments.of(b)) == pytest.approx(forward, rel=1e-9)
+
+
+def test_distance_refuses_what_does_not_fit():
+    a = Moments.of(features(9, 4))
+    with pytest.raises(ValueError, match="dimensions"):
+        frechet_distance(a, Moments.of(features(9, 5)))
+    broken = Moments.of(torch.full((3, 4), float("nan")))
+    with pytest.raises(ValueError, match="finite"):
+        frechet_distance(a, broken)
