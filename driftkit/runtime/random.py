@@ -27,9 +27,7 @@ def generator_for(seed: int, stream: str, *counters: int) -> torch.Generator:
     return torch.Generator().manual_seed(stream_seed(seed, stream, *counters))
 
 
-def image_noise(
-    seed: int, stream: str, indices: Iterable[int], shape: Sequence[int], *, step: int = 0
-) -> torch.Tensor:
+def image_noise(seed: int, stream: str, indices: Iterable[int], shape: Sequence[int], *, step: int = 0) -> torch.Tensor:
     """Standard normal noise, one independent draw per image.
 
     Args:

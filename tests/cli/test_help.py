@@ -1,0 +1,103 @@
+"""Help answers fast, without torch, for every command; errors are one line with the documented code."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+from typer.testing import CliRunner
+
+from driftkit.cli.app import app, check
+from driftkit.errors import UsageError
+
+COMMANDS = ["probe-encoder", "data", "train", "sample", "fid", "compare", "run"]
+
+
+@pytest.mark.parametrize("command", [[], *([c] for c in COMMANDS)], ids=lambda c: c[0] if c else "driftkit")
+def test_help_leads_with_examples_and_does_not_import_torch(command):
+    code = (
+        "import sys\n"
+        "from driftkit.cli.app import app\n"
+        "try: app([*sys.argv[1:], '--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'numpy', 'pydantic', 'PIL', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Examples" in done.stdout
+    assert done.stdout.index("Examples") < done.stdout.index("Options")
+
+
+def test_help_answers_within_half_a_second():
+    def seconds() -> float:
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "driftkit", "train", "--help"], capture_output=True, check=True)
+        return time.perf_counter() - started
+
+    seconds()  # compiles the byte code of a fresh clone
+    assert min(seconds() for _ in range(5)) < 0.5
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (["trian"], 2, "Did you mean 'train'"),
+        (["train", "--stepz", "3"], 2, "--stepz"),
+        (["train", "--steps", "many"], 2, "many"),
+        (["train", "--steps", "-1"], 2, "trainer.steps"),
+        (["train", "--objective", "drifft"], 2, "did you mean drift"),
+        (["train", "--set", "trainer.stepz=3"], 2, "did you mean trainer.steps"),
+        (["train", "--set", "nonsense"], 2, "section.key=value"),
+        (["train", "--preset", "nope"], 2, "cpu"),
+        (["train", "--resume", "maybe"], 2, "auto or never"),
+        (["train", "--config", "absent.toml"], 3, "absent.toml"),
+        (["train", "--data", "shapes", "--batch-size", "1", "--encoder", "pixel"], 2, "at least 2 images"),
+        (["train", "--data", "shapes", "--encoder", "pixl"], 2, "did you mean pixel"),
+        (["train", "--data", "no/such/folder"], 3, "no/such/folder"),
+        (["train", "--data", "shapes", "--device", "tpu"], 2, "auto, cpu or cuda"),
+        (["sample", "absent"], 3, "absent"),
+        (["sample", "absent", "--weights", "best"], 2, "ema or raw"),
+        (["probe-encoder", "dinov2-multires", "--input-size", "230", "--random-weights"], 2, "224 or 238"),
+        (["probe-encoder", "nope"], 2, "pixel"),
+        (["probe-encoder", "pixel", "--features", "nope"], 2, "multires"),
+        (["run", "absent.toml"], 3, "absent.toml"),
+    ],
+)
+def test_bad_input_gets_one_line_and_its_exit_code(words, code, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DRIFTKIT_DATA_DIR", str(tmp_path / "data"))
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == code, result.output
+    assert says in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_debug_shows_the_traceback_wherever_it_stands(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["sample", "absent", "--debug"])
+    assert type(result.exception).__name__ == "MissingError"
+
+
+def test_environment_variables_lie_between_files_and_options(monkeypatch, tmp_path):
+    import json
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DRIFTKIT_TRAIN_STEPS", "7")
+    monkeypatch.setenv("DRIFTKIT_TRAIN_SEED", "8")
+    (tmp_path / "c.toml").write_text("seed = 1\n[trainer]\nsteps = 2\nbatch_size = 3\n")
+    words = ["train", "--dry-run", "--json", "--config", "c.toml", "--seed", "9"]
+    document = json.loads(CliRunner().invoke(app, words).stdout)
+    assert document["config"]["trainer"]["steps"] == 7
+    assert document["config"]["trainer"]["batch_size"] == 3
+    assert document["config"]["seed"] == 9
+    assert document["origins"]["trainer.steps"] == "environment"
+    assert document["origins"]["trainer.batch_size"] == "file c.toml"
+    assert document["origins"]["seed"] == "option"
+
+
+def test_a_line_can_be_checked_without_running_it():
+    check(["train", "--steps", "3"], where="here")
+    with pytest.raises(UsageError, match="here: .*--stepz"):
+        check(["train", "--stepz", "3"], where="here")

@@ -1,0 +1,59 @@
+"""Merging of config layers and what their errors say."""
+
+import pytest
+
+from driftkit.config.layers import flatten, load_preset, merge, parse_assignments, preset_names
+from driftkit.objectives.registry import OBJECTIVES
+from driftkit.stages.config import TrainConfig, resolve_config
+
+
+def test_later_layers_win_and_origins_are_kept():
+    values, origins = merge([("a", {"x": {"y": 1, "z": 2}}), ("b", {"x": {"y": 3}})])
+    assert values == {"x": {"y": 3, "z": 2}}
+    assert origins == {"x.y": "b", "x.z": "a"}
+
+
+def test_assignments_are_toml_values_or_plain_strings():
+    values = parse_assignments(["a.b=3", "a.c=[1, 2]", "d=true", "e=outputs/mae", 'f="3"', "g=1e-3"])
+    assert values == {"a": {"b": 3, "c": [1, 2]}, "d": True, "e": "outputs/mae", "f": "3", "g": 1e-3}
+
+
+def test_defaults_are_the_full_size_run():
+    config, _ = resolve_config()
+    assert config == TrainConfig()
+    assert config.objective.taus == (0.02, 0.05, 0.2)
+    assert config.objective.scale_over == "location"
+    assert (config.trainer.learning_rate, config.trainer.gradient_clip, config.trainer.ema_decay) == (2e-4, 2.0, 0.9999)
+
+
+def test_a_saved_config_reads_back_the_same():
+    for objective in OBJECTIVES:
+        config, _ = resolve_config(objective=objective)
+        assert TrainConfig.model_validate(config.model_dump(mode="json")) == config
+
+
+@pytest.mark.parametrize("preset", preset_names())
+@pytest.mark.parametrize("objective", list(OBJECTIVES))
+def test_every_preset_fits_every_objective(preset, objective):
+    config, origins = resolve_config(objective=objective, preset=preset)
+    assert load_preset(preset, objective)
+    assert f"preset {preset}" in origins.values()
+    assert set(origins) <= set(flatten(config.model_dump(mode="json")))
+
+
+@pytest.mark.parametrize(
+    ("assignment", "words"),
+    [
+        ("trainer.batchsize=3", "did you mean trainer.batch_size"),
+        ("objective.tau=0.1", "unknown config key objective.tau"),
+        ("trainer.batch_size=none", "trainer.batch_size"),
+        ("model.num_heads=3", "num_heads 3 does not divide"),
+        ("trainer=3", "trainer"),
+        ("=3", "section.key=value"),
+        ("objective.taus=[]", "objective.taus"),
+        ("objective.name=ddpm", "follow from --objective"),
+    ],
+)
+def test_values_that_do_not_fit_are_named(assignment, words):
+    with pytest.raises(ValueError, match=words):
+        resolve_config(assignments=[assignment])

@@ -1,0 +1,55 @@
+"""Tiny images, runs and command lines that many tests share."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from driftkit.cli.app import app
+
+TINY_UNET = ["--set", "model.base_channels=8", "--set", "model.channel_multipliers=[1,2]", "--set", "model.num_heads=2",
+             "--set", "model.attention_resolutions=[4]", "--set", "model.num_res_blocks=1"]  # fmt: skip
+TINY_MAE = ["--set", "model.base_channels=8", "--set", "model.num_blocks=[1,1,1,1]"]
+TINY_DATA = ["--data", "shapes?image_size=8&count=64"]
+TINY_LOOP = ["--batch-size", "4", "--set", "trainer.log_every=1", "--sample-every", "2", "--device", "cpu"]
+
+
+@pytest.fixture(autouse=True)
+def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Every test works in its own folder, with its own packs, and leaves torch's generators as they were."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DRIFTKIT_DATA_DIR", str(tmp_path / "data"))
+    with torch.random.fork_rng(devices=[]):
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_hub():
+    """No test waits for a network that is not there."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def driftkit(*words: object):
+    """Run one command line in this process."""
+    return CliRunner().invoke(app, [str(w) for w in words])
+
+
+def train_tiny(output: Path, objective: str = "drift", *more: object, steps: int = 2):
+    """Train a tiny run of any objective; drift on pixels unless `more` says otherwise."""
+    words = [] if objective != "drift" or "--encoder" in more else ["--encoder", "pixel"]
+    model = TINY_MAE if objective == "mae" else TINY_UNET
+    line = ["train", "--objective", objective, *words, *TINY_DATA, *model, *TINY_LOOP, "--steps", steps, "--output", output]
+    result = driftkit(*line, *more)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def pytest_collection_modifyitems(items):
+    """Tests that need what is not here are skipped, and say what it is."""
+    for item in items:
+        if "real_data" in item.keywords and not os.environ.get("DRIFTKIT_TEST_CIFAR10"):
+            item.add_marker(pytest.mark.skip(reason="DRIFTKIT_TEST_CIFAR10 names no zip of CIFAR-10 images"))
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))

@@ -1,0 +1,168 @@
+"""Encoders: their shapes, their weights files, their gradients, and what they refuse."""
+
+import json
+
+import pytest
+import timm
+import torch
+
+from driftkit.artifacts.files import write_tensors
+from driftkit.encoders.features import FEATURE_SETS, field_calls, mean_and_std
+from driftkit.encoders.loading import load_encoder, read_weights
+from driftkit.errors import MissingError, UsageError
+from driftkit.protocols import FeatureMap
+from tests.conftest import driftkit, train_tiny
+
+SHAPES = {
+    "dinov2-multires": ([("block3", 768, 16), ("block6", 768, 16), ("block9", 768, 16), ("block12", 768, 16)], [(768, 72)]),
+    "convnextv2": (
+        [("stage1", 128, 56), ("stage2", 256, 28), ("stage3", 512, 14), ("stage4", 1024, 7)],
+        [(128, 18), (256, 18), (512, 18), (1024, 18)],
+    ),
+    "mocov2": (
+        [("layer1", 256, 56), ("layer2", 512, 28), ("layer3", 1024, 14), ("layer4", 2048, 7)],
+        [(256, 18), (512, 18), (1024, 18), (2048, 18)],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(SHAPES))
+def test_probe_shows_the_maps_and_field_calls(name):
+    result = driftkit("probe-encoder", name, "--random-weights", "--json")
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    maps, calls = SHAPES[name]
+    assert document["encoder"] == name
+    assert document["input_size"] == 224
+    assert [(m["name"], m["channels"], m["height"]) for m in document["maps"]] == maps
+    assert all(m["vectors"] == 18 and m["height"] == m["width"] for m in document["maps"])
+    assert [(c["channels"], c["vectors"]) for c in document["field_calls"]] == calls
+    assert document["weights"] == "random"
+
+
+def test_pixel_encoder_is_the_flat_image():
+    encoder = load_encoder("pixel", image_size=8)
+    images = torch.randn(2, 3, 8, 8)
+    (only,) = encoder.maps(images)
+    assert torch.equal(only.values[:, :, 0, 0], images.flatten(1))
+
+
+def moco_file(tmp_path, **changes):
+    network = timm.create_model("resnet50", num_classes=0)
+    state = {f"module.encoder_q.{k}": v for k, v in network.state_dict().items()}
+    state |= {"module.encoder_q.fc.0.weight": torch.zeros(2, 2), "module.encoder_k.conv1.weight": torch.zeros(1), "module.queue": torch.zeros(2)}
+    state = {k: v for k, v in {**state, **changes}.items() if v is not None}
+    path = tmp_path / "moco.pth.tar"
+    torch.save({"epoch": 800, "arch": "resnet50", "state_dict": state, "optimizer": {}}, path)
+    return path, network
+
+
+def test_official_moco_layout_loads_and_its_features_are_those_of_the_network(tmp_path):
+    path, network = moco_file(tmp_path)
+    encoder = load_encoder("mocov2", weights=path, input_size=64)
+    images = torch.rand(1, 3, 64, 64) * 2 - 1
+    mean, std = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
+    want = network.eval().forward_features((images / 2 + 0.5 - mean) / std)
+    assert torch.allclose(encoder.maps(images)[-1].values, want, atol=1e-5)
+    assert not encoder.random_weights
+    assert len(encoder.weights_digest) == 64
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"module.encoder_q.layer1.0.conv1.weight": None}, "lacks layer1.0.conv1.weight"),
+        ({"module.encoder_q.extra": torch.zeros(1)}, "unknown extra"),
+        ({"module.encoder_q.conv1.weight": torch.zeros(3)}, "conv1.weight is"),
+    ],
+)
+def test_wrong_moco_checkpoints_are_refused_by_name(tmp_path, changes, says):
+    path, _ = moco_file(tmp_path, **changes)
+    with pytest.raises(MissingError, match=says):
+        load_encoder("mocov2", weights=path)
+
+
+def test_a_file_of_another_network_is_refused(tmp_path):
+    write_tensors(tmp_path / "w.safetensors", {"a": torch.zeros(2)})
+    with pytest.raises(MissingError, match="module.encoder_q"):
+        load_encoder("mocov2", weights=tmp_path / "w.safetensors")
+    with pytest.raises(MissingError, match="does not fit"):
+        load_encoder("convnextv2", weights=tmp_path / "w.safetensors")
+
+
+def test_nothing_in_a_weights_file_is_executed(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "owned"), "w"))
+
+    torch.save({"state_dict": {"a": Evil()}}, tmp_path / "evil.pth")
+    with pytest.raises(MissingError, match="nothing in it was run"):
+        read_weights(tmp_path / "evil.pth")
+    assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize("name", ["convnextv2", "mocov2", "dinov2-multires"])
+def test_missing_weights_name_the_file_and_the_option(name, monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("urllib.request.urlopen", lambda *a, **k: (_ for _ in ()).throw(OSError("no network")))
+    result = driftkit("probe-encoder", name)
+    assert result.exit_code == 3, result.output
+    assert "--encoder-weights" in result.stderr
+    assert "model.safetensors" in result.stderr or "moco_v2_800ep_pretrain.pth.tar" in result.stderr
+
+
+def test_mae_run_is_an_encoder_with_the_papers_feature_set(tmp_path):
+    train_tiny(tmp_path / "mae", "mae")
+    result = driftkit("probe-encoder", tmp_path / "mae", "--json")
+    document = json.loads(result.stdout)
+    assert document["feature_set"] == "paper"
+    assert [m["name"] for m in document["maps"]] == ["stage1", "stage2", "stage3", "stage4", "input"]
+    encoder = load_encoder(str(tmp_path / "mae"))
+    images = torch.randn(2, 3, 8, 8, requires_grad=True)
+    sum(m.values.sum() for m in encoder.maps(images)).backward()
+    assert images.grad.abs().sum() > 0
+    assert not any(p.requires_grad for p in encoder.parameters())
+    assert not encoder.train().training
+
+
+def test_a_run_that_is_no_mae_is_no_encoder(tmp_path):
+    train_tiny(tmp_path / "ddpm", "ddpm")
+    with pytest.raises(UsageError, match="mae run"):
+        load_encoder(str(tmp_path / "ddpm"))
+
+
+def test_no_image_change_escapes_the_papers_set_as_stripes_escape_pooling(tmp_path):
+    """Stripes of one pixel vanish in pooled maps of a pooling encoder, but not in the paper's set."""
+    images = torch.zeros(1, 3, 32, 32)
+    stripes = images.clone()
+    stripes[..., ::2] += 0.5
+    stripes[..., 1::2] -= 0.5
+
+    def difference(name):
+        groups = [FEATURE_SETS[name]([FeatureMap("identity", i)], i) for i in (images, stripes)]
+        return {a.name: (a.values - b.values).abs().max().item() for a, b in zip(*groups, strict=True)}
+
+    pooled = difference("multires")
+    assert pooled["identity/locations"] < 1e-6
+    paper = difference("paper")
+    assert paper["identity/8x8-std"] > 0.1
+    assert paper["input/rms"] > 0.1
+    assert paper["input/pixels"] > 0.1
+
+
+def test_patch_statistics_equal_plain_loops():
+    values = torch.randn(2, 3, 8, 8)
+    mean, std = mean_and_std(values, 4)
+    for row in range(4):
+        for column in range(4):
+            patch = values[:, :, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2].double()
+            assert torch.allclose(mean[4 * row + column].double(), patch.mean((2, 3)), atol=1e-6)
+            assert torch.allclose(std[4 * row + column].double(), patch.std((2, 3), unbiased=False), atol=1e-5)
+
+
+def test_groups_of_equal_channels_share_a_field_call():
+    maps = [FeatureMap("a", torch.randn(5, 4, 8, 8)), FeatureMap("b", torch.randn(5, 6, 8, 8)), FeatureMap("c", torch.randn(5, 4, 4, 4))]
+    calls = field_calls(FEATURE_SETS["multires"](maps, torch.randn(5, 3, 8, 8)))
+    assert [(c.channels, c.vectors, len(c.groups)) for c in calls] == [(4, 36, 6), (6, 18, 3)]
+    assert calls[0].values().shape == (36, 5, 4)
+    assert calls[0].membership(torch.device("cpu")).bincount().tolist() == [16, 1, 1, 16, 1, 1]

@@ -1,0 +1,44 @@
+"""Shapes, sizes and initial behaviour of the networks."""
+
+import pytest
+import torch
+
+from driftkit.nn.mae_resnet import MAEResNet, MAEResNetConfig
+from driftkit.nn.unet import UNet, UNetConfig
+
+
+def test_default_unet_has_the_published_size():
+    network = UNet(UNetConfig(), image_size=32)
+    assert round(sum(p.numel() for p in network.parameters()) / 1e6, 1) == 38.3
+
+
+@pytest.mark.parametrize("size", [8, 16, 24, 32])
+def test_unet_keeps_the_image_size_and_starts_at_zero(size):
+    config = UNetConfig(base_channels=8, channel_multipliers=(1, 2, 2), attention_resolutions=(size // 2,))
+    network = UNet(config, image_size=size).eval()
+    x = torch.randn(2, 3, size, size)
+    out = network(x, torch.tensor([0, 999]))
+    assert out.shape == x.shape
+    assert out.abs().max() == 0  # zero-initialised output
+    torch.nn.init.normal_(network.output.weight)
+    for block in network.down:
+        for part in block.children():
+            if hasattr(part, "conv2"):
+                torch.nn.init.normal_(part.conv2.weight)
+    same = x[:1].expand(2, -1, -1, -1)
+    out = network(same, torch.tensor([0, 999]))
+    assert not torch.allclose(out[0], out[1])  # time matters
+
+
+def test_sizes_that_cannot_be_halved_are_refused():
+    with pytest.raises(ValueError, match="multiple of 8"):
+        UNet(UNetConfig(), image_size=20)
+    with pytest.raises(ValueError, match="multiple of 8"):
+        MAEResNetConfig().check_image_size(12)
+
+
+def test_mae_has_four_scales_and_reconstructs_at_full_size():
+    network = MAEResNet(MAEResNetConfig(base_channels=8, num_blocks=(1, 1, 1, 1)))
+    x = torch.randn(2, 3, 32, 32)
+    assert [tuple(m.shape[1:]) for m in network.encode(x)] == [(8, 32, 32), (16, 16, 16), (32, 8, 8), (64, 4, 4)]
+    assert network(x).shape == x.shape

@@ -1,0 +1,120 @@
+"""Pipelines: what runs, what is skipped, what is refused before anything runs."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from driftkit.stages.pipeline import is_done, load_pipeline
+from tests.conftest import driftkit
+
+CHAIN = """
+name = "tiny"
+output = "out"
+
+[[stage]]
+name = "images"
+command = "data"
+spec = "shapes?image_size=8&count=64"
+output = "{output}/shapes.safetensors"
+
+[[stage]]
+name = "ddpm"
+command = "train"
+objective = "ddpm"
+data = "{output}/shapes.safetensors"
+steps = 2
+batch_size = 4
+set = { model.base_channels = 8, model.channel_multipliers = [1, 2], model.num_heads = 2, model.num_res_blocks = 1, model.attention_resolutions = [] }
+output = "{output}/ddpm"
+
+[[stage]]
+name = "sample"
+command = "sample"
+run = "{output}/ddpm"
+num_images = 4
+sampler = "dpm-solver"
+nfe = 2
+
+[[stage]]
+name = "probe"
+command = "probe-encoder"
+encoder = "pixel"
+"""
+
+
+def write(tmp_path: Path, text: str = CHAIN) -> Path:
+    path = tmp_path / "chain.toml"
+    path.write_text(text)
+    return path
+
+
+def states(path: Path, *words: str) -> dict[str, str]:
+    result = driftkit("run", path, "--json", *words)
+    assert result.exit_code == 0, result.output
+    return {s["name"]: s["state"] for s in json.loads(result.stdout)["stages"]}
+
+
+def test_unchanged_stages_are_skipped_and_changed_ones_run_with_what_follows(tmp_path):
+    path = write(tmp_path)
+    assert set(states(path).values()) == {"done"}
+    assert set(states(path).values()) == {"skipped"}
+    write(tmp_path, CHAIN.replace("num_images = 4", "num_images = 5"))
+    assert states(path) == {"images": "skipped", "ddpm": "skipped", "sample": "done", "probe": "skipped"}
+    write(tmp_path, CHAIN.replace("num_images = 4", "num_images = 5").replace("steps = 2", "steps = 3"))
+    assert states(path) == {"images": "skipped", "ddpm": "done", "sample": "done", "probe": "skipped"}
+
+
+def test_a_stage_whose_product_is_gone_runs_again(tmp_path):
+    path = write(tmp_path)
+    states(path)
+    for file in Path("out/ddpm/samples").glob("*.safetensors"):
+        file.unlink()
+    assert states(path)["sample"] == "done"
+    assert states(path, "--force", "--stage", "probe") == {"probe": "done"}
+
+
+def test_dry_run_shows_commands_and_touches_nothing(tmp_path):
+    path = write(tmp_path)
+    document = json.loads(driftkit("run", path, "--dry-run", "--json").stdout)
+    assert document["stages"][1]["command"].startswith("driftkit train --objective ddpm")
+    assert document["stages"][1]["state"] == "would run"
+    assert not Path("out").exists()
+
+
+def test_several_processes_are_started_by_torchrun(tmp_path):
+    path = write(tmp_path, CHAIN.replace("steps = 2", "steps = 2\nnproc = 8"))
+    (stage,) = [s for s in load_pipeline(path).stages if s.name == "ddpm"]
+    assert stage.command_line()[:4] == ["torchrun", "--nproc-per-node=8", "-m", "driftkit"]
+    assert not is_done(load_pipeline(path), stage)
+
+
+def test_a_failing_stage_stops_the_pipeline_with_its_code_and_keeps_what_is_done(tmp_path):
+    path = write(tmp_path, CHAIN.replace("{output}/ddpm\"\nnum_images", "elsewhere\"\nnum_images"))
+    result = driftkit("run", path)
+    assert result.exit_code == 3
+    assert "elsewhere" in result.stderr
+    saved = json.loads(Path("out/pipeline.json").read_text())["stages"]
+    assert list(saved) == ["images", "ddpm"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ('name = "tiny"', 'nam = "tiny"', "did you mean name"),
+        ('command = "sample"', 'command = "sampel"', "did you mean sample"),
+        ('name = "sample"', 'name = "ddpm"', "two stages are called ddpm"),
+        ("num_images = 4", "num_image = 4", "--num-image"),
+        ("nfe = 2", 'nfe = "two"', "two"),
+        ("nfe = 2", "nproc = 2", "for train alone"),
+        ('name = "probe"', "", "needs a name"),
+        ("set = {", "set = 3 #", "expected a table"),
+        ("[[stage]]", "[[stages]]", "unknown key stages"),
+        ('name = "tiny"', "name = ", "not valid TOML"),
+    ],
+)
+def test_mistakes_are_found_before_anything_runs(tmp_path, old, new, says):
+    result = driftkit("run", write(tmp_path, CHAIN.replace(old, new)))
+    assert result.exit_code == 2, result.output
+    assert says in result.stderr
+    assert not Path("out").exists()

@@ -1,0 +1,87 @@
+"""Sampling: image i is a function of (seed, i), and what is written says how it came about."""
+
+import json
+
+import pytest
+import torch
+
+from driftkit.artifacts.images import read_samples
+from driftkit.artifacts.run import Run
+from driftkit.stages.sample import generate
+from tests.conftest import driftkit, train_tiny
+
+
+@pytest.mark.parametrize(("objective", "request_"), [("drift", {}), ("ddpm", {"sampler": "ddpm", "nfe": 4}), ("ddpm", {"nfe": 3})])
+def test_image_seventeen_is_the_same_whatever_the_batch(objective, request_, tmp_path):
+    train_tiny(tmp_path / "run", objective, steps=3)
+    run = Run.open(tmp_path / "run")
+    whole, _ = generate(run, num_images=20, seed=5, batch_size=20, **request_)
+    parts, _ = generate(run, num_images=18, seed=5, batch_size=7, **request_)
+    # rounding to uint8 may flip where the order of float additions differs
+    assert (whole[:18].int() - parts.int()).abs().max() <= 1
+    other, _ = generate(run, num_images=18, seed=6, **request_)
+    assert not torch.equal(other, parts)
+
+
+def test_samples_are_written_with_record_and_grid(tmp_path):
+    train_tiny(tmp_path / "run", "ddpm")
+    result = driftkit("sample", tmp_path / "run", "--num-images", 5, "--sampler", "ddim", "--nfe", 3, "--json", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    made = read_samples(tmp_path / "run" / "samples" / document["samples"].rsplit("/", 1)[-1])
+    assert made.images.shape == (5, 3, 8, 8)
+    assert made.images.dtype == torch.uint8
+    for key, want in {"nfe": 3, "sampler": "ddim", "weights": "ema", "step": 2, "seed": 0, "method": "ddpm"}.items():
+        assert made.info[key] == want
+    assert made.path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_ema_and_raw_weights_differ(tmp_path):
+    train_tiny(tmp_path / "run", "drift", "--set", "trainer.learning_rate=0.01", steps=4)
+    run = Run.open(tmp_path / "run")
+    ema, info = generate(run, num_images=2)
+    raw, _ = generate(run, num_images=2, weights="raw")
+    assert info["nfe"] == 1
+    assert info["sampler"] == "one-step"
+    assert not torch.equal(ema, raw)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (["--sampler", "ddim"], 2, "samples with one-step"),
+        (["--nfe", "4"], 2, "exactly 1"),
+        (["--num-images", "0"], 2, "at least 1"),
+        (["--step", "7"], 3, "no checkpoint of step 7"),
+        (["--output", "a.png"], 2, ".safetensors"),
+        (["--set", "eta=1"], 2, "no options"),
+        (["--batch-size", "0"], 2, "at least 1"),
+    ],
+)
+def test_requests_that_do_not_fit_are_refused(words, code, says, tmp_path):
+    train_tiny(tmp_path / "run")
+    before = sorted(p.name for p in (tmp_path / "run" / "samples").iterdir())
+    result = driftkit("sample", tmp_path / "run", *words)
+    assert result.exit_code == code, result.output
+    assert says in result.stderr
+    assert sorted(p.name for p in (tmp_path / "run" / "samples").iterdir()) == before
+
+
+def test_a_mae_run_generates_nothing(tmp_path):
+    train_tiny(tmp_path / "mae", "mae")
+    result = driftkit("sample", tmp_path / "mae")
+    assert result.exit_code == 2
+    assert "generates no images" in result.stderr
+
+
+def test_samples_that_are_not_finite_are_refused(tmp_path):
+    train_tiny(tmp_path / "run")
+    run = Run.open(tmp_path / "run")
+    checkpoint = run.checkpoint()
+    broken = {k: v * float("nan") for k, v in checkpoint.weights("ema").items()}
+    from driftkit.artifacts.files import write_tensors
+
+    write_tensors(checkpoint.path / "ema.safetensors", broken)
+    result = driftkit("sample", tmp_path / "run")
+    assert result.exit_code == 5
+    assert "not finite" in result.stderr
