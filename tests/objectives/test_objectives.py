@@ -56,16 +56,16 @@ def test_drifting_learns_a_shift():
     model = Shift()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
     target = torch.tensor([0.5, -0.3, 0.1]).view(3, 1, 1)
-    norms = []
+    losses = []
     for step in range(60):
         images = target + 0.1 * image_noise(1, "data", range(32), (3, 4, 4), step=step)
         outcome = objective.loss(model, Batch(images, torch.zeros(32), range(32), 0, step))
         optimizer.zero_grad()
         outcome.total.backward()
         optimizer.step()
-        norms.append(float(outcome.health["drift_norm"]))
+        losses.append(float(outcome.total.detach()))
     assert (model.shift.detach() - target).abs().max() < 0.05
-    assert norms[-1] < 0.2 * norms[0]  # while the normalised loss stays flat
+    assert 0.5 < losses[-1] / losses[0] < 2  # flat by construction, although everything was learned
 
 
 def test_ddpm_loss_is_the_noise_error_at_times_that_follow_from_the_slots():
