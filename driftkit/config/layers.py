@@ -106,7 +106,9 @@ def load_preset(name: str, objective: str) -> list[Layer]:
         UsageError: there is no such preset.
     """
     if name not in preset_names():
-        raise UsageError(f"--preset {name}: expected one of {', '.join(preset_names())}{did_you_mean(name, preset_names())}")
+        raise UsageError(
+            f"--preset {name}: expected one of {', '.join(preset_names())}{did_you_mean(name, preset_names())}"
+        )
     text = (resources.files("driftkit.config") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
     tables = tomllib.loads(text)
     return [(f"preset {name}", tables[table]) for table in ("all", objective) if table in tables]

@@ -80,7 +80,11 @@ def multires(maps: list[FeatureMap], images: torch.Tensor) -> list[FeatureGroup]
     for m in maps:
         mean, std = mean_and_std(m.values, 1)
         pooled = locations(F.adaptive_avg_pool2d(m.values.float(), 4))
-        groups += [FeatureGroup(m.name, "locations", pooled), FeatureGroup(m.name, "mean", mean), FeatureGroup(m.name, "std", std)]
+        groups += [
+            FeatureGroup(m.name, "locations", pooled),
+            FeatureGroup(m.name, "mean", mean),
+            FeatureGroup(m.name, "std", std),
+        ]
     return groups
 
 

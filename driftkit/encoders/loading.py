@@ -10,9 +10,9 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
 
 from driftkit.artifacts.files import read_tensors
 from driftkit.artifacts.run import Run
@@ -68,7 +68,9 @@ def load_run_encoder(path: Path, *, input_size: int | None = None, device: torch
     run = Run.open(path)
     config = run.manifest()["config"]
     if config["objective"]["name"] != "mae":
-        raise UsageError(f"{path} was trained with objective {config['objective']['name']}; an encoder comes from a mae run")
+        raise UsageError(
+            f"{path} was trained with objective {config['objective']['name']}; an encoder comes from a mae run"
+        )
     network = MAEResNet(MAEResNetConfig.model_validate(config["model"]))
     state = run.checkpoint().weights("ema")
     network.load_state_dict(state)
@@ -84,14 +86,14 @@ def state_digest(state: Mapping[str, torch.Tensor]) -> str:
     for key in sorted(state):
         tensor = state[key].detach().cpu().contiguous()
         digest.update(f"{key} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
 def _load_timm(spec: EncoderSpec, *, input_size: int, weights: Path | None, random_weights: bool) -> FrozenEncoder:
     import timm
 
-    options = {"img_size": input_size} if spec.model.startswith("vit_") else {}
+    options: dict[str, Any] = {"img_size": input_size} if spec.model.startswith("vit_") else {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # a run with random weights must find the same ones when it resumes
         network = timm.create_model(spec.model, pretrained=False, num_classes=0, **options)
@@ -123,11 +125,17 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     except FileNotFoundError:
         raise MissingError(f"{path} is not there") from None
     except Exception as error:  # torch.load raises whatever its unpickler and zip reader raise
-        raise MissingError(f"{path} cannot be read as weights only ({type(error).__name__}); nothing in it was run") from None
+        raise MissingError(
+            f"{path} cannot be read as weights only ({type(error).__name__}); nothing in it was run"
+        ) from None
     for key in ("state_dict", "model", "teacher"):
         if isinstance(document, dict) and isinstance(document.get(key), dict):
             document = document[key]
-    if not isinstance(document, dict) or not document or not all(isinstance(v, torch.Tensor) for v in document.values()):
+    if (
+        not isinstance(document, dict)
+        or not document
+        or not all(isinstance(v, torch.Tensor) for v in document.values())
+    ):
         raise MissingError(f"{path}: expected a state dict of named tensors")
     return document
 
@@ -138,11 +146,13 @@ def _encoder_keys(spec: EncoderSpec, state: dict[str, torch.Tensor], path: Path)
     prefix = spec.weights_prefix
     inner = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     if not inner:
-        raise MissingError(f"{path}: expected keys {prefix}* as in the official checkpoint, got {next(iter(state))} ...")
+        raise MissingError(
+            f"{path}: expected keys {prefix}* as in the official checkpoint, got {next(iter(state))} ..."
+        )
     return {k: v for k, v in inner.items() if not k.startswith(spec.dropped_keys)}
 
 
-def _put_in(network: nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
+def _put_in(network: Any, state: dict[str, torch.Tensor], path: Path) -> None:
     """Load `state` strictly, after timm's own renaming and resizing of position embeddings for that family."""
     family = sys.modules[type(network).__module__]
     if hasattr(family, "checkpoint_filter_fn"):
@@ -164,7 +174,7 @@ def _put_in(network: nn.Module, state: dict[str, torch.Tensor], path: Path) -> N
     network.load_state_dict(state)
 
 
-def _find_weights(spec: EncoderSpec, network: nn.Module) -> Path:
+def _find_weights(spec: EncoderSpec, network: Any) -> Path:
     """The published weights, from the cache or, where there is a network, downloaded into it."""
     if spec.weights_url is not None:
         return _find_file(spec, spec.weights_url)

@@ -1,5 +1,7 @@
 """The encoders themselves: pixels, any timm model with taps, and the encoder half of a MAE trained here."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -66,10 +68,13 @@ class TimmEncoder(FrozenEncoder):
         input_size: side in pixels to which images are resized.
     """
 
-    def __init__(self, spec: EncoderSpec, network: nn.Module, *, input_size: int):
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, spec: EncoderSpec, network: Any, *, input_size: int):
         super().__init__(spec.name, input_size=input_size, feature_set=spec.feature_set)
         self.spec = spec
-        self.network = network
+        self.network: Any = network  # a timm model: has pretrained_cfg and forward_intermediates
         cfg = network.pretrained_cfg
         self.register_buffer("mean", torch.tensor(cfg["mean"]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(cfg["std"]).view(1, 3, 1, 1), persistent=False)

@@ -28,6 +28,8 @@ class TimeEmbedding(nn.Module):
         width: width of the result.
     """
 
+    frequencies: torch.Tensor
+
     def __init__(self, channels: int, width: int):
         super().__init__()
         frequencies = torch.exp(torch.arange(channels // 2) * (-math.log(10_000) / (channels // 2)))
@@ -37,7 +39,8 @@ class TimeEmbedding(nn.Module):
     def forward(self, t: torch.Tensor) -> torch.Tensor:
         """t [N] -> [N, width]."""
         phase = t.float()[:, None] * self.frequencies[None]  # [N, channels // 2]
-        return self.mlp(torch.cat([phase.cos(), phase.sin()], dim=1))
+        embedding: torch.Tensor = self.mlp(torch.cat([phase.cos(), phase.sin()], dim=1))
+        return embedding
 
 
 class ConditionedResBlock(nn.Module):
@@ -63,7 +66,8 @@ class ConditionedResBlock(nn.Module):
         h = self.conv1(F.silu(self.norm1(x)))
         scale, shift = self.scale_shift(F.silu(embedding))[:, :, None, None].chunk(2, dim=1)
         h = self.norm2(h) * (1 + scale) + shift
-        return self.skip(x) + self.conv2(self.dropout(F.silu(h)))
+        out: torch.Tensor = self.skip(x) + self.conv2(self.dropout(F.silu(h)))
+        return out
 
 
 class ResBlock(nn.Module):
@@ -104,7 +108,8 @@ class SelfAttention(nn.Module):
         qkv = self.qkv(self.norm(x)).reshape(n, 3, self.num_heads, c // self.num_heads, height * width)
         q, k, v = qkv.transpose(-1, -2).unbind(1)  # each [N, heads, H*W, C / heads]
         h = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2).reshape(n, c, height, width)
-        return x + self.out(h)
+        out: torch.Tensor = x + self.out(h)
+        return out
 
 
 class Upsample(nn.Module):
@@ -115,4 +120,5 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        out: torch.Tensor = self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return out

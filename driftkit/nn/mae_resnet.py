@@ -43,9 +43,7 @@ class MAEResNet(nn.Module):
             blocks += [ResBlock(width, width) for _ in range(count - 1)]
             self.stages.append(nn.Sequential(*blocks))
             channels = width
-        self.decoder = nn.ModuleList(
-            [ResBlock(widths[i + 1] + widths[i], widths[i]) for i in reversed(range(3))]
-        )
+        self.decoder = nn.ModuleList([ResBlock(widths[i + 1] + widths[i], widths[i]) for i in reversed(range(3))])
         self.output = nn.Conv2d(widths[0], 3, 3, padding=1)
 
     def encode(self, images: torch.Tensor) -> list[torch.Tensor]:
@@ -62,4 +60,5 @@ class MAEResNet(nn.Module):
         *skips, h = self.encode(images)
         for block, skip in zip(self.decoder, reversed(skips), strict=True):
             h = block(torch.cat([F.interpolate(h, scale_factor=2.0, mode="nearest"), skip], dim=1))
-        return self.output(h)
+        out: torch.Tensor = self.output(h)
+        return out

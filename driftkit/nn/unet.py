@@ -112,7 +112,8 @@ class UNet(nn.Module):
         h = _apply(self.middle, h, embedding)
         for parts in self.up:
             h = _apply(parts, torch.cat([h, skips.pop()], dim=1), embedding)
-        return self.output(F.silu(self.output_norm(h)))
+        out: torch.Tensor = self.output(F.silu(self.output_norm(h)))
+        return out
 
 
 def _apply(parts: nn.Module, h: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:

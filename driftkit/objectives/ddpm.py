@@ -54,5 +54,7 @@ class DDPM:
         return StepLoss(loss, {"noise_mse": loss.detach()})
 
     def preview(self, model: nn.Module, noise: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-        request = SampleRequest(nfe=min(PREVIEW_NFE, self.schedule.num_steps), step_noise=lambda _: torch.zeros_like(noise))
+        request = SampleRequest(
+            nfe=min(PREVIEW_NFE, self.schedule.num_steps), step_noise=lambda _: torch.zeros_like(noise)
+        )
         return sample_dpm_solver(model, noise, request, schedule=self.schedule)[0]

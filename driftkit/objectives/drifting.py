@@ -28,7 +28,9 @@ class DriftingConfig(BaseModel):
     feature_set: str | None = Field(None, description="multires, paper or locations; None: the encoder's own")
     taus: tuple[float, ...] = Field((0.02, 0.05, 0.2), min_length=1, description="temperatures over the mean distance")
     scale_over: Literal["map", "location"] = Field("location", description="who shares feature and drift scales")
-    affinity_floor: float = Field(0.0, ge=0, lt=1, description="lower bound of the affinities; the authors' release: 1e-3")
+    affinity_floor: float = Field(
+        0.0, ge=0, lt=1, description="lower bound of the affinities; the authors' release: 1e-3"
+    )
 
 
 class Drifting:

@@ -166,7 +166,7 @@ def run_pipeline(
         if name not in [s.name for s in pipeline.stages]:
             known = [s.name for s in pipeline.stages]
             raise UsageError(f"--stage {name}: {pipeline.name} has {', '.join(known)}{did_you_mean(name, known)}")
-    records = []
+    records: list[dict[str, Any]] = []
     for number, stage in enumerate(pipeline.stages, start=1):
         if only and stage.name not in only:
             continue
@@ -179,7 +179,12 @@ def run_pipeline(
         before = fingerprint(stage)
         result = _launch(stage) if stage.nproc > 1 else execute([stage.command, *stage.arguments])
         seconds = round(time.monotonic() - started, 3)
-        record = {"name": stage.name, "state": "done", "seconds": seconds, "command_line": stage.command_line()}
+        record: dict[str, Any] = {
+            "name": stage.name,
+            "state": "done",
+            "seconds": seconds,
+            "command_line": stage.command_line(),
+        }
         _remember(pipeline, stage, before, {**record, "result": result, "products": _products(stage, result)})
         report(number, stage, "done", seconds)
         records.append({**record, "result": result})

@@ -21,7 +21,9 @@ from driftkit.stages.config import TrainConfig
 SAMPLE_BATCH = 256
 
 
-def load_network(run: Run, *, weights: Weights = "ema", step: int | None = None) -> tuple[nn.Module, TrainConfig, Checkpoint]:
+def load_network(
+    run: Run, *, weights: Weights = "ema", step: int | None = None
+) -> tuple[nn.Module, TrainConfig, Checkpoint]:
     """The trained network of a run in evaluation mode, its config and the checkpoint it came from."""
     config = TypeAdapter(TrainConfig).validate_python(run.manifest()["config"])
     checkpoint = run.checkpoint(step)
@@ -90,7 +92,9 @@ def generate(
         with torch.inference_mode(), autocast(device, dtype):
             batch, used_nfe = draw(network, noise, request)
         if not bool(torch.isfinite(batch).all()):
-            raise RefusedError(f"{run.path} at step {checkpoint.step} gives images that are not finite; nothing was written")
+            raise RefusedError(
+                f"{run.path} at step {checkpoint.step} gives images that are not finite; nothing was written"
+            )
         images.append(to_uint8(batch).cpu())
         if advance:
             advance(len(indices))
@@ -117,7 +121,9 @@ def sample(run: Run, output: Path | None, **request: Any) -> SampleSet:
     """Generate and write a sample set; the arguments after `output` are those of `generate`."""
     images, info = generate(run, **request)
     if output is None:
-        label = f"{info['sampler']}-nfe{info['nfe']}-{info['weights']}-step{info['step']}-seed{info['seed']}-n{len(images)}"
+        label = (
+            f"{info['sampler']}-nfe{info['nfe']}-{info['weights']}-step{info['step']}-seed{info['seed']}-n{len(images)}"
+        )
         output = run.path / "samples" / f"{re.sub(r'[^A-Za-z0-9.-]+', '-', label)}.safetensors"
     return write_samples(output, images, info)
 

@@ -94,8 +94,6 @@ def train(
     )
     resumed = trainer.resume() if existing else False
     start = trainer.step
-    if resumed and start > config.trainer.steps:
-        raise UsageError(f"{output} is at step {start}, past --steps {config.trainer.steps}; give more steps or another --output")
     try:
         trainer.train()
     except DriftkitError as error:
@@ -117,10 +115,17 @@ def _existing_run(run: Run, config: TrainConfig, resume: Resume) -> bool:
     wanted = flatten(config.model_dump(mode="json"))
     if wanted["data.image_size"] is None:
         wanted["data.image_size"] = saved.get("data.image_size")
-    different = sorted(k for k in saved.keys() | wanted.keys() if k not in FREE_ON_RESUME and saved.get(k) != wanted.get(k))
+    different = sorted(
+        k for k in saved.keys() | wanted.keys() if k not in FREE_ON_RESUME and saved.get(k) != wanted.get(k)
+    )
     if different:
         shown = "; ".join(f"{k} is {saved.get(k)!r} there and {wanted.get(k)!r} here" for k in different[:3])
         raise UsageError(f"{run.path} holds a run with another config ({shown}); give another --output")
+    reached = max((c.step for c in run.checkpoints()), default=0)
+    if reached > config.trainer.steps:
+        raise UsageError(
+            f"{run.path} is at step {reached}, past --steps {config.trainer.steps}; give more steps or another --output"
+        )
     return True
 
 

@@ -102,7 +102,7 @@ class Trainer:
         self.objective, self.feed, self.run, self.config = objective, feed, run, config
         self.seed, self.image_size, self.ranks, self.device, self.header = seed, image_size, ranks, device, header
         self.network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.model = torch.compile(self.network) if config.compile else self.network
+        self.model: nn.Module = torch.compile(self.network) if config.compile else self.network  # type: ignore[assignment]
         self.ema = averaged(self.network, decay=config.ema_decay)
         self.optimizer = adamw(
             self.network, learning_rate=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
@@ -137,9 +137,10 @@ class Trainer:
             DriftkitError: a loss or gradient that is not finite; nothing was updated with it.
         """
         self._update_manifest("running")
-        with StopRequest() as stop, TrainingProgress(
-            total=self.config.steps, start=self.step, shown=self.ranks.is_main
-        ) as progress:
+        with (
+            StopRequest() as stop,
+            TrainingProgress(total=self.config.steps, start=self.step, shown=self.ranks.is_main) as progress,
+        ):
             self._window_start, self._window_images = time.monotonic(), 0
             while self.step < self.config.steps:
                 outcome = self._train_step()
@@ -164,7 +165,9 @@ class Trainer:
         self.ranks.average_gradients(self.network.parameters())
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip)
         if not bool(torch.isfinite(norm)):
-            raise DriftkitError(f"gradient is not finite at step {self.step} (loss {float(outcome.total.detach()):.4g}); nothing was updated")
+            raise DriftkitError(
+                f"gradient is not finite at step {self.step} (loss {float(outcome.total.detach()):.4g}); nothing was updated"
+            )
         outcome.health["gradient_norm"] = norm.detach()
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate()
@@ -188,7 +191,9 @@ class Trainer:
             return
         bad = [name for name, term in outcome.terms.items() if not bool(torch.isfinite(term))]
         named = ", ".join(bad) if bad else "the total"
-        raise DriftkitError(f"loss is not finite at step {self.step}: {named}; nothing was updated, the last checkpoint is whole")
+        raise DriftkitError(
+            f"loss is not finite at step {self.step}: {named}; nothing was updated, the last checkpoint is whole"
+        )
 
     def _log(self, outcome: StepLoss, progress: TrainingProgress) -> None:
         synchronize(self.device)

@@ -53,7 +53,8 @@ def _field(x, y, w, d, num_neg, width, S, floor):
         neg, pos = sum(A[:num_neg]), sum(A[num_neg:])
         V.append(
             [
-                sum(A[k] * neg * y[k][c] / S for k in range(num_neg, K)) - sum(A[k] * pos * y[k][c] / S for k in range(num_neg))
+                sum(A[k] * neg * y[k][c] / S for k in range(num_neg, K))
+                - sum(A[k] * pos * y[k][c] / S for k in range(num_neg))
                 for c in range(C)
             ]
         )

@@ -14,9 +14,7 @@ def literal(x, pos, neg=None, *, taus, weight=None, scale_over="map", floor=0.0)
     weights = torch.ones(negatives.shape[:2], dtype=torch.float64)
     if weight is not None:
         weights[:, x.shape[1] :] = weight.double()
-    out = literal_drift(
-        x.tolist(), pos.tolist(), negatives.tolist(), weights.tolist(), taus, scale_over, floor
-    )
+    out = literal_drift(x.tolist(), pos.tolist(), negatives.tolist(), weights.tolist(), taus, scale_over, floor)
     return tuple(torch.tensor(part, dtype=torch.float64) for part in out)
 
 
@@ -38,9 +36,7 @@ def test_field_equals_literal_loops(g, n, p, m, c, floor, scale_over):
     neg = draw(g, m, c, seed=2) if m else None
     weight = draw(g, m, seed=3).abs() if m else None
     taus = (0.02, 0.05, 0.2)
-    out = aggregated_drift(
-        x, pos, neg, taus=taus, negative_weight=weight, scale_over=scale_over, affinity_floor=floor
-    )
+    out = aggregated_drift(x, pos, neg, taus=taus, negative_weight=weight, scale_over=scale_over, affinity_floor=floor)
     v, scale, drift_scale = literal(x, pos, neg, taus=taus, weight=weight, scale_over=scale_over, floor=floor)
     # float32 logits reach 1/tau = 50 times the relative distance, so 50 * 2^-24 * a few roundings
     assert relative_error(out.v, v) < 2e-5
@@ -108,7 +104,7 @@ def test_fields_are_computed_independently(monkeypatch):
     for g in range(7):
         alone = aggregated_drift(x[g : g + 1], pos[g : g + 1]).v
         assert torch.allclose(alone[0], together[g], atol=1e-5)
-    monkeypatch.setattr("driftkit.drift.field.CHUNK_BYTES", 1)
+    monkeypatch.setattr("driftkit.drift.field.CHUNK_BYTES", {"cpu": 1, "cuda": 1})
     groups = torch.tensor([2, 0, 1, 0, 2, 2, 1])
     chunked = aggregated_drift(x, pos, scale_over=groups).v
     for number in range(3):
@@ -168,7 +164,9 @@ def test_distances_of_near_pairs_are_as_exact_as_those_of_far_ones():
 def test_what_does_not_fit_is_refused(change, words):
     arguments = {"generated": draw(2, 3, 4), "positives": draw(2, 3, 4, seed=1), **change}
     with pytest.raises(ValueError, match=words):
-        aggregated_drift(arguments.pop("generated"), arguments.pop("positives"), arguments.pop("negatives", None), **arguments)
+        aggregated_drift(
+            arguments.pop("generated"), arguments.pop("positives"), arguments.pop("negatives", None), **arguments
+        )
 
 
 def test_plain_field_refuses_a_width_of_zero_and_too_few_negatives():

@@ -14,7 +14,10 @@ from driftkit.protocols import FeatureMap
 from tests.conftest import driftkit, train_tiny
 
 SHAPES = {
-    "dinov2-multires": ([("block3", 768, 16), ("block6", 768, 16), ("block9", 768, 16), ("block12", 768, 16)], [(768, 72)]),
+    "dinov2-multires": (
+        [("block3", 768, 16), ("block6", 768, 16), ("block9", 768, 16), ("block12", 768, 16)],
+        [(768, 72)],
+    ),
     "convnextv2": (
         [("stage1", 128, 56), ("stage2", 256, 28), ("stage3", 512, 14), ("stage4", 1024, 7)],
         [(128, 18), (256, 18), (512, 18), (1024, 18)],
@@ -50,7 +53,11 @@ def test_pixel_encoder_is_the_flat_image():
 def moco_file(tmp_path, **changes):
     network = timm.create_model("resnet50", num_classes=0)
     state = {f"module.encoder_q.{k}": v for k, v in network.state_dict().items()}
-    state |= {"module.encoder_q.fc.0.weight": torch.zeros(2, 2), "module.encoder_k.conv1.weight": torch.zeros(1), "module.queue": torch.zeros(2)}
+    state |= {
+        "module.encoder_q.fc.0.weight": torch.zeros(2, 2),
+        "module.encoder_k.conv1.weight": torch.zeros(1),
+        "module.queue": torch.zeros(2),
+    }
     state = {k: v for k, v in {**state, **changes}.items() if v is not None}
     path = tmp_path / "moco.pth.tar"
     torch.save({"epoch": 800, "arch": "resnet50", "state_dict": state, "optimizer": {}}, path)
@@ -61,7 +68,10 @@ def test_official_moco_layout_loads_and_its_features_are_those_of_the_network(tm
     path, network = moco_file(tmp_path)
     encoder = load_encoder("mocov2", weights=path, input_size=64)
     images = torch.rand(1, 3, 64, 64) * 2 - 1
-    mean, std = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
+    mean, std = (
+        torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1),
+        torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1),
+    )
     want = network.eval().forward_features((images / 2 + 0.5 - mean) / std)
     assert torch.allclose(encoder.maps(images)[-1].values, want, atol=1e-5)
     assert not encoder.random_weights
@@ -161,7 +171,11 @@ def test_patch_statistics_equal_plain_loops():
 
 
 def test_groups_of_equal_channels_share_a_field_call():
-    maps = [FeatureMap("a", torch.randn(5, 4, 8, 8)), FeatureMap("b", torch.randn(5, 6, 8, 8)), FeatureMap("c", torch.randn(5, 4, 4, 4))]
+    maps = [
+        FeatureMap("a", torch.randn(5, 4, 8, 8)),
+        FeatureMap("b", torch.randn(5, 6, 8, 8)),
+        FeatureMap("c", torch.randn(5, 4, 4, 4)),
+    ]
     calls = field_calls(FEATURE_SETS["multires"](maps, torch.randn(5, 3, 8, 8)))
     assert [(c.channels, c.vectors, len(c.groups)) for c in calls] == [(4, 36, 6), (6, 18, 3)]
     assert calls[0].values().shape == (36, 5, 4)

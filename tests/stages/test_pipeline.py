@@ -90,7 +90,7 @@ def test_several_processes_are_started_by_torchrun(tmp_path):
 
 
 def test_a_failing_stage_stops_the_pipeline_with_its_code_and_keeps_what_is_done(tmp_path):
-    path = write(tmp_path, CHAIN.replace("{output}/ddpm\"\nnum_images", "elsewhere\"\nnum_images"))
+    path = write(tmp_path, CHAIN.replace('{output}/ddpm"\nnum_images', 'elsewhere"\nnum_images'))
     result = driftkit("run", path)
     assert result.exit_code == 3
     assert "elsewhere" in result.stderr

@@ -11,7 +11,9 @@ from driftkit.stages.sample import generate
 from tests.conftest import driftkit, train_tiny
 
 
-@pytest.mark.parametrize(("objective", "request_"), [("drift", {}), ("ddpm", {"sampler": "ddpm", "nfe": 4}), ("ddpm", {"nfe": 3})])
+@pytest.mark.parametrize(
+    ("objective", "request_"), [("drift", {}), ("ddpm", {"sampler": "ddpm", "nfe": 4}), ("ddpm", {"nfe": 3})]
+)
 def test_image_seventeen_is_the_same_whatever_the_batch(objective, request_, tmp_path):
     train_tiny(tmp_path / "run", objective, steps=3)
     run = Run.open(tmp_path / "run")
@@ -25,7 +27,9 @@ def test_image_seventeen_is_the_same_whatever_the_batch(objective, request_, tmp
 
 def test_samples_are_written_with_record_and_grid(tmp_path):
     train_tiny(tmp_path / "run", "ddpm")
-    result = driftkit("sample", tmp_path / "run", "--num-images", 5, "--sampler", "ddim", "--nfe", 3, "--json", "--device", "cpu")
+    result = driftkit(
+        "sample", tmp_path / "run", "--num-images", 5, "--sampler", "ddim", "--nfe", 3, "--json", "--device", "cpu"
+    )
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
     made = read_samples(tmp_path / "run" / "samples" / document["samples"].rsplit("/", 1)[-1])

@@ -118,7 +118,18 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path, monkeypatch
     from driftkit.training import feed
 
     monkeypatch.setattr(feed, "to_float", lambda images: images.float() * torch.nan)
-    line = ["train", "--objective", "ddpm", *TINY_DATA, *TINY_UNET, *TINY_LOOP, "--steps", "4", "--output", tmp_path / "run"]
+    line = [
+        "train",
+        "--objective",
+        "ddpm",
+        *TINY_DATA,
+        *TINY_UNET,
+        *TINY_LOOP,
+        "--steps",
+        "4",
+        "--output",
+        tmp_path / "run",
+    ]
     result = driftkit(*line)
     assert result.exit_code == 1
     assert "not finite at step 2: noise_mse" in result.stderr
