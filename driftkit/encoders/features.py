@@ -91,7 +91,7 @@ def multires(maps: list[FeatureMap], images: torch.Tensor) -> list[FeatureGroup]
 def paper(maps: list[FeatureMap], images: torch.Tensor) -> list[FeatureGroup]:
     """The paper's set for encoders at native resolution: nothing in the image escapes all of its vectors.
 
-    Locations of maps with at most 64 positions; mean and standard deviation over the cells of a 4x4 and a 2x2 grid
+    Locations of maps with at most 16 positions; mean and standard deviation over the cells of a 4x4 and a 2x2 grid
     (patches of 2x2 and 4x4 positions on an 8x8 map, larger ones on larger maps, to bound the cost) and over the whole
     map; the input's RMS per channel; and the pixels themselves (the vanilla drifting loss).
 
@@ -101,7 +101,7 @@ def paper(maps: list[FeatureMap], images: torch.Tensor) -> list[FeatureGroup]:
     groups = []
     for m in maps:
         side = m.values.shape[-1]
-        if m.values.shape[-2] * side <= 64:
+        if m.values.shape[-2] * side <= 16:
             groups.append(FeatureGroup(m.name, "locations", locations(m.values.float())))
         for grid in (4, 2, 1):
             if side <= grid and not (grid == 1 and side == 1):
