@@ -1,0 +1,281 @@
+"""Packs: uint8 images and int64 labels in one memory-mapped safetensors file, beside a JSON card that describes them.
+
+How images get into a pack stands in the modules of their sources; which source a text names stands in `sources`.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from driftkit.artifacts.files import read_json, read_tensors, write_json, write_tensors
+from driftkit.errors import MissingError
+
+FORMAT = 1
+SUFFIX = ".safetensors"
+UNLABELLED = -1
+
+
+class PackSource(BaseModel):
+    """Where the images of a pack came from and what was done to them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    spec: str = Field(description="what was asked for, for example shapes?split=test or photos.zip")
+    kind: str = Field(description="shapes, cifar10, folder, archive or pack")
+    options: dict[str, Any] = Field({}, description="import options: split, image_size, limit, ...")
+    digest: str = Field("", description="digest of what was read; empty where nothing was")
+    verified: bool | None = Field(None, description="whether known checksums agree; None where there are none")
+
+
+class PackCard(BaseModel):
+    """What stands beside a pack."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1] = Field(description="version of the layout")
+    kind: Literal["pack"] = Field(description="what this card describes")
+    name: str = Field(description="name of the pack when it was written")
+    count: int = Field(ge=1, description="number of images")
+    classes: tuple[str, ...] = Field(description="class names in the order of the labels; empty where unlabelled")
+    height: int = Field(ge=1, description="in pixels")
+    width: int = Field(ge=1, description="in pixels")
+    sha256: str = Field(pattern="^[0-9a-f]{64}$", description="over the bytes of images [N, 3, H, W], then of labels")
+    source: PackSource
+    label: str = Field(description="how to name these images beside a figure measured on them")
+    notes: tuple[str, ...] = Field((), description="what a reader should know, for example files that were left out")
+
+
+@dataclass(frozen=True)
+class RawImages:
+    """Images as a source gives them, before they are a pack."""
+
+    images: torch.Tensor  # uint8 [N, 3, H, W]
+    labels: torch.Tensor  # int64 [N], -1 where unlabelled
+    classes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    verified: bool | None = None
+
+
+@dataclass(frozen=True)
+class ImagePack:
+    """An open pack. The images are mapped from the file: what is not looked at is not read."""
+
+    path: Path
+    images: torch.Tensor  # uint8 [N, 3, H, W]
+    labels: torch.Tensor  # int64 [N], -1 where unlabelled
+    classes: tuple[str, ...]
+    card: PackCard
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def digest(self) -> str:
+        """Hex sha256 of the content, as the card has it; `verify` computes it anew."""
+        return self.card.sha256
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels.
+
+        Raises:
+            MissingError: the images are not square.
+        """
+        height, width = self.images.shape[-2:]
+        if height != width:
+            raise MissingError(
+                f"{self.path}: expected square images, got {width}x{height} px; "
+                f"square ones: driftkit data {self.path} --image-size {min(height, width)} --output NEW.safetensors"
+            )
+        return int(height)
+
+    def class_counts(self) -> dict[str, int]:
+        """How many images each class has; unlabelled images count as "(unlabelled)"."""
+        counts = torch.bincount(self.labels + 1, minlength=len(self.classes) + 1).tolist()
+        named = dict(zip(self.classes, counts[1:], strict=True))
+        return {**named, "(unlabelled)": counts[0]} if counts[0] else named
+
+    def verify(self) -> None:
+        """Read everything and compare with the card.
+
+        Raises:
+            MissingError: the content is not what the card says.
+        """
+        got = content_sha256(self.images, self.labels)
+        if got != self.card.sha256:
+            raise MissingError(f"{self.path}: content has sha256 {got}, expected {self.card.sha256}; import it again")
+
+    def limited(self, limit: int) -> "ImagePack":
+        """At most `limit` of the images: the first of every class in equal shares, in the order they have here.
+
+        The card is that of the smaller set, so its digest is another one. A limit above the count changes nothing.
+        """
+        if limit < 1:
+            raise ValueError(f"limit is {limit}, expected at least 1")
+        if limit >= len(self):
+            return self
+        picked = balanced_indices(self.labels, limit)
+        images, labels = self.images[picked], self.labels[picked]
+        source = self.card.source
+        card = self.card.model_copy(
+            update={
+                "count": limit,
+                "sha256": content_sha256(images, labels),
+                "source": source.model_copy(update={"options": {**source.options, "limit": limit}}),
+            }
+        )
+        return ImagePack(self.path, images, labels, self.classes, card)
+
+
+def balanced_indices(labels: torch.Tensor, limit: int) -> torch.Tensor:
+    """Indices, int64 [limit], ascending, of the first images of every class, as equal in number as can be."""
+    order = torch.argsort(labels, stable=True)
+    _, counts = torch.unique_consecutive(labels[order], return_counts=True)
+    starts = torch.repeat_interleave(counts.cumsum(0) - counts, counts)
+    place_in_class = torch.empty_like(order)
+    place_in_class[order] = torch.arange(len(labels)) - starts
+    return torch.argsort(place_in_class, stable=True)[:limit].sort().values
+
+
+def content_sha256(images: torch.Tensor, labels: torch.Tensor) -> str:
+    """Hex sha256 over the bytes of the images, then of the labels (int64, little-endian)."""
+    digest = hashlib.sha256()
+    for part in images.split(4096):
+        digest.update(part.contiguous().numpy().data)
+    digest.update(labels.contiguous().numpy().astype("<i8").data)
+    return digest.hexdigest()
+
+
+def pack_path(path: Path) -> Path:
+    """The safetensors file of a pack that is named with or without its suffix."""
+    return path if path.suffix == SUFFIX else path.with_name(path.name + SUFFIX)
+
+
+def card_path(path: Path) -> Path:
+    """The JSON card beside a pack."""
+    return pack_path(path).with_suffix(".json")
+
+
+def is_finished(path: Path) -> bool:
+    """Whether both files of a pack are there; the card is written last."""
+    return pack_path(path).is_file() and card_path(path).is_file()
+
+
+def write_pack(
+    path: Path,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    classes: Sequence[str],
+    *,
+    source: PackSource,
+    label: str,
+    notes: Sequence[str] = (),
+) -> ImagePack:
+    """Write a pack and open it.
+
+    Args:
+        path: the safetensors file, with or without its suffix; the card goes beside it.
+        images: uint8 [N, 3, H, W].
+        labels: int64 [N], an index into `classes`, or -1 where unlabelled.
+        classes: names, in the order of the labels.
+        source: where the images came from.
+        label: how to name these images beside a figure.
+        notes: what a reader should know.
+
+    Raises:
+        ValueError: shapes, dtypes or labels do not fit.
+    """
+    path = pack_path(Path(path))
+    _check(images, labels, classes)
+    sha256 = content_sha256(images, labels)
+    card = PackCard(
+        format=1,
+        kind="pack",
+        name=path.stem,
+        count=len(images),
+        classes=tuple(classes),
+        height=images.shape[2],
+        width=images.shape[3],
+        sha256=sha256,
+        source=source,
+        label=label,
+        notes=tuple(notes),
+    )
+    side = card_path(path)
+    if side.exists() and _header_sha256(path) != sha256:
+        # The old card must not stand beside the new tensors. Equal content keeps its card, so that a reader beside
+        # a second writer of the same import finds a whole pack at every moment.
+        side.unlink()
+    write_tensors(path, {"images": images, "labels": labels}, header={"driftkit": "pack", "sha256": sha256})
+    write_json(side, card.model_dump(mode="json"))
+    return open_pack(path)
+
+
+def open_pack(path: Path) -> ImagePack:
+    """Open a pack without reading its images.
+
+    Args:
+        path: the safetensors file, with or without its suffix.
+
+    Raises:
+        MissingError: a file is absent or unreadable, or the card describes other tensors.
+    """
+    path = pack_path(Path(path))
+    side = card_path(path)
+    if path.is_file() and not side.is_file():
+        raise MissingError(f"{path} has no card {side.name}: an unfinished import; delete it or import again")
+    tensors, header = read_tensors(path)
+    card = _read_card(side)
+    images, labels = tensors.get("images"), tensors.get("labels")
+    if images is None or labels is None:
+        raise MissingError(f"{path}: got the tensors {sorted(tensors)}, expected images and labels; import it again")
+    facts: tuple[tuple[str, Any, Any], ...] = (
+        ("dtype of images", str(images.dtype), "torch.uint8"),
+        ("shape of images", list(images.shape), [card.count, 3, card.height, card.width]),
+        ("dtype of labels", str(labels.dtype), "torch.int64"),
+        ("shape of labels", list(labels.shape), [card.count]),
+        ("sha256", header.get("sha256", "none"), card.sha256),
+    )
+    for what, got, expected in facts:
+        if got != expected:
+            raise MissingError(f"{path}: {what} is {got}, expected {expected} as in {side.name}; import it again")
+    low, high = int(labels.min()), int(labels.max())
+    if low < UNLABELLED or high >= len(card.classes):
+        raise MissingError(
+            f"{path}: labels are {low} to {high}, expected -1 to {len(card.classes) - 1}; import it again"
+        )
+    return ImagePack(path, images, labels, card.classes, card)
+
+
+def _check(images: torch.Tensor, labels: torch.Tensor, classes: Sequence[str]) -> None:
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or not images.numel():
+        raise ValueError(f"images are {images.dtype} {list(images.shape)}, expected torch.uint8 [N, 3, H, W], N > 0")
+    if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+        raise ValueError(f"labels are {labels.dtype} {list(labels.shape)}, expected torch.int64 [{len(images)}]")
+    low, high = int(labels.min()), int(labels.max())
+    if low < UNLABELLED or high >= len(classes):
+        raise ValueError(f"labels are {low} to {high}, expected -1 to {len(classes) - 1}")
+
+
+def _header_sha256(path: Path) -> str:
+    try:
+        return read_tensors(path)[1].get("sha256", "")
+    except MissingError:  # absent or broken: whatever card there is, it is not that of new tensors
+        return ""
+
+
+def _read_card(side: Path) -> PackCard:
+    document = read_json(side)
+    try:
+        return PackCard.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise MissingError(
+            f"{side} is no card of a pack (format {FORMAT}): {where}: {first['msg']}, got {first['input']!r:.80}"
+        ) from None

@@ -1,0 +1,51 @@
+"""What an import shows on stderr while it runs: a bar in a terminal, a line now and then elsewhere."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+PLAIN_INTERVAL_S = 5.0
+
+
+@contextlib.contextmanager
+def progress(title: str, total: int, *, unit: str = "images") -> Iterator[Callable[[int], None]]:
+    """Yield a function that is told how many further units are done.
+
+    Args:
+        title: what is being done.
+        total: how many units there are; 0 when nobody knows.
+        unit: "images", or "bytes".
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _plain(title, total, unit)
+        return
+    counter = DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
+    columns = (TextColumn(f"[bold]{title}", markup=True), BarColumn(), counter, TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(title, total=total or None)
+        yield lambda done: bar.advance(task, done)
+
+
+def _plain(title: str, total: int, unit: str) -> Callable[[int], None]:
+    done, last = 0, time.monotonic()
+
+    def advance(count: int) -> None:
+        nonlocal done, last
+        done += count
+        if time.monotonic() - last >= PLAIN_INTERVAL_S:
+            last = time.monotonic()
+            sys.stderr.write(f"{title}: {done:,}{f' of {total:,}' if total else ''} {unit}\n")
+            sys.stderr.flush()
+
+    return advance
+
+
+def warn(message: str) -> None:
+    """One line of warning on stderr."""
+    sys.stderr.write(f"warning: {message}\n")
+    sys.stderr.flush()
