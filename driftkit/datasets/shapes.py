@@ -131,12 +131,15 @@ def _draw(indices: npt.NDArray[np.int64], options: ShapesOptions) -> npt.NDArray
 
 def _uniform(seed: int, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """Numbers in [0, 1), [n, NUM_DRAWS], each a function of (seed, index, column): the splitmix64 finaliser."""
-    counters = indices.astype(np.uint64)[:, None] * np.uint64(NUM_DRAWS) + np.arange(1, NUM_DRAWS + 1, dtype=np.uint64)
-    z = np.uint64(seed) + counters * np.uint64(0x9E3779B97F4A7C15)  # wraps, as it should
+    columns = np.arange(1, NUM_DRAWS + 1, dtype=np.uint64)
+    z: npt.NDArray[np.uint64] = np.multiply(indices.astype(np.uint64)[:, None], np.uint64(NUM_DRAWS)) + columns
+    z *= np.uint64(0x9E3779B97F4A7C15)  # wraps, as it should
+    z += np.uint64(seed)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     z = z ^ (z >> np.uint64(31))
-    return (z >> np.uint64(11)).astype(np.float64) / float(1 << 53)
+    drawn: npt.NDArray[np.float64] = (z >> np.uint64(11)).astype(np.float64) / float(1 << 53)
+    return drawn
 
 
 PRIMARY = np.array(
@@ -176,7 +179,8 @@ def _from_hsv(
     hue: npt.NDArray[np.float64], saturation: npt.NDArray[np.float64], value: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
     k = (np.array([5.0, 3.0, 1.0]) + 6 * hue[:, None]) % 6
-    return value[:, None] * (1 - saturation[:, None] * np.clip(np.minimum(k, 4 - k), 0, 1))
+    rgb: npt.NDArray[np.float64] = value[:, None] * (1 - saturation[:, None] * np.clip(np.minimum(k, 4 - k), 0, 1))
+    return rgb
 
 
 def _column(values: npt.NDArray[np.float64]) -> Array:
@@ -188,16 +192,19 @@ def _plane(values: npt.NDArray[np.float64]) -> Array:
 
 
 def _disc(x: Array, y: Array) -> Array:
-    return np.sqrt(x * x + y * y) - 0.88
+    distance: Array = np.sqrt(x * x + y * y) - 0.88
+    return distance
 
 
 def _square(x: Array, y: Array) -> Array:
-    return np.maximum(np.abs(x), np.abs(y)) - 0.76
+    distance: Array = np.maximum(np.abs(x), np.abs(y)) - 0.76
+    return distance
 
 
 def _triangle(x: Array, y: Array) -> Array:
     along, _ = _fold(x, y + 0.2, 3, half_turn=True)
-    return along - 0.56
+    distance: Array = along - 0.56
+    return distance
 
 
 def _star(x: Array, y: Array) -> Array:
@@ -205,7 +212,8 @@ def _star(x: Array, y: Array) -> Array:
     # The edge runs from the tip (1.06, 0) to the inner corner, 36 degrees further at 0.46 of the tip's radius.
     edge = np.array([0.46 * np.cos(np.pi / 5) - 1, 0.46 * np.sin(np.pi / 5)])
     normal = (np.array([edge[1], -edge[0]]) / np.hypot(*edge)).astype(np.float32)
-    return (along - np.float32(1.06)) * normal[0] + aside * normal[1]
+    distance: Array = (along - np.float32(1.06)) * normal[0] + aside * normal[1]
+    return distance
 
 
 def _heart(x: Array, y: Array) -> Array:
@@ -213,30 +221,36 @@ def _heart(x: Array, y: Array) -> Array:
     half = 0.76  # a square on its corner, and a disc on each of its upper edges
     corner = (x + np.abs(y) - half) * np.float32(0.5**0.5)
     lobe = np.sqrt((x - half / 2) ** 2 + (y + half / 2) ** 2) - half * 0.5**0.5
-    return np.minimum(corner, lobe)
+    distance: Array = np.minimum(corner, lobe)
+    return distance
 
 
 def _cross(x: Array, y: Array) -> Array:
     x, y = np.abs(x), np.abs(y)
-    return np.minimum(np.maximum(x - 0.92, y - 0.31), np.maximum(x - 0.31, y - 0.92))
+    distance: Array = np.minimum(np.maximum(x - 0.92, y - 0.31), np.maximum(x - 0.31, y - 0.92))
+    return distance
 
 
 def _ring(x: Array, y: Array) -> Array:
-    return np.abs(np.sqrt(x * x + y * y) - 0.7) - 0.22
+    distance: Array = np.abs(np.sqrt(x * x + y * y) - 0.7) - 0.22
+    return distance
 
 
 def _diamond(x: Array, y: Array) -> Array:
-    return (np.abs(x) / 0.58 + np.abs(y) - 1.02) * np.float32(1 / (1 + 0.58**-2) ** 0.5)
+    distance: Array = (np.abs(x) / 0.58 + np.abs(y) - 1.02) * np.float32(1 / (1 + 0.58**-2) ** 0.5)
+    return distance
 
 
 def _crescent(x: Array, y: Array) -> Array:
     x = x + 0.12
-    return np.maximum(np.sqrt(x * x + y * y) - 0.92, 0.72 - np.sqrt((x - 0.46) ** 2 + y * y))
+    distance: Array = np.maximum(np.sqrt(x * x + y * y) - 0.92, 0.72 - np.sqrt((x - 0.46) ** 2 + y * y))
+    return distance
 
 
 def _pentagon(x: Array, y: Array) -> Array:
     along, _ = _fold(x, y, 5, half_turn=True)
-    return along - 0.74
+    distance: Array = along - 0.74
+    return distance
 
 
 def _fold(x: Array, y: Array, corners: int, *, half_turn: bool = False) -> tuple[Array, Array]:

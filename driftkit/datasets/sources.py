@@ -11,6 +11,9 @@ from urllib.parse import parse_qsl
 from pydantic import ValidationError
 
 from driftkit.artifacts.files import digest_json
+from driftkit.datasets.cifar10 import SPLITS, Cifar10Source, archive_url, find_cifar10, is_cifar10
+from driftkit.datasets.containers import open_container
+from driftkit.datasets.folder import FolderSource
 from driftkit.datasets.packs import (
     SUFFIX,
     ImagePack,
@@ -159,7 +162,21 @@ def resolve(
     if path.suffix == SUFFIX or (not path.exists() and pack_path(path).is_file()):
         check_keys(parsed, ())
         return open_pack(path)
-    raise MissingError(_not_there(parsed))
+    directory = data_directory(data_dir)
+    if parsed.target == "cifar10" or is_cifar10(path):
+        check_keys(parsed, ("split",))
+        split = parsed.query.get("split", "train")
+        if split not in SPLITS:
+            raise UsageError(f"{spec}: split is {split}, expected train or test")
+        found = find_cifar10(directory) if parsed.target == "cifar10" else path
+        url = archive_url(cifar10_url) if allow_download else None
+        return Cifar10Source(spec, split, found, directory, url, image_size)
+    if not path.exists():
+        raise MissingError(_not_there(parsed))
+    check_keys(parsed, ("split",))
+    source = FolderSource(path, spec, parsed.query.get("split"), image_size)
+    open_container(path)
+    return source
 
 
 def import_path(source: Source, data_dir: Path | None = None) -> Path:

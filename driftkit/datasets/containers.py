@@ -1,0 +1,225 @@
+"""Where image files lie: a folder, a zip or a tar. Archives are read member by member in memory and never extracted."""
+
+import lzma
+import os
+import re
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Container as Holds
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NoReturn, Protocol
+
+from driftkit.artifacts.files import digest_json
+from driftkit.errors import MissingError
+
+MAX_MEMBER_BYTES = 256 * 2**20
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+ARCHIVE_SUFFIXES = (".zip", *TAR_SUFFIXES)
+BROKEN_ARCHIVE = (
+    zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, zlib.error,
+    OSError, EOFError, NotImplementedError, RuntimeError, ValueError,
+)  # fmt: skip
+
+
+class Container(Protocol):
+    """Files by name, whatever holds them."""
+
+    @property
+    def path(self) -> Path:
+        """The folder or the archive."""
+        ...
+
+    def names(self) -> list[str]:
+        """Names of all files, with forward slashes, hidden ones left out; in no special order."""
+        ...
+
+    def digest(self) -> str:
+        """Hex digest that changes when a file does, found without reading contents."""
+        ...
+
+    def contents(self, wanted: Holds[str]) -> Iterator[tuple[str, bytes]]:
+        """Name and content of the wanted files, in the order that is cheapest to read."""
+        ...
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder with all that is below it."""
+
+    path: Path
+
+    @cached_property
+    def _files(self) -> dict[str, tuple[int, int]]:
+        """Name to size in bytes and time of the last change in nanoseconds."""
+        found: dict[str, tuple[int, int]] = {}
+
+        def refuse(error: OSError) -> NoReturn:
+            raise MissingError(f"{error.filename} is not readable: {error.strerror}") from None
+
+        for here, folders, files in os.walk(self.path, onerror=refuse):
+            folders[:] = [name for name in folders if not _is_hidden(name)]
+            for name in folders:
+                if os.path.islink(os.path.join(here, name)):
+                    raise MissingError(
+                        f"{os.path.join(here, name)} is a link to a folder; put the folder there, or name it"
+                    )
+            for name in files:
+                if not _is_hidden(name):
+                    path = Path(here, name)
+                    try:
+                        status = path.stat()
+                    except OSError as error:
+                        raise MissingError(f"{path} is not readable: {error.strerror}; remove it") from None
+                    if not stat.S_ISREG(status.st_mode):
+                        raise MissingError(f"{path} is no plain file; remove it")
+                    found[path.relative_to(self.path).as_posix()] = (status.st_size, status.st_mtime_ns)
+        return found
+
+    def names(self) -> list[str]:
+        return list(self._files)
+
+    def digest(self) -> str:
+        return digest_json(sorted((name, *facts) for name, facts in self._files.items()))
+
+    def contents(self, wanted: Holds[str]) -> Iterator[tuple[str, bytes]]:
+        for name in sorted(self._files):
+            if name in wanted:
+                path = self.path / name
+                _check_size(str(path), self._files[name][0])
+                try:
+                    yield name, path.read_bytes()
+                except OSError as error:
+                    raise MissingError(f"{path} is not readable: {error.strerror}") from None
+
+
+@dataclass(frozen=True)
+class Zip:
+    """A zip archive."""
+
+    path: Path
+
+    @cached_property
+    def _members(self) -> dict[str, zipfile.ZipInfo]:
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                members = archive.infolist()
+        except BROKEN_ARCHIVE as error:
+            raise MissingError(f"{self.path} is no whole zip archive: {error}; get it again") from None
+        found: dict[str, zipfile.ZipInfo] = {}
+        for member in members:
+            kind = stat.S_IFMT(member.external_attr >> 16)
+            if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+                _refuse(self.path, member.filename, "a link or a device")
+            _check_name(self.path, member.orig_filename)
+            if not member.is_dir():
+                _add(found, self.path, member.filename, member)
+        return found
+
+    def names(self) -> list[str]:
+        return list(self._members)
+
+    def digest(self) -> str:
+        return digest_json(sorted((name, m.CRC, m.file_size) for name, m in self._members.items()))
+
+    def contents(self, wanted: Holds[str]) -> Iterator[tuple[str, bytes]]:
+        with zipfile.ZipFile(self.path) as archive:
+            for name, member in self._members.items():
+                if name in wanted:
+                    _check_size(f"{self.path}: {name}", member.file_size)
+                    try:
+                        data = archive.read(member)  # compares the CRC, too
+                    except BROKEN_ARCHIVE as error:
+                        raise MissingError(
+                            f"{self.path}: {name} is not readable: {error}; get the archive again"
+                        ) from None
+                    yield name, data
+
+
+@dataclass(frozen=True)
+class Tar:
+    """A tar archive, plain or compressed."""
+
+    path: Path
+
+    def _walk(self) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+        """Every plain file in the order of the archive."""
+        try:
+            with tarfile.open(self.path, "r:*") as archive:
+                for member in archive:
+                    _check_name(self.path, member.name)
+                    if member.isfile():
+                        yield archive, member
+                    elif not member.isdir():
+                        _refuse(self.path, member.name, "a link or a device")
+        except MissingError:
+            raise
+        except BROKEN_ARCHIVE as error:
+            raise MissingError(f"{self.path} is no whole tar archive: {error}; get it again") from None
+
+    def names(self) -> list[str]:
+        found: dict[str, tarfile.TarInfo] = {}
+        for _, member in self._walk():
+            _check_size(f"{self.path}: {member.name}", member.size)
+            _add(found, self.path, re.sub(r"^(\./)+", "", member.name), member)
+        return list(found)
+
+    def digest(self) -> str:
+        # A tar has no directory to look at, and reading through it costs as much as the import.
+        status = self.path.stat()
+        return digest_json([status.st_size, status.st_mtime_ns])
+
+    def contents(self, wanted: Holds[str]) -> Iterator[tuple[str, bytes]]:
+        for archive, member in self._walk():
+            name = re.sub(r"^(\./)+", "", member.name)
+            if name in wanted:
+                stream = archive.extractfile(member)
+                assert stream is not None, "_walk gives plain files"
+                yield name, stream.read()
+
+
+def open_container(path: Path) -> Container:
+    """The folder or archive at `path`.
+
+    Raises:
+        MissingError: it is neither.
+    """
+    if path.is_dir():
+        return Folder(path)
+    if path.name.lower().endswith(".zip"):
+        return Zip(path)
+    if path.name.lower().endswith(TAR_SUFFIXES):
+        return Tar(path)
+    raise MissingError(f"{path}: expected a folder, {', '.join(ARCHIVE_SUFFIXES)} or a pack (.safetensors)")
+
+
+def _add(found: dict[str, Any], path: Path, name: str, member: Any) -> None:
+    if any(_is_hidden(part) for part in name.split("/")):
+        return
+    if name in found:
+        raise MissingError(f"{path} holds {name} twice; make it again")
+    found[name] = member
+
+
+def _is_hidden(name: str) -> bool:
+    return (name.startswith(".") and name != ".") or name == "__MACOSX"
+
+
+def _check_name(path: Path, name: str) -> None:
+    if name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", name) or ".." in re.split(r"[/\\]", name):
+        _refuse(path, name, "a name that leads out of the archive")
+    if "\0" in name or "\\" in name:
+        _refuse(path, name, "a name with a backslash or a zero byte")
+
+
+def _refuse(path: Path, name: str, what: str) -> NoReturn:
+    raise MissingError(f"{path}: refused, since {name!r} is {what}; make the archive again without it")
+
+
+def _check_size(name: str, size: int) -> None:
+    if size > MAX_MEMBER_BYTES:
+        raise MissingError(f"{name}: {size:,} bytes, expected at most {MAX_MEMBER_BYTES:,} for one image; remove it")

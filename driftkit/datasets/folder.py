@@ -1,0 +1,212 @@
+"""Images in a folder or an archive: which class each belongs to, and how thousands are decoded at a time."""
+
+import os
+import re
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from driftkit.datasets.containers import ARCHIVE_SUFFIXES, Container, open_container
+from driftkit.datasets.decode import SUFFIXES, decode_image
+from driftkit.datasets.packs import UNLABELLED, RawImages
+from driftkit.datasets.progress import progress
+from driftkit.errors import MissingError
+
+SPLITS = frozenset({"train", "training", "test", "testing", "val", "valid", "validation"})
+FILES_AT_A_TIME, BYTES_AT_A_TIME = 128, 4 * 2**20
+
+
+@dataclass(frozen=True)
+class FolderSource:
+    """A folder or an archive as a source of images."""
+
+    path: Path
+    spec: str
+    split: str | None = None
+    image_size: int | None = None
+
+    @cached_property
+    def container(self) -> Container:
+        return open_container(self.path)
+
+    @property
+    def kind(self) -> str:
+        return "folder" if self.path.is_dir() else "archive"
+
+    @property
+    def label(self) -> str:
+        path = Path(os.path.abspath(self.path))
+        name = path.name
+        for suffix in ARCHIVE_SUFFIXES:
+            if self.kind == "archive" and name.lower().endswith(suffix):
+                name = name[: -len(suffix)]
+                break
+        parts = [path.parent.name if name.lower() in SPLITS else "", name, self.split or ""]
+        return "-".join(part for part in parts if part)
+
+    @property
+    def name(self) -> str:
+        return self.label + (f"-{self.image_size}px" if self.image_size else "")
+
+    def recorded_options(self) -> dict[str, Any]:
+        options = {"split": self.split, "image_size": self.image_size}
+        return {key: value for key, value in options.items() if value is not None}
+
+    def digest(self) -> str:
+        return self.container.digest()
+
+    def read(self) -> RawImages:
+        found = arrange(self.container.names(), self.path, self.split, is_folder=self.kind == "folder")
+        images = _decode(self.container, found.names, self.image_size)
+        notes = (f"{found.num_others} files that are no images were left out",) if found.num_others else ()
+        return RawImages(images, torch.tensor(found.labels), found.classes, notes)
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """Image files in the order of the pack."""
+
+    names: list[str]
+    labels: list[int]
+    classes: tuple[str, ...]
+    num_others: int  # files that are no images, by their suffix
+
+
+def arrange(files: Sequence[str], where: Path, split: str | None, *, is_folder: bool) -> Arrangement:
+    """Order image files by name (numbers by value) and find their classes.
+
+    The class is the folder an image lies in, once the folders that all images share are taken away. Without folders
+    the images are unlabelled.
+
+    Args:
+        files: names with forward slashes.
+        where: how errors name the source.
+        split: keep only what lies in this folder; None keeps all.
+        is_folder: whether an error should advise `PATH/train` rather than `PATH?split=train`.
+
+    Raises:
+        MissingError: no images; splits and none named; or some images lie in class folders and some do not.
+    """
+    names = sorted((f for f in files if PurePosixPath(f).suffix.lower() in SUFFIXES), key=natural_order)
+    if not names:
+        raise MissingError(f"{where}: no images among {len(files)} files; expected {', '.join(sorted(SUFFIXES))}")
+    num_others = len(files) - len(names)
+    names = _of_split(names, where, split, is_folder=is_folder)
+    depth = len(_shared_folders(names))
+    classless = [name for name in names if len(_folders(name)) == depth]
+    if len(classless) == len(names):
+        return Arrangement(names, [UNLABELLED] * len(names), (), num_others)
+    if classless:
+        raise MissingError(f"{where}: {classless[0]} lies beside class folders; expected every image in one, or none")
+    of_image = [_folders(name)[-1] for name in names]
+    classes = tuple(sorted(set(of_image), key=natural_order))
+    index = {name: i for i, name in enumerate(classes)}
+    return Arrangement(names, [index[name] for name in of_image], classes, num_others)
+
+
+def _of_split(names: list[str], where: Path, split: str | None, *, is_folder: bool) -> list[str]:
+    shared = _shared_folders(names)
+    tops = {folders[len(shared)] for name in names if len(folders := _folders(name)) > len(shared)}
+    if split is None:
+        splits = sorted(top for top in tops if top.lower() in SPLITS)
+        if len(splits) >= 2:
+            inside = "/".join([*shared, splits[-1]])
+            advice = f"{where}/{inside}" if is_folder else f"{where}?split={splits[-1]}"
+            raise MissingError(f"{where} holds the splits {', '.join(splits)}; name one, for example {advice}")
+        return names
+    if split in shared:
+        return names
+    kept = [name for name in names if _folders(name)[len(shared) : len(shared) + 1] == [split]]
+    if not kept:
+        there = ", ".join(sorted(tops | set(shared), key=natural_order)[:8]) or "no folders"
+        raise MissingError(f"{where} has no split {split!r}; there: {there}")
+    return kept
+
+
+def natural_order(name: str) -> tuple[list[tuple[int, str]], str]:
+    """Sorting key under which img2 comes before img10."""
+    pieces = re.split(r"(\d+)", name)
+    return [(int(p), "") if p.isascii() and p.isdigit() else (-1, p) for p in pieces], name
+
+
+def _folders(name: str) -> list[str]:
+    return name.split("/")[:-1]
+
+
+def _shared_folders(names: Sequence[str]) -> list[str]:
+    folders = [_folders(name) for name in names]
+    least, greatest = min(folders), max(folders)  # what these two share, all between them share
+    depth = 0
+    while depth < len(least) and least[depth] == greatest[depth]:
+        depth += 1
+    return least[:depth]
+
+
+def _decode(container: Container, names: Sequence[str], image_size: int | None) -> torch.Tensor:
+    """Decode the files in threads: uint8 [N, 3, H, W] in the order of `names`."""
+    slots = {name: i for i, name in enumerate(names)}
+    batches = _batches(container, slots)
+    batch = next(batches)
+    first_name = batch[0][0]
+    first = decode_image(batch[0][1], _full_name(container, first_name), image_size)
+    images = np.empty((len(names), *first.shape), dtype=np.uint8)
+
+    def work(batch: list[tuple[str, bytes]]) -> int:
+        for name, data in batch:
+            image = decode_image(data, _full_name(container, name), image_size)
+            if image.shape != first.shape:
+                raise MissingError(_mixed_sizes(container, first_name, first, name, image))
+            images[slots[name]] = image
+        return len(batch)
+
+    workers = os.cpu_count() or 1
+    pool = ThreadPoolExecutor(workers)
+    try:
+        with progress(f"importing {container.path.name}", len(names)) as advance:
+            running: deque[Future[int]] = deque([pool.submit(work, batch)])
+            for batch in batches:
+                # A bounded queue: reading is faster than decoding, and the archive may be larger than the memory.
+                while len(running) > 2 * workers:
+                    advance(running.popleft().result())
+                running.append(pool.submit(work, batch))
+            while running:
+                advance(running.popleft().result())
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return torch.from_numpy(images)
+
+
+def _batches(container: Container, slots: dict[str, int]) -> Iterator[list[tuple[str, bytes]]]:
+    batch: list[tuple[str, bytes]] = []
+    size = 0
+    for name, data in container.contents(slots):
+        batch.append((name, data))
+        size += len(data)
+        if len(batch) >= FILES_AT_A_TIME or size >= BYTES_AT_A_TIME:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _full_name(container: Container, name: str) -> str:
+    return f"{container.path}/{name}" if container.path.is_dir() else f"{container.path}: {name}"
+
+
+def _mixed_sizes(
+    container: Container, first_name: str, first: npt.NDArray[np.uint8], name: str, image: npt.NDArray[np.uint8]
+) -> str:
+    (_, height, width), (_, other_height, other_width) = first.shape, image.shape
+    side = min(height, width, other_height, other_width)
+    return (
+        f"{container.path}: images differ in size, {first_name} is {width}x{height} px and {name} is "
+        f"{other_width}x{other_height}; bring them to one with --image-size N, for example --image-size {side}"
+    )
