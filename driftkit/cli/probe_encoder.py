@@ -14,7 +14,9 @@ def command(
     encoder: Annotated[
         str,
         typer.Argument(
-            metavar="NAME", help="pixel, dinov2-multires, convnextv2, mocov2, or the folder of a MAE run.", show_default=False
+            metavar="NAME",
+            help="pixel, dinov2-multires, convnextv2, mocov2, or the folder of a MAE run.",
+            show_default=False,
         ),
     ],
     input_size: Annotated[
@@ -23,7 +25,9 @@ def command(
     image_size: Annotated[int, option("--image-size", help="Side in pixels of the images.", panel=WHAT)] = 32,
     features: Annotated[
         str | None,
-        option("--features", help="Feature set: multires, paper or locations.", panel=WHAT, default="the encoder's own"),
+        option(
+            "--features", help="Feature set: multires, paper or locations.", panel=WHAT, default="the encoder's own"
+        ),
     ] = None,
     encoder_weights: Annotated[
         Path | None,
@@ -78,6 +82,9 @@ def _show(document: dict[str, Any]) -> None:
     calls = Table("field call", "fields G", "channels C", "tensor", title="field calls per step", title_justify="left")
     for number, row in enumerate(document["field_calls"], start=1):
         calls.add_row(
-            str(number), f"{row['vectors']:,}", f"{row['channels']:,}", f"[{row['vectors']}, N, {row['channels']}]".replace("[", "\\[")
+            str(number),
+            f"{row['vectors']:,}",
+            f"{row['channels']:,}",
+            f"[{row['vectors']}, N, {row['channels']}]".replace("[", "\\["),
         )
     console.print(calls)

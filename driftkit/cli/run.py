@@ -38,7 +38,11 @@ def command(
         check([stage.command, *stage.arguments], where=f"{pipeline}: stage {stage.name}")
     if dry_run:
         plan = [
-            {"name": s.name, "state": "done" if is_done(loaded, s) else "would run", "command": shlex.join(s.command_line())}
+            {
+                "name": s.name,
+                "state": "done" if is_done(loaded, s) else "would run",
+                "command": shlex.join(s.command_line()),
+            }
             for s in loaded.stages
         ]
         document: dict[str, Any] = {"pipeline": loaded.name, "output": str(loaded.output), "stages": plan}
@@ -52,7 +56,16 @@ def command(
 
     def report(number: int, stage: Stage, state: str, seconds: float) -> None:
         line = f"[{number}/{len(loaded.stages)}] {stage.name}: {state}"
-        note(line + (f" in {seconds:.0f} s" if state == "done" else f": {shlex.join(stage.command_line())}" if state == "runs" else ""))
+        note(
+            line
+            + (
+                f" in {seconds:.0f} s"
+                if state == "done"
+                else f": {shlex.join(stage.command_line())}"
+                if state == "runs"
+                else ""
+            )
+        )
 
     def execute(arguments: Any) -> Any:
         # What stages print is progress of the pipeline where its own result is to be the only document on stdout.
@@ -65,7 +78,9 @@ def command(
     def show() -> None:
         done = sum(r["state"] == "done" for r in records)
         seconds = sum(r.get("seconds", 0) for r in records)
-        typer.echo(f"{loaded.name}: {done} stages run in {seconds:.0f} s, {len(records) - done} unchanged; results in {loaded.output}")
+        typer.echo(
+            f"{loaded.name}: {done} stages run in {seconds:.0f} s, {len(records) - done} unchanged; results in {loaded.output}"
+        )
 
     emit(document, as_json=as_json, show=show)
     return document

@@ -15,11 +15,18 @@ def command(
     num_images: Annotated[int, option("--num-images", "-n", help="How many images.", panel=HOW)] = 64,
     sampler: Annotated[
         str | None,
-        option("--sampler", help="one-step; ddim, ddpm or dpm-solver.", panel=HOW, default="one-step, or ddim for ddpm runs"),
+        option(
+            "--sampler",
+            help="one-step; ddim, ddpm or dpm-solver.",
+            panel=HOW,
+            default="one-step, or ddim for ddpm runs",
+        ),
     ] = None,
     nfe: Annotated[
         int | None,
-        option("--nfe", help="Network evaluations per image.", panel=HOW, default="1; ddim 50; dpm-solver 20; ddpm 1000"),
+        option(
+            "--nfe", help="Network evaluations per image.", panel=HOW, default="1; ddim 50; dpm-solver 20; ddpm 1000"
+        ),
     ] = None,
     seed: Annotated[int, option("--seed", help="Image i is a function of (seed, i).", panel=HOW)] = 0,
     weights: Annotated[str, option("--weights", help="ema, or raw: the last weights.", panel=HOW)] = "ema",
@@ -34,7 +41,9 @@ def command(
     device: Annotated[str, option("--device", help="auto, cpu or cuda.", panel=HOW)] = "auto",
     output: Annotated[
         Path | None,
-        option("--output", "-o", help="Safetensors file; JSON and PNG go beside it.", panel=FILES, default="in RUN/samples"),
+        option(
+            "--output", "-o", help="Safetensors file; JSON and PNG go beside it.", panel=FILES, default="in RUN/samples"
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
@@ -77,7 +86,9 @@ def command(
     document = {"samples": str(made.path), "grid": str(made.path.with_suffix(".png")), **made.info}
 
     def show() -> None:
-        typer.echo(f"{num_images} images ({made.info['sampler']}, {made.info['nfe']} NFE, {weights} weights): {made.path}")
+        typer.echo(
+            f"{num_images} images ({made.info['sampler']}, {made.info['nfe']} NFE, {weights} weights): {made.path}"
+        )
         typer.echo(f"grid: {made.path.with_suffix('.png')}")
 
     emit(document, as_json=as_json, show=show)

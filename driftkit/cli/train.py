@@ -36,13 +36,18 @@ def command(
     encoder: Annotated[
         str | None,
         option(
-            "--encoder", "-e", help="Encoder of the drift objective: a name, or the folder of a MAE run.", panel=WHAT,
+            "--encoder",
+            "-e",
+            help="Encoder of the drift objective: a name, or the folder of a MAE run.",
+            panel=WHAT,
             default="dinov2-multires",
         ),
     ] = None,
     encoder_weights: Annotated[
         str | None,
-        option("--encoder-weights", help="Local file with the encoder's weights.", panel=WHAT, default="cache, then hub"),
+        option(
+            "--encoder-weights", help="Local file with the encoder's weights.", panel=WHAT, default="cache, then hub"
+        ),
     ] = None,
     random_weights: Annotated[
         bool | None, option("--random-weights", help="Leave the encoder untrained: shapes and speed only.", panel=WHAT)
@@ -54,7 +59,10 @@ def command(
     data: Annotated[
         str | None,
         option(
-            "--data", "-d", help="Images: shapes, cifar10, a folder, a .zip or .tar, or a pack.", panel=WHAT,
+            "--data",
+            "-d",
+            help="Images: shapes, cifar10, a folder, a .zip or .tar, or a pack.",
+            panel=WHAT,
             default="cifar10",
         ),
     ] = None,
@@ -68,7 +76,9 @@ def command(
     config: Annotated[
         Path | None, option("--config", help="TOML file with config sections, over the preset.", panel=HOW)
     ] = None,
-    steps: Annotated[int | None, option("--steps", help="Optimizer steps of the run.", panel=HOW, default="50000")] = None,
+    steps: Annotated[
+        int | None, option("--steps", help="Optimizer steps of the run.", panel=HOW, default="50000")
+    ] = None,
     batch_size: Annotated[
         int | None, option("--batch-size", "-b", help="Images per rank and step.", panel=HOW, default="128")
     ] = None,
@@ -80,9 +90,12 @@ def command(
         option("--precision", help="float32, bfloat16, or auto: bfloat16 where it gains.", panel=HOW, default="auto"),
     ] = None,
     compile_network: Annotated[
-        bool | None, option("--compile/--no-compile", help="Compile the trained network.", panel=HOW, default="no-compile")
+        bool | None,
+        option("--compile/--no-compile", help="Compile the trained network.", panel=HOW, default="no-compile"),
     ] = None,
-    seed: Annotated[int | None, option("--seed", help="Every random draw follows from it.", panel=HOW, default="0")] = None,
+    seed: Annotated[
+        int | None, option("--seed", help="Every random draw follows from it.", panel=HOW, default="0")
+    ] = None,
     device: Annotated[str, option("--device", help="auto, cpu or cuda.", panel=HOW)] = "auto",
     assignments: Annotated[
         list[str] | None,
@@ -101,7 +114,8 @@ def command(
         str, option("--resume", help="auto: go on with what the folder holds; never: refuse to.", panel=FILES)
     ] = "auto",
     dry_run: Annotated[
-        bool, option("--dry-run", help="Print the resolved config with the origin of every value, and stop.", panel=FILES)
+        bool,
+        option("--dry-run", help="Print the resolved config with the origin of every value, and stop.", panel=FILES),
     ] = False,
     as_json: JsonOption = False,
 ) -> dict[str, Any] | None:
@@ -145,7 +159,9 @@ def command(
         return None
     manifest = result.run.manifest()
     if result.resumed_from is not None:
-        already = "already done" if result.resumed_from == manifest["step"] else f"resumed from step {result.resumed_from}"
+        already = (
+            "already done" if result.resumed_from == manifest["step"] else f"resumed from step {result.resumed_from}"
+        )
         note(f"{folder}: {already}")
     keys = ("state", "step", "images_seen", "train_seconds", "parameters", "encoder", "device", "peak_memory_gib")
     document = {"run": str(folder), "resumed_from": result.resumed_from, **{key: manifest.get(key) for key in keys}}

@@ -1,0 +1,50 @@
+# What people run by hand; .ci/run runs the same lines.
+
+# list the recipes
+default:
+    @just --list
+
+# install everything into .venv
+setup:
+    uv sync
+
+# format code and sort imports
+fmt:
+    uv run ruff format
+    uv run ruff check --fix
+
+# look for mistakes
+lint:
+    uv run ruff format --check
+    uv run ruff check
+
+# check types
+types:
+    uv run mypy
+
+# run the tests, for example: just test tests/drift
+test *ARGS:
+    uv run pytest {{ARGS}}
+
+# what a change must pass
+check: lint types test
+
+# the whole chain on generated images
+demo:
+    uv run driftkit run pipelines/demo.toml
+
+# a pipeline by name, for example: just pipeline cifar10-jpeg
+pipeline NAME *ARGS:
+    uv run driftkit run pipelines/{{NAME}}.toml {{ARGS}}
+
+# tests that need a CUDA device
+gpu-test:
+    uv run pytest -m gpu
+
+# time of the drifting field against the literal form, as ratios
+bench:
+    uv run python -m tests.benchmarks.field
+
+# remove caches and results
+clean:
+    rm -rf outputs .pytest_cache .mypy_cache .ruff_cache .hypothesis
