@@ -1,2 +1,106 @@
-def command() -> None:
-    """Under construction."""
+"""`driftkit data`: what images there are, and importing them."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from driftkit.cli.output import JsonOption, emit, option
+
+WHAT, FILES = "Which images", "Where they go"
+
+
+def command(
+    spec: Annotated[
+        str,
+        typer.Argument(
+            metavar="SPEC", help="shapes, cifar10, a folder, a .zip or .tar of images, or a pack.", show_default=False
+        ),
+    ],
+    image_size: Annotated[
+        int | None,
+        option("--image-size", help="Side in pixels of the centred square kept.", panel=WHAT, default="as they are"),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        option("--limit", help="At most so many images, in equal shares of the classes.", panel=WHAT, default="all"),
+    ] = None,
+    cifar10_url: Annotated[
+        str | None,
+        option(
+            "--cifar10-url",
+            help="Address of cifar-10-python.tar.gz.",
+            panel=WHAT,
+            default="DRIFTKIT_CIFAR10_URL, then cs.toronto.edu",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        option("--output", "-o", help="Pack (.safetensors) to write.", panel=FILES, default="in DRIFTKIT_DATA_DIR"),
+    ] = None,
+    grid: Annotated[
+        Path | None, option("--grid", help="PNG of a few images to write, a row a class.", panel=FILES, default="none")
+    ] = None,
+    force: Annotated[bool, option("--force", help="Replace another pack at --output.", panel=FILES)] = False,
+    as_json: JsonOption = False,
+) -> dict[str, Any]:
+    """Import images into one memory-mapped pack (uint8 [N,3,H,W] and labels) and show its card.
+
+    [bold]Examples[/bold]
+
+      driftkit data shapes --grid shapes.png
+      driftkit data "shapes?split=test&image_size=16&palette=primary" --json
+      driftkit data cifar10:test
+      driftkit data photos.zip --image-size 64 --limit 5000 --output data/photos.safetensors
+    """
+    from driftkit.errors import UsageError
+    from driftkit.stages.data import import_data, write_grid
+
+    if grid is not None and grid.suffix.lower() != ".png":
+        raise UsageError(f"--grid {grid}: expected a name that ends in .png")
+    pack, path = import_data(spec, output, image_size, limit, force=force, cifar10_url=cifar10_url)
+    if grid is not None:
+        write_grid(grid, pack)
+    document = {
+        **pack.card.model_dump(mode="json", exclude={"format", "classes"}),
+        "classes": pack.class_counts(),
+        "path": str(path),
+        "grid": None if grid is None else str(grid),
+    }
+    emit(document, as_json=as_json, show=lambda: _show(document))
+    return document
+
+
+def _show(document: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    facts = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    facts.add_column(style="bold", no_wrap=True)
+    facts.add_column(overflow="fold")
+    source = document["source"]
+    options = ", ".join(f"{key}={value}" for key, value in source["options"].items())
+    facts.add_row("images", f"{document['count']:,} of {document['width']}x{document['height']} px")
+    facts.add_row("label", escape(document["label"]))
+    facts.add_row("path", escape(document["path"]))
+    facts.add_row("sha256", document["sha256"])
+    facts.add_row("source", escape(source["spec"] + (f" ({options})" if options else "")))
+    if source["verified"] is not None:
+        facts.add_row(
+            "checksums", "as published" if source["verified"] else "[yellow]differ from the published ones[/]"
+        )
+    for text in document["notes"]:
+        facts.add_row("note", escape(text))
+    if document["grid"]:
+        facts.add_row("grid", escape(document["grid"]))
+    console.print(facts)
+    classes = Table("class", "images")
+    classes.columns[1].justify = "right"
+    shown = list(document["classes"].items())
+    for name, count in shown[:30]:
+        classes.add_row(escape(name), f"{count:,}")
+    if len(shown) > 30:
+        classes.add_row(f"and {len(shown) - 30} more", f"{sum(count for _, count in shown[30:]):,}")
+    console.print(classes)

@@ -194,16 +194,15 @@ def import_source(source: Source, path: Path) -> ImagePack:
         raw.images,
         raw.labels,
         raw.classes,
-        source=PackSource(
-            spec=source.spec,
-            kind=source.kind,
-            options=source.recorded_options(),
-            digest=source.digest(),
-            verified=raw.verified,
-        ),
+        source=source_record(source).model_copy(update={"verified": raw.verified}),
         label=source.label,
         notes=raw.notes,
     )
+
+
+def source_record(source: Source) -> PackSource:
+    """What a card says about the origin before the images are read."""
+    return PackSource(spec=source.spec, kind=source.kind, options=source.recorded_options(), digest=source.digest())
 
 
 def require_size(pack: ImagePack, image_size: int | None, spec: str) -> None:
