@@ -227,12 +227,16 @@ def parse_batch(data: bytes, name: str) -> tuple[torch.Tensor, torch.Tensor]:
 def _list_of_ints(operations: Iterator[Any]) -> list[int]:
     """The ints of the list that the next opcodes build; takes one opcode more than that."""
     numbers: list[int] = []
+    begun = False
     for opcode, argument, _ in operations:
         if opcode.name in ("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1"):
             numbers.append(int(argument))
-        elif opcode.name in ("APPENDS", "APPEND", "EMPTY_LIST", "LIST", "MARK", "FRAME") or "PUT" in opcode.name:
+        elif opcode.name in ("EMPTY_LIST", "MARK"):
+            begun = True
+        elif opcode.name in ("APPENDS", "APPEND", "LIST", "FRAME", "MEMOIZE") or "PUT" in opcode.name:
             continue
-        elif opcode.name != "MEMOIZE":
+        # A key of bytes goes through protocol 2 as encode(text, "latin1"): these stand between it and the list.
+        elif begun or opcode.name not in ("BINUNICODE", "BINGET", "LONG_BINGET", "TUPLE2", "REDUCE"):
             break
     return numbers
 

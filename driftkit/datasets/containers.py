@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, Self
 
 from driftkit.artifacts.files import digest_json
 from driftkit.errors import MissingError
@@ -140,6 +140,19 @@ class Zip:
                     yield name, data
 
 
+class _StrictMember(tarfile.TarInfo):
+    """A member whose broken header is an error: tarfile takes one for the end, and a cut archive for a whole one."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> Self:
+        try:
+            return super().fromtarfile(tarfile_)
+        except tarfile.HeaderError as error:
+            if type(error).__name__ == "EOFHeaderError":  # the block of zeros that closes an archive
+                raise
+            raise tarfile.ReadError(f"no closing block, it is cut off or broken ({error})") from None
+
+
 @dataclass(frozen=True)
 class Tar:
     """A tar archive, plain or compressed."""
@@ -149,7 +162,7 @@ class Tar:
     def _walk(self) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
         """Every plain file in the order of the archive."""
         try:
-            with tarfile.open(self.path, "r:*") as archive:
+            with tarfile.open(self.path, "r:*", tarinfo=_StrictMember) as archive:
                 for member in archive:
                     _check_name(self.path, member.name)
                     if member.isfile():

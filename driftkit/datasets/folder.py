@@ -66,7 +66,7 @@ class FolderSource:
     def read(self) -> RawImages:
         found = arrange(self.container.names(), self.path, self.split, is_folder=self.kind == "folder")
         images = _decode(self.container, found.names, self.image_size)
-        notes = (f"{found.num_others} files that are no images were left out",) if found.num_others else ()
+        notes = (f"files that are no images, left out: {found.num_others}",) if found.num_others else ()
         return RawImages(images, torch.tensor(found.labels), found.classes, notes)
 
 

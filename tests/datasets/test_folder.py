@@ -1,0 +1,305 @@
+"""Folders and archives: classes and order by name, every kind of image, and nothing hostile or broken gets through."""
+
+import io
+import stat
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from driftkit.datasets import decode
+from driftkit.datasets.decode import decode_image
+from driftkit.datasets.folder import arrange, natural_order
+from driftkit.datasets.sources import open_dataset
+from driftkit.errors import MissingError
+
+
+def png(colour=(10, 20, 30), size=(8, 8), mode="RGB", kind="PNG", **options):
+    stream = io.BytesIO()
+    Image.new(mode, size, colour).save(stream, format=kind, **options)
+    return stream.getvalue()
+
+
+def encoded(array, mode=None):
+    stream = io.BytesIO()
+    Image.fromarray(array, mode).save(stream, format="PNG") if mode else Image.fromarray(array).save(
+        stream, format="PNG"
+    )
+    return stream.getvalue()
+
+
+TREE = {f"root/{name}/{i}.png": png((i, 0, c)) for c, name in enumerate(("cat", "dog")) for i in (10, 9, 1)}
+
+
+def as_folder(path, files):
+    for name, data in files.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(data)
+    return path
+
+
+def as_zip(path, files):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return path
+
+
+def as_tar(path, files):
+    with tarfile.open(path, "w:gz" if path.name.endswith("gz") else "w") as archive:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return path
+
+
+def make(kind, tmp_path, files):
+    makers = {"folder": (as_folder, "photos"), "zip": (as_zip, "photos.zip"), "tar": (as_tar, "photos.tar"),
+              "tar.gz": (as_tar, "photos.tar.gz")}  # fmt: skip
+    maker, name = makers[kind]
+    return maker(tmp_path / name, files)
+
+
+KINDS = pytest.mark.parametrize("kind", ["folder", "zip", "tar", "tar.gz"])
+
+
+@KINDS
+def test_class_folders_give_labels_in_natural_order(kind, tmp_path):
+    pack = open_dataset(str(make(kind, tmp_path, TREE)))
+    assert pack.classes == ("cat", "dog")
+    assert pack.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert pack.images[:, 0, 0, 0].tolist() == [1, 9, 10, 1, 9, 10]
+    assert pack.images[:, 2, 0, 0].tolist() == [0, 0, 0, 1, 1, 1]
+    assert pack.card.label == "photos"
+
+
+def test_all_kinds_give_the_same_pack(tmp_path):
+    digests = {open_dataset(str(make(kind, tmp_path, TREE))).digest for kind in ("folder", "zip", "tar", "tar.gz")}
+    assert len(digests) == 1
+
+
+@KINDS
+def test_flat_images_are_unlabelled_and_hidden_files_ignored(kind, tmp_path):
+    files = {
+        "a/2.png": png(),
+        "a/1.png": png(),
+        "__MACOSX/a/._1.png": b"junk",
+        "a/.hidden.png": b"junk",
+        "a/notes.txt": b"",
+    }
+    pack = open_dataset(str(make(kind, tmp_path, files)))
+    assert (pack.classes, pack.labels.tolist()) == ((), [-1, -1])
+    assert pack.card.notes == ("files that are no images, left out: 1",)
+
+
+@KINDS
+def test_splits_must_be_named(kind, tmp_path):
+    files = {f"all/{split}/{name}/1.png": png((i, 0, 0)) for i, split in enumerate(("train", "test")) for name in "ab"}
+    path = make(kind, tmp_path, files)
+    with pytest.raises(MissingError, match=r"holds the splits test, train.*photos(/all/train|\S*\?split=train)"):
+        open_dataset(str(path))
+    pack = open_dataset(f"{path}?split=test")
+    assert (len(pack), pack.classes, int(pack.images[0, 0, 0, 0])) == (2, ("a", "b"), 1)
+    with pytest.raises(MissingError, match="no split 'val'"):
+        open_dataset(f"{path}?split=val")
+    if kind == "folder":
+        pack = open_dataset(str(path / "all" / "train"))
+        assert (len(pack), pack.card.label) == (2, "all-train")
+
+
+def test_single_split_is_taken_as_it_is():
+    names = ["train/a/1.png", "train/b/1.png"]
+    for split in (None, "train"):
+        found = arrange(names, Path("x.zip"), split, is_folder=False)
+        assert (found.classes, found.labels) == (("a", "b"), [0, 1])
+
+
+def test_image_beside_class_folders_is_an_error():
+    with pytest.raises(MissingError, match=r"c\.png lies beside class folders"):
+        arrange(["a/1.png", "b/1.png", "c.png"], Path("here"), None, is_folder=True)
+
+
+def test_natural_order_counts():
+    assert sorted(["img10", "img9", "img1", "b2", "b²"], key=natural_order)[-3:] == ["img1", "img9", "img10"]
+
+
+@KINDS
+def test_mixed_sizes_name_two_files_and_the_fix(kind, tmp_path):
+    path = make(kind, tmp_path, {"1.png": png(), "2.png": png(size=(12, 10))})
+    with pytest.raises(MissingError, match=r"1\.png is 8x8 px and 2\.png is 12x10; .*--image-size 8"):
+        open_dataset(str(path))
+    assert open_dataset(str(path), image_size=8).images.shape == (2, 3, 8, 8)
+
+
+@KINDS
+def test_broken_image_is_named_and_nothing_is_left(kind, tmp_path):
+    files = {**TREE, "root/dog/9.png": TREE["root/dog/9.png"][:40]}
+    with pytest.raises(MissingError, match=r"root/dog/9\.png is no readable image"):
+        open_dataset(str(make(kind, tmp_path, files)))
+    assert not (tmp_path / "data").exists()
+
+
+@KINDS
+def test_source_without_images_is_an_error(kind, tmp_path):
+    path = make(kind, tmp_path, {"notes.txt": b"x"})
+    with pytest.raises(MissingError, match="no images among 1 files"):
+        open_dataset(str(path))
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
+@pytest.mark.parametrize("keep", [0.1, 0.4, 0.6, 0.75])
+def test_truncated_archive_is_refused(kind, keep, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    path = make(kind, tmp_path, {f"{i}.png": encoded(noise) for i in range(8)})
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * keep)])
+    with pytest.raises(MissingError, match=r"photos\."):
+        open_dataset(str(path))
+    assert not (tmp_path / "data").exists()
+
+
+def test_tar_cut_between_members_or_in_a_header_is_refused(tmp_path):
+    path = as_tar(tmp_path / "photos.tar", {f"{i}.png": png() for i in range(4)})
+    whole = path.read_bytes()
+    for length in (1024, 2048, 2048 + 200):
+        path.write_bytes(whole[:length])
+        with pytest.raises(MissingError, match="cut off"):
+            open_dataset(str(path))
+
+
+def test_zip_member_with_a_wrong_checksum_is_named(tmp_path):
+    path = tmp_path / "photos.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("1.png", png())
+    content = bytearray(path.read_bytes())
+    content[60] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(MissingError, match=r"1\.png is not readable"):
+        open_dataset(str(path))
+
+
+@pytest.mark.parametrize("name", ["../1.png", "/etc/1.png", "a/../../1.png", "C:/1.png", "..\\1.png"])
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_names_that_lead_out_of_an_archive_are_refused(kind, name, tmp_path):
+    with pytest.raises(MissingError, match="leads out"):
+        open_dataset(str(make(kind, tmp_path, {"ok.png": png(), name: png()})))
+
+
+def test_links_in_archives_are_refused(tmp_path):
+    for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE):
+        with tarfile.open(tmp_path / "l.tar", "w") as archive:
+            member = tarfile.TarInfo("1.png")
+            member.type, member.linkname = kind, "/etc/passwd"
+            archive.addfile(member)
+        with pytest.raises(MissingError, match="a link or a device"):
+            open_dataset(str(tmp_path / "l.tar"))
+    with zipfile.ZipFile(tmp_path / "l.zip", "w") as archive:
+        info = zipfile.ZipInfo("1.png")
+        info.external_attr = (stat.S_IFLNK | 0o777) << 16
+        archive.writestr(info, "/etc/passwd")
+    with pytest.raises(MissingError, match="a link or a device"):
+        open_dataset(str(tmp_path / "l.zip"))
+
+
+def test_links_to_folders_and_dead_links_are_refused(tmp_path):
+    as_folder(tmp_path / "photos", TREE)
+    (tmp_path / "photos" / "loop").symlink_to(tmp_path / "photos", target_is_directory=True)
+    with pytest.raises(MissingError, match="link to a folder"):
+        open_dataset(str(tmp_path / "photos"))
+    (tmp_path / "photos" / "loop").unlink()
+    (tmp_path / "photos" / "dead.png").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(MissingError, match=r"dead\.png"):
+        open_dataset(str(tmp_path / "photos"))
+
+
+def test_huge_images_and_members_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(decode, "MAX_PIXELS", 63)
+    with pytest.raises(MissingError, match=r"big\.png: 8x8 px"):
+        decode_image(png(), "big.png", None)
+    monkeypatch.setattr("driftkit.datasets.containers.MAX_MEMBER_BYTES", 10)
+    for kind in ("folder", "zip", "tar"):
+        with pytest.raises(MissingError, match="expected at most 10 for one image"):
+            open_dataset(str(make(kind, tmp_path, {"1.png": png()})))
+
+
+def test_decompression_bomb_is_named(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(MissingError, match=r"bomb\.png"):
+        decode_image(png(), "bomb.png", None)
+
+
+GREY = [128, 128, 128]
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (png(128, mode="L"), GREY),
+        (png(1, mode="1"), [255, 255, 255]),
+        (encoded(np.full((8, 8), 128 * 257, dtype=np.uint16)), GREY),
+        (png((0, 0, 0, 0), mode="RGBA"), [255, 255, 255]),
+        (png((255, 0, 0, 128), mode="RGBA"), [255, 127, 127]),
+        (png((0, 255), mode="LA"), [0, 0, 0]),
+        (png((10, 20, 30), transparency=(10, 20, 30)), [255, 255, 255]),
+        (png((0, 0, 0, 0), mode="CMYK", kind="TIFF"), [255, 255, 255]),
+        (png((10, 20, 30), kind="BMP"), [10, 20, 30]),
+        (png((10, 20, 30), kind="WEBP", lossless=True), [10, 20, 30]),
+    ],
+)
+def test_every_kind_of_image_becomes_rgb(data, expected):
+    image = decode_image(data, "image", None)
+    assert image.shape == (3, 8, 8)
+    assert image.dtype == np.uint8
+    assert image[:, 3, 3].tolist() == expected
+
+
+def test_palette_image_keeps_its_colours():
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 8), (200, 100, 50)).convert("P", palette=Image.Palette.ADAPTIVE).save(stream, "GIF")
+    assert decode_image(stream.getvalue(), "image", None)[:, 0, 0].tolist() == [200, 100, 50]
+
+
+def test_turned_camera_image_is_set_upright():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert decode_image(png(size=(12, 8), exif=exif), "image", None).shape == (3, 12, 8)
+
+
+@pytest.mark.parametrize("data", [png((0.5), mode="F", kind="TIFF"), b"", b"%!PS-Adobe-3.0 EPSF-3.0\n"])
+def test_what_cannot_be_shown_is_refused(data):
+    with pytest.raises(MissingError, match="image"):
+        decode_image(data, "image", None)
+
+
+def test_resizing_keeps_the_centre_and_averages():
+    wide = np.zeros((16, 32, 3), dtype=np.uint8)
+    wide[:, 8:24] = 200  # the centred square
+    # Bicubic weighs pixels just outside the square into the outermost columns, as resizing before cropping does.
+    assert (decode_image(encoded(wide), "wide", 8)[:, :, 2:-2] == 200).all()
+    checks = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)
+    assert abs(int(decode_image(encoded(checks), "checks", 8)[0, 4, 4]) - 128) < 4
+
+
+def test_changed_file_is_imported_again(tmp_path):
+    path = as_folder(tmp_path / "photos", TREE)
+    before = open_dataset(str(path))
+    (path / "root/cat/1.png").write_bytes(png((99, 0, 0), size=(8, 8)))
+    after = open_dataset(str(path))
+    assert after.path != before.path
+    assert int(after.images[0, 0, 0, 0]) == 99
+
+
+@pytest.mark.real_data
+def test_real_zip_is_imported(monkeypatch):
+    import os
+
+    pack = open_dataset(os.environ["DRIFTKIT_TEST_CIFAR10"])
+    assert len(pack.classes) == 10
+    assert pack.image_size == 32
+    assert len(set(pack.class_counts().values())) == 1
+    assert torch.equal(pack.labels.bincount(), torch.full((10,), len(pack) // 10))
+    pack.verify()
