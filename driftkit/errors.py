@@ -43,7 +43,7 @@ class RefusedError(DriftkitError):
     exit_code = EXIT_REFUSED
 
 
-class Interrupted(DriftkitError):
+class InterruptedRunError(DriftkitError):
     """The run was told to stop and has saved its state; exit code 130 (SIGINT) or 143 (SIGTERM)."""
 
     def __init__(self, message: str, exit_code: int):

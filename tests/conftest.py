@@ -40,8 +40,8 @@ def train_tiny(output: Path, objective: str = "drift", *more: object, steps: int
     """Train a tiny run of any objective; drift on pixels unless `more` says otherwise."""
     words = [] if objective != "drift" or "--encoder" in more else ["--encoder", "pixel"]
     model = TINY_MAE if objective == "mae" else TINY_UNET
-    line = ["train", "--objective", objective, *words, *TINY_DATA, *model, *TINY_LOOP, "--steps", steps, "--output", output]
-    result = driftkit(*line, *more)
+    line = ["train", "--objective", objective, *words, *TINY_DATA, *model, *TINY_LOOP]
+    result = driftkit(*line, "--steps", steps, "--output", output, *more)
     assert result.exit_code == 0, result.output
     return result
 

@@ -7,9 +7,11 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "driftkit"
 BASE = {"artifacts", "config", "runtime", "protocols", "errors"}
+MIDDLE = {"training", "evaluation", "objectives"}
+METHODS = {"drift", "diffusion", "encoders"}
 ALLOWED = {
-    "cli": {"cli", "stages", "training", "evaluation", "objectives", "encoders", "datasets"} | BASE,
-    "stages": {"stages", "training", "evaluation", "objectives", "drift", "diffusion", "encoders", "nn", "datasets"} | BASE,
+    "cli": {"cli", "stages", "encoders", "datasets"} | MIDDLE | BASE,
+    "stages": {"stages", "nn", "datasets"} | MIDDLE | METHODS | BASE,
     "training": {"training", "nn", "datasets"} | BASE,
     "evaluation": {"evaluation", "encoders", "nn", "datasets"} | BASE,
     "objectives": {"objectives", "drift", "diffusion", "encoders", "nn", "datasets"} | BASE,

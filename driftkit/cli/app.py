@@ -1,5 +1,6 @@
 """The program: its subcommands, how errors become one line and an exit code, and `--debug`."""
 
+import itertools
 import os
 import sys
 from collections.abc import Sequence
@@ -21,20 +22,20 @@ EXIT_CODES = (
 class DriftkitGroup(TyperGroup):
     """A command group that turns every error into one line on stderr and the documented exit code."""
 
-    def main(self, args: Sequence[str] | None = None, *positional: Any, **options: Any) -> Any:
+    def main(self, args: Sequence[str] | None = None, **options: Any) -> Any:  # type: ignore[override]
         words = list(sys.argv[1:] if args is None else args)
         # --debug is accepted anywhere, since people add it to the end of the command that failed.
         options_end = words.index("--") if "--" in words else len(words)
         debug = "--debug" in words[:options_end] or os.environ.get("DRIFTKIT_DEBUG", "") not in ("", "0")
         words = [w for i, w in enumerate(words) if w != "--debug" or i > options_end]
-        standalone = options.pop("standalone_mode", True)
-        options.setdefault("prog_name", "driftkit")
+        standalone = bool(options.pop("standalone_mode", True))
+        options["prog_name"] = "driftkit"
         try:
-            result = super().main(words, *positional, standalone_mode=False, **options)
+            result = super().main(words, standalone_mode=False, **options)
         except Exception as error:
             if debug and not hasattr(error, "format_message"):
                 raise
-            code, message = explain(error)
+            code, message = explain(error, words)
             sys.stderr.write(message + "\n")
             result = code
         except KeyboardInterrupt:
@@ -46,16 +47,14 @@ class DriftkitGroup(TyperGroup):
         return result
 
 
-def explain(error: Exception) -> tuple[int, str]:
+def explain(error: Exception, words: Sequence[str]) -> tuple[int, str]:
     """Exit code and the one line that says what was got, what was expected and one fix."""
     if isinstance(error, DriftkitError):
         return error.exit_code, f"error: {_one_line(str(error))}"
     if hasattr(error, "format_message"):  # typer's usage errors
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "driftkit"
-        return getattr(
-            error, "exit_code", EXIT_USAGE
-        ), f"error: {_one_line(error.format_message())} (see {command} --help)"
+        return EXIT_USAGE, f"error: {_usage_message(error, words)} (see {command} --help)"
     if type(error).__name__ == "Abort":
         return EXIT_INTERRUPTED, "interrupted"
     if (
@@ -67,6 +66,16 @@ def explain(error: Exception) -> tuple[int, str]:
     if isinstance(error, OSError):
         return EXIT_FAILURE, f"error: {_one_line(str(error))}"
     return EXIT_FAILURE, f"error: {type(error).__name__}: {_one_line(str(error))} (a bug: --debug shows where)"
+
+
+def _usage_message(error: Any, words: Sequence[str]) -> str:
+    """typer's message, with the word it complains of, which it leaves out."""
+    message: str = _one_line(error.format_message())
+    flags = getattr(getattr(error, "param", None), "opts", [])
+    for flag, word in itertools.pairwise(words):
+        if flag in flags and word not in message:
+            return f"{message}, got {word!r}"
+    return message
 
 
 def _one_line(text: str) -> str:
@@ -112,11 +121,11 @@ def check(arguments: Sequence[str], *, where: str) -> None:
     command = root.get_command(parent, name)
     assert command is not None, f"{name} is a command of ours"
     try:
-        command.make_context(name, rest, parent=parent)
+        command.make_context(name, list(rest), parent=parent)
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise
-        raise UsageError(f"{where}: {error.format_message()}") from None
+        raise UsageError(f"{where}: {_usage_message(error, rest)}") from None
 
 
 def _root() -> DriftkitGroup:

@@ -79,7 +79,8 @@ def command(
         done = sum(r["state"] == "done" for r in records)
         seconds = sum(r.get("seconds", 0) for r in records)
         typer.echo(
-            f"{loaded.name}: {done} stages run in {seconds:.0f} s, {len(records) - done} unchanged; results in {loaded.output}"
+            f"{loaded.name}: {done} stages run in {seconds:.0f} s, {len(records) - done} unchanged; "
+            f"results in {loaded.output}"
         )
 
     emit(document, as_json=as_json, show=show)

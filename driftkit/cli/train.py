@@ -150,8 +150,9 @@ def command(
     )
     folder = output or default_output(resolved)
     if dry_run:
-        document = {"output": str(folder), "config": resolved.model_dump(mode="json"), "origins": origins}
-        emit(document, as_json=as_json, show=lambda: _show_config(flatten(document["config"]), origins, folder))
+        values = resolved.model_dump(mode="json")
+        document: dict[str, Any] = {"output": str(folder), "config": values, "origins": origins}
+        emit(document, as_json=as_json, show=lambda: _show_config(flatten(values), origins, folder))
         return document
     result = train(resolved, folder, origins=origins, device=device, resume=resume)  # type: ignore[arg-type]
     result.ranks.stop()

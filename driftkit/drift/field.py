@@ -91,8 +91,8 @@ def aggregated_drift(
         negatives: further negatives beside the generated ones, [G, M, C].
         taus: temperatures relative to the mean distance, each > 0.
         negative_weight: weights of `negatives`, [G, M], >= 0; they enter the affinities and the mean distance.
-        scale_over: "map" shares S and lambda among all G fields, "location" gives each its own; an integer tensor [G]
-            shares them among the fields of equal number.
+        scale_over: "map" shares S and lambda among all G fields, "location" gives each its own; an integer tensor
+            [G] shares them among the fields of equal number.
         affinity_floor: lower bound of A before weighting, the masked self entry included (the authors' release: 1e-3).
         ranks: the processes whose features together are the batch; features of all of them are gathered once, and
             every rank computes the rows of its own x.
@@ -103,8 +103,8 @@ def aggregated_drift(
     Raises:
         UsageError: shapes, temperatures or weights that do not fit, or features that are not finite.
 
-    Source: arXiv 2602.04770, Algorithm 2 and Appendix A.6 (tau_tilde = tau * sqrt(C) on features divided by S). Differs:
-    Euclidean products on features centred at the mean of x, which V does not depend on; `affinity_floor` is off.
+    Source: arXiv 2602.04770, Algorithm 2 and Appendix A.6 (tau_tilde = tau * sqrt(C) on features divided by S).
+    Differs: products on features centred at the mean of x, which V does not depend on; `affinity_floor` is off.
     """
     ranks = ranks or Ranks()
     taus = tuple(taus)

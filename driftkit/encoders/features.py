@@ -1,4 +1,4 @@
-"""From feature maps to the feature vectors that drift: which vectors a map gives, and which of them share a field call."""
+"""From feature maps to the vectors that drift: which vectors a map gives, and which of them share a field call."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -198,7 +198,7 @@ def _find_file(spec: EncoderSpec, url: str) -> Path:
 
 
 def _require_reachable(spec: EncoderSpec, url: str, what: str) -> None:
-    """Ask once, shortly: the hub client itself would retry for most of a minute before it says that there is no network."""
+    """Ask once, shortly: without a network the hub client itself would retry for most of a minute."""
     try:
         urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=10).close()
     except (OSError, urllib.error.URLError) as error:

@@ -30,7 +30,7 @@ class UNetConfig(BaseModel):
         for multiplier in self.channel_multipliers:
             if self.base_channels * multiplier % self.num_heads:
                 raise ValueError(
-                    f"num_heads {self.num_heads} does not divide the {self.base_channels * multiplier} channels of a level"
+                    f"num_heads {self.num_heads} does not divide the {self.base_channels * multiplier} channels"
                 )
         return self
 

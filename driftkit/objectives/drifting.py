@@ -1,4 +1,4 @@
-"""Drifting: the generator regresses onto its own output, moved along the drifting field in an encoder's feature space."""
+"""Drifting: the generator regresses onto its own output, moved along the field in an encoder's feature space."""
 
 from typing import Literal
 

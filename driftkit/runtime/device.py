@@ -36,7 +36,7 @@ def resolve_device(name: str, *, local_rank: int = 0) -> torch.device:
 
 
 def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """float32 or bfloat16; "auto" takes bfloat16 on CUDA devices that have it, where it gains, and float32 elsewhere."""
+    """float32 or bfloat16; "auto" takes bfloat16 on CUDA devices that have it and float32 elsewhere."""
     if precision == "bfloat16":
         return torch.bfloat16
     if precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported():

@@ -221,7 +221,7 @@ def is_done(pipeline: Pipeline, stage: Stage) -> bool:
 
 
 def _content(path: str, *, evaluations: bool) -> str:
-    """What identifies the content of an input: a run's weights (and scores), a file's bytes; names stand for themselves."""
+    """What identifies an input's content: a run's weights (and scores), a file's bytes; names stand for themselves."""
     place = Path(path.removeprefix("encoder:").split("?")[0])
     if place.is_file():
         return sha256_file(place)

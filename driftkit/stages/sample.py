@@ -54,7 +54,7 @@ def generate(
 ) -> tuple[torch.Tensor, dict[str, Any]]:
     """Images of a run and how they came about.
 
-    Image i is a function of (seed, i) alone: neither its batch nor the count of images changes it beyond float rounding.
+    Image i is a function of (seed, i) alone: neither its batch nor the count changes it beyond float rounding.
 
     Args:
         num_images: how many, > 0.

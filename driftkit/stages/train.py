@@ -46,7 +46,7 @@ def train(
     Raises:
         UsageError: `output` holds another run, or one that must not be resumed.
         MissingError: data or weights are absent.
-        Interrupted: a signal stopped it after saving.
+        InterruptedRunError: a signal stopped it after saving.
     """
     device_type = resolve_device(device).type
     ranks = Ranks.start(device_type=device_type)
@@ -144,7 +144,7 @@ def _require_same_inputs(run: Run, pack: ImagePack, encoder: dict[str, Any] | No
     before = manifest["inputs"]["data"]["digest"]
     if before != pack.digest:
         raise UsageError(
-            f"{run.path} was trained on other images (sha256 {before[:12]}, now {pack.digest[:12]}); give another --output"
+            f"{run.path} was trained on other images ({before[:12]}, now {pack.digest[:12]}); give another --output"
         )
     saved = manifest.get("encoder") or {}
     if encoder is not None and saved.get("weights_digest") != encoder["weights_digest"]:

@@ -12,7 +12,7 @@ from torch import nn
 
 from driftkit.artifacts.images import save_grid, to_float, to_uint8
 from driftkit.artifacts.run import Run
-from driftkit.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, DriftkitError, Interrupted
+from driftkit.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, DriftkitError, InterruptedRunError
 from driftkit.protocols import Objective, StepLoss
 from driftkit.runtime.device import Precision, autocast, autocast_dtype, describe_device, peak_memory_gib, synchronize
 from driftkit.runtime.distributed import Ranks
@@ -133,7 +133,7 @@ class Trainer:
         """Train to the last step, saving on the way.
 
         Raises:
-            Interrupted: a signal asked to stop; the state was saved first.
+            InterruptedRunError: a signal asked to stop; the state was saved first.
             DriftkitError: a loss or gradient that is not finite; nothing was updated with it.
         """
         self._update_manifest("running")
@@ -166,7 +166,7 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip)
         if not bool(torch.isfinite(norm)):
             raise DriftkitError(
-                f"gradient is not finite at step {self.step} (loss {float(outcome.total.detach()):.4g}); nothing was updated"
+                f"gradient is not finite at step {self.step} (loss {float(outcome.total.detach()):.4g}); not updated"
             )
         outcome.health["gradient_norm"] = norm.detach()
         for group in self.optimizer.param_groups:
@@ -231,7 +231,7 @@ class Trainer:
             self._save_checkpoint()
         self._update_manifest("interrupted")
         code = EXIT_TERMINATED if number == signal.SIGTERM else EXIT_INTERRUPTED
-        raise Interrupted(f"stopped at step {self.step}, state saved; the same command resumes", code)
+        raise InterruptedRunError(f"stopped at step {self.step}, state saved; the same command resumes", code)
 
     def _save_grid(self) -> None:
         """What the averaged network gives from noise that is the same at every step."""

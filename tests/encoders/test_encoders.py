@@ -94,7 +94,7 @@ def test_wrong_moco_checkpoints_are_refused_by_name(tmp_path, changes, says):
 
 def test_a_file_of_another_network_is_refused(tmp_path):
     write_tensors(tmp_path / "w.safetensors", {"a": torch.zeros(2)})
-    with pytest.raises(MissingError, match="module.encoder_q"):
+    with pytest.raises(MissingError, match=r"module\.encoder_q"):
         load_encoder("mocov2", weights=tmp_path / "w.safetensors")
     with pytest.raises(MissingError, match="does not fit"):
         load_encoder("convnextv2", weights=tmp_path / "w.safetensors")

@@ -68,7 +68,7 @@ def test_run_is_sampled_and_its_evaluation_records_what_the_number_depends_on(tm
         "name": "encoder:tiny", "version": "1", "weights_digest": "ab" * 32, "resize": "4x4 mean", "dim": 12,
     }  # fmt: skip
     assert document["reference"] == {
-        "spec": "real", "name": "fake", "digest": "cd" * 32, "count": 60, "image_size": 8, "is_training_data": True,
+        "spec": "real", "digest": "cd" * 32, "count": 60, "image_size": 8, "is_training_data": True,
     }  # fmt: skip
     assert {key: document[key] for key in ("run", "seed", "nfe", "sampler", "weights", "step", "num_images")} == {
         "run": "drift", "seed": 3, "nfe": 1, "sampler": "one-step", "weights": "ema", "step": 30, "num_images": 40,

@@ -25,7 +25,7 @@ objective = "ddpm"
 data = "{output}/shapes.safetensors"
 steps = 2
 batch_size = 4
-set = { model.base_channels = 8, model.channel_multipliers = [1, 2], model.num_heads = 2, model.num_res_blocks = 1, model.attention_resolutions = [] }
+set = { model.base_channels = 8, model.channel_multipliers = [1, 2], model.num_heads = 2, model.num_res_blocks = 1 }
 output = "{output}/ddpm"
 
 [[stage]]

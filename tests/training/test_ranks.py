@@ -79,7 +79,8 @@ def test_ranks_share_one_field_and_one_gradient(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_torchrun_trains_and_writes_one_run(tmp_path):
-    line = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={30500 + os.getpid() % 1000}",
+    port = f"--master-port={30500 + os.getpid() % 1000}"
+    line = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", port,
             "-m", "driftkit", "train", "--encoder", "pixel", *TINY_DATA, *TINY_UNET, *TINY_LOOP, "--steps", "2",
             "--json", "--output", str(tmp_path / "run")]  # fmt: skip
     done = subprocess.run(line, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
