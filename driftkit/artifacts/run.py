@@ -106,13 +106,16 @@ class Run:
         """The manifest as it is on disk now."""
         return read_json(self.manifest_path)
 
-    def create(self, *, config: Mapping[str, Any], origins: Mapping[str, str], inputs: Mapping[str, Any]) -> None:
+    def create(
+        self, *, config: Mapping[str, Any], origins: Mapping[str, str], inputs: Mapping[str, Any], **more: Any
+    ) -> None:
         """Write the first manifest.
 
         Args:
             config: the resolved config as JSON data.
             origins: dotted config key -> where its value came from.
             inputs: what the run reads, each with a digest.
+            more: further top-level fields.
         """
         write_json(
             self.manifest_path,
@@ -127,6 +130,7 @@ class Run:
                 "created": now(),
                 "state": "created",
                 "step": 0,
+                **more,
             },
         )
 

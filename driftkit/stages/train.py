@@ -53,6 +53,7 @@ def train(
     place = resolve_device(device, local_rank=ranks.local_rank)
     run = Run(output)
     existing = _existing_run(run, config, resume)
+    ranks.barrier()  # no rank may look for a run that another has just begun
     pack = open_dataset(config.data.spec, image_size=config.data.image_size, limit=config.data.limit, ranks=ranks)
     config = _with_image_size(config, pack)
     _check_batch(config, ranks)
@@ -65,8 +66,9 @@ def train(
             config=document,
             origins={key: origins.get(key, "default") for key in flatten(document)},
             inputs={"data": {"spec": config.data.spec, "digest": pack.digest, "count": len(pack)}},
+            parameters=sum(p.numel() for p in network.parameters()),
+            encoder=built.encoder,
         )
-        run.update(parameters=sum(p.numel() for p in network.parameters()), encoder=built.encoder)
     elif ranks.is_main:
         _require_same_inputs(run, pack, built.encoder)
         run.update(config=document)

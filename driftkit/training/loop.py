@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 
 from driftkit.artifacts.images import save_grid, to_float, to_uint8
-from driftkit.artifacts.run import Run
+from driftkit.artifacts.run import Checkpoint, Run
 from driftkit.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, DriftkitError, InterruptedRunError
 from driftkit.protocols import Objective, StepLoss
 from driftkit.runtime.device import Precision, autocast, autocast_dtype, describe_device, peak_memory_gib, synchronize
@@ -115,19 +115,21 @@ class Trainer:
 
     def resume(self) -> bool:
         """Continue from the last checkpoint, if there is one. Records after it are dropped, to be written again."""
-        if not self.run.checkpoints():
-            return False
-        checkpoint = self.run.checkpoint()
+        found = bool(self.run.checkpoints())
+        if found:
+            self._restore(self.run.checkpoint())
+        self.ranks.barrier()
+        if self.ranks.is_main:
+            self.run.rewind_metrics(self.step)
+        return found
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
         self.network.load_state_dict(checkpoint.weights("raw"))
         self.ema.module.load_state_dict(checkpoint.weights("ema"))
         restore_optimizer(self.optimizer, self.network, checkpoint.optimizer())
         state = checkpoint.state()
         self.step, self.images_seen = int(state["step"]), int(state["images_seen"])
         self.train_seconds = float(state["train_seconds"])
-        self.ranks.barrier()
-        if self.ranks.is_main:
-            self.run.rewind_metrics(self.step)
-        return True
 
     def train(self) -> None:
         """Train to the last step, saving on the way.

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -70,6 +71,14 @@ def test_a_finished_run_is_left_as_it_is(tmp_path):
     result = train_tiny(tmp_path / "run")
     assert "already done" in result.stderr
     assert (tmp_path / "run" / "checkpoints" / "step-00000002" / "raw.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again(tmp_path):
+    train_tiny(tmp_path / "whole", steps=3)
+    train_tiny(tmp_path / "killed", steps=3)
+    shutil.rmtree(tmp_path / "killed" / "checkpoints")
+    train_tiny(tmp_path / "killed", steps=3)
+    assert contents(tmp_path / "whole")["records"] == contents(tmp_path / "killed")["records"]
 
 
 def test_zero_steps_save_the_untrained_network(tmp_path):
