@@ -21,6 +21,7 @@ from driftkit.training.ema import averaged
 from driftkit.training.feed import Feed
 from driftkit.training.optim import adamw, optimizer_tensors, restore_optimizer
 from driftkit.training.progress import TrainingProgress
+from driftkit.training.tracking import NoTracker, Tracker, TrackerName, open_tracker
 
 
 class TrainerConfig(BaseModel):
@@ -41,6 +42,7 @@ class TrainerConfig(BaseModel):
     log_every: int = Field(10, ge=1, description="steps between metric records")
     sample_every: int = Field(500, ge=0, description="steps between sample grids; 0: none")
     checkpoint_every: int = Field(1000, ge=0, description="steps between checkpoints; 0: only the last")
+    tracker: TrackerName = Field("none", description="copy metrics and grids to: none, tensorboard or wandb")
     keep_every: int = Field(0, ge=0, description="checkpoints of these steps are kept; 0: only the last one is")
 
     @model_validator(mode="after")
@@ -108,6 +110,9 @@ class Trainer:
             self.network, learning_rate=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
         )
         self.dtype = autocast_dtype(config.precision, device)
+        self.tracker: Tracker = NoTracker()
+        if ranks.is_main:
+            self.tracker = open_tracker(config.tracker, run.path, header)
         self.step = 0
         self.images_seen = 0
         self.train_seconds = 0.0
@@ -153,6 +158,7 @@ class Trainer:
                 self._stop_if_asked(stop)
         if self.step == 0:  # a run of no steps: the untrained network, to be sampled and scored like any other
             self._save_checkpoint()
+        self.tracker.close()
         self._update_manifest("done")
 
     def _train_step(self) -> StepLoss:
@@ -215,6 +221,7 @@ class Trainer:
         self._window_start, self._window_images = now, 0
         if self.ranks.is_main:
             self.run.append_metrics(record)
+            self.tracker.record(record)
             progress.record(record)
 
     def _save_when_due(self) -> None:
@@ -241,12 +248,14 @@ class Trainer:
             return
         count = 64
         noise = image_noise(self.seed, "grid", range(count), (3, self.image_size, self.image_size)).to(self.device)
-        real = to_float(self.feed.images[:count].to(self.device))
+        spread = torch.arange(count) * len(self.feed.images) // count  # packs are often ordered by class
+        real = to_float(self.feed.images[spread].to(self.device))
         with torch.inference_mode(), autocast(self.device, self.dtype):
             images = self.objective.preview(self.ema.module.eval(), noise, real)
         path = self.run.path / "samples" / f"step-{self.step:08d}.png"
         # 8 columns, or 9 for triplets, so that triplets of one image never break across rows
         save_grid(path, to_uint8(images).cpu(), columns=8 if len(images) == count else 9)
+        self.tracker.grid(to_uint8(images).cpu(), self.step)
 
     def _save_checkpoint(self) -> None:
         if self.ranks.is_main:

@@ -1,0 +1,101 @@
+"""Copies of metric records and grids for TensorBoard or Weights & Biases; `metrics.jsonl` stays the original."""
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+
+from driftkit.config.layers import flatten
+from driftkit.errors import UsageError
+
+TrackerName = Literal["none", "tensorboard", "wandb"]
+
+
+class Tracker(Protocol):
+    """Where copies go."""
+
+    def record(self, record: Mapping[str, Any]) -> None:
+        """One metric record."""
+        ...
+
+    def grid(self, images: torch.Tensor, step: int) -> None:
+        """uint8 images [N, 3, H, W]."""
+        ...
+
+    def close(self) -> None:
+        """Write out what is left."""
+        ...
+
+
+class NoTracker:
+    """Copies nothing."""
+
+    def record(self, record: Mapping[str, Any]) -> None: ...
+
+    def grid(self, images: torch.Tensor, step: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class TensorBoardTracker:
+    """Event files in RUN/tensorboard."""
+
+    def __init__(self, run: Path):
+        module = _require("torch.utils.tensorboard", "tensorboard")
+        self.writer = module.SummaryWriter(log_dir=str(run / "tensorboard"))
+
+    def record(self, record: Mapping[str, Any]) -> None:
+        for name, value in flatten(record).items():
+            if name != "step":
+                self.writer.add_scalar(name.replace(".", "/"), value, record["step"])
+
+    def grid(self, images: torch.Tensor, step: int) -> None:
+        self.writer.add_images("samples", images, step)
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class WandbTracker:
+    """A Weights & Biases run named after the folder; the same folder goes on with the same run."""
+
+    def __init__(self, run: Path, config: Mapping[str, Any]):
+        self.wandb = _require("wandb", "wandb")
+        self.session = self.wandb.init(
+            project="driftkit", name=run.name, id=run.name, resume="allow", dir=str(run), config=dict(config)
+        )
+
+    def record(self, record: Mapping[str, Any]) -> None:
+        values = {name.replace(".", "/"): value for name, value in flatten(record).items()}
+        self.session.log(values, step=record["step"])
+
+    def grid(self, images: torch.Tensor, step: int) -> None:
+        pictures = [self.wandb.Image(image.permute(1, 2, 0).numpy()) for image in images]
+        self.session.log({"samples": pictures}, step=step)
+
+    def close(self) -> None:
+        self.session.finish()
+
+
+def open_tracker(name: TrackerName, run: Path, config: Mapping[str, Any]) -> Tracker:
+    """The tracker of that name for a run folder.
+
+    Raises:
+        UsageError: its package is not installed.
+    """
+    if name == "tensorboard":
+        return TensorBoardTracker(run)
+    if name == "wandb":
+        return WandbTracker(run, config)
+    return NoTracker()
+
+
+def _require(module: str, package: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise UsageError(
+            f"trainer.tracker={package}: the package {package} is not installed; uv sync --extra {package}"
+        ) from None
