@@ -72,7 +72,7 @@ class TrainingProgress:
 
 def describe(record: Mapping[str, Any]) -> str:
     """One line on a metric record: speed, loss, and the health signals that tell of progress."""
-    parts = [f"{record['images_per_second']:.0f} images/s", f"loss {record['loss']:.4g}"]
+    parts = [f"{record['images_per_second']:.3g} images/s", f"loss {record['loss']:.4g}"]
     health = record.get("health", {})
     parts += [f"{key.replace('_', ' ')} {health[key]:.3g}" for key in ("drift_norm", "spread") if key in health]
     return "  ".join(parts)
