@@ -38,9 +38,21 @@ class ResourceError(DriftkitError):
 
 
 class RefusedError(DriftkitError):
-    """A check on results that refuses to go on (mismatch, collapse, non-finite loss); exit code 5."""
+    """A check on results that refuses to go on (mismatch, collapse, images that are not finite); exit code 5."""
 
     exit_code = EXIT_REFUSED
+
+
+class NonFiniteError(DriftkitError):
+    """Features that are not finite; exit code 1.
+
+    Attributes:
+        fields: numbers of the fields they belong to.
+    """
+
+    def __init__(self, fields: list[int]):
+        super().__init__(f"features of field {fields[0]} are not finite (fields {fields}); nothing was updated")
+        self.fields = fields
 
 
 class InterruptedRunError(DriftkitError):

@@ -3,7 +3,7 @@
 RUN/manifest.json                         resolved config and origins, inputs, versions, state, step, seconds
 RUN/metrics.jsonl                         one record per logged step
 RUN/checkpoints/step-00002000/            ema.safetensors, raw.safetensors, optimizer.safetensors, state.json
-RUN/grids/, RUN/samples/                  pictures from fixed noise while it trains; what `sample` wrote
+RUN/samples/                              step-*.png from fixed noise while it trains, and what `sample` wrote
 RUN/evaluations/*.json                    what `fid` wrote
 """
 
@@ -23,7 +23,6 @@ from driftkit import __version__
 from driftkit.artifacts.files import (
     atomic_folder,
     atomic_path,
-    digest_json,
     read_json,
     read_tensors,
     write_json,
@@ -123,7 +122,6 @@ class Run:
                 "format": FORMAT,
                 "kind": "run",
                 "config": dict(config),
-                "config_digest": digest_json(config),
                 "origins": dict(origins),
                 "inputs": dict(inputs),
                 "versions": versions(),
@@ -196,6 +194,11 @@ class Run:
         for checkpoint in self.checkpoints()[:-1]:
             if keep_every <= 0 or checkpoint.step % keep_every != 0:
                 shutil.rmtree(checkpoint.path)
+
+    def remove_partial_checkpoints(self) -> None:
+        """Remove what a killed process left half-written."""
+        for path in (self.path / "checkpoints").glob(".step-*"):
+            shutil.rmtree(path)
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Add one line to metrics.jsonl."""

@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 
-from driftkit.errors import UsageError
+from driftkit.errors import NonFiniteError, UsageError
 from driftkit.runtime.distributed import Ranks
 
 ScaleOver = Literal["map", "location"]
@@ -54,6 +54,13 @@ def drift_field(
     """
     if tau <= 0:
         raise UsageError(f"tau must be > 0, got {tau}")
+    with torch.autocast(x.device.type, enabled=False):
+        return _plain_field(x, y_pos, y_neg, tau=tau, mask_self=mask_self)
+
+
+def _plain_field(
+    x: torch.Tensor, y_pos: torch.Tensor, y_neg: torch.Tensor, *, tau: float, mask_self: bool
+) -> torch.Tensor:
     x, y_pos, y_neg = (_as_float(t.detach()) for t in (x, y_pos, y_neg))
     _check_shapes(x, y_pos, y_neg)
     if mask_self and y_neg.shape[1] < x.shape[1]:
@@ -101,13 +108,36 @@ def aggregated_drift(
         The drift, the feature scales and the drift scales. Where all points of a field coincide, v and S are 0.
 
     Raises:
-        UsageError: shapes, temperatures or weights that do not fit, or features that are not finite.
+        UsageError: shapes, temperatures or weights that do not fit.
+        NonFiniteError: features that are not finite.
 
     Source: arXiv 2602.04770, Algorithm 2 and Appendix A.6 (tau_tilde = tau * sqrt(C) on features divided by S).
     Differs: products on features centred at the mean of x, which V does not depend on; `affinity_floor` is off.
     """
-    ranks = ranks or Ranks()
-    taus = tuple(taus)
+    with torch.autocast(generated.device.type, enabled=False):
+        return _aggregate(
+            generated,
+            positives,
+            negatives,
+            taus=tuple(taus),
+            negative_weight=negative_weight,
+            scale_over=scale_over,
+            affinity_floor=affinity_floor,
+            ranks=ranks or Ranks(),
+        )
+
+
+def _aggregate(
+    generated: torch.Tensor,
+    positives: torch.Tensor,
+    negatives: torch.Tensor | None,
+    *,
+    taus: tuple[float, ...],
+    negative_weight: torch.Tensor | None,
+    scale_over: ScaleOver | torch.Tensor,
+    affinity_floor: float,
+    ranks: Ranks,
+) -> AggregatedDrift:
     if not taus or min(taus) <= 0:
         raise UsageError(f"taus: expected temperatures > 0, got {taus}")
     if affinity_floor < 0:
@@ -119,7 +149,8 @@ def aggregated_drift(
     groups = _scale_groups(scale_over, x)
 
     n = x.shape[1]
-    all_x, y_pos, extra = ranks.gather_dim1(x), ranks.gather_dim1(y_pos), ranks.gather_dim1(extra)
+    all_x, y_pos = ranks.gather_dim1(x), ranks.gather_dim1(y_pos)
+    extra = extra if negatives is None else ranks.gather_dim1(extra)
     centre = all_x.mean(dim=1, keepdim=True)  # [G, 1, C]
     y = torch.cat([all_x, extra, y_pos], dim=1) - centre  # [G, K, C]: negatives first, as `_pull_and_push` expects
     x = x - centre
@@ -138,6 +169,7 @@ def aggregated_drift(
             y[fields],
             None if weight is None else weight[fields],
             num_negatives=all_x.shape[1] + extra.shape[1],
+            fields=fields,
             groups=groups[fields],
             taus=taus,
             floor=affinity_floor,
@@ -152,6 +184,7 @@ def _normalised_drift(
     weight: torch.Tensor | None,
     *,
     num_negatives: int,
+    fields: torch.Tensor,
     groups: torch.Tensor,
     taus: Sequence[float],
     floor: float,
@@ -164,12 +197,11 @@ def _normalised_drift(
     weighted = distance if weight is None else distance * weight[:, None, :]
     distance_mean = ranks.sum(weighted.sum(dim=(1, 2))) / (num_all * weight_sum)
     if not bool(torch.isfinite(distance_mean).all()):
-        bad = torch.nonzero(~torch.isfinite(distance_mean)).flatten().tolist()
-        raise UsageError(f"features of field {bad[0]} are not finite (fields {bad}); nothing was updated")
+        raise NonFiniteError(fields[~torch.isfinite(distance_mean)].tolist())
     distance_mean = _mean_over(groups, distance_mean)
     feature_scale = distance_mean / x.shape[-1] ** 0.5
-    # A field whose points all coincide has distance 0 over scale 0: any positive scale gives the right zero.
-    safe = distance_mean.clamp(min=torch.finfo(x.dtype).tiny)
+    # A field whose points all coincide has distance 0 over scale 0: any scale but 0 gives the right zero.
+    safe = torch.where(distance_mean > 0, distance_mean, 1.0)
     scaled = distance / -safe[:, None, None]
     scaled_y = y / (safe / x.shape[-1] ** 0.5)[:, None, None]
     v = torch.zeros_like(x)
@@ -179,7 +211,7 @@ def _normalised_drift(
         v_tau = torch.bmm(_pull_and_push(affinity, num_negatives), scaled_y)
         power = ranks.sum(v_tau.square().sum(dim=(1, 2))) / (num_all * x.shape[-1])
         norm = _mean_over(groups, power).sqrt()  # lambda_tau, [G]
-        drift_scale.append(norm)
+        drift_scale.append(torch.where(distance_mean > 0, norm, 0.0))
         v += v_tau / torch.where(norm > 0, norm, 1.0)[:, None, None]
     v = torch.where((distance_mean > 0)[:, None, None], v, 0.0)
     return v, feature_scale, torch.stack(drift_scale)

@@ -42,17 +42,17 @@ def drift_loss(
 
     Source: arXiv 2602.04770, Algorithm 1, Eq. (13) and Appendix A.6. Differs: gradient written out, no target kept.
     """
+    out = aggregated_drift(
+        generated,
+        positives,
+        negatives,
+        taus=taus,
+        negative_weight=negative_weight,
+        scale_over=scale_over,
+        affinity_floor=affinity_floor,
+        ranks=ranks,
+    )
     with torch.autocast(generated.device.type, enabled=False):
-        out = aggregated_drift(
-            generated,
-            positives,
-            negatives,
-            taus=taus,
-            negative_weight=negative_weight,
-            scale_over=scale_over,
-            affinity_floor=affinity_floor,
-            ranks=ranks,
-        )
         per_field: torch.Tensor = _Regression.apply(generated, out.v, out.feature_scale)  # type: ignore[no-untyped-call]
     return DriftLoss(per_field, out.drift_scale.mean(dim=0), out.feature_scale)
 

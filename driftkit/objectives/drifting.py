@@ -10,6 +10,7 @@ from driftkit.drift import drift_loss
 from driftkit.drift.sampler import generate_one_step
 from driftkit.encoders.features import FieldCall, feature_set, field_calls
 from driftkit.encoders.networks import FrozenEncoder
+from driftkit.errors import DriftkitError, NonFiniteError
 from driftkit.protocols import Batch, StepLoss
 from driftkit.runtime.distributed import Ranks
 from driftkit.runtime.random import image_noise
@@ -60,14 +61,20 @@ class Drifting:
         for gen, pos in zip(self._features(generated), positive_calls, strict=True):
             x, y_pos = gen.values(), pos.values()
             membership = gen.membership(x.device)
-            result = drift_loss(
-                x,
-                y_pos,
-                taus=self.config.taus,
-                scale_over=membership if self.config.scale_over == "map" else "location",
-                affinity_floor=self.config.affinity_floor,
-                ranks=self.ranks,
-            )
+            try:
+                result = drift_loss(
+                    x,
+                    y_pos,
+                    taus=self.config.taus,
+                    scale_over=membership if self.config.scale_over == "map" else "location",
+                    affinity_floor=self.config.affinity_floor,
+                    ranks=self.ranks,
+                )
+            except NonFiniteError as error:
+                named = sorted({gen.groups[int(membership[field])].name for field in error.fields})
+                raise DriftkitError(
+                    f"features are not finite at step {batch.step}: {', '.join(named)}; nothing was updated"
+                ) from None
             spreads.append(_spread(x.detach()) / _spread(y_pos).clamp(min=1e-12))
             for number, group in enumerate(gen.groups):
                 members = membership == number
@@ -77,7 +84,7 @@ class Drifting:
                 norms.setdefault(group.map, []).append(result.drift_norm[members].mean())
         health = {f"drift_norm/{name}": torch.stack(values).mean() for name, values in norms.items()}
         health = {"drift_norm": torch.stack(list(health.values())).mean(), **health}
-        health["spread"] = torch.cat(spreads).mean()
+        health["spread"] = self.ranks.mean(torch.cat(spreads).mean())
         return StepLoss(total, terms, health)
 
     def _features(self, images: torch.Tensor) -> list[FieldCall]:

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from driftkit.protocols import Batch, StepLoss
+from driftkit.runtime.distributed import Ranks
 from driftkit.runtime.random import generator_for
 
 
@@ -26,13 +27,15 @@ class MAE:
     Source: arXiv 2602.04770, Appendix A.3. Differs: pixels instead of latents.
     """
 
-    def __init__(self, config: MAEConfig):
+    def __init__(self, config: MAEConfig, *, ranks: Ranks):
         self.config = config
+        self.ranks = ranks
 
     def loss(self, model: nn.Module, batch: Batch) -> StepLoss:
         mask = self._masks(batch.images, batch.slots, seed=batch.seed, step=batch.step)
         error = (model(batch.images * (1 - mask)).float() - batch.images).square() * mask
-        loss = error.sum() / (mask.sum() * batch.images.shape[1]).clamp(min=1)
+        # Every rank divides by the mean count of masked pixels, so that the gradients average to that of all images.
+        loss = error.sum() / (self.ranks.mean(mask.sum()) * batch.images.shape[1]).clamp(min=1)
         return StepLoss(loss, {"masked_mse": loss.detach()})
 
     def _masks(self, images: torch.Tensor, slots: range, *, seed: int, step: int) -> torch.Tensor:

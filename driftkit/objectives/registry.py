@@ -84,7 +84,9 @@ OBJECTIVES = {
                 "dpm-solver": lambda config: partial(sample_dpm_solver, schedule=config.schedule()),
             },
         ),
-        ObjectiveKind("mae", "mae_resnet", lambda config, image_size, device, ranks: BuiltObjective(MAE(config))),
+        ObjectiveKind(
+            "mae", "mae_resnet", lambda config, image_size, device, ranks: BuiltObjective(MAE(config, ranks=ranks))
+        ),
     )
 }
 

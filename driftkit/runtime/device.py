@@ -2,7 +2,9 @@
 
 import contextlib
 import platform
+import resource
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -64,10 +66,21 @@ def describe_device(device: torch.device) -> str:
     return f"cpu ({platform.machine()}, {torch.get_num_threads()} threads)"
 
 
+def reset_peak_memory(device: torch.device) -> None:
+    """Let `peak_memory_gib` count from now, where the system allows it: stages of a pipeline share a process."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with contextlib.suppress(OSError):  # Linux; elsewhere the peak is that of the whole process
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_memory_gib(device: torch.device) -> float:
-    """Peak memory in GiB: of the allocator on CUDA, of the process elsewhere."""
+    """Peak memory in GiB since `reset_peak_memory`: of the allocator on CUDA, of the process elsewhere."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    import resource
-
+    status = Path("/proc/self/status")
+    if status.is_file():
+        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(peak.split()[1]) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

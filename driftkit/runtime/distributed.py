@@ -25,10 +25,15 @@ class Ranks:
         world_size = int(os.environ.get("WORLD_SIZE", "1"))
         if world_size == 1:
             return cls()
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         if not dist.is_initialized():
-            backend = "nccl" if device_type == "cuda" else "gloo"
-            dist.init_process_group(backend, timeout=datetime.timedelta(minutes=30))
-        return cls(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", "0")))
+            backend, device = "gloo", None
+            if device_type == "cuda":
+                backend, device = "nccl", torch.device("cuda", local_rank)
+                torch.cuda.set_device(device)  # else every rank's first collective would start on GPU 0
+            # Longer than the slowest download that is let go on, for which the other ranks wait.
+            dist.init_process_group(backend, timeout=datetime.timedelta(hours=2), device_id=device)
+        return cls(dist.get_rank(), dist.get_world_size(), local_rank)
 
     def stop(self) -> None:
         """Leave the group."""

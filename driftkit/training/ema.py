@@ -7,7 +7,7 @@ from torch import nn
 def averaged(network: nn.Module, *, decay: float) -> ModelEmaV3:
     """An average of `network` that starts as its copy.
 
-    The decay after step n is min(decay, n / (9 + n)): a short run averages over about its last tenth instead of
+    The decay at step n is min(decay, (n - 1) / (n + 8)): a short run averages over about its last tenth instead of
     remembering its initial weights.
     """
     ema = ModelEmaV3(network, decay=decay, use_warmup=True, warmup_gamma=9.0, warmup_power=1.0)

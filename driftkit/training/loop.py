@@ -14,7 +14,15 @@ from driftkit.artifacts.images import save_grid, to_float, to_uint8
 from driftkit.artifacts.run import Checkpoint, Run
 from driftkit.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, DriftkitError, InterruptedRunError
 from driftkit.protocols import Objective, StepLoss
-from driftkit.runtime.device import Precision, autocast, autocast_dtype, describe_device, peak_memory_gib, synchronize
+from driftkit.runtime.device import (
+    Precision,
+    autocast,
+    autocast_dtype,
+    describe_device,
+    peak_memory_gib,
+    reset_peak_memory,
+    synchronize,
+)
 from driftkit.runtime.distributed import Ranks
 from driftkit.runtime.random import image_noise, seed_global_generators
 from driftkit.training.ema import averaged
@@ -52,12 +60,16 @@ class TrainerConfig(BaseModel):
         return self
 
 
+REPEAT_S = 2.0
+
+
 class StopRequest:
-    """Turns SIGTERM and SIGINT into a wish to stop after the step; a second signal acts at once."""
+    """Turns SIGTERM and SIGINT into a wish to stop after the step; a second signal, REPEAT_S later, acts at once."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
         self._previous: dict[int, Any] = {}
+        self._asked = 0.0
 
     def __enter__(self) -> Self:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -68,8 +80,12 @@ class StopRequest:
         return self
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
-        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
+        # timeout, uv and torchrun pass on a signal that the process got already: copies within REPEAT_S are one wish.
+        if self.signal is None:
+            self.signal, self._asked = number, time.monotonic()
+        elif time.monotonic() - self._asked > REPEAT_S:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
@@ -114,6 +130,7 @@ class Trainer:
         if ranks.is_main:
             self.tracker = open_tracker(config.tracker, run.path, header)
         self.step = 0
+        self.saved_step: int | None = None
         self.images_seen = 0
         self.train_seconds = 0.0
         self._window_start, self._window_images = time.monotonic(), 0
@@ -135,6 +152,7 @@ class Trainer:
         state = checkpoint.state()
         self.step, self.images_seen = int(state["step"]), int(state["images_seen"])
         self.train_seconds = float(state["train_seconds"])
+        self.saved_step = self.step
 
     def train(self) -> None:
         """Train to the last step, saving on the way.
@@ -143,7 +161,20 @@ class Trainer:
             InterruptedRunError: a signal asked to stop; the state was saved first.
             DriftkitError: a loss or gradient that is not finite; nothing was updated with it.
         """
+        if self.saved_step is not None and self.step >= self.config.steps:
+            self._mark("done")  # the record of how it was trained stays
+            return
+        reset_peak_memory(self.device)
+        if self.ranks.is_main:
+            self.run.remove_partial_checkpoints()
         self._update_manifest("running")
+        try:
+            self._train_to_the_end()
+        finally:
+            self.tracker.close()
+        self._update_manifest("done")
+
+    def _train_to_the_end(self) -> None:
         with (
             StopRequest() as stop,
             TrainingProgress(total=self.config.steps, start=self.step, shown=self.ranks.is_main) as progress,
@@ -158,8 +189,6 @@ class Trainer:
                 self._stop_if_asked(stop)
         if self.step == 0:  # a run of no steps: the untrained network, to be sampled and scored like any other
             self._save_checkpoint()
-        self.tracker.close()
-        self._update_manifest("done")
 
     def _train_step(self) -> StepLoss:
         started = time.monotonic()
@@ -197,7 +226,9 @@ class Trainer:
         finite = torch.isfinite(outcome.total.detach()).float()
         if bool(self.ranks.mean(finite) == 1):
             return
-        bad = [name for name, term in outcome.terms.items() if not bool(torch.isfinite(term))]
+        flags = torch.stack([torch.isfinite(term).float() for term in outcome.terms.values()])
+        whole = self.ranks.mean(flags) == 1
+        bad = [name for name, good in zip(outcome.terms, whole.tolist(), strict=True) if not good]
         named = ", ".join(bad) if bad else "the total"
         raise DriftkitError(
             f"loss is not finite at step {self.step}: {named}; nothing was updated, the last checkpoint is whole"
@@ -225,18 +256,20 @@ class Trainer:
             progress.record(record)
 
     def _save_when_due(self) -> None:
+        started = time.monotonic()  # pictures and checkpoints do not count as training time
         last = self.step == self.config.steps
         if self.config.sample_every and (self.step % self.config.sample_every == 0 or last):
             self._save_grid()
         if last or (self.config.checkpoint_every and self.step % self.config.checkpoint_every == 0):
             self._save_checkpoint()
+        self._window_start += time.monotonic() - started
 
     def _stop_if_asked(self, stop: StopRequest) -> None:
         asked = torch.tensor([float(stop.signal or 0)], device=self.device)
         number = int(self.ranks.max(asked)) if self.ranks.world_size > 1 else (stop.signal or 0)
         if not number or self.step >= self.config.steps:
             return
-        if not self.run.checkpoints() or self.run.checkpoint().step != self.step:
+        if self.saved_step != self.step:  # known to all ranks alike, unlike what their file systems show
             self._save_checkpoint()
         self._update_manifest("interrupted")
         code = EXIT_TERMINATED if number == signal.SIGTERM else EXIT_INTERRUPTED
@@ -269,12 +302,18 @@ class Trainer:
             )
             self.run.prune_checkpoints(keep_every=self.config.keep_every)
             self._update_manifest("running")
+        self.saved_step = self.step
         self.ranks.barrier()
+
+    def _mark(self, state: str) -> None:
+        if self.ranks.is_main:
+            self.run.update(state=state, failure=None)
 
     def _update_manifest(self, state: str) -> None:
         if self.ranks.is_main:
             self.run.update(
                 state=state,
+                failure=None,
                 step=self.step,
                 images_seen=self.images_seen,
                 train_seconds=round(self.train_seconds, 3),

@@ -28,10 +28,13 @@ def restore_optimizer(
 ) -> None:
     """Put back what `optimizer_tensors` gave."""
     index = {name: i for i, (name, _) in enumerate(network.named_parameters())}
+    parameters = dict(network.named_parameters())
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
         key, _, parameter = name.partition("/")
-        state.setdefault(index[parameter], {})[key] = tensor.clone()
+        # Fused updates need moments with the strides of their parameter (channels_last), which files do not keep.
+        value = tensor.clone() if tensor.ndim == 0 else torch.empty_like(parameters[parameter]).copy_(tensor)
+        state.setdefault(index[parameter], {})[key] = value.detach()
     document = optimizer.state_dict()
     document["state"] = state
     optimizer.load_state_dict(document)

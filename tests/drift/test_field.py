@@ -131,6 +131,23 @@ def test_identical_generated_images_are_pulled_and_never_nan():
     assert still.feature_scale.item() == 0
 
 
+@pytest.mark.parametrize("value", [0.1, 0.0, 1e4])
+def test_points_that_all_coincide_have_no_drift(value):
+    same = torch.full((2, 7, 192), value)
+    out = aggregated_drift(same, same)
+    assert out.v.abs().max() == 0
+    assert torch.equal(out.drift_scale, torch.zeros(3, 2))
+
+
+def test_autocast_changes_nothing():
+    x = torch.cat([draw(1, 8, 16), draw(1, 8, 16)], dim=1)  # duplicates, whose distances are refined
+    pos = draw(1, 8, 16, seed=1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside, plain_inside = aggregated_drift(x, pos).v, drift_field(x, pos, x, tau=0.3)
+    assert torch.equal(inside, aggregated_drift(x, pos).v)
+    assert torch.equal(plain_inside, drift_field(x, pos, x, tau=0.3))
+
+
 def test_non_contiguous_input_is_the_same():
     x, pos = draw(4, 6, 3), draw(4, 5, 3, seed=1)
     strided = aggregated_drift(x.transpose(0, 1).contiguous().transpose(0, 1), pos.flip(1).flip(1))

@@ -90,7 +90,7 @@ def test_ddpm_loss_is_the_noise_error_at_times_that_follow_from_the_slots():
 
 
 def test_mae_sees_zeros_and_is_judged_on_masked_pixels_only():
-    objective = MAE(MAEConfig(patch_size=2))
+    objective = MAE(MAEConfig(patch_size=2), ranks=Ranks())
     real, seen = batch(count=64, size=8), []
 
     def model(x):

@@ -63,7 +63,7 @@ def test_ranks_share_one_field_and_one_gradient(tmp_path, monkeypatch):
     world = 2
     mp.start_processes(work, args=(world, str(tmp_path)), nprocs=world, start_method="spawn")
     parts = [torch.load(tmp_path / f"{r}.pt", weights_only=True) for r in range(world)]
-    for objective in ("drift", "ddpm"):
+    for objective in ("drift", "ddpm", "mae"):
         for name, want in gradients(objective, Ranks()).items():
             for part in parts:
                 got = part[f"{objective}/{name}"]
