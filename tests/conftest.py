@@ -22,6 +22,7 @@ def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DRIFTKIT_DATA_DIR", str(tmp_path / "data"))
     with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
         yield
 
 

@@ -48,6 +48,7 @@ class SampleSet:
 
 def write_samples(path: Path, images: torch.Tensor, info: Mapping[str, Any]) -> SampleSet:
     """Write `path` (.safetensors), its JSON beside it and a PNG grid of the first 64 images, uncurated."""
+    path.with_suffix(".json").unlink(missing_ok=True)  # an old record must never stand beside new images
     write_tensors(path, {"images": images})
     document = {"format": FORMAT, "kind": "samples", **info, "sha256": sha256_file(path)}
     save_grid(path.with_suffix(".png"), images[:64], columns=8)

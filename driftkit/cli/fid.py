@@ -61,6 +61,10 @@ def command(
     batch_size: Annotated[
         int, option("--batch-size", "-b", help="Images at a time; changes speed, not scores.", panel=HOW)
     ] = 64,
+    allow_collapsed: Annotated[
+        bool,
+        option("--allow-collapsed", help="Score images that are all alike, too (an untrained network).", panel=JUDGE),
+    ] = False,
     device: Annotated[str, option("--device", help="auto, cpu or cuda.", panel=HOW)] = "auto",
     output: Annotated[
         Path | None,
@@ -98,6 +102,7 @@ def command(
             batch_size=batch_size,
             device=resolve_device(device),
             output=output,
+            allow_collapsed=allow_collapsed,
             report=report,
         )
     document = {"evaluation": str(made.path), **made.document}

@@ -22,7 +22,9 @@ def command(
     input_size: Annotated[
         int | None, option("--input-size", help="Side in pixels the encoder sees.", panel=WHAT, default="its own, 224")
     ] = None,
-    image_size: Annotated[int, option("--image-size", help="Side in pixels of the images.", panel=WHAT)] = 32,
+    image_size: Annotated[
+        int | None, option("--image-size", help="Side in pixels of the images.", panel=WHAT, default="32, or the run's")
+    ] = None,
     features: Annotated[
         str | None,
         option(

@@ -91,7 +91,13 @@ def command(
     ] = None,
     compile_network: Annotated[
         bool | None,
-        option("--compile/--no-compile", help="Compile the trained network.", panel=HOW, default="no-compile"),
+        option(
+            "--compile/--no-compile",
+            help="Compile the trained network.",
+            panel=HOW,
+            default="no-compile",
+            envvar="DRIFTKIT_TRAIN_COMPILE",
+        ),
     ] = None,
     seed: Annotated[
         int | None, option("--seed", help="Every random draw follows from it.", panel=HOW, default="0")
@@ -99,7 +105,12 @@ def command(
     device: Annotated[str, option("--device", help="auto, cpu or cuda.", panel=HOW)] = "auto",
     assignments: Annotated[
         list[str] | None,
-        option("--set", help="Any other config value, as section.key=value; repeatable.", panel=HOW),
+        option(
+            "--set",
+            help="Any other config value, as section.key=value; repeatable.",
+            panel=HOW,
+            envvar="DRIFTKIT_TRAIN_SET",
+        ),
     ] = None,
     output: Annotated[
         Path | None, option("--output", "-o", help="Run folder.", panel=FILES, default="outputs/OBJECTIVE_ENCODER")

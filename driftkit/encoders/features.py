@@ -91,18 +91,21 @@ def multires(maps: list[FeatureMap], images: torch.Tensor) -> list[FeatureGroup]
 def paper(maps: list[FeatureMap], images: torch.Tensor) -> list[FeatureGroup]:
     """The paper's set for encoders at native resolution: nothing in the image escapes all of its vectors.
 
-    Locations of maps with at most 16 positions; mean and standard deviation over the cells of a 4x4 and a 2x2 grid
-    (patches of 2x2 and 4x4 positions on an 8x8 map, larger ones on larger maps, to bound the cost) and over the whole
-    map; the input's RMS per channel; and the pixels themselves (the vanilla drifting loss).
+    Locations of the coarsest map (pooled to 4x4 where it is larger) and of any other with at most 4x4 positions; mean
+    and standard deviation over the cells of a 4x4 and a 2x2 grid (patches of 2x2 and 4x4 positions on an 8x8 map,
+    larger ones on larger maps, to bound the cost) and over the whole map; the input's RMS per channel; and the pixels
+    themselves (the vanilla drifting loss).
 
     Source: arXiv 2602.04770, Appendix A.5 (a)-(d). Differs: patch sides grow with the map, locations of large maps are
     left out, and the input statistic is the root of the mean square, with the scale of the others.
     """
     groups = []
+    coarsest = min(m.values.shape[-1] for m in maps)
     for m in maps:
         side = m.values.shape[-1]
-        if m.values.shape[-2] * side <= 16:
-            groups.append(FeatureGroup(m.name, "locations", locations(m.values.float())))
+        if side <= max(4, coarsest):
+            pooled = m.values.float() if side <= 4 else F.adaptive_avg_pool2d(m.values.float(), 4)
+            groups.append(FeatureGroup(m.name, "locations", locations(pooled)))
         for grid in (4, 2, 1):
             if side <= grid and not (grid == 1 and side == 1):
                 continue  # cells of one position are the locations themselves

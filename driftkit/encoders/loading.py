@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from driftkit.artifacts.files import read_tensors
+from driftkit.artifacts.files import atomic_path, read_tensors
 from driftkit.artifacts.run import Run
 from driftkit.encoders.networks import FrozenEncoder, MAEEncoder, PixelEncoder, TimmEncoder, check_input_size
 from driftkit.encoders.specs import PIXEL, SPECS, EncoderSpec, names
@@ -44,6 +44,9 @@ def load_encoder(
         UsageError: no such encoder, or an input size that does not fit it.
         MissingError: weights that are absent, unreadable or of another network.
     """
+    if name not in SPECS and (weights is not None or random_weights):
+        what = "has no weights" if name == PIXEL else "brings its own weights"
+        raise UsageError(f"encoder {name} {what}: leave out --encoder-weights and --random-weights")
     if name == PIXEL:
         return PixelEncoder(input_size=input_size or image_size).to(device)
     if name in SPECS:
@@ -53,6 +56,8 @@ def load_encoder(
         return _load_timm(spec, input_size=size, weights=weights, random_weights=random_weights).to(device)
     if Path(name).is_dir():
         return load_run_encoder(Path(name), input_size=input_size, device=device)
+    if "/" in name:
+        raise MissingError(f"encoder {name}: no such folder; a MAE run makes one: driftkit train --objective mae")
     close = difflib.get_close_matches(name, names(), n=1)
     hint = f" (did you mean {close[0]}?)" if close else ""
     raise UsageError(f"encoder {name!r}: expected {', '.join(names())} or the folder of a MAE run{hint}")
@@ -185,7 +190,10 @@ def _find_weights(spec: EncoderSpec, network: Any) -> Path:
     if isinstance(cached, str):
         return Path(cached)
     _require_reachable(spec, hf_hub_url(repository, file), f"{file} of {repository}")
-    return Path(hf_hub_download(repository, file))
+    try:
+        return Path(hf_hub_download(repository, file))
+    except OSError as error:
+        raise MissingError(f"weights of {spec.name}: {file} of {repository} did not come: {error}") from None
 
 
 def _find_file(spec: EncoderSpec, url: str) -> Path:
@@ -193,7 +201,9 @@ def _find_file(spec: EncoderSpec, url: str) -> Path:
     if not target.is_file():
         _require_reachable(spec, url, target.name)
         target.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(target))
+        with atomic_path(target) as temporary:
+            torch.hub.download_url_to_file(url, str(temporary))
+            read_weights(temporary)  # a download that was cut off must not stay in the cache
     return target
 
 

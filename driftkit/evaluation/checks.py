@@ -12,12 +12,16 @@ COLLAPSE_RATIO = 0.1
 DUPLICATE_SHARE = 0.01
 
 
-def require_scorable(images: torch.Tensor, what: str) -> None:
+def require_scorable(images: torch.Tensor, what: str, *, allow_collapsed: bool = False) -> list[str]:
     """Refuse images that no distance between distributions means anything for.
 
     Args:
         images: uint8 [N, 3, H, W].
         what: how the message names them.
+        allow_collapsed: warn instead where they are identical or flat, as those of an untrained network are.
+
+    Returns:
+        Warnings, where something was allowed.
 
     Raises:
         RefusedError: fewer than 2 images, all images identical, or every image of one flat colour.
@@ -25,11 +29,17 @@ def require_scorable(images: torch.Tensor, what: str) -> None:
     if len(images) < 2:
         raise RefusedError(f"{what}: a score needs at least 2 images, got {len(images)}; sample more")
     if bool((images == images[:1]).all()):
+        problem = f"all {len(images)} images are identical"
+    elif bool((images == images[:, :, :1, :1]).all()):
+        problem = "every image is one flat colour"
+    else:
+        return []
+    if not allow_collapsed:
         raise RefusedError(
-            f"{what}: all {len(images)} images are identical, so no score means anything; look at the grid"
+            f"{what}: {problem}, so no score means anything; look at the grid "
+            "(--allow-collapsed scores them all the same)"
         )
-    if bool((images == images[:, :, :1, :1]).all()):
-        raise RefusedError(f"{what}: every image is one flat colour, so no score means anything; look at the grid")
+    return [f"{what}: {problem}; scored because --allow-collapsed asked for it"]
 
 
 def image_warnings(images: torch.Tensor, what: str) -> list[str]:
@@ -60,14 +70,14 @@ def count_warnings(num_images: int, reference_count: int, *, dim: int) -> list[s
     return warnings
 
 
-def collapse_warning(generated: Moments, reference: Moments) -> str | None:
+def collapse_warning(generated: Moments, reference: Moments, *, allow_collapsed: bool = False) -> str | None:
     """A sentence when generated features spread far less than real ones, as they do when a generator collapses.
 
     Raises:
-        RefusedError: the generated features do not vary at all.
+        RefusedError: the generated features do not vary at all, and `allow_collapsed` is not given.
     """
     spread, real = float(generated.covariance().trace()), float(reference.covariance().trace())
-    if spread <= 1e-12 * max(real, 1e-300):
+    if spread <= 1e-12 * max(real, 1e-300) and not allow_collapsed:
         raise RefusedError("the generated features do not vary: the generator has collapsed; look at the grid")
     if spread < COLLAPSE_RATIO * real:
         return f"collapse: the generated features vary by {100 * spread / real:.2g} % of the real ones' variance"

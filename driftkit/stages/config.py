@@ -86,6 +86,11 @@ def resolve_config(
         ("option", options or {}),
     ]
     values, origins = merge(layers)
+    for section in ("objective", "model"):
+        if not isinstance(values[section], dict):
+            raise UsageError(
+                f"{section}: expected a section of settings, got {values[section]!r}; choose the method by --objective"
+            )
     if values["objective"]["name"] != chosen or values["model"]["kind"] != OBJECTIVES[chosen].model_kind:
         raise UsageError(
             f"objective.name and model.kind follow from --objective {chosen}; got "

@@ -78,6 +78,7 @@ def evaluate(
     batch_size: int = 64,
     device: torch.device | None = None,
     output: Path | None = None,
+    allow_collapsed: bool = False,
     report: Report = lambda what, done, total: None,
 ) -> Evaluation:
     """Score a run, a samples file or any images against real images, and write the evaluation.
@@ -92,6 +93,7 @@ def evaluate(
         image_size: side in pixels to which the reference is resized; None takes it as it is.
         batch_size: images at a time, which changes nothing beyond rounding.
         output: where to write; None puts it into the run's evaluations, else beside the target.
+        allow_collapsed: score images that are all identical or flat, with a warning, instead of refusing.
         report: told how far it is.
 
     Raises:
@@ -120,9 +122,9 @@ def evaluate(
         target, num_images, sampling or Sampling(), image_size, batch_size=batch_size, device=place, report=report
     )
     _require_same_size(found, pack.images, reference)
-    require_scorable(found.images, str(target))
+    warnings = require_scorable(found.images, str(target), allow_collapsed=allow_collapsed)
     require_scorable(pack.images, f"reference {reference}")
-    warnings = image_warnings(found.images, "generated")
+    warnings += image_warnings(found.images, "generated")
     if found.info.get("digest") == pack.digest:
         warnings.append("the target and the reference are the same images: this score says nothing about a generator")
     real, _ = extractor.features(
@@ -133,7 +135,7 @@ def evaluate(
     )
     scores = score_features(generated, real, logits=logits, device=place)
     floor = real_floor(real, num_images=len(generated))
-    collapse = collapse_warning(Moments.of(generated), Moments.of(real))
+    collapse = collapse_warning(Moments.of(generated), Moments.of(real), allow_collapsed=allow_collapsed)
     warnings += ([collapse] if collapse else []) + count_warnings(len(generated), len(real), dim=extractor.dim)
     warnings += scores.omitted + _floor_warnings(floor, len(generated))
     document = {
@@ -144,7 +146,6 @@ def evaluate(
         "extractor": extractor.describe(),
         "reference": {
             "spec": reference,
-            "name": pack.name,
             "digest": pack.digest,
             "count": len(pack.images),
             "image_size": int(pack.images.shape[-1]),

@@ -11,24 +11,40 @@
     set = { trainer.steps = 600 }       # becomes --set trainer.steps=600
     nproc = 8                           # start it by torchrun with 8 processes (train only)
 
-A stage is skipped when its command line, the content of everything it reads, and driftkit's version are those of its
-last completed run, and what it wrote is still there.
+A stage is skipped when its command line, its DRIFTKIT_* variables, the content of everything it reads, and driftkit's
+version are those of its last completed run, and what it wrote is still there. A training stage whose steps alone have
+grown goes on with its run; when anything else has changed, or with `force`, the run that the pipeline itself made is
+removed and trained anew.
 """
 
 import json
+import os
+import shlex
+import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from driftkit import __version__
 from driftkit.artifacts.files import digest_json, read_json, sha256_file, write_json
 from driftkit.artifacts.run import Run
 from driftkit.config.layers import did_you_mean, flatten, read_toml
-from driftkit.errors import DriftkitError, MissingError, UsageError
+from driftkit.datasets.containers import open_container
+from driftkit.datasets.packs import pack_path
+from driftkit.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_TERMINATED,
+    DriftkitError,
+    InterruptedRunError,
+    MissingError,
+    UsageError,
+)
 
 # The positional argument of each command, as a stage names it.
 POSITIONAL = {
@@ -40,7 +56,19 @@ POSITIONAL = {
     "probe-encoder": "encoder",
 }
 # Keys whose values are read by the stage, so that a change of their content makes it run again.
-READ_KEYS = ("run", "target", "runs", "encoder", "data", "reference", "spec", "features", "encoder-weights", "config")
+READ_KEYS = (
+    "run",
+    "target",
+    "runs",
+    "encoder",
+    "data",
+    "reference",
+    "spec",
+    "features",
+    "encoder-weights",
+    "features-weights",
+    "config",
+)
 LAUNCH_KEYS = ("name", "command", "nproc")
 
 
@@ -176,8 +204,10 @@ def run_pipeline(
             continue
         report(number, stage, "runs", 0.0)
         started = time.monotonic()
+        identity = _identity(stage)
         before = fingerprint(stage)
-        result = _launch(stage) if stage.nproc > 1 else execute([stage.command, *stage.arguments])
+        arguments = _make_room(pipeline, stage, force=force)
+        result = _launch(stage) if stage.nproc > 1 else execute([stage.command, *arguments])
         seconds = round(time.monotonic() - started, 3)
         record: dict[str, Any] = {
             "name": stage.name,
@@ -185,7 +215,8 @@ def run_pipeline(
             "seconds": seconds,
             "command_line": stage.command_line(),
         }
-        _remember(pipeline, stage, before, {**record, "result": result, "products": _products(stage, result)})
+        products = _products(stage, result)
+        _remember(pipeline, stage, before, {**record, "identity": identity, "result": result, "products": products})
         report(number, stage, "done", seconds)
         records.append({**record, "result": result})
     return records
@@ -193,10 +224,68 @@ def run_pipeline(
 
 def _launch(stage: Stage) -> dict[str, Any]:
     line = [sys.executable, "-m", "torch.distributed.run", *stage.command_line()[1:]]
-    code = subprocess.run(line, stdout=sys.stderr, check=False).returncode
+    child = subprocess.Popen(line, stdout=sys.stderr)
+    stopped: list[int] = []
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        stopped.append(number)
+        child.send_signal(number)
+
+    # torchrun's workers live in sessions of their own: only torchrun can stop them, so it is told and awaited.
+    previous = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        code = child.wait()
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    if stopped:
+        exit_code = EXIT_TERMINATED if stopped[0] == signal.SIGTERM else EXIT_INTERRUPTED
+        raise InterruptedRunError(f"stage {stage.name} was stopped; the same command goes on with it", exit_code)
     if code:
-        raise DriftkitError(f"stage {stage.name} failed with exit code {code}: {' '.join(stage.command_line())}")
+        raise DriftkitError(f"stage {stage.name} failed with exit code {code}: {shlex.join(stage.command_line())}")
     return {"exit_code": code}
+
+
+def _make_room(pipeline: Pipeline, stage: Stage, *, force: bool) -> list[str]:
+    """Clear the way for a stage that runs again with other settings; gives its arguments.
+
+    Only what the pipeline's record says it wrote itself is touched.
+    """
+    arguments = list(stage.arguments)
+    saved = _saved(pipeline).get(stage.name)
+    if not isinstance(saved, dict):
+        return arguments
+    output = _output(stage)
+    if output is None or str(output) not in saved.get("products", []):
+        return arguments
+    if stage.command == "data":
+        return [*arguments, "--force"] if "--force" not in arguments else arguments
+    if stage.command == "train" and output.exists():
+        run = Run.open(output)
+        reached = max((checkpoint.step for checkpoint in run.checkpoints()), default=0)
+        if force or saved.get("identity") != _identity(stage) or reached > _steps(stage, reached):
+            shutil.rmtree(run.path)
+    return arguments
+
+
+def _steps(stage: Stage, default: int) -> int:
+    arguments = stage.arguments
+    return int(arguments[arguments.index("--steps") + 1]) if "--steps" in arguments else default
+
+
+def _output(stage: Stage) -> Path | None:
+    if "--output" not in stage.arguments:
+        return None
+    return Path(stage.arguments[stage.arguments.index("--output") + 1])
+
+
+def _identity(stage: Stage) -> str:
+    """What a run must share with the stage to be gone on with: everything but the number of steps."""
+    arguments = list(stage.arguments)
+    if "--steps" in arguments:
+        at = arguments.index("--steps")
+        del arguments[at : at + 2]
+    return fingerprint(replace(stage, arguments=tuple(arguments)))
 
 
 def fingerprint(stage: Stage) -> str:
@@ -206,6 +295,11 @@ def fingerprint(stage: Stage) -> str:
             "arguments": [stage.command, *stage.arguments],
             "nproc": stage.nproc,
             "driftkit": __version__,
+            "environment": {
+                key: value
+                for key, value in sorted(os.environ.items())
+                if key.startswith(f"DRIFTKIT_{stage.command.upper().replace('-', '_')}_")
+            },
             "reads": {path: _content(path, evaluations=stage.command == "compare") for path in stage.reads},
         }
     )
@@ -217,6 +311,8 @@ def is_done(pipeline: Pipeline, stage: Stage) -> bool:
     if not isinstance(saved, dict) or saved.get("fingerprint") != fingerprint(stage):
         return False
     products = saved.get("products", [])
+    if stage.command == "train" and any((Path(p) / "manifest.json").is_file() for p in products):
+        return all(Run.open(Path(p)).checkpoints() for p in products)
     return bool(products) and all(Path(p).exists() for p in products)
 
 
@@ -225,8 +321,11 @@ def _content(path: str, *, evaluations: bool) -> str:
     place = Path(path.removeprefix("encoder:").split("?")[0])
     if place.is_file():
         return sha256_file(place)
+    if not place.exists():
+        pack = pack_path(place)
+        return sha256_file(pack) if pack.is_file() else "absent"
     if not (place / "manifest.json").is_file():
-        return "absent" if not place.exists() else "folder"
+        return open_container(place).digest()
     run = Run.open(place)
     parts = {"config": digest_json(run.manifest()["config"])}
     for checkpoint in run.checkpoints()[-1:]:
@@ -240,8 +339,9 @@ def _products(stage: Stage, result: Any) -> list[str]:
     """Paths whose absence means that the stage has to run again."""
     keys = ("run", "samples", "evaluation", "report", "pack", "path")
     named = [str(result[k]) for k in keys if isinstance(result, dict) and isinstance(result.get(k), str)]
-    if "--output" in stage.arguments:
-        named.append(stage.arguments[stage.arguments.index("--output") + 1])
+    output = _output(stage)
+    if output is not None:
+        named.append(str(output))
     # A command that only prints (probe-encoder) is done once it has printed: its record is its product.
     return sorted({p for p in named if Path(p).exists()}) or ["."]
 

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter
+from pydantic import ValidationError
 from torch import nn
 
 from driftkit.artifacts.images import SampleSet, to_uint8, write_samples
 from driftkit.artifacts.run import Checkpoint, Run, Weights
-from driftkit.errors import RefusedError, UsageError
+from driftkit.errors import MissingError, RefusedError, UsageError
 from driftkit.objectives.registry import OBJECTIVES, build_network, build_sampler
 from driftkit.protocols import SampleRequest
 from driftkit.runtime.device import autocast, autocast_dtype
@@ -25,7 +25,14 @@ def load_network(
     run: Run, *, weights: Weights = "ema", step: int | None = None
 ) -> tuple[nn.Module, TrainConfig, Checkpoint]:
     """The trained network of a run in evaluation mode, its config and the checkpoint it came from."""
-    config = TypeAdapter(TrainConfig).validate_python(run.manifest()["config"])
+    try:
+        config = TrainConfig.model_validate(run.manifest()["config"])
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise MissingError(
+            f"{run.manifest_path}: config key {'.'.join(map(str, first['loc']))}: {first['msg']}; "
+            "the run is of another version of driftkit, or was edited"
+        ) from None
     checkpoint = run.checkpoint(step)
     network = build_network(config.model, image_size=_image_size(config))
     network.load_state_dict(checkpoint.weights(weights))
@@ -121,9 +128,9 @@ def sample(run: Run, output: Path | None, **request: Any) -> SampleSet:
     """Generate and write a sample set; the arguments after `output` are those of `generate`."""
     images, info = generate(run, **request)
     if output is None:
-        label = (
-            f"{info['sampler']}-nfe{info['nfe']}-{info['weights']}-step{info['step']}-seed{info['seed']}-n{len(images)}"
-        )
+        chosen = "".join(f"-{key}{value}" for key, value in sorted(info["sampler_options"].items()))
+        label = f"{info['sampler']}{chosen}-nfe{info['nfe']}-{info['weights']}-step{info['step']}"
+        label += f"-seed{info['seed']}-n{len(images)}"
         output = run.path / "samples" / f"{re.sub(r'[^A-Za-z0-9.-]+', '-', label)}.safetensors"
     return write_samples(output, images, info)
 

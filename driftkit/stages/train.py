@@ -10,7 +10,7 @@ from driftkit.artifacts.run import Run
 from driftkit.config.layers import flatten
 from driftkit.datasets.packs import ImagePack
 from driftkit.datasets.sources import open_dataset
-from driftkit.errors import DriftkitError, UsageError
+from driftkit.errors import InterruptedRunError, UsageError
 from driftkit.objectives.registry import OBJECTIVES, build_network
 from driftkit.runtime.device import resolve_device
 from driftkit.runtime.distributed import Ranks
@@ -69,9 +69,8 @@ def train(
             parameters=sum(p.numel() for p in network.parameters()),
             encoder=built.encoder,
         )
-    elif ranks.is_main:
-        _require_same_inputs(run, pack, built.encoder)
-        run.update(config=document)
+    elif existing:
+        _require_same_inputs(run, pack, built.encoder, ranks)
     ranks.barrier()
     feed = Feed(
         pack.images,
@@ -96,19 +95,25 @@ def train(
     )
     resumed = trainer.resume() if existing else False
     start = trainer.step
+    if resumed and start < config.trainer.steps and ranks.is_main:
+        run.update(config=document, origins={key: origins.get(key, "default") for key in flatten(document)})
     try:
         trainer.train()
-    except DriftkitError as error:
-        if ranks.is_main and run.manifest()["state"] != "interrupted":
-            run.update(state="failed", failure=str(error))
+    except InterruptedRunError:
+        raise
+    except Exception as error:
+        if ranks.is_main:
+            run.update(state="failed", failure=f"{type(error).__name__}: {error}")
         raise
     return TrainResult(run, start if resumed else None, ranks)
 
 
 def _existing_run(run: Run, config: TrainConfig, resume: Resume) -> bool:
     """Whether `run` is there and may be resumed with this config."""
-    if not run.path.exists() or (run.path.is_dir() and not any(run.path.iterdir())):
+    if not run.path.exists():
         return False
+    if run.path.is_dir() and all(".partial" in path.name for path in run.path.iterdir()):
+        return False  # empty, or left by a process that was killed while it wrote the first manifest
     if not run.manifest_path.is_file():
         raise UsageError(f"--output {run.path} is not empty and holds no run; give another folder")
     if resume == "never":
@@ -141,8 +146,14 @@ def _check_batch(config: TrainConfig, ranks: Ranks) -> None:
         raise UsageError("--batch-size 1: drifting needs at least 2 images, since generated images push one another")
 
 
-def _require_same_inputs(run: Run, pack: ImagePack, encoder: dict[str, Any] | None) -> None:
+def _require_same_inputs(run: Run, pack: ImagePack, encoder: dict[str, Any] | None, ranks: Ranks) -> None:
     manifest = run.manifest()
+    processes = manifest.get("world_size", ranks.world_size)
+    if processes != ranks.world_size:
+        raise UsageError(
+            f"{run.path} was trained by {processes} processes and this is {ranks.world_size}: the field would see "
+            f"another batch; start {processes} processes, or give another --output"
+        )
     before = manifest["inputs"]["data"]["digest"]
     if before != pack.digest:
         raise UsageError(

@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 
+from driftkit.artifacts.files import digest_json
 from driftkit.config.layers import flatten
 from driftkit.errors import UsageError
 
@@ -64,7 +65,12 @@ class WandbTracker:
     def __init__(self, run: Path, config: Mapping[str, Any]):
         self.wandb = _require("wandb", "wandb")
         self.session = self.wandb.init(
-            project="driftkit", name=run.name, id=run.name, resume="allow", dir=str(run), config=dict(config)
+            project="driftkit",
+            name=run.name,
+            id=digest_json(str(run.resolve()))[:16],  # two folders of one name are two runs
+            resume="allow",
+            dir=str(run),
+            config=dict(config),
         )
 
     def record(self, record: Mapping[str, Any]) -> None:

@@ -52,6 +52,8 @@ def test_every_preset_fits_every_objective(preset, objective):
         ("=3", "section.key=value"),
         ("objective.taus=[]", "objective.taus"),
         ("objective.name=ddpm", "follow from --objective"),
+        ("objective=ddpm", "choose the method by --objective"),
+        ("model=unet", "expected a section"),
     ],
 )
 def test_values_that_do_not_fit_are_named(assignment, words):

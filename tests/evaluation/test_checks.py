@@ -49,3 +49,11 @@ def test_collapsed_features_are_noticed():
     assert "collapse" in collapse_warning(Moments.of(rows * 0.1), Moments.of(rows))
     with pytest.raises(RefusedError, match="collapsed"):
         collapse_warning(Moments.of(torch.ones(5, 6)), Moments.of(rows))
+
+
+def test_identical_images_are_scored_only_where_that_is_asked_for():
+    images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+    with pytest.raises(RefusedError, match="--allow-collapsed"):
+        require_scorable(images, "these")
+    (warning,) = require_scorable(images, "these", allow_collapsed=True)
+    assert "all 4 images are identical" in warning

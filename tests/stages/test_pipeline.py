@@ -65,6 +65,46 @@ def test_unchanged_stages_are_skipped_and_changed_ones_run_with_what_follows(tmp
     assert states(path) == {"images": "skipped", "ddpm": "done", "sample": "done", "probe": "skipped"}
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("count=64", "count=32"),
+        ("batch_size = 4", "batch_size = 5"),
+        ("steps = 2", "steps = 1"),
+        ("model.num_heads = 2", "model.num_heads = 4"),
+    ],
+)
+def test_any_change_of_a_stage_makes_it_run_again(tmp_path, old, new):
+    path = write(tmp_path)
+    states(path)
+    write(tmp_path, CHAIN.replace(old, new))
+    after = states(path)
+    assert after["ddpm"] == after["sample"] == "done"
+    assert set(states(path).values()) == {"skipped"}
+
+
+def test_force_trains_anew_and_variables_count(tmp_path, monkeypatch):
+    path = write(tmp_path)
+    states(path)
+    weights = Path("out/ddpm/checkpoints/step-00000002/raw.safetensors")
+    before = weights.stat().st_mtime_ns
+    states(path, "--force")
+    assert weights.stat().st_mtime_ns != before
+    monkeypatch.setenv("DRIFTKIT_TRAIN_SEED", "3")
+    assert states(path)["ddpm"] == "done"
+
+
+def test_a_run_that_the_pipeline_did_not_make_is_not_removed(tmp_path):
+    path = write(tmp_path)
+    states(path)
+    Path("out/pipeline.json").unlink()
+    write(tmp_path, CHAIN.replace("batch_size = 4", "batch_size = 5"))
+    result = driftkit("run", path)
+    assert result.exit_code == 2
+    assert "another config" in result.stderr
+    assert Path("out/ddpm/manifest.json").exists()
+
+
 def test_a_stage_whose_product_is_gone_runs_again(tmp_path):
     path = write(tmp_path)
     states(path)
