@@ -1,6 +1,7 @@
 """How many images per second a sampler makes, under settings that are equal for all that are compared."""
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,7 +23,7 @@ class SpeedSettings:
         compiled: whether networks go through torch.compile.
         warm_up: untimed runs first.
         repeats: timed runs, of which the fastest counts: whatever else a machine does only slows them down.
-        budget_seconds: most time that the timed runs of one sampler may take; see `measure_speed`.
+        budget_seconds: most time that the timed runs of one sampler may take; see `measure_speeds`.
     """
 
     device: torch.device
@@ -68,45 +69,66 @@ class Speed:
         return self.measured_nfe != self.nfe
 
 
-def measure_speed(
-    network: nn.Module,
-    sampler: Sampler,
-    *,
-    run: str,
-    sampler_name: str,
-    nfe: int,
-    image_size: int,
-    settings: SpeedSettings,
-) -> Speed:
-    """Time a deterministic sampler on noise [batch_size, 3, image_size, image_size].
+@dataclass(frozen=True)
+class SpeedCase:
+    """What is timed: a network in evaluation mode on the settings' device, and a sampler that draws no noise."""
 
+    run: str
+    sampler_name: str
+    network: nn.Module
+    sampler: Sampler
+    nfe: int
+    image_size: int
+
+
+def measure_speeds(
+    cases: Sequence[SpeedCase], settings: SpeedSettings, *, advance: Callable[[], None] = lambda: None
+) -> list[Speed]:
+    """Time samplers on noise [batch_size, 3, image_size, image_size], in rounds of all cases.
+
+    Rounds spread whatever disturbs the machine over all cases, where timing one after the other would blame it on one.
     A sampler of many steps on a slow device is timed at fewer evaluations, at least 2, if the repeats of all of them
-    would exceed the budget: its cost is that of its evaluations, and the result says which were made.
+    would exceed the budget: its cost is that of its evaluations, and the result says how many were made.
 
     Args:
-        network: in evaluation mode, on the settings' device.
-        sampler: makes the images; must draw no noise of its own.
-        nfe: network evaluations per image.
+        cases: what is timed.
+        settings: what is held equal.
+        advance: called after each round.
     """
-    model: Any = torch.compile(network) if settings.compiled else network
+    models: dict[int, Any] = {}
+    for case in cases:
+        if id(case.network) not in models:
+            models[id(case.network)] = torch.compile(case.network) if settings.compiled else case.network
+    counts = []
+    for case in cases:
+        short = min(case.nfe, 2)
+        for _ in range(settings.warm_up):
+            _seconds(case, models[id(case.network)], short, settings)
+        per_evaluation = _seconds(case, models[id(case.network)], short, settings) / short
+        fitting = int(settings.budget_seconds / max(per_evaluation * settings.repeats, 1e-9))
+        counts.append(case.nfe if case.nfe <= fitting else max(short, fitting))
+    timed: list[list[float]] = [[] for _ in cases]
+    for _ in range(settings.repeats):
+        for times, case, count in zip(timed, cases, counts, strict=True):
+            times.append(_seconds(case, models[id(case.network)], count, settings))
+        advance()
+    speeds = []
+    for times, case, count in zip(timed, cases, counts, strict=True):
+        fastest = min(times) * case.nfe / count
+        rate = settings.batch_size / fastest
+        speeds.append(Speed(case.run, case.sampler_name, case.nfe, count, rate, fastest, max(times) / min(times)))
+    return speeds
+
+
+def _seconds(case: SpeedCase, model: Any, evaluations: int, settings: SpeedSettings) -> float:
+    """Wall time of one batch at that many evaluations."""
     generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(settings.batch_size, 3, image_size, image_size, generator=generator).to(settings.device)
-
-    def seconds(evaluations: int) -> float:
-        request = SampleRequest(nfe=evaluations, step_noise=lambda _: torch.zeros_like(noise))
-        synchronize(settings.device)
-        started = time.perf_counter()
-        with torch.inference_mode(), autocast(settings.device, settings.dtype):
-            sampler(model, noise, request)
-        synchronize(settings.device)
-        return time.perf_counter() - started
-
-    short = min(nfe, 2)
-    for _ in range(settings.warm_up):
-        seconds(short)
-    per_evaluation = seconds(short) / short
-    fitting = int(settings.budget_seconds / max(per_evaluation * settings.repeats, 1e-9))
-    measured = nfe if nfe <= fitting else max(short, fitting)
-    timed = [seconds(measured) for _ in range(settings.repeats)]
-    fastest = min(timed) * nfe / measured
-    return Speed(run, sampler_name, nfe, measured, settings.batch_size / fastest, fastest, max(timed) / min(timed))
+    shape = (settings.batch_size, 3, case.image_size, case.image_size)
+    noise = torch.randn(shape, generator=generator).to(settings.device)
+    request = SampleRequest(nfe=evaluations, step_noise=lambda _: torch.zeros_like(noise))
+    synchronize(settings.device)
+    started = time.perf_counter()
+    with torch.inference_mode(), autocast(settings.device, settings.dtype):
+        case.sampler(model, noise, request)
+    synchronize(settings.device)
+    return time.perf_counter() - started

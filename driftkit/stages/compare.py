@@ -23,7 +23,7 @@ from driftkit.evaluation.figures import (
     speed_figure,
 )
 from driftkit.evaluation.report import render_report
-from driftkit.evaluation.speed import Speed, SpeedSettings, measure_speed
+from driftkit.evaluation.speed import Speed, SpeedCase, SpeedSettings, measure_speeds
 from driftkit.evaluation.table import (
     RunSummary,
     ScoreTable,
@@ -117,6 +117,8 @@ def compare(
 
 def collect(paths: Sequence[Path]) -> Found:
     """Tell generators, encoders and everything else apart; the same folder given twice counts once."""
+    from driftkit.objectives.registry import OBJECTIVES
+
     found = Found()
     opened: list[Run] = []
     seen: set[Path] = set()
@@ -135,19 +137,13 @@ def collect(paths: Sequence[Path]) -> Found:
         except DriftkitError as error:
             found.skipped.append({"path": str(run.path), "reason": str(error)})
             continue
-        if _generates(run):
+        if summary.method not in OBJECTIVES:
+            found.skipped.append({"path": str(run.path), "reason": f"unknown objective {summary.method!r}"})
+        elif OBJECTIVES[summary.method].samplers:
             found.generators.append((run, summary))
         else:
             found.encoders.append(summary)
     return found
-
-
-def _generates(run: Run) -> bool:
-    from driftkit.objectives.registry import OBJECTIVES
-
-    objective = run.manifest()["config"].get("objective")
-    name = objective.get("name") if isinstance(objective, dict) else None
-    return name in OBJECTIVES and bool(OBJECTIVES[name].samplers)
 
 
 def equality_notes(runs: Sequence[RunSummary]) -> list[str]:
@@ -174,7 +170,7 @@ def _speeds(
     from driftkit.objectives.registry import build_sampler
     from driftkit.stages.sample import load_network
 
-    speeds = []
+    cases = []
     for run, summary in generators:
         try:
             network, config, _ = load_network(run)
@@ -183,23 +179,15 @@ def _speeds(
             notes.append(f"the speed of {summary.label} was not measured: {error}")
             continue
         network = network.to(settings.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        assert config.data.image_size is not None, "a saved config names the image size"
-        for nfe in SPEED_NFE[name]:
-            speed = measure_speed(
-                network,
-                sampler,
-                run=summary.label,
-                sampler_name=name,
-                nfe=nfe,
-                image_size=config.data.image_size,
-                settings=settings,
+        size = config.data.image_size
+        assert size is not None, "a saved config names the image size"
+        cases += [SpeedCase(summary.label, name, network, sampler, nfe, size) for nfe in SPEED_NFE[name]]
+    speeds = measure_speeds(cases, settings, advance=lambda: report("speed", 1, settings.repeats))
+    for speed in speeds:
+        if speed.unevenness > BUSY:
+            notes.append(
+                f"timings of {speed.run} at {speed.nfe} NFE varied {speed.unevenness:.1f}-fold: the machine was busy"
             )
-            speeds.append(speed)
-            if speed.unevenness > BUSY:
-                notes.append(
-                    f"timings of {summary.label} at {nfe} NFE varied {speed.unevenness:.1f}-fold: the machine was busy"
-                )
-        report("speed", 1, len(generators))
     return speeds
 
 

@@ -62,16 +62,17 @@ def make_run(path: Path, objective: str = "drift", *, steps: int = 30, **manifes
     run = Run(path)
     run.create(config=config, origins={}, inputs={"data": {"spec": "shapes", "digest": "cd" * 32}})
     encoder = {"name": "outputs/mae", "random_weights": False, "weights_digest": "ef" * 32}
-    run.update(
-        state="done",
-        step=steps,
-        images_seen=4 * steps,
-        train_seconds=12.5,
-        parameters=1_234_567,
-        device="cpu",
-        peak_memory_gib=0.5,
-        **{"encoder": encoder if objective == "drift" else None, **manifest},
-    )
+    fields = {
+        "state": "done",
+        "step": steps,
+        "images_seen": 4 * steps,
+        "train_seconds": 12.5,
+        "parameters": 1_234_567,
+        "device": "cpu",
+        "peak_memory_gib": 0.5,
+        "encoder": encoder if objective == "drift" else None,
+    }
+    run.update(**{**fields, **manifest})
     for step in range(10, steps + 1, 10):
         health = {"drift_norm": 1.0 / step, "gradient_norm": 1.0} if objective == "drift" else {}
         run.append_metrics(
@@ -93,3 +94,20 @@ def add_samples(run: Run, count: int = 16, *, seed: int = 0, **info: Any) -> Pat
     }  # fmt: skip
     write_samples(path, random_images(count, seed + 1), record)
     return path
+
+
+def evaluation(fid: float, **changes: Any) -> dict[str, Any]:
+    """An evaluation document of 100 images."""
+    return {
+        "format": 1,
+        "kind": "evaluation",
+        "name": "fid@100",
+        "num_images": 100,
+        "metrics": {"fid": fid, "kid_mean": 0.01, "kid_std": 0.001, "precision": 0.5, "recall": 0.25},
+        "floor": {"fid": 1.5, "num_images": 100, "seed": 0},
+        "extractor": {"name": "encoder:tiny", "version": "1", "weights_digest": "ab", "resize": "r", "dim": 12},
+        "reference": {"spec": "real", "digest": "cd", "count": 500, "image_size": SIZE},
+        "run": "run", "method": "ddpm", "sampler": "ddim", "nfe": 50, "weights": "ema", "step": 30, "seed": 0,
+        "sampler_options": {}, "own_teacher": False, "warnings": ["100 images are few"],
+        **changes,
+    }  # fmt: skip
