@@ -32,7 +32,6 @@ from driftkit.errors import MissingError
 
 FORMAT = 1
 Weights = Literal["ema", "raw"]
-State = Literal["created", "running", "interrupted", "failed", "done"]
 _STEP = re.compile(r"step-(\d{8,})")
 
 

@@ -11,13 +11,17 @@ import torch.distributed as dist
 from driftkit.errors import DriftkitError
 
 
+def local_rank() -> int:
+    """Number of this process among those of its machine, from torchrun's variable; 0 without it."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
 @dataclass(frozen=True)
 class Ranks:
     """This process among its peers. Made by `Ranks.start()`; plain `Ranks()` is a world of one."""
 
     rank: int = 0
     world_size: int = 1
-    local_rank: int = 0
 
     @classmethod
     def start(cls, *, device_type: str) -> "Ranks":
@@ -25,15 +29,14 @@ class Ranks:
         world_size = int(os.environ.get("WORLD_SIZE", "1"))
         if world_size == 1:
             return cls()
-        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         if not dist.is_initialized():
             backend, device = "gloo", None
             if device_type == "cuda":
-                backend, device = "nccl", torch.device("cuda", local_rank)
+                backend, device = "nccl", torch.device("cuda", local_rank())
                 torch.cuda.set_device(device)  # else every rank's first collective would start on GPU 0
             # Longer than the slowest download that is let go on, for which the other ranks wait.
             dist.init_process_group(backend, timeout=datetime.timedelta(hours=2), device_id=device)
-        return cls(dist.get_rank(), dist.get_world_size(), local_rank)
+        return cls(dist.get_rank(), dist.get_world_size())
 
     def stop(self) -> None:
         """Leave the group."""

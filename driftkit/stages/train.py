@@ -13,7 +13,7 @@ from driftkit.datasets.sources import open_dataset
 from driftkit.errors import InterruptedRunError, UsageError
 from driftkit.objectives.registry import OBJECTIVES, build_network
 from driftkit.runtime.device import resolve_device
-from driftkit.runtime.distributed import Ranks
+from driftkit.runtime.distributed import Ranks, local_rank
 from driftkit.runtime.random import stream_seed
 from driftkit.stages.config import FREE_ON_RESUME, TrainConfig
 from driftkit.training.feed import Feed
@@ -48,9 +48,8 @@ def train(
         MissingError: data or weights are absent.
         InterruptedRunError: a signal stopped it after saving.
     """
-    device_type = resolve_device(device).type
-    ranks = Ranks.start(device_type=device_type)
-    place = resolve_device(device, local_rank=ranks.local_rank)
+    place = resolve_device(device, local_rank=local_rank())  # first: a rank without a GPU must say so
+    ranks = Ranks.start(device_type=place.type)
     run = Run(output)
     existing = _existing_run(run, config, resume)
     ranks.barrier()  # no rank may look for a run that another has just begun
