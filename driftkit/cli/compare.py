@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from driftkit.cli.output import JsonOption, emit, note, option
+from driftkit.cli.output import JsonOption, emit, note, option, progress_bars
 
 SPEED, FILES = "How speed is measured", "Where it goes"
 WIDTH = 100
@@ -60,7 +60,7 @@ def command(
         batch_size=speed_batch or (256 if place.type == "cuda" else 16),
         budget_seconds=speed_seconds,
     )
-    with _progress() as report:
+    with progress_bars() as report:
         made = compare(runs, output, speed=settings if speed else None, device=place, report=report)
     for entry in made.document["skipped"]:
         note(f"left out {entry['path']}: {entry['reason']}")
@@ -174,25 +174,3 @@ def _show_speeds(console: Any, made: Any) -> None:
             format_score(1000 / speed.images_per_second),
         )
     console.print(table)
-
-
-def _progress() -> Any:
-    """Bars on stderr while samplers are timed and grids made; gives the stage's `report` function."""
-    import contextlib
-
-    from rich.console import Console
-    from rich.progress import Progress
-
-    @contextlib.contextmanager
-    def shown() -> Any:
-        with Progress(console=Console(stderr=True), transient=True) as bars:
-            tasks: dict[str, Any] = {}
-
-            def report(what: str, done: int, total: int) -> None:
-                if what not in tasks:
-                    tasks[what] = bars.add_task(what, total=total)
-                bars.advance(tasks[what], done)
-
-            yield report
-
-    return shown()

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from driftkit.cli.output import JsonOption, emit, option
+from driftkit.cli.output import JsonOption, emit, option, progress_bars
 
 JUDGE, HOW, FILES = "What judges", "How a run is sampled", "Where it goes"
 
@@ -90,7 +90,7 @@ def command(
         raise UsageError(f"--image-size {image_size}: expected a side between 8 and 4096 pixels")
     if output is not None and output.suffix != ".json":
         raise UsageError(f"--output {output}: expected a name that ends in .json")
-    with _progress() as report:
+    with progress_bars() as report:
         made = evaluate(
             target,
             reference,
@@ -145,25 +145,3 @@ def _show(document: dict[str, Any]) -> None:
     for warning in document["warnings"]:
         console.print(f"[yellow]warning:[/yellow] {escape(warning)}")
     console.print(escape(document["evaluation"]), soft_wrap=True)
-
-
-def _progress() -> Any:
-    """Bars on stderr while images are sampled and embedded; gives the stage's `report` function."""
-    import contextlib
-
-    from rich.console import Console
-    from rich.progress import Progress
-
-    @contextlib.contextmanager
-    def shown() -> Any:
-        with Progress(console=Console(stderr=True), transient=True) as bars:
-            tasks: dict[str, Any] = {}
-
-            def report(what: str, done: int, total: int) -> None:
-                if what not in tasks:
-                    tasks[what] = bars.add_task(what, total=total)
-                bars.advance(tasks[what], done)
-
-            yield report
-
-    return shown()

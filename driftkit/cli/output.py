@@ -1,8 +1,9 @@
 """What every command does with its result and its options: one JSON document or text on stdout, all else on stderr."""
 
+import contextlib
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any
 
 import typer
@@ -25,6 +26,23 @@ def note(message: str) -> None:
     """One line of progress or warning on stderr."""
     sys.stderr.write(message + "\n")
     sys.stderr.flush()
+
+
+@contextlib.contextmanager
+def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
+    """Bars on stderr; gives `report(what, just done, total)`, which adds a bar for every new `what`."""
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
+    with Progress(console=Console(stderr=True), transient=True) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def report(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.advance(tasks[what], done)
+
+        yield report
 
 
 def option(*names: str, help: str, panel: str | None = None, default: str | None = None, **extra: Any) -> Any:

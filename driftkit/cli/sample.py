@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from driftkit.cli.output import JsonOption, emit, option
+from driftkit.cli.output import JsonOption, emit, option, progress_bars
 
 HOW, FILES = "How to sample", "Where it goes"
 
@@ -68,7 +68,7 @@ def command(
     if output is not None and output.suffix != ".safetensors":
         raise UsageError(f"--output {output}: expected a name that ends in .safetensors")
     place = resolve_device(device)
-    with _progress(num_images) as advance:
+    with progress_bars() as report:
         made = sample(
             Run.open(run),
             output,
@@ -81,7 +81,7 @@ def command(
             options=parse_assignments(assignments or ()),
             batch_size=batch_size,
             device=place,
-            advance=advance,
+            advance=lambda count: report("sample", count, num_images),
         )
     document = {"samples": str(made.path), "grid": str(made.path.with_suffix(".png")), **made.info}
 
@@ -93,19 +93,3 @@ def command(
 
     emit(document, as_json=as_json, show=show)
     return document
-
-
-def _progress(total: int) -> Any:
-    """A bar on stderr while images are made; gives the function that advances it."""
-    import contextlib
-
-    from rich.console import Console
-    from rich.progress import Progress
-
-    @contextlib.contextmanager
-    def shown() -> Any:
-        with Progress(console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task("sample", total=total)
-            yield lambda count: bar.advance(task, count)
-
-    return shown()

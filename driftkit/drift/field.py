@@ -61,7 +61,7 @@ def drift_field(
 def _plain_field(
     x: torch.Tensor, y_pos: torch.Tensor, y_neg: torch.Tensor, *, tau: float, mask_self: bool
 ) -> torch.Tensor:
-    x, y_pos, y_neg = (_as_float(t.detach()) for t in (x, y_pos, y_neg))
+    x, y_pos, y_neg = _as_float(x, y_pos, y_neg)
     _check_shapes(x, y_pos, y_neg)
     if mask_self and y_neg.shape[1] < x.shape[1]:
         raise UsageError(f"mask_self needs at least as many negatives as x, got {y_neg.shape[1]} for {x.shape[1]}")
@@ -142,8 +142,8 @@ def _aggregate(
         raise UsageError(f"taus: expected temperatures > 0, got {taus}")
     if affinity_floor < 0:
         raise UsageError(f"affinity_floor: expected a value >= 0, got {affinity_floor}")
-    x, y_pos = _as_float(generated.detach()), _as_float(positives.detach())
-    extra = x.new_empty((x.shape[0], 0, x.shape[-1])) if negatives is None else _as_float(negatives.detach())
+    none = generated.new_empty((generated.shape[0], 0, generated.shape[-1]))
+    x, y_pos, extra = _as_float(generated, positives, none if negatives is None else negatives)
     _check_shapes(x, y_pos, extra)
     extra_weight = _check_weight(negative_weight, extra)
     groups = _scale_groups(scale_over, x)
@@ -327,6 +327,7 @@ def _check_weight(weight: torch.Tensor | None, negatives: torch.Tensor) -> torch
     return weight.detach().to(negatives)
 
 
-def _as_float(tensor: torch.Tensor) -> torch.Tensor:
-    """float32, or float64 where the input is: half precision is too coarse for distances and softmax."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+def _as_float(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    """All in float32, or float64 where one of them is: half precision is too coarse for distances and softmax."""
+    wide = any(t.dtype == torch.float64 for t in tensors)
+    return [t.detach().to(torch.float64 if wide else torch.float32) for t in tensors]

@@ -131,6 +131,14 @@ def test_identical_generated_images_are_pulled_and_never_nan():
     assert still.feature_scale.item() == 0
 
 
+def test_inputs_of_different_widths_meet_in_the_widest():
+    x, pos = draw(1, 6, 4), draw(1, 6, 4, seed=1)
+    mixed = aggregated_drift(x, pos.double())
+    assert mixed.v.dtype == torch.float64
+    assert torch.equal(mixed.v, aggregated_drift(x.double(), pos.double()).v)
+    assert aggregated_drift(x.bfloat16(), pos).v.dtype == torch.float32
+
+
 @pytest.mark.parametrize("value", [0.1, 0.0, 1e4])
 def test_points_that_all_coincide_have_no_drift(value):
     same = torch.full((2, 7, 192), value)
