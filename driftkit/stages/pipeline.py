@@ -14,13 +14,12 @@
 A stage is skipped when its command line, its DRIFTKIT_* variables, the content of everything it reads, and driftkit's
 version are those of its last completed run, and what it wrote is still there. A training stage whose steps alone have
 grown goes on with its run; when anything else has changed, or with `force`, the run that the pipeline itself made is
-removed and trained anew.
+set aside as NAME.old-1 and trained anew: hours of training are never removed.
 """
 
 import json
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -264,8 +263,17 @@ def _make_room(pipeline: Pipeline, stage: Stage, *, force: bool) -> list[str]:
         run = Run.open(output)
         reached = max((checkpoint.step for checkpoint in run.checkpoints()), default=0)
         if force or saved.get("identity") != _identity(stage) or reached > _steps(stage, reached):
-            shutil.rmtree(run.path)
+            _set_aside(run.path)
     return arguments
+
+
+def _set_aside(path: Path) -> None:
+    """Rename a run to the first free NAME.old-N beside it."""
+    number = 1
+    while (old := path.with_name(f"{path.name}.old-{number}")).exists():
+        number += 1
+    path.rename(old)
+    sys.stderr.write(f"{path} was made with other settings: kept as {old}\n")
 
 
 def _steps(stage: Stage, default: int) -> int:
@@ -280,21 +288,21 @@ def _output(stage: Stage) -> Path | None:
 
 
 def _identity(stage: Stage) -> str:
-    """What a run must share with the stage to be gone on with: everything but the number of steps."""
+    """What a run must share with the stage to be gone on with: everything but the steps and driftkit's version."""
     arguments = list(stage.arguments)
     if "--steps" in arguments:
         at = arguments.index("--steps")
         del arguments[at : at + 2]
-    return fingerprint(replace(stage, arguments=tuple(arguments)))
+    return fingerprint(replace(stage, arguments=tuple(arguments)), version="any")
 
 
-def fingerprint(stage: Stage) -> str:
+def fingerprint(stage: Stage, *, version: str = __version__) -> str:
     """Digest of the command line, driftkit's version and the content of everything the stage reads."""
     return digest_json(
         {
             "arguments": [stage.command, *stage.arguments],
             "nproc": stage.nproc,
-            "driftkit": __version__,
+            "driftkit": version,
             "environment": {
                 key: value
                 for key, value in sorted(os.environ.items())

@@ -90,8 +90,22 @@ def test_force_trains_anew_and_variables_count(tmp_path, monkeypatch):
     before = weights.stat().st_mtime_ns
     states(path, "--force")
     assert weights.stat().st_mtime_ns != before
+    assert Path("out/ddpm.old-1/checkpoints/step-00000002/raw.safetensors").stat().st_mtime_ns == before
     monkeypatch.setenv("DRIFTKIT_TRAIN_SEED", "3")
     assert states(path)["ddpm"] == "done"
+
+
+def test_a_new_version_of_driftkit_keeps_the_runs(tmp_path, monkeypatch):
+    path = write(tmp_path)
+    states(path)
+    saved = json.loads(Path("out/pipeline.json").read_text())
+    saved["stages"]["ddpm"]["fingerprint"] = "that of another version"
+    Path("out/pipeline.json").write_text(json.dumps(saved))
+    weights = Path("out/ddpm/checkpoints/step-00000002/raw.safetensors")
+    before = weights.stat().st_mtime_ns
+    assert states(path)["ddpm"] == "done"
+    assert weights.stat().st_mtime_ns == before
+    assert not Path("out/ddpm.old-1").exists()
 
 
 def test_a_run_that_the_pipeline_did_not_make_is_not_removed(tmp_path):
