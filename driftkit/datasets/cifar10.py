@@ -24,7 +24,7 @@ import torch
 from driftkit.artifacts.files import atomic_path, digest_json
 from driftkit.datasets.decode import resize_images
 from driftkit.datasets.packs import RawImages
-from driftkit.datasets.progress import progress, warn
+from driftkit.runtime.progress import progress, warn
 from driftkit.errors import MissingError, UsageError
 
 ARCHIVE, FOLDER = "cifar-10-python.tar.gz", "cifar-10-batches-py"

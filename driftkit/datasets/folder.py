@@ -17,7 +17,7 @@ import torch
 from driftkit.datasets.containers import ARCHIVE_SUFFIXES, Container, open_container
 from driftkit.datasets.decode import SUFFIXES, decode_image
 from driftkit.datasets.packs import UNLABELLED, RawImages
-from driftkit.datasets.progress import progress
+from driftkit.runtime.progress import progress
 from driftkit.errors import MissingError
 
 SPLITS = frozenset({"train", "training", "test", "testing", "val", "valid", "validation"})
