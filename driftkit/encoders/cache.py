@@ -15,12 +15,12 @@ import torch
 
 from driftkit.artifacts.files import digest_json, read_tensors, write_json, write_tensors
 from driftkit.artifacts.images import to_float
-from driftkit.runtime.progress import progress, silent
 from driftkit.encoders.features import FeatureGroup, FeatureSet
 from driftkit.encoders.networks import FrozenEncoder
 from driftkit.errors import DriftkitError, MissingError, ResourceError
 from driftkit.protocols import Execution
 from driftkit.runtime.distributed import Ranks
+from driftkit.runtime.progress import progress, silent
 
 FORMAT = 1
 SHARD_IMAGES = 1024

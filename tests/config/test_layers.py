@@ -3,6 +3,7 @@
 import pytest
 
 from driftkit.config.layers import flatten, load_preset, merge, parse_assignments, preset_names
+from driftkit.errors import UsageError
 from driftkit.objectives.registry import OBJECTIVES
 from driftkit.stages.config import TrainConfig, resolve_config
 
