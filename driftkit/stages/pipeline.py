@@ -128,8 +128,9 @@ def load_pipeline(path: Path, *, output: Path | None = None, nproc: int | None =
     if not isinstance(tables, list) or not tables or not all(isinstance(t, dict) for t in tables):
         raise UsageError(f"{path}: expected at least one [[stage]] table")
     folder = output or Path(str(document.get("output", f"outputs/{path.stem}")))
+    known = {"output": str(folder)}
     stages = tuple(
-        _parse_stage(path, number, row, {"output": str(folder), **names})
+        _parse_stage(path, number, row, {**{key: _fill(v, known) for key, v in names.items()}, **known})
         for number, table in enumerate(tables, start=1)
         for names, row in _each(path, number, table)
     )

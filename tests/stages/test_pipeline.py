@@ -143,6 +143,35 @@ def test_several_processes_are_started_by_torchrun(tmp_path):
     assert not is_done(load_pipeline(path), stage)
 
 
+def test_a_stage_for_each_of_several_rows(tmp_path):
+    path = write(
+        tmp_path,
+        """
+        [[stage]]
+        each = [{ id = "a", steps = 3, encoder = "{output}/mae" }, { id = "b", steps = 5, encoder = "pixel" }]
+        name = "drift-{id}"
+        command = "train"
+        encoder = "{encoder}"
+        steps = "{steps}"
+        set = { trainer.log_every = "{steps}" }
+        output = "{output}/{id}"
+
+        [[stage]]
+        each = ["a", "b"]
+        name = "score-{each}"
+        command = "fid"
+        target = "{output}/{each}"
+        """,
+    )
+    pipeline = load_pipeline(path, output=Path("o"), nproc=2)
+    assert [stage.name for stage in pipeline.stages] == ["drift-a", "drift-b", "score-a", "score-b"]
+    assert pipeline.stages[0].arguments == (
+        "--encoder", "o/mae", "--steps", "3", "--set", "trainer.log_every=3", "--output", "o/a",
+    )  # fmt: skip
+    assert [stage.nproc for stage in pipeline.stages] == [2, 2, 1, 1]
+    assert pipeline.stages[3].arguments == ("o/b",)
+
+
 def test_a_failing_stage_stops_the_pipeline_with_its_code_and_keeps_what_is_done(tmp_path):
     path = write(tmp_path, CHAIN.replace('{output}/ddpm"\nnum_images', 'elsewhere"\nnum_images'))
     result = driftkit("run", path)
@@ -165,6 +194,9 @@ def test_a_failing_stage_stops_the_pipeline_with_its_code_and_keeps_what_is_done
         ("set = {", "set = 3 #", "expected a table"),
         ("[[stage]]", "[[stages]]", "unknown key stages"),
         ('name = "tiny"', "name = ", "not valid TOML"),
+        ('name = "probe"', 'name = "probe"\neach = []', "each, expected a list"),
+        ('name = "probe"', 'name = "probe"\neach = ["a", {b = 1}]', "each, expected a list"),
+        ('name = "probe"', 'name = "probe"\neach = ["a", "b"]', "two stages are called probe"),
     ],
 )
 def test_mistakes_are_found_before_anything_runs(tmp_path, old, new, says):
