@@ -24,8 +24,8 @@ import torch
 from driftkit.artifacts.files import atomic_path, digest_json
 from driftkit.datasets.decode import resize_images
 from driftkit.datasets.packs import RawImages
-from driftkit.datasets.progress import progress, warn
 from driftkit.errors import MissingError, UsageError
+from driftkit.runtime.progress import progress, warn
 
 ARCHIVE, FOLDER = "cifar-10-python.tar.gz", "cifar-10-batches-py"
 OFFICIAL_URL = f"https://www.cs.toronto.edu/~kriz/{ARCHIVE}"

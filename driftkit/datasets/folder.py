@@ -17,8 +17,8 @@ import torch
 from driftkit.datasets.containers import ARCHIVE_SUFFIXES, Container, open_container
 from driftkit.datasets.decode import SUFFIXES, decode_image
 from driftkit.datasets.packs import UNLABELLED, RawImages
-from driftkit.datasets.progress import progress
 from driftkit.errors import MissingError
+from driftkit.runtime.progress import progress
 
 SPLITS = frozenset({"train", "training", "test", "testing", "val", "valid", "validation"})
 FILES_AT_A_TIME, BYTES_AT_A_TIME = 128, 4 * 2**20

@@ -1,4 +1,4 @@
-"""What an import shows on stderr while it runs: a bar in a terminal, a line now and then elsewhere."""
+"""What a long import or download shows on stderr while it runs: a bar in a terminal, a line now and then elsewhere."""
 
 import contextlib
 import sys
