@@ -167,9 +167,8 @@ def published(spec: EncoderSpec) -> HubFile | UrlFile:
     from timm.models import get_pretrained_cfg
 
     cfg = get_pretrained_cfg(spec.model)
-    if cfg is None or not cfg.hf_hub_id:
-        raise MissingError(f"weights of {spec.name}: timm knows no published ones of {spec.model}")
-    return HubFile(cfg.hf_hub_id, cfg.hf_hub_filename or HUB_FILE)
+    repository = (cfg.hf_hub_id if cfg else None) or f"timm/{spec.model}"
+    return HubFile(repository, (cfg.hf_hub_filename if cfg else None) or HUB_FILE)
 
 
 def locate(spec: EncoderSpec) -> Path | None:

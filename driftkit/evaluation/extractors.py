@@ -124,10 +124,14 @@ def published_weights(features: str) -> HubFile | UrlFile:
 
 
 def locate_weights(features: str) -> Path | None:
-    """Where the weights of inception or dinov2 lie on this machine, or None; no network is asked."""
+    """Where the weights of inception or dinov2 lie on this machine, or None; no network is asked.
+
+    Raises:
+        MissingError: the variable that names the file names none.
+    """
     named = _named_inception() if features == "inception" else None
     if named is not None:
-        return named if named.is_file() else None
+        return _require_file(named, f"the Inception weights, as {INCEPTION_VARIABLE} says")
     return published_weights(features).locate()
 
 
