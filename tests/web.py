@@ -24,7 +24,7 @@ def serve() -> Iterator[Site]:
     site = Site()
 
     class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):  # noqa: N802
+        def do_GET(self):
             site.asked.append(f"{self.command} {self.path}")
             content = site.files.get(self.path.partition("?")[0])
             if site.redirect is not None:
