@@ -56,15 +56,15 @@ def _show(document: dict[str, Any]) -> None:
 
 def _versions(document: dict[str, Any]) -> list[tuple[str, str]]:
     versions = [f"{name} {version or '[red]is not installed[/]'}" for name, version in document["versions"].items()]
-    extras = [
-        f"{name} {version}" if version else f"{name} not installed (pip install 'driftkit\\[{name}]')"
-        for name, version in document["extras"].items()
-    ]
+    extras = ", ".join(f"{name} {version or 'not installed'}" for name, version in document["extras"].items())
+    lacking = ",".join(name for name, version in document["extras"].items() if version is None)
+    if lacking:
+        extras += f" (pip install 'driftkit\\[{lacking}]')"
     fit = "torch and torchvision do not work, see below"
     if document["ok"]:
         build = f"built for {document['cuda_build']}" if document["cuda_build"] else "a build for CPUs"
         fit = f"torch is {build}; torchvision fits it"
-    return [("versions", ", ".join(versions)), ("build", fit), ("extras", ", ".join(extras))]
+    return [("versions", ", ".join(versions)), ("build", fit), ("extras", extras)]
 
 
 def _devices(document: dict[str, Any]) -> list[tuple[str, str]]:

@@ -11,7 +11,7 @@ def command(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[NAME]...",
+            metavar="NAME",
             help="Encoders as driftkit doctor lists them, inception, evaluator:dinov2, cifar10.",
             show_default=False,
             show_envvar=False,
@@ -26,7 +26,7 @@ def command(
     [bold]Examples[/bold]
 
       driftkit prefetch mocov2 inception cifar10
-      driftkit prefetch evaluator:dinov2          the judge of driftkit fid --features dinov2, not an encoder
+      driftkit prefetch evaluator:dinov2     a judge of driftkit fid, no encoder
       driftkit prefetch --all --json
     """
     from driftkit.errors import MissingError
@@ -45,21 +45,14 @@ def _show(document: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.filesize import decimal
     from rich.markup import escape
-    from rich.table import Table
 
     console = Console(highlight=False)
-    here = [file for file in document["files"] if file["state"] != "failed"]
-    table = Table("name", "state", "size", "sha256", "checked", "path", box=None, padding=(0, 2, 0, 0))
-    table.columns[2].justify = "right"
-    for column in table.columns[:5]:
-        column.no_wrap = True
-    table.columns[5].overflow = "fold"
-    for file in here:
-        state = "[green]fetched[/]" if file["state"] == "fetched" else "present"
-        digest = (file["sha256"] or "-")[:8]
-        table.add_row(file["name"], state, decimal(file["bytes"]), digest, file["checked"], escape(file["path"]))
-    if here:
-        console.print(table)
+    colours = {"fetched": "green", "present": "green", "failed": "red"}
     for file in document["files"]:
-        if file["state"] == "failed":
-            console.print(f"[red]missing[/] [bold]{file['name']}[/]: {escape(file['reason'])}", soft_wrap=True)
+        state = "missing" if file["state"] == "failed" else file["state"]
+        text = file["reason"]
+        if text is None:
+            digest = f"sha256 {file['sha256'][:8]}, " if file["sha256"] else ""
+            text = f"{file['file']}, {decimal(file['bytes'])}, {digest}checked: {file['checked']}, {file['path']}"
+        # A line each, left to the terminal to wrap: a path or an address that was folded cannot be copied.
+        console.print(f"[{colours[file['state']]}]{state}[/] [bold]{file['name']}[/]: {escape(text)}", soft_wrap=True)

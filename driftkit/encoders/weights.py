@@ -104,7 +104,7 @@ class HubFile:
         blob = path.resolve().name  # the hub's cache names large files by their sha256
         if not re.fullmatch("[0-9a-f]{64}", blob):
             return "readable"
-        _check_digest(path, f"sha256:{blob}", shown=str(path))
+        _check_digest(path, f"sha256:{blob}")
         return "sha256 of the hub"
 
     def by_hand(self, option: str) -> str:
@@ -149,7 +149,7 @@ class UrlFile:
 
     def check(self, path: Path) -> str:
         if self.digest:
-            _check_digest(path, self.digest, shown=str(path))
+            _check_digest(path, self.digest)
         read_weights(path)  # also tells a page of HTML from weights where no digest is published
         return f"published {self.digest.partition(':')[0]}" if self.digest else "readable"
 
@@ -223,7 +223,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     return document
 
 
-def _check_digest(path: Path, digest: str, *, shown: str) -> None:
+def _check_digest(path: Path, digest: str) -> None:
     algorithm, _, wanted = digest.partition(":")
     if algorithm == "sha256":
         got = sha256_file(path)
@@ -231,7 +231,7 @@ def _check_digest(path: Path, digest: str, *, shown: str) -> None:
         with open(path, "rb") as file:
             got = hashlib.file_digest(file, algorithm).hexdigest()
     if not got.startswith(wanted):
-        raise MissingError(f"{shown}: {algorithm} is {got[: len(wanted)]}, expected {wanted}")
+        raise MissingError(f"{path}: {algorithm} is {got[:12]}..., expected {wanted[:12]}...; it is another file")
 
 
 def _require_reachable(url: str, what: str) -> None:
