@@ -1,11 +1,15 @@
 """The few types the layers share."""
 
+import contextlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
 from torch import nn
+
+from driftkit.runtime.timing import StepClock
 
 Denoiser = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """(noisy images [N, C, H, W], integer t [N]) -> predicted noise [N, C, H, W]."""
@@ -20,22 +24,63 @@ class Batch:
     slots: range  # positions of these images in the global batch
     seed: int
     step: int
+    indices: torch.Tensor | None = None  # int64 [B] on the CPU: which images of the pack they are
+    flips: torch.Tensor | None = None  # bool [B] on the CPU: which of them are mirrored
+
+    def part(self, which: slice) -> "Batch":
+        """Some of the images, with their slots."""
+        return replace(
+            self,
+            images=self.images[which],
+            labels=self.labels[which],
+            slots=self.slots[which],
+            indices=None if self.indices is None else self.indices[which],
+            flips=None if self.flips is None else self.flips[which],
+        )
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a step is carried out, whatever it minimises.
+
+    Attributes:
+        micro_batch: images that networks see at a time; None: all of the batch.
+        autocast: makes the context in which networks run forwards.
+        clock: told where the time goes.
+    """
+
+    micro_batch: int | None = None
+    autocast: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
+    clock: StepClock = field(default_factory=StepClock)
+
+    def chunks(self, count: int) -> list[slice]:
+        """`count` images in chunks of `micro_batch`; the last may be smaller."""
+        size = min(self.micro_batch or count, count)
+        return [slice(first, min(first + size, count)) for first in range(0, count, size)]
 
 
 @dataclass
 class StepLoss:
-    """What one training step minimises, and what it tells about its health."""
+    """What one training step minimised, and what it tells about its health. Nothing here has a gradient."""
 
-    total: torch.Tensor  # scalar with gradient
-    terms: dict[str, torch.Tensor] = field(default_factory=dict)  # named parts of the total, detached
-    health: dict[str, torch.Tensor] = field(default_factory=dict)  # signals that are not minimised, detached
+    total: torch.Tensor  # scalar
+    terms: dict[str, torch.Tensor] = field(default_factory=dict)  # named parts of the total
+    health: dict[str, torch.Tensor] = field(default_factory=dict)  # signals that are not minimised
 
 
 class Objective(Protocol):
     """What a training run minimises. The loop knows nothing else about the method."""
 
-    def loss(self, model: nn.Module, batch: Batch) -> StepLoss:
-        """The loss of one step; every random draw comes from (seed, step, slot)."""
+    def accumulate(self, model: nn.Module, batch: Batch, how: Execution) -> StepLoss:
+        """Add the gradient of one step's loss to the model's parameters, and tell what the loss was.
+
+        Every random draw comes from (seed, step, slot), dropout's from the global generators that the loop has seeded.
+        The gradient is that of the whole batch whatever `how.micro_batch` is.
+        """
+        ...
+
+    def measure(self, model: nn.Module) -> dict[str, float]:
+        """Named measurements of the averaged network on images it was not trained on; empty where there are none."""
         ...
 
     def preview(self, model: nn.Module, noise: torch.Tensor, images: torch.Tensor) -> torch.Tensor:

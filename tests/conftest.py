@@ -8,6 +8,9 @@ import torch
 from typer.testing import CliRunner
 
 from driftkit.cli.app import app
+from driftkit.datasets.packs import ImagePack, PackCard, PackSource, content_sha256
+from driftkit.objectives.registry import Setting
+from driftkit.runtime.distributed import Ranks
 
 TINY_UNET = ["--set", "model.base_channels=8", "--set", "model.channel_multipliers=[1,2]", "--set", "model.num_heads=2",
              "--set", "model.attention_resolutions=[4]", "--set", "model.num_res_blocks=1"]  # fmt: skip
@@ -21,6 +24,7 @@ def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Every test works in its own folder, with its own packs, and leaves torch's generators as they were."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DRIFTKIT_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setenv("DRIFTKIT_CACHE", str(tmp_path / "cache"))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield
@@ -30,6 +34,20 @@ def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def _no_hub():
     """No test waits for a network that is not there."""
     os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def setting(images: torch.Tensor, ranks: Ranks | None = None, **changes: object) -> Setting:
+    """What an objective is built in: unlabelled uint8 images on the CPU."""
+    labels = torch.full((len(images),), -1)
+    source = PackSource(spec="test", kind="folder")
+    card = PackCard(
+        format=1, kind="pack", name="test", count=len(images), classes=(), height=images.shape[2],
+        width=images.shape[3], sha256=content_sha256(images, labels), source=source, label="test",
+    )  # fmt: skip
+    pack = ImagePack(Path("test.safetensors"), images, labels, (), card)
+    known = {"training": torch.arange(len(images)), "held_out": torch.arange(0), "flips": True, "dtype": torch.float32,
+             "compile": False, "device": torch.device("cpu"), "ranks": ranks or Ranks()}  # fmt: skip
+    return Setting(pack, **{**known, **changes})
 
 
 def driftkit(*words: object):
@@ -52,5 +70,7 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "real_data" in item.keywords and not os.environ.get("DRIFTKIT_TEST_CIFAR10"):
             item.add_marker(pytest.mark.skip(reason="DRIFTKIT_TEST_CIFAR10 names no zip of CIFAR-10 images"))
+        if "weights" in item.keywords and not os.environ.get("DRIFTKIT_TEST_WEIGHTS"):
+            item.add_marker(pytest.mark.skip(reason="DRIFTKIT_TEST_WEIGHTS is not set: published weights are not read"))
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))

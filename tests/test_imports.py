@@ -23,7 +23,7 @@ ALLOWED = {
     "artifacts": {"artifacts", "errors"},
     "config": {"config", "errors"},
     "runtime": {"runtime", "errors"},
-    "protocols": set(),
+    "protocols": {"runtime"},
     "errors": set(),
 }
 

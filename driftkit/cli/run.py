@@ -7,6 +7,8 @@ import typer
 
 from driftkit.cli.output import JsonOption, emit, note, option
 
+TORCHRUN_PROCESSES = 8  # in the lines that --dry-run shows
+
 
 def command(
     pipeline: Annotated[Path, typer.Argument(metavar="PIPELINE", help="TOML file of stages.", show_default=False)],
@@ -14,6 +16,10 @@ def command(
         Path | None, option("--output", "-o", help="Folder that {output} stands for.", default="the file's own")
     ] = None,
     stages: Annotated[list[str] | None, option("--stage", help="Run only the stage of this name; repeatable.")] = None,
+    nproc: Annotated[
+        int | None,
+        option("--nproc", help="Start every training by torchrun with this many processes.", default="the file's own"),
+    ] = None,
     force: Annotated[bool, option("--force", help="Run stages that are done, too.")] = False,
     dry_run: Annotated[bool, option("--dry-run", help="Print every stage's command and whether it would run.")] = False,
     as_json: JsonOption = False,
@@ -25,15 +31,19 @@ def command(
       driftkit run pipelines/demo.toml
       driftkit run pipelines/demo.toml --dry-run
       driftkit run pipelines/demo.toml --stage drift --stage report
+      driftkit run pipelines/cifar10-encoders.toml --nproc 8
     """
     import contextlib
     import shlex
     import sys
 
     from driftkit.cli.app import check, invoke
+    from driftkit.errors import UsageError
     from driftkit.stages.pipeline import Stage, is_done, load_pipeline, run_pipeline
 
-    loaded = load_pipeline(pipeline, output=output)
+    if nproc is not None and nproc < 1:
+        raise UsageError(f"--nproc {nproc}: expected at least 1 process")
+    loaded = load_pipeline(pipeline, output=output, nproc=nproc)
     for stage in loaded.stages:
         check([stage.command, *stage.arguments], where=f"{pipeline}: stage {stage.name}")
     if dry_run:
@@ -42,6 +52,15 @@ def command(
                 "name": s.name,
                 "state": "done" if is_done(loaded, s) else "would run",
                 "command": shlex.join(s.command_line()),
+                # By hand, on one GPU and on several of one machine; what is trained alike has equal global batches.
+                **(
+                    {
+                        "one_process": shlex.join(s.command_line(1)),
+                        "torchrun": shlex.join(s.command_line(max(s.nproc, TORCHRUN_PROCESSES))),
+                    }
+                    if s.command == "train"
+                    else {}
+                ),
             }
             for s in loaded.stages
         ]
@@ -49,7 +68,8 @@ def command(
 
         def show_plan() -> None:
             for row in plan:
-                typer.echo(f"{row['name']} ({row['state']})\n  {row['command']}")
+                lines = [row["one_process"], row["torchrun"]] if "torchrun" in row else [row["command"]]
+                typer.echo("\n  ".join([f"{row['name']} ({row['state']})", *lines]))
 
         emit(document, as_json=as_json, show=show_plan)
         return document

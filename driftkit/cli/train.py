@@ -15,11 +15,15 @@ CONFIG_KEYS = {
     "encoder_weights": "objective.encoder_weights",
     "random_weights": "objective.random_weights",
     "input_size": "objective.input_size",
+    "features": "objective.feature_set",
+    "taps": "objective.taps",
+    "cache_features": "objective.cache_features",
     "data": "data.spec",
     "image_size": "data.image_size",
     "steps": "trainer.steps",
     "batch_size": "trainer.batch_size",
     "learning_rate": "trainer.learning_rate",
+    "micro_batch": "trainer.micro_batch",
     "precision": "trainer.precision",
     "compile": "trainer.compile",
     "checkpoint_every": "trainer.checkpoint_every",
@@ -38,7 +42,7 @@ def command(
         option(
             "--encoder",
             "-e",
-            help="Encoder of the drift objective: a name, or the folder of a MAE run.",
+            help="Encoder of the drift objective: a name, timm:MODEL, or the folder of a MAE run.",
             panel=WHAT,
             default="dinov2-multires",
         ),
@@ -55,6 +59,21 @@ def command(
     input_size: Annotated[
         int | None,
         option("--input-size", help="Side in pixels the encoder sees.", panel=WHAT, default="the encoder's own"),
+    ] = None,
+    features: Annotated[
+        str | None,
+        option(
+            "--features",
+            help="Feature set: multires, paper, last, global or locations.",
+            panel=WHAT,
+            default="the encoder's own",
+        ),
+    ] = None,
+    taps: Annotated[
+        str | None,
+        option(
+            "--taps", help="Layers whose maps are used, for example block6,block12.", panel=WHAT, default="the table's"
+        ),
     ] = None,
     data: Annotated[
         str | None,
@@ -81,6 +100,26 @@ def command(
     ] = None,
     batch_size: Annotated[
         int | None, option("--batch-size", "-b", help="Images per rank and step.", panel=HOW, default="128")
+    ] = None,
+    micro_batch: Annotated[
+        int | None,
+        option(
+            "--micro-batch",
+            help="Images in the networks at a time: less memory, the same gradient, since the drifting field still "
+            "sees the whole batch (accumulating gradients of small batches would be another, worse field).",
+            panel=HOW,
+            default="the whole batch",
+        ),
+    ] = None,
+    cache_features: Annotated[
+        bool | None,
+        option(
+            "--cache-features/--no-cache-features",
+            help="Compute the features of real images once, and map them from disk.",
+            panel=HOW,
+            default="no-cache-features",
+            envvar="DRIFTKIT_TRAIN_CACHE_FEATURES",
+        ),
     ] = None,
     learning_rate: Annotated[
         float | None, option("--learning-rate", help="AdamW learning rate.", panel=HOW, default="0.0002")
@@ -190,6 +229,7 @@ def _given(context: typer.Context) -> tuple[dict[str, Any], dict[str, Any]]:
         key = CONFIG_KEYS.get("compile" if name == "compile_network" else name)
         source = context.get_parameter_source(name)
         if key and value is not None and source is not None and source.name in layers:
+            value = value.split(",") if name == "taps" else value
             layers[source.name].append((name, nest(key, value)))
     return merge(layers["COMMANDLINE"])[0], merge(layers["ENVIRONMENT"])[0]
 

@@ -103,7 +103,7 @@ def load_preset(name: str, objective: str) -> list[Layer]:
     """Layers of a preset for one objective: its `[all]` table, then the table of the objective.
 
     Raises:
-        UsageError: there is no such preset.
+        UsageError: there is no such preset, or it is for other objectives.
     """
     if name not in preset_names():
         raise UsageError(
@@ -111,7 +111,10 @@ def load_preset(name: str, objective: str) -> list[Layer]:
         )
     text = (resources.files("driftkit.config") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
     tables = tomllib.loads(text)
-    return [(f"preset {name}", tables[table]) for table in ("all", objective) if table in tables]
+    layers: list[Layer] = [(f"preset {name}", tables[table]) for table in ("all", objective) if table in tables]
+    if not layers:
+        raise UsageError(f"--preset {name}: is for {' and '.join(tables)}, not for {objective}; choose another preset")
+    return layers
 
 
 def validate(model: type[Model], values: Mapping[str, Any], *, origins: Mapping[str, str]) -> Model:

@@ -88,6 +88,16 @@ def multires(maps: list[FeatureMap], images: torch.Tensor) -> list[FeatureGroup]
     return groups
 
 
+def last(maps: list[FeatureMap], images: torch.Tensor) -> list[FeatureGroup]:
+    """The vectors of `multires`, of the last map alone."""
+    return multires(maps[-1:], images)
+
+
+def global_mean(maps: list[FeatureMap], images: torch.Tensor) -> list[FeatureGroup]:
+    """Per map its global mean: 1 vector, which knows nothing of arrangement."""
+    return [FeatureGroup(m.name, "mean", locations(F.adaptive_avg_pool2d(m.values.float(), 1))) for m in maps]
+
+
 def paper(maps: list[FeatureMap], images: torch.Tensor) -> list[FeatureGroup]:
     """The paper's set for encoders at native resolution: nothing in the image escapes all of its vectors.
 
@@ -123,7 +133,13 @@ def every_location(maps: list[FeatureMap], images: torch.Tensor) -> list[Feature
     return [FeatureGroup(m.name, "locations", locations(m.values.float())) for m in maps]
 
 
-FEATURE_SETS: dict[str, FeatureSet] = {"multires": multires, "paper": paper, "locations": every_location}
+FEATURE_SETS: dict[str, FeatureSet] = {
+    "multires": multires,
+    "paper": paper,
+    "last": last,
+    "global": global_mean,
+    "locations": every_location,
+}
 
 
 def feature_set(name: str) -> FeatureSet:

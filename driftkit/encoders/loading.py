@@ -5,19 +5,24 @@ Weights that are missing are an error. Random ones are used only where they are 
 
 import difflib
 import hashlib
+import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from driftkit.artifacts.files import read_tensors, write_tensors
 from driftkit.artifacts.run import Run
 from driftkit.encoders.networks import FrozenEncoder, MAEEncoder, PixelEncoder, TimmEncoder, check_input_size
-from driftkit.encoders.specs import PIXEL, SPECS, EncoderSpec, names
+from driftkit.encoders.specs import PIXEL, SPECS, TIMM_PREFIX, EncoderSpec, names
 from driftkit.encoders.weights import fetch, read_weights
 from driftkit.errors import MissingError, UsageError
 from driftkit.nn.mae_resnet import MAEResNet, MAEResNetConfig
+
+ENCODER_FILE = "encoder.safetensors"
 
 
 def load_encoder(
@@ -27,38 +32,43 @@ def load_encoder(
     input_size: int | None = None,
     weights: Path | None = None,
     random_weights: bool = False,
+    taps: Sequence[str] | None = None,
     device: torch.device | str = "cpu",
 ) -> FrozenEncoder:
     """The frozen encoder of that name, or of the MAE run in that folder.
 
     Args:
-        name: a row of the table, `pixel`, or the folder of a MAE run.
+        name: a row of the table, `pixel`, `timm:MODEL`, the folder of a MAE run, or the encoder file it exported.
         image_size: side in pixels of the images to come; the input size of encoders that work at native resolution.
         input_size: side in pixels to which images are resized; None takes the encoder's own.
         weights: a local file of weights: safetensors, or a torch file, of which only tensors are read.
         random_weights: leave the network at its seeded initialisation, for timing and tests.
+        taps: names of the layers whose maps are used instead of those of the row.
 
     Raises:
-        UsageError: no such encoder, or an input size that does not fit it.
+        UsageError: no such encoder or layer, or an input size that does not fit it.
         MissingError: weights that are absent, unreadable or of another network.
     """
-    if name not in SPECS and (weights is not None or random_weights):
-        what = "has no weights" if name == PIXEL else "brings its own weights"
-        raise UsageError(f"encoder {name} {what}: leave out --encoder-weights and --random-weights")
+    known = name in SPECS or name.startswith(TIMM_PREFIX)
+    if not known and (weights is not None or random_weights or taps):
+        what = "has no weights or layers" if name == PIXEL else "brings its own weights and layers"
+        raise UsageError(f"encoder {name} {what}: leave out --encoder-weights, --random-weights and --taps")
     if name == PIXEL:
         return PixelEncoder(input_size=input_size or image_size).to(device)
-    if name in SPECS:
-        spec = SPECS[name]
-        size = input_size or spec.input_size
-        check_input_size(spec, size)
-        return _load_timm(spec, input_size=size, weights=weights, random_weights=random_weights).to(device)
+    if known:
+        spec = SPECS[name] if name in SPECS else timm_spec(name, input_size=input_size)
+        return _load_timm(
+            spec, input_size=input_size, taps=taps, weights=weights, random_weights=random_weights, device=device
+        ).to(device)
     if Path(name).is_dir():
         return load_run_encoder(Path(name), input_size=input_size, device=device)
+    if Path(name).is_file():
+        return load_encoder_file(Path(name), input_size=input_size, device=device)
     if "/" in name:
         raise MissingError(f"encoder {name}: no such folder; a MAE run makes one: driftkit train --objective mae")
     close = difflib.get_close_matches(name, names(), n=1)
     hint = f" (did you mean {close[0]}?)" if close else ""
-    raise UsageError(f"encoder {name!r}: expected {', '.join(names())} or the folder of a MAE run{hint}")
+    raise UsageError(f"encoder {name!r}: expected {', '.join(names())}, timm:MODEL, or the folder of a MAE run{hint}")
 
 
 def load_run_encoder(path: Path, *, input_size: int | None = None, device: torch.device | str = "cpu") -> FrozenEncoder:
@@ -74,13 +84,55 @@ def load_run_encoder(path: Path, *, input_size: int | None = None, device: torch
         raise UsageError(
             f"{path} was trained with objective {config['objective']['name']}; an encoder comes from a mae run"
         )
-    network = MAEResNet(MAEResNetConfig.model_validate(config["model"]))
-    state = run.checkpoint().weights("ema")
-    network.load_state_dict(state)
-    encoder = MAEEncoder(str(path), network, input_size=input_size or int(config["data"]["image_size"]))
-    encoder.weights_digest = state_digest(state)
+    size = input_size or int(config["data"]["image_size"])
+    return _mae_encoder(str(path), config["model"], run.checkpoint().weights("ema"), size, device)
+
+
+def export_encoder(run: Run) -> Path:
+    """Write the EMA encoder of a MAE run into one file, `encoder.safetensors`, which `--encoder` takes like the run."""
+    config = run.manifest()["config"]
+    weights = encoder_part(run.checkpoint().weights("ema"))
+    header = {"driftkit": "encoder", "model": config["model"], "image_size": config["data"]["image_size"]}
+    path = run.path / ENCODER_FILE
+    write_tensors(path, weights, header=header)
+    return path
+
+
+def load_encoder_file(
+    path: Path, *, input_size: int | None = None, device: torch.device | str = "cpu"
+) -> FrozenEncoder:
+    """The encoder in a file that `export_encoder` wrote.
+
+    Raises:
+        MissingError: the file is damaged.
+        UsageError: it holds something else.
+    """
+    if path.suffix != ".safetensors":
+        raise UsageError(f"encoder {path}: expected the folder of a MAE run or its {ENCODER_FILE}")
+    weights, header = read_tensors(path)
+    if header.get("driftkit") != "encoder":
+        raise UsageError(f"encoder {path}: this file was not exported by a MAE run; expected its {ENCODER_FILE}")
+    size = input_size or int(header["image_size"])
+    return _mae_encoder(str(path), json.loads(header["model"]), weights, size, device)
+
+
+def _mae_encoder(
+    name: str, model: Mapping[str, Any], weights: Mapping[str, torch.Tensor], input_size: int, device: Any
+) -> FrozenEncoder:
+    encoder = MAEEncoder(name, MAEResNet(MAEResNetConfig.model_validate(model)), input_size=input_size)
+    part = encoder_part(weights)
+    try:
+        encoder.load_state_dict(part)
+    except RuntimeError as error:
+        raise MissingError(f"{name} does not hold the encoder its config describes: {error}") from None
+    encoder.weights_digest = state_digest(part)
     encoder.freeze()
     return encoder.to(device)
+
+
+def encoder_part(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors of a MAE that belong to its encoder: the same digest whether they come from a run or a file."""
+    return {name: tensor for name, tensor in weights.items() if name.startswith(("stem.", "stages."))}
 
 
 def state_digest(state: Mapping[str, torch.Tensor]) -> str:
@@ -93,26 +145,112 @@ def state_digest(state: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _load_timm(spec: EncoderSpec, *, input_size: int, weights: Path | None, random_weights: bool) -> FrozenEncoder:
-    import timm
-
-    options: dict[str, Any] = {"img_size": input_size} if spec.model.startswith("vit_") else {}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # a run with random weights must find the same ones when it resumes
-        network = timm.create_model(spec.model, pretrained=False, num_classes=0, **options)
-    encoder = TimmEncoder(spec, network, input_size=input_size)
+def _load_timm(
+    spec: EncoderSpec,
+    *,
+    input_size: int | None,
+    taps: Sequence[str] | None,
+    weights: Path | None,
+    random_weights: bool,
+    device: torch.device | str,
+) -> FrozenEncoder:
+    size = input_size or spec.input_size
+    check_input_size(spec, size)
+    network = _create(spec.model, size, device)
+    if taps:
+        spec = _with_taps(spec, network, taps)
+    digest = "random"
     if random_weights:
         if weights is not None:
             raise UsageError("--random-weights and --encoder-weights exclude each other: give one of them")
-        encoder.random_weights = True
-        encoder.weights_digest = "random"
     else:
         path = weights or fetch(spec)
         state = _encoder_keys(spec, read_weights(path), path)
-        encoder.weights_digest = state_digest(state)
+        digest = state_digest(state)
         _put_in(network, state, path)
+    encoder = TimmEncoder(spec, network, input_size=size)
+    encoder.random_weights, encoder.weights_digest = random_weights, digest
     encoder.freeze()
     return encoder
+
+
+def _create(model: str, input_size: int, device: torch.device | str) -> Any:
+    """The timm model with seeded random weights; on the meta device with none, which costs no memory and no time."""
+    import timm
+
+    cfg = timm.models.get_pretrained_cfg(model)
+    options: dict[str, Any] = {"img_size": input_size} if cfg is not None and cfg.fixed_input_size else {}
+    place = torch.device("meta") if torch.device(device).type == "meta" else torch.device("cpu")
+    with place, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # a run with random weights must find the same ones when it resumes
+        return timm.create_model(model, pretrained=False, num_classes=0, **options)
+
+
+def timm_spec(name: str, *, input_size: int | None) -> EncoderSpec:
+    """A row for any timm model: taps at the quarter points of a plain network, at the last four stages of another.
+
+    Raises:
+        UsageError: timm has no such model, or it gives no feature maps.
+    """
+    import timm
+
+    model = name.removeprefix(TIMM_PREFIX)
+    architecture = model.partition(".")[0]
+    if not timm.is_model(architecture):
+        close = difflib.get_close_matches(architecture, timm.list_models(), n=1)
+        hint = f" (did you mean {TIMM_PREFIX}{close[0]}?)" if close else ""
+        raise UsageError(f"encoder {name}: timm has no model {architecture}{hint}")
+    tags = timm.list_models(f"{architecture}.*", pretrained=True)
+    if "." in model and model not in tags:
+        raise UsageError(f"encoder {name}: timm has no such weights; it has {', '.join(tags) or 'none of this model'}")
+    cfg = timm.models.get_pretrained_cfg(model)
+    with torch.device("meta"):
+        network = timm.create_model(model, pretrained=False, num_classes=0)
+    if not hasattr(network, "forward_intermediates"):
+        raise UsageError(f"encoder {name}: this timm model gives no intermediate maps; choose another")
+    layers = _layers(network)
+    strides = [stride for _, _, stride in layers]
+    if len(set(strides)) == 1:
+        chosen = sorted({max(1, round(len(layers) * quarter / 4)) - 1 for quarter in (1, 2, 3, 4)})
+    else:
+        chosen = list(range(len(layers)))[-4:]
+    return EncoderSpec(
+        name,
+        model,
+        tuple(layers[i][:2] for i in chosen),
+        tuple(layers[i][2] for i in chosen),
+        parameters=sum(p.numel() for p in network.parameters()),
+        feature_set="multires",
+        trained_by=f"timm, {cfg.tag}" if cfg and cfg.tag else "timm, no published weights",
+        supervised=False,
+        licence=str(cfg.license or "see the model card") if cfg else "none",
+        input_size=input_size or (int(cfg.input_size[-1]) if cfg else 224),
+        normalisation="other",
+    )
+
+
+def _layers(network: Any) -> list[tuple[str, int, int]]:
+    """Layers that can be tapped: name, index in `forward_intermediates`, stride in pixels."""
+    info = [dict(entry) for entry in getattr(network.feature_info, "info", network.feature_info)]
+    same = len({entry["reduction"] for entry in info}) == 1
+    layers = []
+    for index, entry in enumerate(info):
+        last = str(entry["module"]).rpartition(".")[2]
+        name = last if not last.isdigit() else f"{'block' if same else 'stage'}{index + 1}"
+        layers.append((name, index, int(entry["reduction"])))
+    return layers
+
+
+def _with_taps(spec: EncoderSpec, network: Any, taps: Sequence[str]) -> EncoderSpec:
+    known = {name: (name, index, stride) for name, index, stride in _layers(network)}
+    unknown = [tap for tap in taps if tap not in known]
+    if unknown or len(set(taps)) < len(taps):
+        what = f"{spec.name} has no layer {', '.join(unknown)}" if unknown else "a layer is named twice"
+        raise UsageError(f"--taps {','.join(taps)}: {what}; expected some of {', '.join(known)}")
+    chosen = sorted((known[tap] for tap in taps), key=lambda layer: layer[1])
+    return replace(
+        spec, taps=tuple((name, index) for name, index, _ in chosen), strides=tuple(stride for *_, stride in chosen)
+    )
 
 
 def _encoder_keys(spec: EncoderSpec, state: dict[str, torch.Tensor], path: Path) -> dict[str, torch.Tensor]:

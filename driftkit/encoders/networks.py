@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from driftkit.encoders.specs import PIXEL, EncoderSpec
+from driftkit.encoders.specs import NORMALISATIONS, PIXEL, EncoderSpec
 from driftkit.errors import UsageError
 from driftkit.nn.mae_resnet import MAEResNet
 from driftkit.protocols import FeatureMap
@@ -39,6 +39,10 @@ class FrozenEncoder(nn.Module):
         self.num_parameters = sum(p.numel() for p in self.parameters())
         super().train(False)
 
+    def describe(self) -> dict[str, Any]:
+        """What, beside the weights, its features follow from."""
+        return {"kind": type(self).__name__, "input_size": self.input_size}
+
     def train(self, mode: bool = True) -> "FrozenEncoder":
         """Stay in evaluation mode whatever the model around it does."""
         return self
@@ -60,11 +64,11 @@ class PixelEncoder(FrozenEncoder):
 
 
 class TimmEncoder(FrozenEncoder):
-    """A timm model read at its taps.
+    """A timm model read at its taps. Layers behind the last tap are dropped.
 
     Args:
         spec: row of the table.
-        network: the timm model, without classifier.
+        network: the timm model with its weights, without classifier.
         input_size: side in pixels to which images are resized.
     """
 
@@ -76,14 +80,33 @@ class TimmEncoder(FrozenEncoder):
         self.spec = spec
         self.network: Any = network  # a timm model: has pretrained_cfg and forward_intermediates
         cfg = network.pretrained_cfg
-        self.register_buffer("mean", torch.tensor(cfg["mean"]).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(cfg["std"]).view(1, 3, 1, 1), persistent=False)
+        mean, std = NORMALISATIONS.get(spec.normalisation, (cfg["mean"], cfg["std"]))
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        self._options: dict[str, Any] = {"norm": True} if spec.reading != "maps" else {}
+        if spec.reading == "class token":
+            self._options["return_prefix_tokens"] = True
+        network.prune_intermediate_layers([index for _, index in spec.taps], prune_norm=spec.reading == "maps")
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            **super().describe(),
+            "model": self.spec.model,
+            "taps": [f"{name}={index}" for name, index in self.spec.taps],
+            "reading": self.spec.reading,
+        }
 
     def maps(self, images: torch.Tensor) -> list[FeatureMap]:
         inputs = (resize(images, self.input_size) / 2 + 0.5 - self.mean) / self.std
         outputs = self.network.forward_intermediates(
-            inputs, indices=[index for _, index in self.spec.taps], intermediates_only=True, output_fmt="NCHW"
+            inputs,
+            indices=[index for _, index in self.spec.taps],
+            intermediates_only=True,
+            output_fmt="NCHW",
+            **self._options,
         )
+        if self.spec.reading == "class token":  # (map, prefix tokens [N, K, C]), the first of which is the class token
+            outputs = [prefix[:, 0, :, None, None] for _, prefix in outputs]
         return [FeatureMap(name, values) for (name, _), values in zip(self.spec.taps, outputs, strict=True)]
 
 

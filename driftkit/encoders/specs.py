@@ -1,72 +1,142 @@
 """The table of encoders. A new published encoder is a new row."""
 
 from dataclasses import dataclass
+from typing import Literal
+
+PIXEL = "pixel"
+TIMM_PREFIX = "timm:"
+INTERPOLATION = "bicubic"  # of every resize; antialiased where it shrinks
+
+Normalisation = Literal["imagenet", "clip", "half", "other"]
+Reading = Literal["maps", "normalised maps", "class token"]
+
+NORMALISATIONS: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
+"""Mean and standard deviation per channel of images in [0, 1], by name."""
+
+BLOCKS_OF_12 = (("block3", 2), ("block6", 5), ("block9", 8), ("block12", 11))
+BLOCKS_OF_24 = (("block6", 5), ("block12", 11), ("block18", 17), ("block24", 23))
+CONVNEXT_STAGES = (("stage1", 0), ("stage2", 1), ("stage3", 2), ("stage4", 3))
 
 
 @dataclass(frozen=True)
 class EncoderSpec:
     """One published encoder.
 
-    `taps` name the layers whose outputs are the feature maps, with their indices in timm's `forward_intermediates`.
-    `patch` is the side that must divide the input size. `weights_prefix` says that the file is a training checkpoint:
-    only keys under the prefix belong to the encoder.
+    Attributes:
+        name: what `--encoder` calls it.
+        model: name in timm, with the tag of the weights.
+        taps: layers whose outputs are the feature maps, with their indices in timm's `forward_intermediates`.
+        strides: side in input pixels of one position of each map; the largest must divide the input size.
+        parameters: of the part that is used, up to the last tap, at the row's input size.
+        feature_set: what is made of the maps unless something else is asked for.
+        trained_by: method and data.
+        supervised: whether labels or captions were used.
+        licence: of the weights.
+        input_size: side in pixels to which images are resized.
+        normalisation: key of NORMALISATIONS, or "other": as timm has it.
+        reading: the maps as the layers give them, after the network's last norm, or the class token alone.
+        weights_url: where the file lies when it is not on the hub.
+        weights_prefix: the file is a training checkpoint; only keys under the prefix belong to the encoder.
+        dropped_keys: beginnings of keys under the prefix that do not belong to it after all.
     """
 
     name: str
     model: str
     taps: tuple[tuple[str, int], ...]
-    input_size: int
-    patch: int
+    strides: tuple[int, ...]
+    parameters: int
     feature_set: str
     trained_by: str
+    supervised: bool
     licence: str
+    input_size: int = 224
+    normalisation: Normalisation = "imagenet"
+    reading: Reading = "maps"
     weights_url: str | None = None
     weights_prefix: str = ""
     dropped_keys: tuple[str, ...] = ()
+
+    @property
+    def patch(self) -> int:
+        """Side in pixels that must divide the input size."""
+        return max(self.strides)
+
+
+def _plain_vit(
+    name: str, model: str, patch: int, parameters: int, trained_by: str, supervised: bool, licence: str,
+    *, normalisation: Normalisation = "imagenet", taps: tuple[tuple[str, int], ...] = BLOCKS_OF_12,
+    feature_set: str = "multires", reading: Reading = "maps",
+) -> EncoderSpec:  # fmt: skip
+    return EncoderSpec(
+        name, model, taps, (patch,) * len(taps), parameters, feature_set, trained_by, supervised, licence,
+        normalisation=normalisation, reading=reading,
+    )  # fmt: skip
 
 
 SPECS = {
     spec.name: spec
     for spec in (
         EncoderSpec(
-            name="dinov2-multires",
-            model="vit_base_patch14_dinov2.lvd142m",
-            taps=(("block3", 2), ("block6", 5), ("block9", 8), ("block12", 11)),
-            input_size=224,
-            patch=14,
-            feature_set="multires",
-            trained_by="DINOv2, self-supervised, LVD-142M",
-            licence="Apache-2.0",
+            "resnet18", "resnet18.tv_in1k", (("layer2", 2),), (8,), 683_072, "global",
+            "classification, ImageNet-1k", True, "BSD-3-Clause",
+        ),
+        _plain_vit(
+            "dinov2", "vit_base_patch14_dinov2.lvd142m", 14, 85_724_928, "DINOv2, LVD-142M", False, "Apache-2.0",
+            taps=(("class", 11),), feature_set="global", reading="class token",
+        ),
+        _plain_vit(
+            "dinov2-last", "vit_base_patch14_dinov2.lvd142m", 14, 85_724_928, "DINOv2, LVD-142M", False, "Apache-2.0",
+            taps=(("block12", 11),), feature_set="last", reading="normalised maps",
+        ),
+        _plain_vit(
+            "dinov2-multires", "vit_base_patch14_dinov2.lvd142m", 14, 85_723_392, "DINOv2, LVD-142M", False,
+            "Apache-2.0",
         ),
         EncoderSpec(
-            name="convnextv2",
-            model="convnextv2_base.fcmae",
-            taps=(("stage1", 0), ("stage2", 1), ("stage3", 2), ("stage4", 3)),
-            input_size=224,
-            patch=32,
-            feature_set="multires",
-            trained_by="FCMAE, self-supervised, ImageNet-1k",
-            licence="CC-BY-NC-4.0",
+            "convnextv2", "convnextv2_base.fcmae", CONVNEXT_STAGES, (4, 8, 16, 32), 87_690_752, "multires",
+            "FCMAE, ImageNet-1k", False, "CC-BY-NC-4.0",
         ),
         EncoderSpec(
-            name="mocov2",
-            model="resnet50",
-            taps=(("layer1", 1), ("layer2", 2), ("layer3", 3), ("layer4", 4)),
-            input_size=224,
-            patch=32,
-            feature_set="multires",
-            trained_by="MoCo v2 for 800 epochs, self-supervised, ImageNet-1k",
-            licence="CC-BY-NC-4.0",
+            "convnextv2-ft", "convnextv2_base.fcmae_ft_in22k_in1k", CONVNEXT_STAGES, (4, 8, 16, 32), 87_690_752,
+            "multires", "FCMAE, then classification, ImageNet-22k and -1k", True, "CC-BY-NC-4.0",
+        ),
+        EncoderSpec(
+            "mocov2", "resnet50", (("layer1", 1), ("layer2", 2), ("layer3", 3), ("layer4", 4)), (4, 8, 16, 32),
+            23_508_032, "multires", "MoCo v2 for 800 epochs, ImageNet-1k", False, "CC-BY-NC-4.0",
             weights_url="https://dl.fbaipublicfiles.com/moco/moco_checkpoints/moco_v2_800ep/moco_v2_800ep_pretrain.pth.tar",
-            weights_prefix="module.encoder_q.",
-            dropped_keys=("fc.",),
+            weights_prefix="module.encoder_q.", dropped_keys=("fc.",),
+        ),
+        _plain_vit(
+            "dinov3", "vit_base_patch16_dinov3.lvd1689m", 16, 85_639_680, "DINOv3, LVD-1689M", False, "DINOv3 License"
+        ),
+        _plain_vit(
+            "eva02", "eva02_base_patch14_224.mim_in22k", 14, 85_757_184,
+            "masked image modelling of EVA-CLIP features, ImageNet-22k", False, "MIT", normalisation="clip",
+        ),
+        _plain_vit(
+            "siglip2", "vit_base_patch16_siglip_224.v2_webli", 16, 85_795_584,
+            "SigLIP 2, WebLI captions", True, "Apache-2.0", normalisation="half",
+        ),
+        _plain_vit(
+            "clip", "vit_base_patch16_clip_224.openai", 16, 85_797_888,
+            "CLIP, 400 M captions", True, "MIT", normalisation="clip",
+        ),
+        _plain_vit(
+            "aimv2", "aimv2_large_patch14_224.apple_pt", 14, 309_196_800,
+            "AIMv2, captions and pixels", True, "Apple ASCL", normalisation="clip", taps=BLOCKS_OF_24,
+        ),
+        _plain_vit(
+            "radio", "vit_base_patch16_radio_v3.c_radio", 16, 85_820_160,
+            "C-RADIOv3, distilled from CLIP, DINOv2 and SAM", True, "NVIDIA Open Model License", normalisation="clip",
         ),
     )
-}
-
-PIXEL = "pixel"
+}  # fmt: skip
 
 
 def names() -> tuple[str, ...]:
-    """Every encoder name that `--encoder` accepts beside a MAE run."""
+    """Every encoder name that `--encoder` accepts beside timm:MODEL and a MAE run."""
     return (PIXEL, *SPECS)

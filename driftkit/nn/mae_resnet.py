@@ -18,6 +18,9 @@ class MAEResNetConfig(BaseModel):
     kind: Literal["mae_resnet"] = Field("mae_resnet", description="which network this section configures")
     base_channels: int = Field(64, ge=4, multiple_of=4, description="channels of the first scale; doubled at each next")
     num_blocks: tuple[int, int, int, int] = Field((2, 2, 2, 2), description="basic blocks per scale")
+    num_classes: int | None = Field(
+        None, ge=2, description="classes of the linear head; None: no head, or that of the images when fine-tuning"
+    )
 
     def check_image_size(self, image_size: int) -> None:
         """Raise ValueError when three halvings of `image_size` do not come out even."""
@@ -27,6 +30,8 @@ class MAEResNetConfig(BaseModel):
 
 class MAEResNet(nn.Module):
     """Encoder of four scales (full, 1/2, 1/4, 1/8 resolution) and a decoder with skip connections.
+
+    With `num_classes` a linear head stands on the mean of the last map, for fine-tuning.
 
     Source: arXiv 2602.04770, Appendix A.3. Differs: the stem keeps the full resolution, since images here are 32x32
     and not latents of larger ones; widths are free.
@@ -45,6 +50,7 @@ class MAEResNet(nn.Module):
             channels = width
         self.decoder = nn.ModuleList([ResBlock(widths[i + 1] + widths[i], widths[i]) for i in reversed(range(3))])
         self.output = nn.Conv2d(widths[0], 3, 3, padding=1)
+        self.head = nn.Linear(widths[-1], config.num_classes) if config.num_classes else None
 
     def encode(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Images [N, 3, H, W] -> four maps, [N, width * 2^i, H / 2^i, W / 2^i]."""
@@ -62,3 +68,9 @@ class MAEResNet(nn.Module):
             h = block(torch.cat([F.interpolate(h, scale_factor=2.0, mode="nearest"), skip], dim=1))
         out: torch.Tensor = self.output(h)
         return out
+
+    def classify(self, images: torch.Tensor) -> torch.Tensor:
+        """Whole images [N, 3, H, W] -> logits [N, num_classes], a linear function of the last map's mean."""
+        assert self.head is not None, "built without num_classes"
+        logits: torch.Tensor = self.head(self.encode(images)[-1].mean(dim=(2, 3)))
+        return logits

@@ -10,7 +10,8 @@ from torch import nn
 from driftkit.diffusion.forward import q_sample
 from driftkit.diffusion.samplers import sample_dpm_solver
 from driftkit.diffusion.schedule import NoiseSchedule, linear_schedule
-from driftkit.protocols import Batch, SampleRequest, StepLoss
+from driftkit.objectives.accumulate import accumulate_parts
+from driftkit.protocols import Batch, Execution, SampleRequest, StepLoss
 from driftkit.runtime.random import image_noise, stream_seed
 
 PREVIEW_NFE = 20
@@ -45,13 +46,19 @@ class DDPM:
     def __init__(self, config: DDPMConfig):
         self.schedule = config.schedule()
 
-    def loss(self, model: nn.Module, batch: Batch) -> StepLoss:
-        noise = image_noise(batch.seed, "noise", batch.slots, batch.images.shape[1:], step=batch.step).to(batch.images)
-        times = [stream_seed(batch.seed, "time", batch.step, slot) % self.schedule.num_steps for slot in batch.slots]
-        t = torch.tensor(times, device=batch.images.device)
-        noisy = q_sample(batch.images, t, noise, self.schedule)
-        loss = F.mse_loss(model(noisy, t).float(), noise)
-        return StepLoss(loss, {"noise_mse": loss.detach()})
+    def accumulate(self, model: nn.Module, batch: Batch, how: Execution) -> StepLoss:
+        def loss(part: Batch, which: slice) -> StepLoss:
+            noise = image_noise(part.seed, "noise", part.slots, part.images.shape[1:], step=part.step).to(part.images)
+            times = [stream_seed(part.seed, "time", part.step, slot) % self.schedule.num_steps for slot in part.slots]
+            t = torch.tensor(times, device=part.images.device)
+            noisy = q_sample(part.images, t, noise, self.schedule)
+            error = F.mse_loss(model(noisy, t).float(), noise, reduction="sum") / batch.images.numel()
+            return StepLoss(error, {"noise_mse": error})
+
+        return accumulate_parts(loss, batch, how)
+
+    def measure(self, model: nn.Module) -> dict[str, float]:
+        return {}
 
     def preview(self, model: nn.Module, noise: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
         request = SampleRequest(

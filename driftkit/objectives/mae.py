@@ -1,14 +1,24 @@
 """MAE: the encoder for drifting that one can train oneself, by filling in masked patches."""
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
-from driftkit.protocols import Batch, StepLoss
+from driftkit.artifacts.images import to_float
+from driftkit.encoders.quality import knn_accuracy, linear_accuracy
+from driftkit.nn.mae_resnet import MAEResNet
+from driftkit.objectives.accumulate import accumulate_parts
+from driftkit.protocols import Batch, Execution, StepLoss
 from driftkit.runtime.distributed import Ranks
 from driftkit.runtime.random import generator_for
+
+NEIGHBOURS = 20
+MEASURE_BATCH = 250
+ASPECT = 4 / 3  # crops are at most this much wider than high, or higher than wide
 
 
 class MAEConfig(BaseModel):
@@ -19,24 +29,83 @@ class MAEConfig(BaseModel):
     name: Literal["mae"] = "mae"
     mask_probability: float = Field(0.5, gt=0, lt=1, description="probability that a patch is masked")
     patch_size: int = Field(2, ge=1, description="side of a masked patch in pixels")
+    min_crop: float = Field(
+        0.2, gt=0, le=1, description="smallest share of the area that a random resized crop keeps; 1: no cropping"
+    )
+    finetune_from: int | None = Field(
+        None, ge=0, description="step from which a linear classifier is trained along, which needs labels; None: never"
+    )
+    finetune_ramp: int = Field(1000, ge=1, description="steps over which the classifier's weight rises from 0")
+    finetune_weight: float = Field(0.1, gt=0, description="weight of the classifier's loss after the ramp")
+
+    def classifier_weight(self, step: int) -> float:
+        """Weight of the classification loss at a step."""
+        if self.finetune_from is None or step < self.finetune_from:
+            return 0.0
+        return self.finetune_weight * min(1.0, (step - self.finetune_from + 1) / self.finetune_ramp)
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Images to measure on."""
+
+    images: torch.Tensor  # uint8 [N, 3, H, W]
+    labels: torch.Tensor  # int64 [N], -1 where unlabelled
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Images that training does not see, and training images whose neighbours they are to find."""
+
+    bank: LabelledImages
+    queries: LabelledImages
+
+    @property
+    def labelled(self) -> bool:
+        return bool((self.bank.labels >= 0).all() and (self.queries.labels >= 0).all())
 
 
 class MAE:
-    """Mean squared error on the masked pixels, which the network sees as zeros.
+    """Mean squared error on the masked pixels, which the network sees as zeros; later also of a linear classifier.
 
-    Source: arXiv 2602.04770, Appendix A.3. Differs: pixels instead of latents.
+    Source: arXiv 2602.04770, Appendix A.3. Differs: pixels instead of latents; the classifier sees whole images, as
+    whoever uses the encoder will show it.
     """
 
-    def __init__(self, config: MAEConfig, *, ranks: Ranks):
+    def __init__(self, config: MAEConfig, *, ranks: Ranks, held_out: HeldOut | None = None):
         self.config = config
         self.ranks = ranks
+        self.held_out = held_out
 
-    def loss(self, model: nn.Module, batch: Batch) -> StepLoss:
-        mask = self._masks(batch.images, batch.slots, seed=batch.seed, step=batch.step)
-        error = (model(batch.images * (1 - mask)).float() - batch.images).square() * mask
-        # Every rank divides by the mean count of masked pixels, so that the gradients average to that of all images.
-        loss = error.sum() / (self.ranks.mean(mask.sum()) * batch.images.shape[1]).clamp(min=1)
-        return StepLoss(loss, {"masked_mse": loss.detach()})
+    def accumulate(self, model: nn.Module, batch: Batch, how: Execution) -> StepLoss:
+        masks = self._masks(batch.images, batch.slots, seed=batch.seed, step=batch.step)
+        # Every rank divides by the mean counts over ranks, so that the gradients average to that of all images.
+        masked = (self.ranks.mean(masks.sum()) * batch.images.shape[1]).clamp(min=1)
+        labelled = self.ranks.mean((batch.labels >= 0).sum().float()).clamp(min=1)
+        weight = self.config.classifier_weight(batch.step)
+
+        def loss(part: Batch, which: slice) -> StepLoss:
+            images, mask = self._cropped(part), masks[which]
+            total = ((model(images * (1 - mask)).float() - images).square() * mask).sum() / masked
+            terms, health = {"masked_mse": total}, {}
+            if weight:
+                logits = model.classify(images).float()  # type: ignore[operator]
+                cross_entropy = F.cross_entropy(logits, part.labels, ignore_index=-1, reduction="sum") / labelled
+                terms["classifier"] = weight * cross_entropy
+                total = total + terms["classifier"]
+                health["training_accuracy"] = (logits.argmax(dim=1) == part.labels).sum() / labelled
+            return StepLoss(total, terms, health)
+
+        outcome = accumulate_parts(loss, batch, how)
+        return StepLoss(outcome.total, outcome.terms, {k: self.ranks.mean(v) for k, v in outcome.health.items()})
+
+    def _cropped(self, batch: Batch) -> torch.Tensor:
+        if self.config.min_crop == 1:
+            return batch.images
+        draws = torch.stack(
+            [torch.rand(4, generator=generator_for(batch.seed, "crop", batch.step, s)) for s in batch.slots]
+        )
+        return random_resized_crop(batch.images, draws.to(batch.images.device), min_crop=self.config.min_crop)
 
     def _masks(self, images: torch.Tensor, slots: range, *, seed: int, step: int) -> torch.Tensor:
         """[N, 1, H, W], 1 where masked; every image's mask is a function of (seed, step, slot)."""
@@ -47,9 +116,69 @@ class MAE:
         mask = mask.repeat_interleave(patch, -2).repeat_interleave(patch, -1)
         return mask[..., : images.shape[-2], : images.shape[-1]].to(images)
 
+    @torch.no_grad()
+    def measure(self, model: nn.Module) -> dict[str, float]:
+        """On held-out images: the reconstruction error, and how well classes can be read off the features.
+
+        `knn_accuracy` and `linear_accuracy`, in [0, 1], are those of the last map's mean; absent without labels.
+        """
+        if self.held_out is None:
+            return {}
+        device = next(model.parameters()).device
+        bank, queries = self.held_out.bank, self.held_out.queries
+        result = {"held_out_mse": self._reconstruction(model, queries.images, device)}
+        if self.held_out.labelled:
+            known, asked = self._features(model, bank.images, device), self._features(model, queries.images, device)
+            labels, truth = bank.labels.to(device), queries.labels.to(device)
+            result["knn_accuracy"] = knn_accuracy(known, labels, asked, truth, neighbours=NEIGHBOURS)
+            result["linear_accuracy"] = linear_accuracy(known, labels, asked, truth)
+        return result
+
+    def _features(self, model: nn.Module, images: torch.Tensor, device: torch.device) -> torch.Tensor:
+        assert isinstance(model, MAEResNet)
+        parts = [
+            model.encode(to_float(part.to(device)))[-1].mean(dim=(2, 3)).float() for part in images.split(MEASURE_BATCH)
+        ]
+        return torch.cat(parts)
+
+    def _reconstruction(self, model: nn.Module, images: torch.Tensor, device: torch.device) -> float:
+        error = count = 0.0
+        for number, part in enumerate(images.split(MEASURE_BATCH)):
+            real = to_float(part.to(device))
+            first = number * MEASURE_BATCH
+            mask = self._masks(real, range(first, first + len(real)), seed=0, step=0)
+            error += float(((model(real * (1 - mask)).float() - real).square() * mask).sum())
+            count += float(mask.sum()) * real.shape[1]
+        return error / max(count, 1.0)
+
     def preview(self, model: nn.Module, noise: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
         """Original, masked and filled in, in turn."""
         images = images[: len(noise) // 3]
         mask = self._masks(images, range(len(images)), seed=0, step=0)
         filled = images * (1 - mask) + model(images * (1 - mask)).float() * mask
         return torch.stack([images, images * (1 - mask), filled], dim=1).flatten(0, 1)
+
+
+def random_resized_crop(images: torch.Tensor, draws: torch.Tensor, *, min_crop: float) -> torch.Tensor:
+    """A part of every image, brought back to the image's size.
+
+    The crop's share of the area is uniform in [min_crop, 1] and the logarithm of its aspect uniform between 3/4 and
+    4/3, as in torchvision's RandomResizedCrop; a side that would exceed the image is cut to it.
+
+    Args:
+        images: float [N, C, H, W].
+        draws: uniform numbers in [0, 1), [N, 4]: area, aspect, horizontal and vertical place.
+        min_crop: smallest share of the area, in (0, 1].
+
+    Returns:
+        [N, C, H, W], bilinear.
+    """
+    area = min_crop + (1 - min_crop) * draws[:, 0]
+    aspect = ASPECT ** (2 * draws[:, 1] - 1)
+    width, height = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)
+    left, top = (1 - width) * (2 * draws[:, 2] - 1), (1 - height) * (2 * draws[:, 3] - 1)  # of centres, in [-1, 1]
+    zero = torch.zeros_like(width)
+    theta = torch.stack([torch.stack([width, zero, left], 1), torch.stack([zero, height, top], 1)], 1)
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    cropped = F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    return cropped.contiguous(memory_format=torch.channels_last)

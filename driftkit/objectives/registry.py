@@ -9,17 +9,25 @@ from typing import Any
 import torch
 from torch import nn
 
+from driftkit.artifacts.run import Run
+from driftkit.datasets.packs import ImagePack
 from driftkit.diffusion.samplers import sample_ddim, sample_ddpm, sample_dpm_solver
 from driftkit.drift.sampler import sample_one_step
-from driftkit.encoders.loading import load_encoder
+from driftkit.encoders.cache import FeatureCache, FeatureSource, open_cache
+from driftkit.encoders.features import feature_set
+from driftkit.encoders.loading import export_encoder, load_encoder, state_digest
+from driftkit.encoders.networks import FrozenEncoder
 from driftkit.errors import UsageError
 from driftkit.nn.mae_resnet import MAEResNet, MAEResNetConfig
 from driftkit.nn.unet import UNet, UNetConfig
 from driftkit.objectives.ddpm import DDPM, DDPMConfig
 from driftkit.objectives.drifting import Drifting, DriftingConfig
-from driftkit.objectives.mae import MAE, MAEConfig
-from driftkit.protocols import Objective, Sampler
+from driftkit.objectives.mae import MAE, HeldOut, LabelledImages, MAEConfig
+from driftkit.protocols import Execution, Objective, Sampler
+from driftkit.runtime.device import autocast
 from driftkit.runtime.distributed import Ranks
+from driftkit.runtime.folders import cache_folder
+from driftkit.runtime.random import shuffled_indices
 
 ObjectiveConfig = DriftingConfig | DDPMConfig | MAEConfig
 ModelConfig = UNetConfig | MAEResNetConfig
@@ -34,59 +42,137 @@ class BuiltObjective:
 
 
 @dataclass(frozen=True)
+class Setting:
+    """What an objective may need to know of the run beside its own config.
+
+    Attributes:
+        pack: all images.
+        training: indices of those that are trained on.
+        held_out: indices of those that are not.
+        flips: whether mirrored images are trained on too.
+        dtype: number format that networks run in.
+        compile: whether networks are compiled.
+    """
+
+    pack: ImagePack
+    training: torch.Tensor
+    held_out: torch.Tensor
+    flips: bool
+    dtype: torch.dtype
+    compile: bool
+    device: torch.device
+    ranks: Ranks
+
+
+@dataclass(frozen=True)
 class ObjectiveKind:
     """One method.
 
     Attributes:
         model_kind: `kind` of the network config it trains.
-        build: makes the objective for an image size on a device.
+        build: makes the objective.
         samplers: sampler name -> function of the objective's config that makes the sampler; the first is the default.
             Empty where the method generates no images.
+        min_batch: images that the global batch must have.
+        complete: fills in what the network's config leaves to the images.
+        export: writes what the finished run is used for elsewhere.
     """
 
     name: str
     model_kind: str
-    build: Callable[[Any, int, torch.device, Ranks], BuiltObjective]
+    build: Callable[[Any, Setting], BuiltObjective]
     samplers: Mapping[str, Callable[[Any], Sampler]] = field(default_factory=dict)
+    min_batch: int = 1
+    complete: Callable[[Any, Any, ImagePack], Any] = lambda objective, model, pack: model
+    export: Callable[[Run], Path] | None = None
 
 
-def _build_drifting(config: DriftingConfig, image_size: int, device: torch.device, ranks: Ranks) -> BuiltObjective:
+def _build_drifting(config: DriftingConfig, setting: Setting) -> BuiltObjective:
     encoder = load_encoder(
         config.encoder,
-        image_size=image_size,
+        image_size=setting.pack.image_size,
         input_size=config.input_size,
         weights=Path(config.encoder_weights) if config.encoder_weights else None,
         random_weights=config.random_weights,
-        device=device,
+        taps=config.taps,
+        device=setting.device,
     ).to(memory_format=torch.channels_last)
+    if setting.compile:
+        encoder.maps = torch.compile(encoder.maps)  # type: ignore[method-assign]
+    features = config.feature_set or encoder.feature_set
+    cache = _open_cache(encoder, features, setting) if config.cache_features else None
     about = {
         "name": encoder.name,
         "parameters": encoder.num_parameters,
         "input_size": encoder.input_size,
-        "feature_set": config.feature_set or encoder.feature_set,
+        "feature_set": features,
         "random_weights": encoder.random_weights,
         "weights_digest": encoder.weights_digest,
     }
-    return BuiltObjective(Drifting(config, encoder, ranks=ranks), about)
+    return BuiltObjective(Drifting(config, encoder, ranks=setting.ranks, cache=cache), about)
 
+
+def _open_cache(encoder: FrozenEncoder, features: str, setting: Setting) -> FeatureCache:
+    # The seed of random weights says nothing of how this version of timm draws them: only their content does.
+    digest = state_digest(encoder.state_dict()) if encoder.random_weights else encoder.weights_digest
+    key = {
+        "data": setting.pack.digest,
+        "image_size": setting.pack.image_size,
+        "encoder": encoder.describe(),
+        "weights": digest,
+        "feature_set": features,
+        "computed_in": str(setting.dtype).removeprefix("torch."),
+    }
+    how = Execution(autocast=partial(autocast, setting.device, setting.dtype))
+    source = FeatureSource(encoder, feature_set(features), key, setting.device, how)
+    return open_cache(
+        cache_folder() / "features", setting.pack.images, source, flips=setting.flips, ranks=setting.ranks
+    )
+
+
+def _build_mae(config: MAEConfig, setting: Setting) -> BuiltObjective:
+    pack = setting.pack
+    held_out = None
+    if len(setting.held_out):
+        bank = setting.training[shuffled_indices(0, 0, len(setting.training))[:BANK_IMAGES]]
+        held_out = HeldOut(*(LabelledImages(pack.images[i], pack.labels[i]) for i in (bank, setting.held_out)))
+    return BuiltObjective(MAE(config, ranks=setting.ranks, held_out=held_out))
+
+
+def _complete_mae(config: MAEConfig, model: MAEResNetConfig, pack: ImagePack) -> MAEResNetConfig:
+    if config.finetune_from is None:
+        return model
+    if len(pack.classes) < 2:
+        raise UsageError(
+            f"objective.finetune_from: {pack.path} has {len(pack.classes)} classes; fine-tuning needs at least 2 "
+            "(images in a folder per class)"
+        )
+    return model.model_copy(update={"num_classes": model.num_classes or len(pack.classes)})
+
+
+BANK_IMAGES = 10_000  # in which held-out images look for neighbours
 
 OBJECTIVES = {
     kind.name: kind
     for kind in (
-        ObjectiveKind("drift", "unet", _build_drifting, {"one-step": lambda config: sample_one_step}),
+        ObjectiveKind(
+            "drift",
+            "unet",
+            _build_drifting,
+            {"one-step": lambda config: sample_one_step},
+            min_batch=2,  # generated images push one another
+        ),
         ObjectiveKind(
             "ddpm",
             "unet",
-            lambda config, image_size, device, ranks: BuiltObjective(DDPM(config)),
+            lambda config, setting: BuiltObjective(DDPM(config)),
             {
                 "ddim": lambda config: partial(sample_ddim, schedule=config.schedule()),
                 "ddpm": lambda config: partial(sample_ddpm, schedule=config.schedule()),
                 "dpm-solver": lambda config: partial(sample_dpm_solver, schedule=config.schedule()),
             },
         ),
-        ObjectiveKind(
-            "mae", "mae_resnet", lambda config, image_size, device, ranks: BuiltObjective(MAE(config, ranks=ranks))
-        ),
+        ObjectiveKind("mae", "mae_resnet", _build_mae, complete=_complete_mae, export=export_encoder),
     )
 }
 

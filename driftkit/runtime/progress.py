@@ -1,4 +1,4 @@
-"""What a long import or download shows on stderr while it runs: a bar in a terminal, a line now and then elsewhere."""
+"""What long work shows on stderr while it runs: a bar in a terminal, a line now and then elsewhere."""
 
 import contextlib
 import sys
@@ -29,6 +29,12 @@ def progress(title: str, total: int, *, unit: str = "images") -> Iterator[Callab
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(title, total=total or None)
         yield lambda done: bar.advance(task, done)
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[Callable[[int], None]]:
+    """The same for ranks whose progress nobody is to see."""
+    yield lambda done: None
 
 
 def _plain(title: str, total: int, unit: str) -> Callable[[int], None]:

@@ -20,7 +20,7 @@ from driftkit.training.loop import TrainerConfig
 # What may differ when a run resumes: how long it goes on and what it writes on the way.
 FREE_ON_RESUME = {
     "trainer.steps", "trainer.log_every", "trainer.sample_every", "trainer.checkpoint_every", "trainer.keep_every",
-    "trainer.tracker",
+    "trainer.tracker", "trainer.measure_every",
 }  # fmt: skip
 
 
@@ -32,6 +32,7 @@ class DataConfig(BaseModel):
     spec: str = Field("cifar10", description="shapes, cifar10, a folder, an archive or a pack")
     image_size: int | None = Field(None, ge=8, le=1024, description="side in pixels; None: that of the images")
     limit: int | None = Field(None, ge=1, description="use only this many images; None: all")
+    holdout: int = Field(0, ge=0, description="images kept out of training, to measure on (mae)")
     horizontal_flip: bool = Field(True, description="mirror half of the images")
 
 

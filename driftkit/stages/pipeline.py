@@ -11,6 +11,13 @@
     set = { trainer.steps = 600 }       # becomes --set trainer.steps=600
     nproc = 8                           # start it by torchrun with 8 processes (train only)
 
+    [[stage]]
+    each = ["pixel", "mocov2"]          # a stage for each; {each} stands for it, in the name as well
+    name = "drift-{each}"               # each = [{id = "a", tau = 0.1}, ...] gives {id} and {tau} instead
+    command = "train"
+    encoder = "{each}"
+    output = "{output}/drift_{each}"
+
 A stage is skipped when its command line, its DRIFTKIT_* variables, the content of everything it reads, and driftkit's
 version are those of its last completed run, and what it wrote is still there. A training stage whose steps alone have
 grown goes on with its run; when anything else has changed, or with `force`, the run that the pipeline itself made is
@@ -81,9 +88,10 @@ class Stage:
     reads: tuple[str, ...]
     nproc: int = 1
 
-    def command_line(self) -> list[str]:
-        """What one would type to run it alone."""
-        program = ["torchrun", f"--nproc-per-node={self.nproc}", "-m", "driftkit"] if self.nproc > 1 else ["driftkit"]
+    def command_line(self, nproc: int | None = None) -> list[str]:
+        """What one would type to run it alone, with another number of processes if that is given."""
+        count = nproc or self.nproc
+        program = ["torchrun", f"--nproc-per-node={count}", "-m", "driftkit"] if count > 1 else ["driftkit"]
         return [*program, self.command, *self.arguments]
 
 
@@ -100,11 +108,12 @@ Execute = Callable[[Sequence[str]], Any]
 """Runs one driftkit command line in this process and returns its document."""
 
 
-def load_pipeline(path: Path, *, output: Path | None = None) -> Pipeline:
+def load_pipeline(path: Path, *, output: Path | None = None, nproc: int | None = None) -> Pipeline:
     """Read a pipeline file.
 
     Args:
         output: replaces the file's own `output`.
+        nproc: processes of every training stage, whatever the file says.
 
     Raises:
         MissingError: the file is not there.
@@ -119,7 +128,13 @@ def load_pipeline(path: Path, *, output: Path | None = None) -> Pipeline:
     if not isinstance(tables, list) or not tables or not all(isinstance(t, dict) for t in tables):
         raise UsageError(f"{path}: expected at least one [[stage]] table")
     folder = output or Path(str(document.get("output", f"outputs/{path.stem}")))
-    stages = tuple(_parse_stage(path, number, table, folder) for number, table in enumerate(tables, start=1))
+    stages = tuple(
+        _parse_stage(path, number, row, {"output": str(folder), **names})
+        for number, table in enumerate(tables, start=1)
+        for names, row in _each(path, number, table)
+    )
+    if nproc is not None:
+        stages = tuple(replace(stage, nproc=nproc) if stage.command == "train" else stage for stage in stages)
     names = [stage.name for stage in stages]
     for name in names:
         if names.count(name) > 1:
@@ -127,8 +142,24 @@ def load_pipeline(path: Path, *, output: Path | None = None) -> Pipeline:
     return Pipeline(str(document.get("name", path.stem)), folder, stages)
 
 
-def _parse_stage(path: Path, number: int, table: dict[str, Any], output: Path) -> Stage:
-    name, command, nproc = table.get("name"), table.get("command"), table.get("nproc", 1)
+def _each(path: Path, number: int, table: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """For every row of `each` what stands for its names, and the table without `each`; one row where there is none."""
+    rest = {key: value for key, value in table.items() if key != "each"}
+    if "each" not in table:
+        return [({}, rest)]
+    rows = table["each"]
+    wanted = "texts, or tables with the same keys"
+    if not isinstance(rows, list) or not rows:
+        raise UsageError(f"{path}: stage {number}: each, expected a list of {wanted}")
+    if all(isinstance(row, str) for row in rows):
+        return [({"each": row}, rest) for row in rows]
+    if not all(isinstance(row, dict) and row.keys() == rows[0].keys() for row in rows) or "output" in rows[0]:
+        raise UsageError(f"{path}: stage {number}: each, expected a list of {wanted} (not output)")
+    return [(row, rest) for row in rows]
+
+
+def _parse_stage(path: Path, number: int, table: dict[str, Any], names: dict[str, Any]) -> Stage:
+    name, command, nproc = _fill(table.get("name"), names), table.get("command"), table.get("nproc", 1)
     if not isinstance(name, str) or not name:
         raise UsageError(f"{path}: stage {number} needs a name")
     if command not in POSITIONAL:
@@ -143,7 +174,7 @@ def _parse_stage(path: Path, number: int, table: dict[str, Any], output: Path) -
     for key, value in table.items():
         if key in LAUNCH_KEYS:
             continue
-        values = [_fill(v, output) for v in (value if isinstance(value, list) else [value])]
+        values = [_fill(v, names) for v in (value if isinstance(value, list) else [value])]
         option = key.replace("_", "-")
         if option in READ_KEYS:
             reads += [str(v) for v in values]
@@ -154,7 +185,7 @@ def _parse_stage(path: Path, number: int, table: dict[str, Any], output: Path) -
                 raise UsageError(f"{path}: stage {name}: set, expected a table of config values")
             for setting, content in flatten(value).items():
                 # JSON is TOML for everything a config holds: numbers, booleans, strings and lists of them
-                arguments += ["--set", f"{setting}={json.dumps(_fill(content, output))}"]
+                arguments += ["--set", f"{setting}={json.dumps(_fill(content, names))}"]
         elif isinstance(value, bool):
             arguments.append(f"--{option}" if value else f"--no-{option}")
         else:
@@ -163,8 +194,15 @@ def _parse_stage(path: Path, number: int, table: dict[str, Any], output: Path) -
     return Stage(name, command, tuple(arguments), tuple(reads), nproc)
 
 
-def _fill(value: Any, output: Path) -> Any:
-    return value.replace("{output}", str(output)) if isinstance(value, str) else value
+def _fill(value: Any, names: dict[str, Any]) -> Any:
+    """A text with every {name} replaced; one that is a {name} alone becomes the value itself, say a number."""
+    if not isinstance(value, str):
+        return value
+    for name, content in names.items():
+        if value == f"{{{name}}}":
+            return content
+        value = value.replace(f"{{{name}}}", str(content))
+    return value
 
 
 def run_pipeline(

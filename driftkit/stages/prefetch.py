@@ -11,7 +11,8 @@ from driftkit.artifacts.files import sha256_file
 from driftkit.datasets import cifar10
 from driftkit.datasets.sources import data_directory
 from driftkit.encoders import weights
-from driftkit.encoders.specs import PIXEL, SPECS
+from driftkit.encoders.loading import timm_spec
+from driftkit.encoders.specs import PIXEL, SPECS, TIMM_PREFIX, EncoderSpec
 from driftkit.encoders.weights import PublishedFile
 from driftkit.errors import MissingError, UsageError
 from driftkit.evaluation import extractors
@@ -117,10 +118,7 @@ class Fetched:
 
 def items() -> dict[str, Item]:
     """Everything that can be fetched, by name."""
-    listed = []
-    for spec in SPECS.values():
-        file = weights.published(spec)
-        listed.append(Item(spec.name, "encoder", spec.trained_by, spec.licence, file, file.locate, "--encoder-weights"))
+    listed = [_encoder(spec) for spec in SPECS.values()]
     for name, about in EVALUATORS.items():
         locate = partial(extractors.locate_weights, name)
         file = extractors.published_weights(name)
@@ -130,18 +128,21 @@ def items() -> dict[str, Item]:
     return {item.name: item for item in listed}
 
 
+def _encoder(spec: EncoderSpec) -> Item:
+    file = weights.published(spec)
+    return Item(spec.name, "encoder", spec.trained_by, spec.licence, file, file.locate, "--encoder-weights")
+
+
 def evaluator_name(features: str) -> str:
-    """How an evaluator is named here: with a prefix where the bare name would make one think of an encoder."""
-    if features in SPECS or any(spec.startswith(f"{features}-") for spec in SPECS):
-        return f"{EVALUATOR_PREFIX}{features}"
-    return features
+    """How an evaluator is named here: with a prefix where the bare name is that of an encoder, another network."""
+    return f"{EVALUATOR_PREFIX}{features}" if features in SPECS else features
 
 
 def select(names: Sequence[str], *, everything: bool = False) -> list[Item]:
     """The items of those names, each once, in the order given; all of them if `everything`.
 
     Raises:
-        UsageError: an unknown name, or none.
+        UsageError: an unknown name, or none; timm:MODEL is known where timm knows the model.
     """
     known = items()
     if everything:
@@ -150,7 +151,11 @@ def select(names: Sequence[str], *, everything: bool = False) -> list[Item]:
         raise UsageError(f"nothing to fetch is named; expected --all or some of {', '.join(known)}")
     picked = {}
     for name in names:
-        full = evaluator_name(name.removeprefix(EVALUATOR_PREFIX)) if name.startswith(EVALUATOR_PREFIX) else name
+        if name.startswith(TIMM_PREFIX):
+            picked[name] = _encoder(timm_spec(name, input_size=None))
+            continue
+        features = name.removeprefix(EVALUATOR_PREFIX)
+        full = evaluator_name(features) if name != features and features in EVALUATORS else name
         if full not in known:
             raise UsageError(_unknown(name, list(known)))
         picked[full] = known[full]
@@ -167,13 +172,19 @@ def prefetch(
         force: fetch again what is here.
         report: is told in one line of each file that is about to be fetched.
     """
+    for item in wanted:
+        judge = evaluator_name(item.name)
+        if report and item.kind == "encoder" and item.name in EVALUATORS and judge not in {i.name for i in wanted}:
+            report(f"{item.name} is the encoder; what driftkit fid --features {item.name} judges by is {judge}")
     silent = unreachable_hosts(item.published.url for item in wanted if force or not _is_here(item))
     # Asked once: ten files of a host that never answers must not take ten timeouts.
-    done = []
+    done: list[Fetched] = []
     for number, item in enumerate(wanted, start=1):
         try:
             path = item.locate()
-            if path is not None and not force:
+            # Several encoders read one network: even --force fetches its file once.
+            came = any(one.state == "fetched" and one.item.published == item.published for one in done)
+            if path is not None and (came or not force):
                 done.append(_present(item, path))
                 continue
             host = host_of(item.published.url)
@@ -221,12 +232,6 @@ def _checked(item: Item, state: str, path: Path) -> Fetched:
 def _unknown(name: str, known: list[str]) -> str:
     if name in WITHOUT_FILES:
         return f"{name} needs no files ({WITHOUT_FILES[name]}); leave it out"
-    if name in EVALUATORS:
-        encoders = [n for n in known if n.startswith(f"{name}-")]
-        return (
-            f"{name} is the evaluator {evaluator_name(name)} ({EVALUATORS[name]}) or an encoder "
-            f"({', '.join(encoders)}): say which"
-        )
     if name.startswith("fid:"):
         close = difflib.get_close_matches(EVALUATOR_PREFIX + name.removeprefix("fid:"), known, n=1)
     else:

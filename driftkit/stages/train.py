@@ -11,15 +11,17 @@ from driftkit.config.layers import flatten
 from driftkit.datasets.packs import ImagePack
 from driftkit.datasets.sources import open_dataset
 from driftkit.errors import InterruptedRunError, UsageError
-from driftkit.objectives.registry import OBJECTIVES, build_network
-from driftkit.runtime.device import resolve_device
+from driftkit.objectives.registry import OBJECTIVES, ObjectiveKind, Setting, build_network
+from driftkit.runtime.device import autocast_dtype, resolve_device
 from driftkit.runtime.distributed import Ranks, local_rank
-from driftkit.runtime.random import stream_seed
+from driftkit.runtime.random import generator_for, stream_seed
 from driftkit.stages.config import FREE_ON_RESUME, TrainConfig
 from driftkit.training.feed import Feed
 from driftkit.training.loop import Trainer
 
 Resume = Literal["auto", "never"]
+
+FOLLOWS_FROM_DATA = ("data.image_size", "model.num_classes")  # left open in a config, filled in from the images
 
 
 @dataclass(frozen=True)
@@ -54,9 +56,21 @@ def train(
     existing = _existing_run(run, config, resume)
     ranks.barrier()  # no rank may look for a run that another has just begun
     pack = open_dataset(config.data.spec, image_size=config.data.image_size, limit=config.data.limit, ranks=ranks)
-    config = _with_image_size(config, pack)
-    _check_batch(config, ranks)
-    built = OBJECTIVES[config.objective.name].build(config.objective, pack.image_size, place, ranks)
+    config = _completed(config, pack)
+    kind = OBJECTIVES[config.objective.name]
+    _check_batch(config, kind, ranks)
+    training, held_out = hold_out(len(pack), config.data.holdout)
+    setting = Setting(
+        pack,
+        training,
+        held_out,
+        flips=config.data.horizontal_flip,
+        dtype=autocast_dtype(config.trainer.precision, place),
+        compile=config.trainer.compile,
+        device=place,
+        ranks=ranks,
+    )
+    built = kind.build(config.objective, setting)
     torch.manual_seed(stream_seed(config.seed, "initial weights"))
     network = build_network(config.model, image_size=pack.image_size)
     document = config.model_dump(mode="json")
@@ -79,6 +93,7 @@ def train(
         seed=config.seed,
         ranks=ranks,
         device=place,
+        indices=training,
     )
     trainer = Trainer(
         built.objective,
@@ -104,6 +119,8 @@ def train(
         if ranks.is_main:
             run.update(state="failed", failure=f"{type(error).__name__}: {error}")
         raise
+    if kind.export and ranks.is_main:
+        kind.export(run)
     return TrainResult(run, start if resumed else None, ranks)
 
 
@@ -119,8 +136,9 @@ def _existing_run(run: Run, config: TrainConfig, resume: Resume) -> bool:
         raise UsageError(f"--resume never: {run.path} already holds a run; give another --output or remove it")
     saved = flatten(Run.open(run.path).manifest()["config"])
     wanted = flatten(config.model_dump(mode="json"))
-    if wanted["data.image_size"] is None:
-        wanted["data.image_size"] = saved.get("data.image_size")
+    for key in FOLLOWS_FROM_DATA:
+        if wanted.get(key) is None and key in saved:
+            wanted[key] = saved[key]
     different = sorted(
         k for k in saved.keys() | wanted.keys() if k not in FREE_ON_RESUME and saved.get(k) != wanted.get(k)
     )
@@ -135,14 +153,35 @@ def _existing_run(run: Run, config: TrainConfig, resume: Resume) -> bool:
     return True
 
 
-def _with_image_size(config: TrainConfig, pack: ImagePack) -> TrainConfig:
-    return config.model_copy(update={"data": config.data.model_copy(update={"image_size": pack.image_size})})
+def _completed(config: TrainConfig, pack: ImagePack) -> TrainConfig:
+    """The config with what it leaves to the images."""
+    return config.model_copy(
+        update={
+            "data": config.data.model_copy(update={"image_size": pack.image_size}),
+            "model": OBJECTIVES[config.objective.name].complete(config.objective, config.model, pack),
+        }
+    )
 
 
-def _check_batch(config: TrainConfig, ranks: Ranks) -> None:
+def hold_out(count: int, held_out: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Indices of the images to train on and of those kept out, the same for every seed.
+
+    Raises:
+        UsageError: nothing would be left to train on.
+    """
+    if held_out >= count:
+        raise UsageError(f"data.holdout {held_out}: there are only {count} images; keep out fewer")
+    order = torch.randperm(count, generator=generator_for(0, "hold out"))
+    return order[held_out:].sort().values, order[:held_out].sort().values
+
+
+def _check_batch(config: TrainConfig, kind: ObjectiveKind, ranks: Ranks) -> None:
     total = config.trainer.batch_size * ranks.world_size
-    if config.objective.name == "drift" and total < 2:
-        raise UsageError("--batch-size 1: drifting needs at least 2 images, since generated images push one another")
+    if total < kind.min_batch:
+        raise UsageError(
+            f"--batch-size {config.trainer.batch_size}: {kind.name} needs at least {kind.min_batch} images, "
+            "since generated images push one another"
+        )
 
 
 def _require_same_inputs(run: Run, pack: ImagePack, encoder: dict[str, Any] | None, ranks: Ranks) -> None:

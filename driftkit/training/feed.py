@@ -16,6 +16,7 @@ class Feed:
         labels: int64 [N].
         batch_size: images per rank.
         horizontal_flip: mirror half of the images, by a draw of (seed, step, slot).
+        indices: which of the images are fed, int64; None: all.
     """
 
     def __init__(
@@ -28,8 +29,10 @@ class Feed:
         seed: int,
         ranks: Ranks,
         device: torch.device,
+        indices: torch.Tensor | None = None,
     ):
         self.images, self.labels = images, labels
+        self.indices = torch.arange(len(images)) if indices is None else indices
         self.batch_size = batch_size
         self.horizontal_flip = horizontal_flip
         self.seed, self.ranks, self.device = seed, ranks, device
@@ -42,15 +45,17 @@ class Feed:
         start = step * self.batch_size * self.ranks.world_size
         picked = torch.tensor([self._image_at(start + slot) for slot in slots])
         images = to_float(self.images[picked].to(self.device))
+        flips = torch.zeros(len(slots), dtype=torch.bool)
         if self.horizontal_flip:
             flips = torch.tensor([stream_seed(self.seed, "flip", step, slot) % 2 for slot in slots], dtype=torch.bool)
             images = torch.where(flips.to(self.device)[:, None, None, None], images.flip(-1), images)
         images = images.contiguous(memory_format=torch.channels_last)
-        return Batch(images, self.labels[picked].to(self.device), slots, self.seed, step)
+        labels = self.labels[picked].to(self.device)
+        return Batch(images, labels, slots, self.seed, step, indices=picked, flips=flips)
 
     def _image_at(self, position: int) -> int:
-        epoch, offset = divmod(position, len(self.images))
+        epoch, offset = divmod(position, len(self.indices))
         if epoch not in self._orders:
             self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1}  # a batch may span two epochs
-            self._orders[epoch] = shuffled_indices(self.seed, epoch, len(self.images))
+            self._orders[epoch] = self.indices[shuffled_indices(self.seed, epoch, len(self.indices))]
         return int(self._orders[epoch][offset])

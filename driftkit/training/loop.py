@@ -3,6 +3,7 @@
 import signal
 import time
 from collections.abc import Mapping
+from functools import partial
 from types import FrameType
 from typing import Any, Self
 
@@ -13,7 +14,7 @@ from torch import nn
 from driftkit.artifacts.images import save_grid, to_float, to_uint8
 from driftkit.artifacts.run import Checkpoint, Run
 from driftkit.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, DriftkitError, InterruptedRunError
-from driftkit.protocols import Objective, StepLoss
+from driftkit.protocols import Execution, Objective, StepLoss
 from driftkit.runtime.device import (
     Precision,
     autocast,
@@ -25,6 +26,7 @@ from driftkit.runtime.device import (
 )
 from driftkit.runtime.distributed import Ranks
 from driftkit.runtime.random import image_noise, seed_global_generators
+from driftkit.runtime.timing import StepClock
 from driftkit.training.ema import averaged
 from driftkit.training.feed import Feed
 from driftkit.training.optim import adamw, optimizer_tensors, restore_optimizer
@@ -47,9 +49,13 @@ class TrainerConfig(BaseModel):
     ema_decay: float = Field(0.9999, ge=0, lt=1, description="decay of the averaged weights per step, after warm-up")
     precision: Precision = Field("auto", description="float32, bfloat16, or auto: bfloat16 where the device gains")
     compile: bool = Field(False, description="compile the trained network with torch.compile")
+    micro_batch: int | None = Field(
+        None, ge=1, description="images that networks see at a time, with the gradient of the whole batch; None: all"
+    )
     log_every: int = Field(10, ge=1, description="steps between metric records")
     sample_every: int = Field(500, ge=0, description="steps between sample grids; 0: none")
     checkpoint_every: int = Field(1000, ge=0, description="steps between checkpoints; 0: only the last")
+    measure_every: int = Field(0, ge=0, description="steps between measurements on held-out images; 0: at the end")
     tracker: TrackerName = Field("none", description="copy metrics and grids to: none, tensorboard or wandb")
     keep_every: int = Field(0, ge=0, description="checkpoints of these steps are kept; 0: only the last one is")
 
@@ -126,6 +132,10 @@ class Trainer:
             self.network, learning_rate=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
         )
         self.dtype = autocast_dtype(config.precision, device)
+        self.clock = StepClock(device)
+        self.execution = Execution(
+            micro_batch=config.micro_batch, autocast=partial(autocast, device, self.dtype), clock=self.clock
+        )
         self.tracker: Tracker = NoTracker()
         if ranks.is_main:
             self.tracker = open_tracker(config.tracker, run.path, header)
@@ -133,7 +143,7 @@ class Trainer:
         self.saved_step: int | None = None
         self.images_seen = 0
         self.train_seconds = 0.0
-        self._window_start, self._window_images = time.monotonic(), 0
+        self._window_start, self._window_images, self._window_steps = time.monotonic(), 0, 0
 
     def resume(self) -> bool:
         """Continue from the last checkpoint, if there is one. Records after it are dropped, to be written again."""
@@ -179,10 +189,11 @@ class Trainer:
             StopRequest() as stop,
             TrainingProgress(total=self.config.steps, start=self.step, shown=self.ranks.is_main) as progress,
         ):
-            self._window_start, self._window_images = time.monotonic(), 0
+            self._window_start, self._window_images, self._window_steps = time.monotonic(), 0, 0
             while self.step < self.config.steps:
                 outcome = self._train_step()
-                if self.step % self.config.log_every == 0 or self.step == self.config.steps:
+                measured = self._measure_when_due(outcome)
+                if measured or self.step % self.config.log_every == 0 or self.step == self.config.steps:
                     self._log(outcome, progress)
                 progress.step(self.step)
                 self._save_when_due()
@@ -194,16 +205,18 @@ class Trainer:
         started = time.monotonic()
         seed_global_generators(self.seed, self.step, self.ranks.rank)
         self.network.train()
+        self.clock.start()
         batch = self.feed.batch(self.step)
-        with autocast(self.device, self.dtype):
-            outcome = self.objective.loss(self.model, batch)
+        self.clock.mark("data")
+        outcome = self.objective.accumulate(self.model, batch, self.execution)
         self._require_finite(outcome)
-        outcome.total.backward()
-        self.ranks.average_gradients(self.network.parameters())
+        if self.ranks.world_size > 1:
+            self.ranks.average_gradients(self.network.parameters())
+            self.clock.mark("gradient exchange")
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip)
         if not bool(torch.isfinite(norm)):
             raise DriftkitError(
-                f"gradient is not finite at step {self.step} (loss {float(outcome.total.detach()):.4g}); not updated"
+                f"gradient is not finite at step {self.step} (loss {float(outcome.total):.4g}); not updated"
             )
         outcome.health["gradient_norm"] = norm.detach()
         for group in self.optimizer.param_groups:
@@ -212,9 +225,11 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self.ema.update(self.network, self.step)
+        self.clock.mark("optimizer")
         images = len(batch.images) * self.ranks.world_size
         self.images_seen += images
         self._window_images += images
+        self._window_steps += 1
         self.train_seconds += time.monotonic() - started
         return outcome
 
@@ -223,7 +238,7 @@ class Trainer:
         return self.config.learning_rate * min(1.0, (self.step + 1) / warmup if warmup else 1.0)
 
     def _require_finite(self, outcome: StepLoss) -> None:
-        finite = torch.isfinite(outcome.total.detach()).float()
+        finite = torch.isfinite(outcome.total).float()
         if bool(self.ranks.mean(finite) == 1):
             return
         flags = torch.stack([torch.isfinite(term).float() for term in outcome.terms.values()])
@@ -234,26 +249,44 @@ class Trainer:
             f"loss is not finite at step {self.step}: {named}; nothing was updated, the last checkpoint is whole"
         )
 
+    def _measure_when_due(self, outcome: StepLoss) -> bool:
+        every = self.config.measure_every
+        last = self.step == self.config.steps
+        if not last and (not every or self.step % every):
+            return False
+        started = time.monotonic()  # like pictures, measurements do not count as training time
+        if self.ranks.is_main:
+            with torch.inference_mode(), autocast(self.device, self.dtype):
+                measured = self.objective.measure(self.ema.module.eval())
+            outcome.health |= {name: torch.tensor(value) for name, value in measured.items()}
+        self._window_start += time.monotonic() - started
+        return True
+
     def _log(self, outcome: StepLoss, progress: TrainingProgress) -> None:
         synchronize(self.device)
         now = time.monotonic()
-        means = torch.stack([outcome.total.detach().float(), *(t.float() for t in outcome.terms.values())])
+        means = torch.stack([outcome.total.float(), *(t.float() for t in outcome.terms.values())])
         total, *terms = self.ranks.mean(means).tolist()
         record = {
             "step": self.step,
             "images": self.images_seen,
             "seconds": round(self.train_seconds, 3),
             "images_per_second": self._window_images / max(now - self._window_start, 1e-9),
+            "seconds_per_step": self._time_split(),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "loss": total,
             "terms": dict(zip(outcome.terms, terms, strict=True)),
             "health": {name: float(value) for name, value in outcome.health.items()},
         }
-        self._window_start, self._window_images = now, 0
+        self._window_start, self._window_images, self._window_steps = now, 0, 0
         if self.ranks.is_main:
             self.run.append_metrics(record)
             self.tracker.record(record)
             progress.record(record)
+
+    def _time_split(self) -> dict[str, float]:
+        """Seconds per step since the last record, by what they were spent on."""
+        return {name: seconds / max(1, self._window_steps) for name, seconds in self.clock.seconds().items()}
 
     def _save_when_due(self) -> None:
         started = time.monotonic()  # pictures and checkpoints do not count as training time

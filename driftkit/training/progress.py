@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 PLAIN_INTERVAL_S = 15.0
+ACCURACIES = {"knn_accuracy": "kNN", "linear_accuracy": "linear"}
 
 
 class TrainingProgress:
@@ -75,4 +76,10 @@ def describe(record: Mapping[str, Any]) -> str:
     parts = [f"{record['images_per_second']:.3g} images/s", f"loss {record['loss']:.4g}"]
     health = record.get("health", {})
     parts += [f"{key.replace('_', ' ')} {health[key]:.3g}" for key in ("drift_norm", "spread") if key in health]
+    parts += [f"{label} {health[key]:.1%}" for key, label in ACCURACIES.items() if key in health]
+    split = record.get("seconds_per_step", {})
+    total = sum(split.values())
+    if total > 0:
+        shares = [f"{name} {seconds / total:.0%}" for name, seconds in split.items() if seconds >= 0.05 * total]
+        parts.append(f"({', '.join(shares)})")
     return "  ".join(parts)

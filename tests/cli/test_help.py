@@ -64,7 +64,6 @@ def test_help_answers_within_half_a_second():
         (["run", "absent.toml"], 3, "absent.toml"),
         (["prefetch"], 2, "--all"),
         (["prefetch", "mocv2"], 2, "did you mean mocov2"),
-        (["prefetch", "dinov2"], 2, "evaluator:dinov2"),
         (["prefetch", "fid:dinov2"], 2, "did you mean evaluator:dinov2"),
         (["prefetch", "pixel"], 2, "needs no files"),
     ],

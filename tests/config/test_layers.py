@@ -3,6 +3,7 @@
 import pytest
 
 from driftkit.config.layers import flatten, load_preset, merge, parse_assignments, preset_names
+from driftkit.errors import UsageError
 from driftkit.objectives.registry import OBJECTIVES
 from driftkit.stages.config import TrainConfig, resolve_config
 
@@ -32,9 +33,16 @@ def test_a_saved_config_reads_back_the_same():
         assert TrainConfig.model_validate(config.model_dump(mode="json")) == config
 
 
+ONLY = {"mae-cpu": ["mae"], "mae-gpu": ["mae"]}
+
+
 @pytest.mark.parametrize("preset", preset_names())
 @pytest.mark.parametrize("objective", list(OBJECTIVES))
-def test_every_preset_fits_every_objective(preset, objective):
+def test_every_preset_fits_the_objectives_it_is_for(preset, objective):
+    if objective not in ONLY.get(preset, OBJECTIVES):
+        with pytest.raises(UsageError, match=f"is for {ONLY[preset][0]}, not for {objective}"):
+            resolve_config(objective=objective, preset=preset)
+        return
     config, origins = resolve_config(objective=objective, preset=preset)
     assert load_preset(preset, objective)
     assert f"preset {preset}" in origins.values()

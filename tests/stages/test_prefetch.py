@@ -10,6 +10,7 @@ from driftkit.datasets import cifar10
 from driftkit.encoders import specs
 from driftkit.errors import MissingError, UsageError
 from driftkit.evaluation import extractors
+from driftkit.stages import prefetch as prefetching
 from driftkit.stages.prefetch import EVALUATORS, items, prefetch, select
 from tests.encoders.test_weights import torch_file
 from tests.web import serve
@@ -122,9 +123,36 @@ def test_names_in_their_order_and_once():
     assert [item.name for item in picked] == ["cifar10", "inception", "mocov2"]
 
 
-def test_the_bare_name_that_could_be_two_things_is_refused():
-    with pytest.raises(UsageError, match=r"evaluator:dinov2.*dinov2-multires"):
-        select(["dinov2"])
+def test_the_bare_name_is_the_encoder_and_says_what_it_is_not(monkeypatch, site):
+    (item,) = select(["dinov2"])
+    assert item.kind == "encoder"
+    said = []
+    monkeypatch.setattr(prefetching, "unreachable_hosts", lambda _: {"https://huggingface.co": "no network"})
+    prefetch([item], report=said.append)
+    assert "evaluator:dinov2" in said[0]
+    said.clear()
+    prefetch(select(["dinov2", "evaluator:dinov2"]), report=said.append)
+    assert not said
+
+
+def test_any_timm_model_can_be_fetched_for_the_encoders_that_need_no_row():
+    (item,) = select(["timm:resnet18.a1_in1k"])
+    assert item.published.repository == "timm/resnet18.a1_in1k"
+    with pytest.raises(UsageError, match="timm has no model"):
+        select(["timm:resnet19"])
+
+
+def test_a_file_that_several_encoders_read_is_fetched_once(site, monkeypatch):
+    monkeypatch.setitem(specs.SPECS, "again", replace(specs.SPECS["mocov2"], name="again"))
+    done = prefetch(select(["mocov2", "again"]), force=True)
+    assert [one.state for one in done] == ["fetched", "present"]
+    assert site.asked.count("GET /moco.pth.tar") == 1
+
+
+@pytest.mark.parametrize("name", ["evaluator:cifar10", "evaluator:mocov2", "fid:inception", "shapes"])
+def test_names_that_are_no_files_are_refused(name):
+    with pytest.raises(UsageError, match=name):
+        select([name])
 
 
 def test_an_address_that_is_none_is_a_usage_error(site, monkeypatch):

@@ -11,33 +11,33 @@ import torch.multiprocessing as mp
 from driftkit.artifacts.run import Run
 from driftkit.drift import aggregated_drift
 from driftkit.objectives.registry import OBJECTIVES, build_network
+from driftkit.protocols import Execution
 from driftkit.runtime.distributed import Ranks
 from driftkit.stages.config import resolve_config
 from driftkit.training.feed import Feed
-from tests.conftest import TINY_DATA, TINY_LOOP, TINY_UNET
+from tests.conftest import TINY_DATA, TINY_LOOP, TINY_UNET, setting
 
 BATCH = 12
 SETS = ["model.base_channels=8", "model.channel_multipliers=[1,2]", "model.num_heads=2", "model.dropout=0.0",
         "model.num_res_blocks=1", "model.attention_resolutions=[]"]  # fmt: skip
 
 
-def gradients(objective: str, ranks: Ranks) -> dict[str, torch.Tensor]:
+def gradients(objective: str, ranks: Ranks, micro_batch: int | None = None) -> dict[str, torch.Tensor]:
     extra = ["objective.encoder=pixel", "objective.feature_set=paper"] if objective == "drift" else []
     model = SETS if objective != "mae" else ["model.base_channels=8"]
     config, _ = resolve_config(objective=objective, assignments=[*model, *extra])
-    built = OBJECTIVES[objective].build(config.objective, 8, torch.device("cpu"), ranks)
+    images = torch.randint(0, 256, (40, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    built = OBJECTIVES[objective].build(config.objective, setting(images, ranks))
     torch.manual_seed(0)
     network = build_network(config.model, image_size=8)
     for parameter in network.parameters():  # zero-initialised outputs would hide the rest of the network
         if parameter.abs().max() == 0:
             torch.nn.init.normal_(parameter, std=0.1)
-    images = torch.randint(0, 256, (40, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     feed = Feed(
         images, torch.zeros(40, dtype=torch.long), batch_size=BATCH // ranks.world_size, horizontal_flip=True, seed=0,
         ranks=ranks, device=torch.device("cpu"),
     )  # fmt: skip
-    loss = built.objective.loss(network, feed.batch(3)).total
-    loss.backward()
+    built.objective.accumulate(network, feed.batch(3), Execution(micro_batch=micro_batch))
     ranks.average_gradients(network.parameters())
     return {name: p.grad for name, p in network.named_parameters()}
 
@@ -46,7 +46,7 @@ def work(rank: int, world: int, folder: str) -> None:
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank))
     ranks = Ranks.start(device_type="cpu")
-    out = {f"{o}/{k}": v for o in ("drift", "ddpm", "mae") for k, v in gradients(o, ranks).items()}
+    out = {f"{o}/{k}": v for o in ("drift", "ddpm", "mae") for k, v in gradients(o, ranks, micro_batch=4).items()}
     x = torch.randn(5, BATCH, 6, generator=torch.Generator().manual_seed(2))
     pos = torch.randn(5, BATCH, 6, generator=torch.Generator().manual_seed(3)) + 1
     mine = slice(rank * BATCH // world, (rank + 1) * BATCH // world)

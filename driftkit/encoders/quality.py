@@ -1,0 +1,48 @@
+"""How well classes can be read off features: nearest neighbours, and a linear classifier in closed form."""
+
+import torch
+import torch.nn.functional as F
+
+QUERY_ROWS = 1024  # similarities are computed for so many queries at a time
+RIDGE = 1e-3  # of the mean variance: the classifier stays defined where features are redundant
+
+
+def knn_accuracy(
+    bank: torch.Tensor, bank_labels: torch.Tensor, queries: torch.Tensor, labels: torch.Tensor, *, neighbours: int
+) -> float:
+    """Share of queries whose most frequent class among the most similar bank features is their own.
+
+    Similarity is the cosine after the bank's mean is taken off; among classes equally frequent the lowest wins.
+
+    Args:
+        bank, queries: features [N, D] and [M, D].
+        bank_labels, labels: int64 [N] and [M], all >= 0.
+        neighbours: how many bank features vote, at most N do.
+    """
+    centre = bank.mean(dim=0)
+    known = F.normalize(bank - centre, dim=1)
+    asked = F.normalize(queries - centre, dim=1)
+    count = min(neighbours, len(bank))
+    right = 0
+    for rows, truth in zip(asked.split(QUERY_ROWS), labels.split(QUERY_ROWS), strict=True):
+        nearest = (rows @ known.T).topk(count, dim=1).indices  # [m, count]
+        votes = F.one_hot(bank_labels[nearest], int(bank_labels.max()) + 1).sum(dim=1)
+        right += int((votes.argmax(dim=1) == truth).sum())
+    return right / len(labels)
+
+
+def linear_accuracy(
+    bank: torch.Tensor, bank_labels: torch.Tensor, queries: torch.Tensor, labels: torch.Tensor
+) -> float:
+    """Share of queries that a ridge regression onto the bank's one-hot classes puts into their own class.
+
+    Features are standardised by the bank. Args as `knn_accuracy`.
+    """
+    mean, std = bank.double().mean(dim=0), bank.double().std(dim=0).clamp(min=1e-12)
+    known, asked = (bank.double() - mean) / std, (queries.double() - mean) / std
+    target = F.one_hot(bank_labels, int(bank_labels.max()) + 1).double()
+    gram = known.T @ known / len(known)
+    gram += RIDGE * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    weights = torch.linalg.solve(gram, known.T @ (target - target.mean(dim=0)) / len(known))
+    scores = asked @ weights + target.mean(dim=0)
+    return float((scores.argmax(dim=1) == labels).double().mean())

@@ -1,0 +1,166 @@
+"""The table of encoders: every row is a network that timm has, with the shapes the row says."""
+
+import dataclasses
+
+import pytest
+import timm
+import torch
+
+from driftkit.artifacts.files import write_tensors
+from driftkit.encoders import loading
+from driftkit.encoders.features import feature_set, field_calls
+from driftkit.encoders.loading import load_encoder, timm_spec
+from driftkit.encoders.networks import resize
+from driftkit.encoders.specs import NORMALISATIONS, SPECS
+from driftkit.errors import UsageError
+from driftkit.objectives.drifting import Drifting, DriftingConfig
+from driftkit.protocols import Batch, Execution
+from driftkit.runtime.distributed import Ranks
+
+# Of the same families as the rows, with the same names of layers, but small enough to run.
+SMALL = {
+    "resnet18": "resnet10t.c3_in1k",
+    "dinov2": "vit_small_patch14_dinov2.lvd142m",
+    "dinov2-last": "vit_small_patch14_dinov2.lvd142m",
+    "dinov2-multires": "vit_small_patch14_dinov2.lvd142m",
+    "convnextv2": "convnextv2_atto.fcmae",
+    "convnextv2-ft": "convnextv2_atto.fcmae_ft_in1k",
+    "mocov2": "resnet26.bt_in1k",
+    "dinov3": "vit_small_patch16_dinov3.lvd1689m",
+    "eva02": "eva02_tiny_patch14_224.mim_in22k",
+    "siglip2": "vit_base_patch32_siglip_256.v2_webli",
+    "clip": "vit_base_patch32_clip_224.openai",
+    "aimv2": "aimv2_large_patch14_224.apple_pt_dist",
+    "radio": "vit_base_patch16_radio_v3.c_radio",
+}
+VECTORS = {"multires": 18, "last": 18, "global": 1}
+
+
+@pytest.mark.parametrize("name", list(SPECS))
+def test_a_row_is_true_of_the_full_network(name):
+    """On the meta device, where a network of 300 M parameters costs neither memory nor time."""
+    spec = SPECS[name]
+    encoder = load_encoder(name, random_weights=True, device="meta")
+    assert encoder.num_parameters == spec.parameters
+    images = torch.zeros(2, 3, 32, 32, device="meta")
+    maps = encoder.maps(images)
+    assert [m.name for m in maps] == [tap for tap, _ in spec.taps]
+    side = [1] if spec.reading == "class token" else [spec.input_size // stride for stride in spec.strides]
+    assert [m.values.shape[-1] for m in maps] == side
+    groups = feature_set(encoder.feature_set)(maps, images)
+    assert sum(g.values.shape[0] for g in groups) == VECTORS[spec.feature_set] * len(spec.taps)
+    cfg = timm.models.get_pretrained_cfg(spec.model)
+    for got, want in zip(NORMALISATIONS[spec.normalisation], (cfg.mean, cfg.std), strict=True):
+        assert got == pytest.approx(want)
+
+
+def test_the_rows_that_predecessors_had_give_one_vector_of_their_width():
+    for name, channels in {"resnet18": 128, "dinov2": 768}.items():
+        encoder = load_encoder(name, random_weights=True, device="meta")
+        images = torch.zeros(2, 3, 32, 32, device="meta")
+        (call,) = field_calls(feature_set(encoder.feature_set)(encoder.maps(images), images))
+        assert (call.vectors, call.channels) == (1, channels)
+
+
+@pytest.mark.parametrize("name", [name for name in SMALL if name not in ("aimv2", "radio")])
+def test_a_small_network_of_the_family_trains_a_generator(name, monkeypatch):
+    spec = dataclasses.replace(SPECS[name], model=SMALL[name])
+    monkeypatch.setitem(SPECS, name, spec)
+    side = 64 if "patch32" in spec.model else 2 * spec.patch  # a larger patch stands in for one of 16 pixels
+    encoder = load_encoder(name, random_weights=True, input_size=side)
+    objective = Drifting(DriftingConfig(encoder=name), encoder, ranks=Ranks())
+    shift = torch.nn.Parameter(torch.zeros(3, 1, 1))
+
+    class Generator(torch.nn.Module):
+        def forward(self, x, t):
+            return 0.3 * x + shift
+
+    images = torch.rand(4, 3, 32, 32) * 2 - 1
+    outcome = objective.accumulate(Generator(), Batch(images, torch.zeros(4), range(4), 0, 0), Execution())
+    assert torch.isfinite(outcome.total)
+    assert shift.grad.abs().sum() > 0
+    assert not any(p.requires_grad for p in encoder.parameters())
+
+
+@pytest.mark.weights
+@pytest.mark.parametrize("name", list(SPECS))
+def test_published_weights_load(name):
+    encoder = load_encoder(name)
+    assert all(torch.isfinite(m.values).all() for m in encoder.maps(torch.zeros(1, 3, 32, 32)))
+
+
+@pytest.fixture
+def small_dinov2(monkeypatch):
+    for name in ("dinov2", "dinov2-last", "dinov2-multires"):
+        monkeypatch.setitem(SPECS, name, dataclasses.replace(SPECS[name], model=SMALL[name]))
+
+
+def test_class_token_and_last_map_are_what_the_network_gives_after_its_norm(small_dinov2):
+    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    encoder = load_encoder("dinov2", random_weights=True, input_size=56)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = timm.create_model(SMALL["dinov2"], num_classes=0, img_size=56).eval()
+    want = network.forward_features((resize(images, 56) / 2 + 0.5 - encoder.mean) / encoder.std)
+    (token,) = encoder.maps(images)
+    assert torch.allclose(token.values[:, :, 0, 0], want[:, 0], atol=1e-5)
+    (patches,) = load_encoder("dinov2-last", random_weights=True, input_size=56).maps(images)
+    assert torch.allclose(patches.values.flatten(2).transpose(1, 2), want[:, 1:], atol=1e-5)
+
+
+def test_position_embeddings_of_the_native_size_are_resized(small_dinov2, tmp_path):
+    native = timm.create_model(SMALL["dinov2"], num_classes=0)
+    write_tensors(tmp_path / "native.safetensors", native.state_dict())
+    encoder = load_encoder("dinov2-last", weights=tmp_path / "native.safetensors", input_size=56)
+    assert native.pos_embed.shape[1] == 1370
+    assert encoder.network.pos_embed.shape[1] == 17
+    wanted = timm.layers.resample_abs_pos_embed(native.pos_embed, [4, 4], num_prefix_tokens=1)
+    assert torch.allclose(encoder.network.pos_embed, wanted, atol=1e-6)
+
+
+def test_layers_behind_the_last_tap_cost_nothing():
+    whole = load_encoder("mocov2", random_weights=True, device="meta").num_parameters
+    assert load_encoder("mocov2", random_weights=True, taps=["layer2"], device="meta").num_parameters < whole / 10
+
+
+def test_taps_are_named_by_layer_and_come_in_their_order():
+    encoder = load_encoder("mocov2", random_weights=True, taps=["layer3", "act1"], device="meta")
+    assert [m.name for m in encoder.maps(torch.zeros(1, 3, 32, 32, device="meta"))] == ["act1", "layer3"]
+    with pytest.raises(UsageError, match=r"has no layer layer9; expected some of act1, layer1"):
+        load_encoder("mocov2", random_weights=True, taps=["layer9"], device="meta")
+    with pytest.raises(UsageError, match="twice"):
+        load_encoder("mocov2", random_weights=True, taps=["layer1", "layer1"], device="meta")
+    with pytest.raises(UsageError, match="--taps"):
+        load_encoder("pixel", taps=["layer1"])
+
+
+def test_any_timm_model_is_tapped_at_its_quarters_or_its_stages():
+    plain = timm_spec("timm:vit_tiny_patch16_224", input_size=None)
+    assert [name for name, _ in plain.taps] == ["block3", "block6", "block9", "block12"]
+    staged = timm_spec("timm:resnet26", input_size=128)
+    assert [name for name, _ in staged.taps] == ["layer1", "layer2", "layer3", "layer4"]
+    assert (staged.input_size, staged.patch) == (128, 32)
+    encoder = load_encoder("timm:test_vit2", random_weights=True)
+    maps = encoder.maps(torch.zeros(1, 3, 32, 32))
+    assert encoder.name == "timm:test_vit2"
+    assert len(maps) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("timm:resnet5", "did you mean timm:resnet50"), ("timm:resnet50.nobody", "it has resnet50.a1_in1k")],
+)
+def test_models_that_timm_lacks_are_named(name, says):
+    with pytest.raises(UsageError, match=says):
+        load_encoder(name, random_weights=True)
+
+
+@pytest.mark.parametrize(("name", "size", "nearest"), [("dinov2", 100, "98 or 112"), ("clip", 10, "16")])
+def test_an_input_size_that_the_patch_does_not_divide_names_the_nearest(name, size, nearest):
+    with pytest.raises(UsageError, match=nearest):
+        load_encoder(name, input_size=size, random_weights=True)
+
+
+def test_random_weights_are_the_same_each_time():
+    one, two = (load_encoder("timm:test_vit2", random_weights=True) for _ in range(2))
+    assert loading.state_digest(one.state_dict()) == loading.state_digest(two.state_dict())
