@@ -232,9 +232,7 @@ def _checked(item: Item, state: str, path: Path) -> Fetched:
 def _unknown(name: str, known: list[str]) -> str:
     if name in WITHOUT_FILES:
         return f"{name} needs no files ({WITHOUT_FILES[name]}); leave it out"
-    if name.startswith("fid:"):
-        close = difflib.get_close_matches(EVALUATOR_PREFIX + name.removeprefix("fid:"), known, n=1)
-    else:
-        close = difflib.get_close_matches(name, known, n=1)
+    judge = difflib.get_close_matches(name.partition(":")[2], EVALUATORS, n=1)
+    close = [evaluator_name(judge[0])] if judge else difflib.get_close_matches(name, known, n=1)
     hint = f" (did you mean {close[0]}?)" if close else ""
     return f"{name}: nothing of that name can be fetched{hint}; expected {', '.join(known)}"

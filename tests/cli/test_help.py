@@ -65,6 +65,7 @@ def test_help_answers_within_half_a_second():
         (["prefetch"], 2, "--all"),
         (["prefetch", "mocv2"], 2, "did you mean mocov2"),
         (["prefetch", "fid:dinov2"], 2, "did you mean evaluator:dinov2"),
+        (["prefetch", "evaluator:incepton"], 2, "did you mean inception"),
         (["prefetch", "pixel"], 2, "needs no files"),
     ],
 )
