@@ -144,7 +144,7 @@ def download(url: str | None, target: Path) -> Path:
     Raises:
         MissingError: fetching is not allowed, fails, is hopelessly slow, or gives another file.
     """
-    advice = f"place {ARCHIVE} (md5 {ARCHIVE_MD5}) in {target.parent}/, or name a mirror with {URL_VARIABLE}"
+    advice = placing_advice(target)
     if url is None:
         raise MissingError(f"CIFAR-10 is not in {target.parent}/; {advice}")
     try:
@@ -156,6 +156,11 @@ def download(url: str | None, target: Path) -> Path:
         reason = str(getattr(error, "reason", error)) or type(error).__name__
         raise MissingError(f"CIFAR-10 could not be fetched from {url}: {reason}; {advice}") from None
     return target
+
+
+def placing_advice(target: Path) -> str:
+    """How the archive gets to where it belongs without a download by this program."""
+    return f"place {ARCHIVE} (md5 {ARCHIVE_MD5}) in {target.parent}/, or name a mirror with {URL_VARIABLE}"
 
 
 def _copy(reply: Any, file: io.BufferedWriter) -> None:

@@ -7,8 +7,6 @@ import difflib
 import hashlib
 import json
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,10 +14,11 @@ from typing import Any
 
 import torch
 
-from driftkit.artifacts.files import atomic_path, read_tensors, write_tensors
+from driftkit.artifacts.files import read_tensors, write_tensors
 from driftkit.artifacts.run import Run
 from driftkit.encoders.networks import FrozenEncoder, MAEEncoder, PixelEncoder, TimmEncoder, check_input_size
 from driftkit.encoders.specs import PIXEL, SPECS, TIMM_PREFIX, EncoderSpec, names
+from driftkit.encoders.weights import fetch, read_weights
 from driftkit.errors import MissingError, UsageError
 from driftkit.nn.mae_resnet import MAEResNet, MAEResNetConfig
 
@@ -165,7 +164,7 @@ def _load_timm(
         if weights is not None:
             raise UsageError("--random-weights and --encoder-weights exclude each other: give one of them")
     else:
-        path = weights or _find_weights(spec, network)
+        path = weights or fetch(spec)
         state = _encoder_keys(spec, read_weights(path), path)
         digest = state_digest(state)
         _put_in(network, state, path)
@@ -254,34 +253,6 @@ def _with_taps(spec: EncoderSpec, network: Any, taps: Sequence[str]) -> EncoderS
     )
 
 
-def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors of a safetensors file, or of a torch file, of which nothing but tensors and plain containers is read.
-
-    Raises:
-        MissingError: the file is absent, broken, or holds anything that would have to be executed.
-    """
-    if path.suffix == ".safetensors":
-        return read_tensors(path)[0]
-    try:
-        document = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise MissingError(f"{path} is not there") from None
-    except Exception as error:  # torch.load raises whatever its unpickler and zip reader raise
-        raise MissingError(
-            f"{path} cannot be read as weights only ({type(error).__name__}); nothing in it was run"
-        ) from None
-    for key in ("state_dict", "model", "teacher"):
-        if isinstance(document, dict) and isinstance(document.get(key), dict):
-            document = document[key]
-    if (
-        not isinstance(document, dict)
-        or not document
-        or not all(isinstance(v, torch.Tensor) for v in document.values())
-    ):
-        raise MissingError(f"{path}: expected a state dict of named tensors")
-    return document
-
-
 def _encoder_keys(spec: EncoderSpec, state: dict[str, torch.Tensor], path: Path) -> dict[str, torch.Tensor]:
     if not spec.weights_prefix:
         return state
@@ -314,42 +285,3 @@ def _put_in(network: Any, state: dict[str, torch.Tensor], path: Path) -> None:
         more = f" and {len(problems) - 2} more" if len(problems) > 2 else ""
         raise MissingError(f"{path} does not fit {type(network).__name__}: {'; '.join(problems[:2])}{more}")
     network.load_state_dict(state)
-
-
-def _find_weights(spec: EncoderSpec, network: Any) -> Path:
-    """The published weights, from the cache or, where there is a network, downloaded into it."""
-    if spec.weights_url is not None:
-        return _find_file(spec, spec.weights_url)
-    from huggingface_hub import hf_hub_download, hf_hub_url, try_to_load_from_cache
-
-    repository, file = str(network.pretrained_cfg["hf_hub_id"]), "model.safetensors"
-    cached = try_to_load_from_cache(repository, file)
-    if isinstance(cached, str):
-        return Path(cached)
-    _require_reachable(spec, hf_hub_url(repository, file), f"{file} of {repository}")
-    try:
-        return Path(hf_hub_download(repository, file))
-    except OSError as error:
-        raise MissingError(f"weights of {spec.name}: {file} of {repository} did not come: {error}") from None
-
-
-def _find_file(spec: EncoderSpec, url: str) -> Path:
-    target = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
-    if not target.is_file():
-        _require_reachable(spec, url, target.name)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(target) as temporary:
-            torch.hub.download_url_to_file(url, str(temporary))
-            read_weights(temporary)  # a download that was cut off must not stay in the cache
-    return target
-
-
-def _require_reachable(spec: EncoderSpec, url: str, what: str) -> None:
-    """Ask once, shortly: without a network the hub client itself would retry for most of a minute."""
-    try:
-        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=10).close()
-    except (OSError, urllib.error.URLError) as error:
-        raise MissingError(
-            f"weights of {spec.name} are missing: {what} is not in the cache and {url} cannot be reached ({error}); "
-            "place the file and give --encoder-weights PATH (or --random-weights to try shapes and speed)"
-        ) from None

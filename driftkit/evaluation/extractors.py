@@ -3,7 +3,6 @@
 import io
 import os
 import sys
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -15,6 +14,7 @@ import torch.nn.functional as F
 
 from driftkit.artifacts.files import sha256_file
 from driftkit.artifacts.images import to_float
+from driftkit.encoders.weights import HubFile, UrlFile, read_weights
 from driftkit.errors import MissingError, RefusedError, UsageError
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
@@ -115,6 +115,43 @@ def load_extractor(features: str, *, weights: Path | None = None, device: torch.
     raise UsageError(f"--features {features}: expected {', '.join(NAMES)}")
 
 
+def published_weights(features: str) -> HubFile | UrlFile:
+    """The file that an extractor's weights are published in; `features` is inception or dinov2."""
+    if features == "inception":
+        return UrlFile(INCEPTION_URL, f"sha256:{INCEPTION_DIGEST_PREFIX}")
+    assert features == "dinov2", features
+    return HubFile(f"timm/{DINOV2_MODEL}")
+
+
+def locate_weights(features: str) -> Path | None:
+    """Where the weights of inception or dinov2 lie on this machine, or None; no network is asked.
+
+    Raises:
+        MissingError: the variable that names the file names none.
+    """
+    named = _named_inception() if features == "inception" else None
+    if named is not None:
+        return _require_file(named, f"the Inception weights, as {INCEPTION_VARIABLE} says")
+    return published_weights(features).locate()
+
+
+def fetch_weights(features: str) -> Path:
+    """The weights of inception or dinov2 from where they are kept, or downloaded to there.
+
+    Raises:
+        MissingError: they are not here and do not come, or are not the published ones.
+    """
+    file = published_weights(features)
+    path = file.locate()
+    if path is not None:
+        return path
+    variable = f" or {INCEPTION_VARIABLE}" if features == "inception" else ""
+    try:
+        return file.download()
+    except MissingError as error:
+        raise MissingError(f"{error}; {file.by_hand('--features-weights')}{variable}") from None
+
+
 def _run_encoder(path: Path, device: torch.device) -> Extractor:
     """Global means of all feature maps of a MAE run, one after another."""
     from driftkit.encoders.loading import load_run_encoder
@@ -152,8 +189,6 @@ def _inception(path: Path, device: torch.device) -> Extractor:
             f"{path}: sha256 begins with {digest[:8]}, expected {INCEPTION_DIGEST_PREFIX}; place {INCEPTION_FILE} "
             f"from {INCEPTION_URL} there"
         )
-    from driftkit.encoders.loading import read_weights
-
     memory = io.BytesIO()
     torch.save(read_weights(path), memory)
     memory.seek(0)
@@ -177,24 +212,17 @@ def _inception(path: Path, device: torch.device) -> Extractor:
 
 
 def _inception_weights(given: Path | None) -> Path:
-    named = given or (Path(os.environ[INCEPTION_VARIABLE]) if os.environ.get(INCEPTION_VARIABLE) else None)
-    if named is not None:
-        return _require_file(named, "the Inception weights")
-    target = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE
-    if not target.is_file():
-        place_it = f"place it at {target}, or name it by --features-weights PATH or {INCEPTION_VARIABLE}"
-        _require_reachable(INCEPTION_URL, INCEPTION_FILE, place_it)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.hub.download_url_to_file(INCEPTION_URL, str(target), hash_prefix=INCEPTION_DIGEST_PREFIX)
-        except (OSError, RuntimeError) as error:  # RuntimeError: the digest differs
-            raise MissingError(f"{INCEPTION_FILE} could not be downloaded ({error}); {place_it}") from None
-    return target
+    named = given or _named_inception()
+    return fetch_weights("inception") if named is None else _require_file(named, "the Inception weights")
+
+
+def _named_inception() -> Path | None:
+    return Path(os.environ[INCEPTION_VARIABLE]) if os.environ.get(INCEPTION_VARIABLE) else None
 
 
 def _dinov2(path: Path, device: torch.device, *, model: str = DINOV2_MODEL) -> Extractor:
     """The class token of DINOv2 after its final norm, unscaled, as FD-DINOv2 takes it (Stein et al. 2023)."""
-    from driftkit.encoders.loading import read_weights, state_digest
+    from driftkit.encoders.loading import state_digest
 
     state = read_weights(path)
     network = dinov2_network(state, path, model=model).to(device)
@@ -260,26 +288,10 @@ def _resize_positions(embedding: torch.Tensor, side: int, wanted: int) -> torch.
 def _dinov2_weights(given: Path | None) -> Path:
     if given is not None:
         return _require_file(given, "the DINOv2 weights")
-    from huggingface_hub import hf_hub_download, hf_hub_url, try_to_load_from_cache
-
-    repository, file = f"timm/{DINOV2_MODEL}", "model.safetensors"
-    cached = try_to_load_from_cache(repository, file)
-    if isinstance(cached, str):
-        return Path(cached)
-    url = hf_hub_url(repository, file)
-    _require_reachable(url, f"{file} of {repository}", "name a local copy by --features-weights PATH")
-    return Path(hf_hub_download(repository, file))
+    return fetch_weights("dinov2")
 
 
 def _require_file(path: Path, what: str) -> Path:
     if not path.is_file():
         raise MissingError(f"{path}: expected the file with {what}, found {'a folder' if path.is_dir() else 'nothing'}")
     return path
-
-
-def _require_reachable(url: str, what: str, fix: str) -> None:
-    """Ask once, shortly, so that a machine without network hears of it in seconds."""
-    try:
-        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=10).close()
-    except OSError as error:
-        raise MissingError(f"{what} is not here and {url} cannot be reached ({error}); {fix}") from None

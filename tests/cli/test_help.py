@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from driftkit.cli.app import app, check
 from driftkit.errors import UsageError
 
-COMMANDS = ["probe-encoder", "data", "train", "sample", "fid", "compare", "run"]
+COMMANDS = ["probe-encoder", "data", "train", "sample", "fid", "compare", "run", "prefetch", "doctor"]
 
 
 @pytest.mark.parametrize("command", [[], *([c] for c in COMMANDS)], ids=lambda c: c[0] if c else "driftkit")
@@ -62,6 +62,11 @@ def test_help_answers_within_half_a_second():
         (["probe-encoder", "nope"], 2, "pixel"),
         (["probe-encoder", "pixel", "--features", "nope"], 2, "multires"),
         (["run", "absent.toml"], 3, "absent.toml"),
+        (["prefetch"], 2, "--all"),
+        (["prefetch", "mocv2"], 2, "did you mean mocov2"),
+        (["prefetch", "fid:dinov2"], 2, "did you mean evaluator:dinov2"),
+        (["prefetch", "evaluator:incepton"], 2, "did you mean inception"),
+        (["prefetch", "pixel"], 2, "needs no files"),
     ],
 )
 def test_bad_input_gets_one_line_and_its_exit_code(words, code, says, tmp_path, monkeypatch):

@@ -1,0 +1,58 @@
+"""`driftkit prefetch`: weights and CIFAR-10, brought before they are needed."""
+
+from typing import Annotated, Any
+
+import typer
+
+from driftkit.cli.output import JsonOption, emit, note, option
+
+
+def command(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="NAME",
+            help="Encoders of the table, timm:MODEL, inception, evaluator:dinov2, cifar10.",
+            show_default=False,
+            show_envvar=False,
+        ),
+    ] = None,
+    everything: Annotated[bool, option("--all", help="All of them: many files, several GB.")] = False,
+    force: Annotated[bool, option("--force", help="Fetch again what is here.")] = False,
+    as_json: JsonOption = False,
+) -> dict[str, Any]:
+    """Fetch weights and CIFAR-10 for machines or times without a network, and check what came.
+
+    [bold]Examples[/bold]
+
+      driftkit prefetch mocov2 inception cifar10
+      driftkit prefetch evaluator:dinov2     a judge of driftkit fid, no encoder
+      driftkit prefetch --all --json
+    """
+    from driftkit.errors import MissingError
+    from driftkit.stages.prefetch import prefetch, select
+
+    done = prefetch(select(names or (), everything=everything), force=force, report=note)
+    failed = [one.item.name for one in done if one.state == "failed"]
+    document = {"ok": not failed, "files": [one.document() for one in done]}
+    emit(document, as_json=as_json, show=lambda: _show(document))
+    if failed:
+        raise MissingError(f"{len(failed)} of {len(done)} are missing: {', '.join(failed)}; the reasons stand above")
+    return document
+
+
+def _show(document: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.filesize import decimal
+    from rich.markup import escape
+
+    console = Console(highlight=False)
+    colours = {"fetched": "green", "present": "green", "failed": "red"}
+    for file in document["files"]:
+        state = "missing" if file["state"] == "failed" else file["state"]
+        text = file["reason"]
+        if text is None:
+            digest = f"sha256 {file['sha256'][:8]}, " if file["sha256"] else ""
+            text = f"{file['file']}, {decimal(file['bytes'])}, {digest}checked: {file['checked']}, {file['path']}"
+        # A line each, left to the terminal to wrap: a path or an address that was folded cannot be copied.
+        console.print(f"[{colours[file['state']]}]{state}[/] [bold]{file['name']}[/]: {escape(text)}", soft_wrap=True)

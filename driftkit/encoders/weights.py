@@ -1,0 +1,284 @@
+"""Files of published weights: where they lie, fetching them, checking them, and reading them without running anything.
+
+What a network does with them is in `loading`; nothing here builds one.
+"""
+
+import contextlib
+import hashlib
+import re
+import shutil
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from driftkit.artifacts.files import atomic_path, read_tensors, sha256_file
+from driftkit.encoders.specs import EncoderSpec
+from driftkit.errors import MissingError
+from driftkit.runtime.network import AGENT, require_file
+from driftkit.runtime.progress import progress
+
+HUB_FILE = "model.safetensors"
+TIMEOUT_S = 30.0
+PIECE_BYTES = 2**20
+SHORTEST_PREFIX = 8
+
+DIGESTS = {"moco_v2_800ep_pretrain.pth.tar": "md5:a04e12f8"}
+"""Beginnings of digests that the authors publish beside a file whose name holds none."""
+
+
+class PublishedFile(Protocol):
+    """A file that others publish, as `driftkit prefetch` and `driftkit doctor` see it."""
+
+    @property
+    def file(self) -> str:
+        """Its name."""
+        ...
+
+    @property
+    def url(self) -> str:
+        """Where it is published."""
+        ...
+
+    def locate(self) -> Path | None:
+        """Where it lies here; no network is asked."""
+        ...
+
+    def download(self, *, force: bool = False) -> Path:
+        """Fetch and check it, even if it is here when `force`; MissingError says why it did not come."""
+        ...
+
+    def check(self, path: Path) -> str:
+        """Say what about `path` was found to be right; MissingError says what is not."""
+        ...
+
+    def by_hand(self, option: str) -> str:
+        """How to bring it to a machine without network; `option` takes a path."""
+        ...
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file of a repository on the hub, kept in the hub's own cache."""
+
+    repository: str
+    file: str = HUB_FILE
+
+    @property
+    def url(self) -> str:
+        from huggingface_hub import hf_hub_url
+
+        return hf_hub_url(self.repository, self.file)
+
+    def locate(self) -> Path | None:
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = try_to_load_from_cache(self.repository, self.file)
+        return Path(cached) if isinstance(cached, str) else None
+
+    def download(self, *, force: bool = False) -> Path:
+        from huggingface_hub import constants, hf_hub_download
+
+        what = f"{self.file} of {self.repository}"
+        if constants.HF_HUB_OFFLINE:
+            raise MissingError(f"{what} is not in the cache, and HF_HUB_OFFLINE keeps it from being fetched")
+        _require_reachable(self.url, what)
+        try:
+            path = Path(hf_hub_download(self.repository, self.file, force_download=force))
+        except Exception as error:  # the hub client, its HTTP client and its transfer library each raise their own
+            raise MissingError(f"{what} did not come: {error}") from None
+        try:
+            self.check(path)
+        except MissingError:
+            path.resolve().unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+            raise
+        return path
+
+    def check(self, path: Path) -> str:
+        read_weights(path)
+        blob = path.resolve().name  # the hub's cache names large files by their sha256
+        if not re.fullmatch("[0-9a-f]{64}", blob):
+            return "readable"
+        _check_digest(path, f"sha256:{blob}")
+        return "sha256 of the hub"
+
+    def by_hand(self, option: str) -> str:
+        from huggingface_hub import constants
+
+        folder = Path(constants.HF_HUB_CACHE) / f"models--{self.repository.replace('/', '--')}"
+        return (
+            f"download {self.url} elsewhere and name the file by {option} PATH, or copy {folder} from a machine "
+            "that has it"
+        )
+
+
+@dataclass(frozen=True)
+class UrlFile:
+    """A file with an address of its own, kept where `torch.hub` keeps checkpoints.
+
+    Args:
+        url: its address; the name is what follows the last slash.
+        digest: "sha256:" or "md5:" and the beginning of it in hex; empty where none is published.
+    """
+
+    url: str
+    digest: str = ""
+
+    @property
+    def file(self) -> str:
+        return self.url.rsplit("/", 1)[-1]
+
+    @property
+    def target(self) -> Path:
+        """Where it belongs."""
+        return Path(torch.hub.get_dir()) / "checkpoints" / self.file
+
+    def locate(self) -> Path | None:
+        return self.target if self.target.is_file() else None
+
+    def download(self, *, force: bool = False) -> Path:
+        if force or self.locate() is None:
+            _require_reachable(self.url, self.file)
+            _download(self.url, self.target, self.check)
+        return self.target
+
+    def check(self, path: Path) -> str:
+        if self.digest:
+            _check_digest(path, self.digest)
+        read_weights(path)  # also tells a page of HTML from weights where no digest is published
+        return f"published {self.digest.partition(':')[0]}" if self.digest else "readable"
+
+    def by_hand(self, option: str) -> str:
+        return f"download {self.url} elsewhere and place it at {self.target}, or name the file by {option} PATH"
+
+
+def published(spec: EncoderSpec) -> HubFile | UrlFile:
+    """The file that holds the weights of a row of the table."""
+    if spec.weights_url is not None:
+        name = spec.weights_url.rsplit("/", 1)[-1]
+        # torch's convention: checkpoint-<beginning of its sha256>.pth
+        in_name = re.search(rf"-([0-9a-f]{{{SHORTEST_PREFIX},64}})\.", name)
+        return UrlFile(spec.weights_url, DIGESTS.get(name) or (f"sha256:{in_name[1]}" if in_name else ""))
+    from timm.models import get_pretrained_cfg
+
+    cfg = get_pretrained_cfg(spec.model)
+    repository = (cfg.hf_hub_id if cfg else None) or f"timm/{spec.model}"
+    return HubFile(repository, (cfg.hf_hub_filename if cfg else None) or HUB_FILE)
+
+
+def locate(spec: EncoderSpec) -> Path | None:
+    """Where the published weights lie on this machine, or None; no network is asked and no network built."""
+    return published(spec).locate()
+
+
+def fetch(spec: EncoderSpec) -> Path:
+    """The published weights, from the cache or, where there is a network, downloaded into it.
+
+    Raises:
+        MissingError: they are not here and do not come, or are not what is published.
+    """
+    file = published(spec)
+    path = file.locate()
+    if path is not None:
+        return path
+    try:
+        return file.download()
+    except MissingError as error:
+        raise MissingError(
+            f"weights of {spec.name} are missing: {error}; "
+            "place the file and give --encoder-weights PATH (or --random-weights to try shapes and speed)"
+        ) from None
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors of a safetensors file, or of a torch file, of which nothing but tensors and plain containers is read.
+
+    Raises:
+        MissingError: the file is absent, broken, or holds anything that would have to be executed.
+    """
+    if path.suffix == ".safetensors":
+        return read_tensors(path)[0]
+    try:
+        document = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise MissingError(f"{path} is not there") from None
+    except Exception as error:  # torch.load raises whatever its unpickler and zip reader raise
+        raise MissingError(
+            f"{path} cannot be read as weights only ({type(error).__name__}); nothing in it was run"
+        ) from None
+    for key in ("state_dict", "model", "teacher"):
+        if isinstance(document, dict) and isinstance(document.get(key), dict):
+            document = document[key]
+    if (
+        not isinstance(document, dict)
+        or not document
+        or not all(isinstance(v, torch.Tensor) for v in document.values())
+    ):
+        raise MissingError(f"{path}: expected a state dict of named tensors")
+    return document
+
+
+def _check_digest(path: Path, digest: str) -> None:
+    algorithm, _, wanted = digest.partition(":")
+    if algorithm == "sha256":
+        got = sha256_file(path)
+    else:
+        with open(path, "rb") as file:
+            got = hashlib.file_digest(file, algorithm).hexdigest()
+    if not got.startswith(wanted):
+        raise MissingError(f"{path}: {algorithm} is {got[:12]}..., expected {wanted[:12]}...; it is another file")
+
+
+def _require_reachable(url: str, what: str) -> None:
+    """Ask once, shortly: without a network the hub client itself would retry for most of a minute."""
+    try:
+        require_file(url)
+    except OSError as error:
+        raise MissingError(f"{what} is not in the cache and {url} cannot be reached ({error})") from None
+
+
+def _download(url: str, target: Path, check: Callable[[Path], object]) -> None:
+    """Fetch a file; its name appears only when the whole file is there and `check` accepts it."""
+    try:
+        with atomic_path(target) as temporary:
+            request = urllib.request.Request(url, headers=AGENT)
+            with urllib.request.urlopen(request, timeout=TIMEOUT_S) as reply:
+                total = int(reply.headers.get("Content-Length") or 0)
+                _require_room(temporary.parent, total)
+                done = _copy(reply, temporary, f"fetching {target.name}", total)
+            if total and done != total:  # http.client ends quietly where the connection does
+                raise OSError(f"the connection broke off after {done:,} of {total:,} bytes")
+            with _named(temporary, url):
+                check(temporary)
+    except (OSError, HTTPException) as error:
+        raise MissingError(f"{target.name} did not come from {url}: {error or type(error).__name__}") from None
+
+
+def _copy(reply: Any, path: Path, title: str, total: int) -> int:
+    done = 0
+    with open(path, "wb") as file, progress(title, total, unit="bytes") as advance:
+        while piece := reply.read(PIECE_BYTES):
+            file.write(piece)
+            done += len(piece)
+            advance(len(piece))
+    return done
+
+
+def _require_room(folder: Path, wanted: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if wanted > free:
+        raise OSError(f"{wanted:,} bytes do not fit into {folder}, which has {free:,} left")
+
+
+@contextlib.contextmanager
+def _named(temporary: Path, url: str) -> Iterator[None]:
+    """Let errors speak of the address, since the temporary file is gone when they are read."""
+    try:
+        yield
+    except MissingError as error:
+        raise MissingError(str(error).replace(str(temporary), url)) from None

@@ -1,0 +1,73 @@
+"""Asking over the network whether a host or a file is there, shortly. Nothing is fetched here."""
+
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterable
+from http.client import HTTPException
+from urllib.parse import urlsplit
+
+TIMEOUT_S = 10.0
+AGENT = {"User-Agent": "driftkit"}
+
+
+def require_file(url: str, *, timeout_s: float = TIMEOUT_S) -> None:
+    """Ask for the header of a file once.
+
+    Raises:
+        OSError: no network, no such host, or the host says that it has no such file.
+    """
+    request = urllib.request.Request(url, method="HEAD", headers=AGENT)
+    try:
+        urllib.request.urlopen(request, timeout=timeout_s).close()
+    except HTTPException as error:
+        raise OSError(f"no HTTP answer: {type(error).__name__}") from None
+    except urllib.error.HTTPError as error:
+        # Addresses that a host redirects to are often signed for GET alone; its redirect says that the file is there.
+        if urlsplit(error.url).netloc == urlsplit(url).netloc:
+            raise
+
+
+def host_of(url: str) -> str:
+    """Scheme and host of an address, for example https://huggingface.co; file: where it names a local file."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}" if parts.netloc else f"{parts.scheme}:"
+
+
+def unreachable_hosts(urls: Iterable[str], *, timeout_s: float = TIMEOUT_S) -> dict[str, str]:
+    """Which hosts of these addresses give no answer, all asked at once.
+
+    Args:
+        urls: addresses; each host is asked once, and an answer of any kind is one.
+        timeout_s: for all of them together, name look-up included.
+
+    Returns:
+        Reason by host, as `host_of` names it; a host that answers is not in it.
+    """
+    hosts = sorted({host for host in map(host_of, urls) if not host.startswith("file:")})
+    reasons = dict.fromkeys(hosts, f"no answer within {timeout_s:g} s")
+    answered: dict[str, str] = {}
+
+    def ask(host: str) -> None:
+        answered[host] = _reason(host, timeout_s)
+
+    # Daemons, because a name look-up knows no timeout: one that hangs must not keep the program from ending.
+    threads = [threading.Thread(target=ask, args=(host,), daemon=True) for host in hosts]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + timeout_s
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    reasons |= answered.copy()
+    return {host: reason for host, reason in reasons.items() if reason}
+
+
+def _reason(host: str, timeout_s: float) -> str:
+    try:
+        require_file(f"{host}/", timeout_s=timeout_s)
+    except urllib.error.HTTPError:
+        return ""  # it refuses this page, so it is there
+    except OSError as error:
+        return str(getattr(error, "reason", error)) or type(error).__name__
+    return ""

@@ -1,0 +1,129 @@
+"""`driftkit doctor`: it reports what is missing, and fails only where nothing would work."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from driftkit.datasets.cifar10 import ARCHIVE
+from driftkit.encoders.specs import SPECS
+from driftkit.stages import doctor
+from tests.conftest import driftkit
+
+
+@pytest.fixture
+def alone(monkeypatch, tmp_path):
+    """No network, empty caches."""
+
+    def refuse(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: None)
+    monkeypatch.delenv("DRIFTKIT_INCEPTION_WEIGHTS", raising=False)
+
+
+def report(*words):
+    result = driftkit("doctor", "--json", *words)
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_missing_things_are_reported_with_what_brings_them(alone):
+    document = report()
+    assert document["ok"]
+    assert not document["problems"]
+    files = {file["name"]: file for file in document["files"]}
+    assert set(files) == {*SPECS, "inception", "evaluator:dinov2", "cifar10"}
+    assert all(file["path"] is None and file["fetch"] == f"driftkit prefetch {name}" for name, file in files.items())
+    assert all(not host["reachable"] and host["reason"] == "no network" for host in document["hosts"])
+    assert any("out of reach" in line for line in document["warnings"])
+    assert document["versions"]["torch"]
+    assert document["cpu"]["memory_bytes"] > 0
+    assert {folder["variable"] for folder in document["folders"]} >= {"HF_HUB_CACHE", "TORCH_HOME", "DRIFTKIT_DATA_DIR"}
+
+
+def test_what_is_here_has_its_path_and_size(alone, tmp_path):
+    weights = tmp_path / "torch" / "hub" / "checkpoints" / "moco_v2_800ep_pretrain.pth.tar"
+    archive = tmp_path / "data" / ARCHIVE
+    for path in (weights, archive):
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"12345")
+    (tmp_path / "data" / "shapes-train-0123.safetensors").write_bytes(b"1")
+    document = report("--offline")
+    files = {file["name"]: file for file in document["files"]}
+    for name, path in (("mocov2", weights), ("cifar10", archive)):
+        assert (files[name]["path"], files[name]["bytes"], files[name]["fetch"]) == (str(path), 5, None)
+    assert document["packs"] == {"names": ["shapes-train-0123.safetensors"], "bytes": 1}
+
+
+def test_offline_asks_nobody(alone, monkeypatch):
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: pytest.fail("asked the network"))
+    assert report("--offline")["hosts"] == []
+
+
+def test_nothing_is_written(alone, tmp_path):
+    report()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_variable_that_names_nothing_is_a_warning(alone, monkeypatch, tmp_path):
+    monkeypatch.setenv("DRIFTKIT_INCEPTION_WEIGHTS", str(tmp_path / "absent.pth"))
+    monkeypatch.setenv("DRIFTKIT_CIFAR10_URL", "nonsense")
+    said = "\n".join(report()["warnings"])
+    assert "absent.pth" in said
+    assert "nonsense" in said
+
+
+def test_a_broken_timm_leaves_the_rest_of_the_report(alone, monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm.models", None)
+    document = report("--offline")
+    assert document["files"] == []
+    assert any("mocov2" in line for line in document["warnings"])
+    assert document["folders"]
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_text_fits_the_terminal_and_names_every_file(alone, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    result = driftkit("doctor")
+    assert result.exit_code == 0, result.output
+    for name in (*SPECS, "evaluator:dinov2", "cifar10"):
+        assert f"driftkit prefetch {name}" in result.stdout
+    lines = [line for line in result.stdout.splitlines() if not line.startswith("warning:")]
+    assert all(len(line) <= width for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("package", "says"),
+    [("torchvision", "operator torchvision::nms does not exist"), ("torch", "libcudart.so.13")],
+)
+def test_builds_that_do_not_work_are_exit_1_with_the_fix(tmp_path, package, says):
+    (tmp_path / package).mkdir()
+    (tmp_path / package / "__init__.py").write_text(f"raise RuntimeError({says!r})\n")
+    paths = [str(tmp_path), *sys.path]
+    done = subprocess.run(
+        [sys.executable, "-m", "driftkit", "doctor", "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+    )
+    assert done.returncode == 1, done.stderr
+    document = json.loads(done.stdout)
+    assert not document["ok"]
+    assert document["versions"]["typer"]
+    (line,) = done.stderr.strip().splitlines()
+    assert says in line
+    assert "uv pip install --reinstall torch torchvision" in line
+
+
+def test_the_fix_names_the_index_of_the_build(monkeypatch):
+    monkeypatch.setattr(doctor, "_version", {"torch": "2.15.0+cu130", "torchvision": "0.29.2+cpu"}.get)
+    monkeypatch.setattr("importlib.metadata.requires", lambda _: ["numpy", "torch==2.14.0"])
+    line = doctor._does_not_fit("torchvision", "RuntimeError: no nms")
+    assert "built for torch 2.14.0" in line
+    assert line.endswith("--index-url https://download.pytorch.org/whl/cu130")
