@@ -156,15 +156,14 @@ def _load_timm(
 ) -> FrozenEncoder:
     size = input_size or spec.input_size
     check_input_size(spec, size)
+    if random_weights and weights is not None:
+        raise UsageError("--random-weights and --encoder-weights exclude each other: give one of them")
+    path = None if random_weights else weights or fetch(spec)  # before seconds go into a network without them
     network = _create(spec.model, size, device)
     if taps:
         spec = _with_taps(spec, network, taps)
     digest = "random"
-    if random_weights:
-        if weights is not None:
-            raise UsageError("--random-weights and --encoder-weights exclude each other: give one of them")
-    else:
-        path = weights or fetch(spec)
+    if path is not None:
         state = _encoder_keys(spec, read_weights(path), path)
         digest = state_digest(state)
         _put_in(network, state, path)
