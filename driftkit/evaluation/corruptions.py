@@ -25,6 +25,8 @@ class CorruptionSpec:
         apply: the function.
         fault: whether it makes images unreal; False for a control that a good encoder may ignore.
         per_image: whether image i stays a version of image i, so that "how far did it move" means something.
+        mends: whether the way back to the original is what a step in pixels should take: a shuffled image may become
+            another real image than the one it was made from.
     """
 
     name: str
@@ -32,6 +34,7 @@ class CorruptionSpec:
     apply: Corruption
     fault: bool = True
     per_image: bool = True
+    mends: bool = True
 
 
 def noise(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -105,9 +108,9 @@ CORRUPTIONS = (
     CorruptionSpec("blur", "images without fine detail", blur),
     CorruptionSpec("checker", "upsampling artefacts", checkerboard),
     CorruptionSpec("grey", "wrong colours", grey),
-    CorruptionSpec("shuffle", "right parts in wrong places", shuffle),
-    CorruptionSpec("collage", "parts that do not belong together", collage, per_image=False),
-    CorruptionSpec("shift", "nothing wrong: one pixel to the side", shift, fault=False),
+    CorruptionSpec("shuffle", "right parts in wrong places", shuffle, mends=False),
+    CorruptionSpec("collage", "parts that do not belong together", collage, per_image=False, mends=False),
+    CorruptionSpec("shift", "nothing wrong: one pixel to the side", shift, fault=False, mends=False),
 )
 ONE_CLASS = "one class"
 """Not made from images but chosen from them: real images of a single class stand for the generated ones."""

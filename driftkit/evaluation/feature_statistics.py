@@ -83,7 +83,8 @@ def spectrum(values: torch.Tensor) -> torch.Tensor:
     gram = centred.T @ centred if centred.shape[1] <= centred.shape[0] else centred @ centred.T
     eigenvalues = torch.linalg.eigvalsh(gram).clamp(min=0)
     total = eigenvalues.sum()
-    return eigenvalues / torch.where(total > 0, total, 1.0)
+    shares: torch.Tensor = eigenvalues / torch.where(total > 0, total, 1.0)
+    return shares
 
 
 def effective_rank(shares: torch.Tensor) -> float:

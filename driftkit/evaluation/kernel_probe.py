@@ -4,17 +4,18 @@ Everything goes through the field that training uses, at its batch size and with
 per vector). Verdicts are drawn elsewhere.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
-from driftkit.artifacts.images import to_float
+from driftkit.artifacts.images import to_float, to_uint8
 from driftkit.drift.field import aggregated_drift, pairwise_distance
-from driftkit.encoders.features import FeatureGroup, FeatureSet
+from driftkit.encoders.features import FeatureSet
 from driftkit.encoders.networks import FrozenEncoder
 from driftkit.errors import DriftkitError
 from driftkit.evaluation.corruptions import CORRUPTIONS, ONE_CLASS, CorruptionSpec
+from driftkit.evaluation.feature_bank import Bank, Extractor, GroupShape, Report
 from driftkit.evaluation.feature_statistics import (
     distance_concentration,
     effective_rank,
@@ -24,11 +25,10 @@ from driftkit.evaluation.feature_statistics import (
     signal_share,
     spectrum,
 )
+from driftkit.evaluation.probe_measurement import EncoderMeasurement, GroupMeasurement, KernelMeasurement, Separation
+from driftkit.evaluation.restoration import restoration
 from driftkit.runtime.random import generator_for
 
-Report = Callable[[str, int, int], None]
-
-FIELD_VECTORS = 16  # of a group, in the field: a 4x4 grid whole, a drawn part of larger ones
 STATISTIC_VECTORS = 4  # of a group, in neighbour purity and rank, whose cost grows with the square of the images
 MAX_REPEATS = 4
 CLASS_REPEATS = 2
@@ -53,78 +53,6 @@ class ProbeImages:
 
 
 @dataclass(frozen=True)
-class KernelMeasurement:
-    """What the kernel does at one temperature between real images.
-
-    Attributes:
-        perplexity, fraction: over how many points a row of the softmax spreads, and that over their number.
-        logit_spread: standard deviation of the logits in a row.
-        floor, floor_sd: norm of V before it is normalised when both sides are real: mean and standard deviation.
-        floor_signal: share of its power that other batches repeat, which should be near 0.
-    """
-
-    tau: float
-    perplexity: float
-    fraction: float
-    logit_spread: float
-    floor: float
-    floor_sd: float
-    floor_signal: float
-
-
-@dataclass(frozen=True)
-class Separation:
-    """Wrong images against real ones, one value per temperature.
-
-    Attributes:
-        ratio: norm of V over the floor; 1 means that the field does not see it.
-        z: how many standard deviations of the floor it lies above the floor.
-        signal: share of V's power that other batches repeat, less that of real images: what training can follow.
-    """
-
-    ratio: list[float]
-    z: list[float]
-    signal: list[float]
-
-
-@dataclass(frozen=True)
-class GroupMeasurement:
-    """One feature group: values are means over its vectors.
-
-    Attributes:
-        name, map, kind, vectors, channels: as the feature set made it.
-        distance_concentration: standard deviation over mean of the distances between real images.
-        purity: share of the 10 nearest neighbours with the same class; None where unlabelled.
-        effective_rank, participation_ratio: see `feature_statistics`.
-        kernel: per temperature.
-        sensitivity: relative change of the features over relative change of the pixels, by corruption.
-        separation: by corruption.
-    """
-
-    name: str
-    map: str
-    kind: str
-    vectors: int
-    channels: int
-    distance_concentration: float
-    purity: float | None
-    effective_rank: float
-    participation_ratio: float
-    kernel: list[KernelMeasurement]
-    sensitivity: dict[str, float] = field(default_factory=dict)
-    separation: dict[str, Separation] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class EncoderMeasurement:
-    """All groups, and the class purity of the whole: every map's global vector, brought to one scale and joined."""
-
-    groups: list[GroupMeasurement]
-    purity: float | None
-    repeats: int
-
-
-@dataclass(frozen=True)
 class _Design:
     """Which images of a pool form the batches: the same anchors in all, and others that no two batches share."""
 
@@ -134,15 +62,20 @@ class _Design:
 
 
 @dataclass(frozen=True)
+class _Pools:
+    """Real images that batches are drawn from: one pool plays the generated side, one the real side."""
+
+    x_images: torch.Tensor
+    x: Bank
+    y: Bank
+
+
+@dataclass(frozen=True)
 class _Drifts:
     """Of one group: norms [R, T] and signal shares [T]."""
 
     norm: torch.Tensor
     signal: torch.Tensor
-
-
-Bank = dict[str, torch.Tensor]
-"""Group name -> its picked vectors, [L, N, C] float32."""
 
 
 def one_class_count(batch_size: int) -> int:
@@ -179,102 +112,80 @@ def measure_encoder(
     repeats = min(MAX_REPEATS, count // (2 * batch_size))
     if repeats < 2:
         raise ValueError(f"got {count} images, expected at least {4 * batch_size} for batches of {batch_size}")
-    extract = _Extractor(encoder, feature_set, seed, report, total=_num_extracted(images, repeats, batch_size))
+    extract = Extractor(encoder, feature_set, seed, report, total=_num_extracted(images, repeats, batch_size))
     half = repeats * batch_size
-    x_images, y_images = images.real[:half], images.real[half : 2 * half]
-    x, y = extract(x_images), extract(y_images)
+    pools = _Pools(images.real[:half], extract(images.real[:half]), extract(images.real[half : 2 * half]))
     rest = extract(images.real[2 * half :], STATISTIC_VECTORS)
-    names = list(x)
-    _check_varied(x)
-
+    _check_varied(pools.x)
     design = _design(half, batch_size, repeats, seed)
-    there, back = _drift_banks(x, y, design, taus), _drift_banks(y, x, design, taus)
-    floors = {
-        name: _Drifts(
-            torch.cat([there[name].norm, back[name].norm]), torch.stack([there[name].signal, back[name].signal]).mean(0)
-        )
-        for name in names
-    }
-    separation: dict[str, dict[str, Separation]] = {name: {} for name in names}
-    sensitivity: dict[str, dict[str, float]] = {name: {} for name in names}
+    floors = _floors(pools, design, taus)
+    steps = 2 * len(CORRUPTIONS) + bool(images.one_class)
+    separation: dict[str, dict[str, Separation]] = {name: {} for name in floors}
+    sensitivity: dict[str, dict[str, float]] = {name: {} for name in floors}
     for spec in CORRUPTIONS:
-        wrong_images = _corrupted(spec, x_images, seed)
-        wrong = extract(wrong_images)
-        drifts = _drift_banks(wrong, y, design, taus)
-        pixel_change = _relative_change(*(to_float(i).flatten(1)[None].to(y[names[0]]) for i in (x_images, wrong_images)))
-        for name in names:
-            separation[name][spec.name] = _separation([drifts[name]], floors[name])
-            if spec.per_image:
-                sensitivity[name][spec.name] = _relative_change(x[name], wrong[name]) / max(pixel_change, 1e-12)
-        report("field", 1, len(CORRUPTIONS) + bool(images.one_class))
+        _add_corruption(spec, pools, extract, design, taus, floors, separation, sensitivity)
+        report("field", 1, steps)
     if images.one_class:
-        by_class = _one_class(images.one_class, extract, y, batch_size, taus, seed)
-        for name in names:
-            separation[name][ONE_CLASS] = _separation([drifts[name] for drifts in by_class], floors[name])
-        report("field", 1, len(CORRUPTIONS) + 1)
-    statistics = {n: torch.cat([v[:STATISTIC_VECTORS] for v in (x[n], y[n], rest[n]) if v.shape[1]], 1) for n in names}
-    groups = [
-        _group(extract.groups[name], x[name], y[name], statistics[name], images.labels, design, taus,
-               floors[name], sensitivity[name], separation[name])
-        for name in names
-    ]  # fmt: skip
-    purity = None if images.labels is None else _joined_purity(extract.groups, statistics, images.labels)
-    return EncoderMeasurement(groups, purity, repeats)
+        by_class = _one_class(images.one_class, extract, pools.y, batch_size, taus, seed)
+        for name, floor in floors.items():
+            separation[name][ONE_CLASS] = _separation([drifts[name] for drifts in by_class], floor)
+        report("field", 1, steps)
+    restored = _restoration(extract, images.real, design, half, taus, report, steps)
+    groups = []
+    for name, shape in extract.groups.items():
+        vectors = [v[:STATISTIC_VECTORS] for v in (pools.x[name], pools.y[name], rest[name]) if v.shape[1]]
+        rest[name] = torch.cat(vectors, dim=1)
+        groups.append(
+            _group(
+                shape, pools, rest[name], images.labels, design, taus, floors[name], sensitivity[name], separation[name]
+            )
+        )
+    purity = None if images.labels is None else _joined_purity(extract.groups, rest, images.labels)
+    return EncoderMeasurement(groups, purity, restored, repeats)
 
 
-@dataclass(frozen=True)
-class _GroupShape:
-    name: str
-    map: str
-    kind: str
-    vectors: int
-    channels: int
-    picks: torch.Tensor  # int64, the vectors that are looked at
+def _add_corruption(
+    spec: CorruptionSpec,
+    pools: _Pools,
+    extract: Extractor,
+    design: _Design,
+    taus: tuple[float, ...],
+    floors: dict[str, _Drifts],
+    separation: dict[str, dict[str, Separation]],
+    sensitivity: dict[str, dict[str, float]],
+) -> None:
+    """Put what the groups see of one corruption into `separation` and `sensitivity`."""
+    wrong_images = _corrupted(spec, pools.x_images, extract.seed)
+    wrong = extract(wrong_images)
+    drifts = _drift_banks(wrong, pools.y, design, taus)
+    pixels = relative_change(to_float(pools.x_images).flatten(1)[None], to_float(wrong_images).flatten(1)[None])
+    for name, floor in floors.items():
+        separation[name][spec.name] = _separation([drifts[name]], floor)
+        if spec.per_image and pixels > 0:  # grey images made grey do not change
+            sensitivity[name][spec.name] = relative_change(pools.x[name], wrong[name]) / pixels
 
 
-class _Extractor:
-    """Features of uint8 images, some at a time; which vectors are kept is drawn once, with the first images."""
-
-    def __init__(self, encoder: FrozenEncoder, feature_set: FeatureSet, seed: int, report: Report, *, total: int):
-        self.encoder = encoder
-        self.feature_set = feature_set
-        self.seed = seed
-        self.report = report
-        self.total = total
-        self.groups: dict[str, _GroupShape] = {}
-        # About 2 MB of input at a time: activations stay below a few hundred MB for every encoder of the table.
-        self.chunk = max(2, min(256, 2**19 // encoder.input_size**2))
-        buffers = [*encoder.parameters(), *encoder.buffers()]
-        self.device = buffers[0].device if buffers else torch.device("cpu")
-
-    def __call__(self, images: torch.Tensor, limit: int = FIELD_VECTORS) -> Bank:
-        parts: dict[str, list[torch.Tensor]] = {name: [] for name in self.groups}
-        with torch.inference_mode():
-            for part in images.split(self.chunk) if len(images) else ():
-                inputs = to_float(part).to(self.device)
-                for group in self.feature_set(self.encoder.maps(inputs), inputs):
-                    shape = self._shape(group)
-                    values = group.values[shape.picks[:limit].to(group.values.device)].float()
-                    if not bool(torch.isfinite(values).all()):
-                        raise DriftkitError(
-                            f"features {group.name} of {self.encoder.name} are not finite on real images; "
-                            "expected numbers: its weights are broken, or the input does not fit it"
-                        )
-                    parts.setdefault(group.name, []).append(values)
-                self.report("features", len(part), self.total)
-        return {
-            name: torch.cat(values, dim=1) if values else torch.empty(min(limit, len(shape.picks)), 0, shape.channels)
-            for (name, values), shape in zip(parts.items(), self.groups.values(), strict=True)
-        }
-
-    def _shape(self, group: FeatureGroup) -> _GroupShape:
-        if group.name not in self.groups:
-            vectors, _, channels = group.values.shape
-            # Drawn, since every so-many-th place of a square map would be one of its columns.
-            picks = torch.randperm(vectors, generator=generator_for(self.seed, f"probe-vectors/{group.name}"))
-            kept = picks[:FIELD_VECTORS]
-            self.groups[group.name] = _GroupShape(group.name, group.map, group.kind, vectors, channels, kept)
-        return self.groups[group.name]
+def _restoration(
+    extract: Extractor,
+    real: torch.Tensor,
+    design: _Design,
+    half: int,
+    taus: tuple[float, ...],
+    report: Report,
+    steps: int,
+) -> dict[str, float]:
+    """Of the first batch, by fault that leaves image i a version of image i."""
+    clean = to_float(real[design.x[0]]).to(extract.device)
+    others = to_float(real[half + design.y[0]]).to(extract.device)
+    restored = {}
+    for spec in CORRUPTIONS:
+        if spec.mends:
+            wrong = to_float(_corrupted(spec, real[design.x[0]], extract.seed)).to(extract.device)
+            restored[spec.name] = restoration(
+                extract.groups_of, wrong, clean, others, taus=taus, chunk=max(2, extract.chunk // 4)
+            )
+        report("field", 1, steps)
+    return restored
 
 
 def _num_extracted(images: ProbeImages, repeats: int, batch_size: int) -> int:
@@ -283,9 +194,8 @@ def _num_extracted(images: ProbeImages, repeats: int, batch_size: int) -> int:
 
 
 def _corrupted(spec: CorruptionSpec, images: torch.Tensor, seed: int) -> torch.Tensor:
-    """uint8, as a generator's images are when they are stored: nothing hides between two levels."""
-    wrong = spec.apply(to_float(images), generator_for(seed, f"probe-{spec.name}"))
-    return ((wrong.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    """uint8 to uint8, as a generator's images are when they are stored."""
+    return to_uint8(spec.apply(to_float(images), generator_for(seed, f"probe-{spec.name}")))
 
 
 def _pool_size(batch_size: int, repeats: int) -> int:
@@ -304,6 +214,15 @@ def _design(y_count: int, batch_size: int, repeats: int, seed: int) -> _Design:
     y_order = torch.randperm(y_count, generator=generator_for(seed, "probe-y"))
     fixed, others = x_order[:anchors], x_order[anchors:].split(batch_size - anchors)
     return _Design([torch.cat([fixed, o]) for o in others], list(y_order.split(batch_size)[:repeats]), anchors)
+
+
+def _floors(pools: _Pools, design: _Design, taus: tuple[float, ...]) -> dict[str, _Drifts]:
+    """Field between real images, each pool once on either side."""
+    there, back = _drift_banks(pools.x, pools.y, design, taus), _drift_banks(pools.y, pools.x, design, taus)
+    return {
+        name: _Drifts(torch.cat([there[name].norm, back[name].norm]), (there[name].signal + back[name].signal) / 2)
+        for name in there
+    }
 
 
 def _drift_banks(x: Bank, y: Bank, design: _Design, taus: tuple[float, ...]) -> dict[str, _Drifts]:
@@ -337,7 +256,7 @@ def _separation(drifts: Sequence[_Drifts], floor: _Drifts) -> Separation:
 
 def _one_class(
     pools: Sequence[torch.Tensor],
-    extract: _Extractor,
+    extract: Extractor,
     y: Bank,
     batch_size: int,
     taus: tuple[float, ...],
@@ -349,7 +268,7 @@ def _one_class(
     return [_drift_banks(extract(pool[: one_class_count(batch_size)]), y, design, taus) for pool in pools]
 
 
-def _relative_change(before: torch.Tensor, after: torch.Tensor) -> float:
+def relative_change(before: torch.Tensor, after: torch.Tensor) -> float:
     """Mean distance a version has from its original, over the mean distance of different originals: [L, N, C] -> []."""
     changed = (after - before).square().sum(dim=2).sqrt().mean(dim=1)  # [L]
     some = before[:, :512]
@@ -360,9 +279,8 @@ def _relative_change(before: torch.Tensor, after: torch.Tensor) -> float:
 
 
 def _group(
-    shape: _GroupShape,
-    x: torch.Tensor,
-    y: torch.Tensor,
+    shape: GroupShape,
+    pools: _Pools,
     statistics: torch.Tensor,
     labels: torch.Tensor | None,
     design: _Design,
@@ -371,6 +289,7 @@ def _group(
     sensitivity: dict[str, float],
     separation: dict[str, Separation],
 ) -> GroupMeasurement:
+    x, y = pools.x[shape.name], pools.y[shape.name]
     shares = [spectrum(vector[:RANK_IMAGES]) for vector in statistics]
     kernel = kernel_statistics(x[:, design.x[0]], y[:, design.y[0]], taus=taus)
     perplexity, spread = kernel["perplexity"].mean(dim=1).tolist(), kernel["logit_spread"].mean(dim=1).tolist()
@@ -402,9 +321,9 @@ def _group(
     )
 
 
-def _joined_purity(shapes: dict[str, _GroupShape], values: Bank, labels: torch.Tensor) -> float:
+def _joined_purity(shapes: dict[str, GroupShape], values: Bank, labels: torch.Tensor) -> float:
     """Class purity of each map's global vector (the mean of its fewest places), scaled to unit spread, joined."""
-    chosen: dict[str, _GroupShape] = {}
+    chosen: dict[str, GroupShape] = {}
     for shape in shapes.values():
         of_input = shape.map == "input" and len({s.map for s in shapes.values()}) > 1
         if of_input or shape.kind.endswith(("std", "rms")):
