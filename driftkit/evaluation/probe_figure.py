@@ -45,7 +45,9 @@ def probe_panel(document: dict[str, Any]) -> bytes:
     for place, one in enumerate(axes):
         one.set_yticks(range(len(names)), names if place == 0 else [])
         one.set_ylim(len(names) - 0.5, -0.5)
-        one.tick_params(length=0, labelsize=NORMAL, colors=INK["light"])
+        one.tick_params(length=0, colors=INK["light"])
+        one.tick_params(axis="y", labelsize=NORMAL)
+        one.tick_params(axis="x", labelsize=SMALL + 0.3)
         for side in one.spines.values():
             side.set_visible(False)
     lower = figure.add_gridspec(
@@ -98,7 +100,6 @@ def _heat(
             dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.55
             axes.text(j, i, text, ha="center", va="center", fontsize=SMALL, color="white" if dark else "#343a40")
     axes.set_xticks(range(len(columns)), columns)
-    axes.xaxis.tick_bottom()
     for j in range(1, len(columns)):
         axes.axvline(j - 0.5, color="white", linewidth=1.5)
     for i in range(1, len(values)):
@@ -111,7 +112,8 @@ def _title(axes: Any, text: str) -> None:
 
 
 def _signal_map(axes: Any, groups: list[dict[str, Any]]) -> None:
-    faults = list(groups[0]["separation"])
+    # Controls, which a good encoder may ignore, stand behind the faults.
+    faults = sorted(groups[0]["separation"], key=lambda name: name == "shift")
     values = [[max(group["separation"][fault]["signal"]) for fault in faults] for group in groups]
     texts = [[f"{max(value, 0):.2f}".removeprefix("0") for value in row] for row in values]
     columns = [fault.replace(" ", "\n") for fault in faults]

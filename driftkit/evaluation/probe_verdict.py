@@ -20,7 +20,7 @@ NEAREST_ONLY = 2.0  # perplexity below which one neighbour decides
 UNIFORM = 0.95  # share of the candidates above which distance no longer matters
 SILENT = 0.05  # mean signal share below which a temperature adds only noise to the loss
 MENDED = 0.2  # geometric mean of the restoring cosines that earns full marks
-GOOD, USABLE = 0.55, 0.3  # scores from which an encoder is called so
+GOOD, USABLE = 0.5, 0.2  # scores from which an encoder is called so
 MAX_TAUS = 3
 
 
@@ -85,16 +85,15 @@ def score(summary: Summary) -> float:
     Sight: what no group sees is not trained, so the weakest fault counts as much as the mean over faults. Restoration:
     what is seen must also reach the pixels through the encoder's gradient; a geometric mean, so that mending one thing
     well does not make up for another. Content: a kernel that puts images of one class next to each other pulls towards
-    the right kind of image; left out where there are no labels.
+    the right kind of image. It scales the others, since content is of no use to a generator that is told nothing else;
+    unlabelled data count as half.
     """
     strengths = list(summary.seen.values())
     sight = 0.5 * sum(strengths) / len(strengths) + 0.5 * min(strengths)
     cosines = [max(value, 1e-3) for value in summary.restoration.values()]
     mended = min(1.0, math.prod(cosines) ** (1 / len(cosines)) / MENDED)
-    parts = [(0.35, sight), (0.35, mended)]
-    if summary.purity_lift is not None:
-        parts.append((0.3, max(summary.purity_lift, 0.0) ** 0.5))
-    return sum(weight * value for weight, value in parts) / sum(weight for weight, _ in parts)
+    content = 0.5 if summary.purity_lift is None else max(summary.purity_lift, 0.0) ** 0.5
+    return (sight + mended) / 2 * (0.6 + 0.4 * content)
 
 
 def judge(measurement: EncoderMeasurement, *, chance: float | None, input_size: int, random_weights: bool) -> Verdict:
