@@ -251,6 +251,7 @@ def _separation(drifts: Sequence[_Drifts], floor: _Drifts) -> Separation:
     spread = torch.maximum(sd, 1e-3 * mean)
     z = torch.where(spread > 0, (norm - mean) / torch.where(spread > 0, spread, 1.0), 0.0)
     signal = torch.stack([d.signal for d in drifts]).mean(dim=0) - floor.signal
+    signal = signal.clamp(max=1.0)  # a floor below 0 by chance must not make more than all of it
     return Separation(ratio.tolist(), z.tolist(), signal.tolist())
 
 

@@ -61,7 +61,7 @@ class Verdict:
     """What to make of it.
 
     Attributes:
-        verdict: good, usable or poor.
+        verdict: good, usable or poor; at most usable where the weights were never trained.
         score: see `score`.
         reasons: one line each.
         seen: by fault.
@@ -114,14 +114,16 @@ def judge(measurement: EncoderMeasurement, *, chance: float | None, input_size: 
     taus = recommended_taus(measurement.groups)
     taps = recommended_taps(measurement.groups)
     reasons = _reasons(seen, blind, measurement, chance)
+    word = "good" if value >= GOOD else "usable" if value >= USABLE else "poor"
     if random_weights:
-        reasons.append("its weights were never trained: the numbers are those of the architecture")
+        word = "usable" if word == "good" else word  # no training run has shown yet that such features suffice
+        reasons.append("its weights were never trained: the numbers are those of the architecture, usable at most")
     reasons.append(f"temperatures {', '.join(f'{t:g}' for t in taus)}: {_why_taus(measurement.groups, taus)}")
     if taps:
         reasons.append(f"maps {', '.join(taps)}: each sees some fault best, or nearly as much as the best map")
     size, why = _input_size(input_size, [name for name in blind if name in DETAIL])
     return Verdict(
-        verdict="good" if value >= GOOD else "usable" if value >= USABLE else "poor",
+        verdict=word,
         score=value,
         reasons=[*reasons, why],
         seen=seen,
