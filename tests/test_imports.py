@@ -13,7 +13,7 @@ ALLOWED = {
     "cli": {"cli", "stages", "encoders", "datasets"} | MIDDLE | BASE,
     "stages": {"stages", "nn", "datasets"} | MIDDLE | METHODS | BASE,
     "training": {"training", "nn", "datasets"} | BASE,
-    "evaluation": {"evaluation", "encoders", "nn", "datasets"} | BASE,
+    "evaluation": {"evaluation", "drift", "encoders", "nn", "datasets"} | BASE,
     "objectives": {"objectives", "drift", "diffusion", "encoders", "nn", "datasets"} | BASE,
     "drift": {"drift"} | BASE,
     "diffusion": {"diffusion"} | BASE,

@@ -1,13 +1,14 @@
-"""`driftkit probe-encoder`: the feature shapes an encoder gives."""
+"""`driftkit probe-encoder`: the feature shapes an encoder gives, and on real images what drifting would see."""
 
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from driftkit.cli.output import JsonOption, emit, option
+from driftkit.cli.output import JsonOption, emit, option, progress_bars
 
-WHAT = "What to probe"
+WHAT, DATA, FILES = "What to probe", "Measuring on images", "Where it goes"
+WIDTH = 100
 
 
 def command(
@@ -23,7 +24,10 @@ def command(
         int | None, option("--input-size", help="Side in pixels the encoder sees.", panel=WHAT, default="its own, 224")
     ] = None,
     image_size: Annotated[
-        int | None, option("--image-size", help="Side in pixels of the images.", panel=WHAT, default="32, or the run's")
+        int | None,
+        option(
+            "--image-size", help="Side in pixels of the images.", panel=WHAT, default="of the data, 32, or the run's"
+        ),
     ] = None,
     features: Annotated[
         str | None,
@@ -38,45 +42,134 @@ def command(
     random_weights: Annotated[
         bool, option("--random-weights", help="Do without weights: shapes do not depend on them.", panel=WHAT)
     ] = False,
+    batch_size: Annotated[
+        int | None,
+        option("--batch-size", "-b", help="Generated images per step, on all ranks.", panel=WHAT, default="128"),
+    ] = None,
+    data: Annotated[
+        str | None,
+        option(
+            "--data",
+            "-d",
+            help="Real images to measure on: shapes, cifar10, a folder, a .zip or .tar, or a pack.",
+            panel=DATA,
+            default="none: shapes only",
+        ),
+    ] = None,
+    num_images: Annotated[
+        int, option("--num-images", "-n", help="How many, in equal shares of the classes.", panel=DATA)
+    ] = 2000,
+    taus: Annotated[
+        str, option("--taus", help="Temperatures to try, over the mean distance, with commas.", panel=DATA)
+    ] = "0.02,0.05,0.1,0.2,0.5",
+    speed: Annotated[
+        bool | None,
+        option(
+            "--speed/--no-speed", help="Time the encoder at 32, 64, 112 and 224 px.", panel=DATA, default="with --data"
+        ),
+    ] = None,
+    speed_seconds: Annotated[
+        float, option("--speed-seconds", help="Most seconds per batch of 8; larger sizes are skipped.", panel=DATA)
+    ] = 10.0,
+    seed: Annotated[int, option("--seed", help="Every random draw follows from it.", panel=DATA)] = 0,
+    device: Annotated[str, option("--device", help="auto, cpu or cuda.", panel=DATA)] = "auto",
+    output: Annotated[
+        Path | None, option("--output", "-o", help="Folder of probe.json and probe.png.", panel=FILES, default="none")
+    ] = None,
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
-    """Show the feature maps an encoder gives, the vectors made of them, and the field calls they cost.
+    """Show what an encoder gives the drifting field; with --data, whether drifting would work with it, and why not.
 
     [bold]Examples[/bold]
 
       driftkit probe-encoder dinov2-multires --random-weights
       driftkit probe-encoder mocov2 --encoder-weights moco_v2_800ep_pretrain.pth.tar
+      driftkit probe-encoder outputs/mae --data cifar10 --output outputs/probe-mae
       driftkit probe-encoder outputs/mae --json
+
+    Without --data: maps, vectors, field calls and memory. With it, wrong images of known kinds (noisy, blurred,
+    shuffled, of one class, ...) play the generator, and each feature group is judged by the drift they get.
     """
     from driftkit.errors import UsageError
-    from driftkit.stages.probe import probe_encoder
+    from driftkit.runtime.device import resolve_device
+    from driftkit.stages.probe import Probing, probe_encoder
 
     for name, value in (("--input-size", input_size), ("--image-size", image_size)):
         if value is not None and not 8 <= value <= 4096:
             raise UsageError(f"{name} {value}: expected a side between 8 and 4096 pixels")
-    document = probe_encoder(
-        encoder,
-        image_size=image_size,
-        input_size=input_size,
-        weights=encoder_weights,
-        random_weights=random_weights,
-        features=features,
+    if batch_size is not None and batch_size < 8:
+        raise UsageError(f"--batch-size {batch_size}: expected at least 8 images")
+    if not 32 <= num_images <= 20_000:
+        raise UsageError(f"--num-images {num_images}: expected 32 to 20000; 2000 to 5000 are enough")
+    if not 0 < speed_seconds < float("inf"):
+        raise UsageError(f"--speed-seconds {speed_seconds}: expected a number above 0")
+    if output is not None and output.exists() and not output.is_dir():
+        raise UsageError(f"--output {output}: expected a folder, found a file")
+    probing = Probing(
+        data=data,
+        num_images=num_images,
+        batch_size=batch_size,
+        taus=_parse_taus(taus),
+        seed=seed,
+        speed=speed,
+        speed_seconds=speed_seconds,
     )
+    with progress_bars() as report:
+        document = probe_encoder(
+            encoder,
+            image_size=image_size,
+            input_size=input_size,
+            weights=encoder_weights,
+            random_weights=random_weights,
+            features=features,
+            probing=probing,
+            device=resolve_device(device),
+            output=output,
+            report=report,
+        )
     emit(document, as_json=as_json, show=lambda: _show(document))
     return document
 
 
+def _parse_taus(text: str) -> tuple[float, ...]:
+    from driftkit.errors import UsageError
+
+    try:
+        taus = sorted({float(part) for part in text.split(",")})
+    except ValueError:
+        raise UsageError(
+            f"--taus {text}: expected numbers with commas between them, for example 0.02,0.05,0.2"
+        ) from None
+    if not all(0 < tau < float("inf") for tau in taus):
+        raise UsageError(f"--taus {text}: expected temperatures above 0")
+    return tuple(taus)
+
+
 def _show(document: dict[str, Any]) -> None:
     from rich.console import Console
-    from rich.table import Table
+    from rich.markup import escape
 
-    console = Console(width=100, highlight=False)
+    console = Console(width=WIDTH, highlight=False)
     about = ", ".join(str(document[key]) for key in ("model", "trained_by", "licence") if key in document)
-    console.print(f"[bold]{document['encoder']}[/bold]  {about}")
+    console.print(f"[bold]{escape(document['encoder'])}[/bold]  {about}")
     console.print(
         f"{document['parameters'] / 1e6:.1f} M parameters, input {document['input_size']} px, "
         f"feature set {document['feature_set']}, weights {document['weights'][:12]}"
     )
+    _show_shapes(console, document)
+    if "groups" in document:
+        _show_groups(console, document)
+    if "speed" in document:
+        _show_speed(console, document["speed"])
+    if "verdict" in document:
+        _show_verdict(console, document)
+    for path in document.get("files", ()):
+        console.print(escape(path), soft_wrap=True)
+
+
+def _show_shapes(console: Any, document: dict[str, Any]) -> None:
+    from rich.table import Table
+
     maps = Table("map", "channels", "height", "width", "vectors", title="feature maps", title_justify="left")
     for row in document["maps"]:
         maps.add_row(row["name"], *(f"{row[key]:,}" for key in ("channels", "height", "width", "vectors")))
@@ -90,3 +183,73 @@ def _show(document: dict[str, Any]) -> None:
             f"[{row['vectors']}, N, {row['channels']}]".replace("[", "\\["),
         )
     console.print(calls)
+    memory = document["memory"]
+    chunk = memory["field_chunk_bytes"]
+    console.print(
+        f"memory at a batch of {memory['batch_size']}: features of generated and real images "
+        f"{_mib(memory['features_bytes'])}, field {_mib(chunk['cpu'])} at a time on a CPU, "
+        f"{_mib(chunk['cuda'])} on CUDA"
+    )
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.0f} MiB" if size >= 2**20 else f"{size / 2**10:,.0f} KiB"
+
+
+def _show_groups(console: Any, document: dict[str, Any]) -> None:
+    """What each group sees, as shares of signal in percent at the best temperature."""
+    from rich.table import Table
+
+    groups = document["groups"]
+    faults = list(document["seen"])
+    table = Table(title="signal in the drift, % at the best temperature", title_justify="left")
+    table.add_column("group", no_wrap=True)
+    for column in (*faults, "purity", "rank"):
+        table.add_column(column, justify="right")
+    for group in groups:
+        cells = []
+        for fault in faults:
+            value = max(0.0, *group["separation"][fault]["signal"])
+            colour = "red" if value < 0.15 else "green" if value >= 0.4 else "yellow"
+            cells.append(f"[{colour}]{100 * value:.0f}[/{colour}]")
+        purity = "–" if group["purity"] is None else f"{group['purity']:.0%}"
+        table.add_row(group["name"], *cells, purity, f"{group['effective_rank']:.0f}")
+    console.print(table)
+    kernel = Table(title="points that weigh in (perplexity), by temperature", title_justify="left")
+    kernel.add_column("group", no_wrap=True)
+    for tau in document["probe"]["taus"]:
+        kernel.add_column(f"{tau:g}", justify="right")
+    kernel.add_column("verdict")
+    for group in groups:
+        perplexities = [f"{k['perplexity']:.0f}" for k in group["kernel"]]
+        kernel.add_row(group["name"], *perplexities, document["group_verdicts"][group["name"]])
+    console.print(kernel)
+
+
+def _show_speed(console: Any, speeds: list[dict[str, Any]]) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("input", "forward", "forward + backward", "peak memory", "", title="images per second")
+    table.title_justify = "left"
+    for row in speeds:
+        if row["skipped"]:
+            table.add_row(f"{row['input_size']} px", "–", "–", "–", escape(row["skipped"]))
+        else:
+            table.add_row(
+                f"{row['input_size']} px",
+                f"{row['forward_per_s']:,.3g}",
+                f"{row['forward_backward_per_s']:,.3g}",
+                f"{row['peak_gib']:.2f} GiB",
+                f"batches of {row['batch_size']}",
+            )
+    console.print(table)
+
+
+def _show_verdict(console: Any, document: dict[str, Any]) -> None:
+    from rich.markup import escape
+
+    colour = {"good": "green", "usable": "yellow", "poor": "red"}[document["verdict"]]
+    console.print(f"[bold {colour}]{document['verdict']}[/bold {colour}]  score {document['score']:.2f}")
+    for reason in (*document["reasons"], *(f"not measured: {what}" for what in document["probe"]["omitted"])):
+        console.print(f"  · {escape(reason)}")

@@ -1,31 +1,41 @@
-"""What an encoder gives the drifting field, before GPU hours are spent on it."""
+"""What an encoder gives the drifting field, before GPU hours are spent on it: shapes, and the memory they take."""
 
 from typing import Any
 
 import torch
 
-from driftkit.encoders.features import feature_set, field_calls
+from driftkit.drift.field import CHUNK_BYTES
+from driftkit.encoders.features import FieldCall, feature_set, field_calls
 from driftkit.encoders.networks import FrozenEncoder
 
+FLOAT_BYTES = 4
+FIELD_MATRICES = 3  # of [N, N + P] per field, that are alive at once
 
-def probe_shapes(encoder: FrozenEncoder, *, image_size: int, features: str | None = None) -> dict[str, Any]:
+
+def probe_shapes(
+    encoder: FrozenEncoder, *, image_size: int, features: str | None = None, batch_size: int = 128
+) -> dict[str, Any]:
     """Maps and field calls of one image, found by running the encoder once.
 
     Args:
         image_size: side in pixels of the images the encoder would be given.
         features: name of the feature set; None takes the encoder's own.
+        batch_size: generated images per step, and as many real ones, of which the memory is told.
 
     Returns:
         `encoder`, `parameters`, `input_size`, `feature_set`, `weights`; `maps`: name, channels, height, width and the
-        number of feature vectors it gives; `field_calls`: channels and vectors of every batched field.
+        number of feature vectors it gives; `field_calls`: channels and vectors of every batched field; `memory`: see
+        `field_memory`.
     """
-    images = torch.zeros(1, 3, image_size, image_size)
+    device = next((b.device for b in [*encoder.parameters(), *encoder.buffers()]), torch.device("cpu"))
+    images = torch.zeros(1, 3, image_size, image_size, device=device)
     with torch.inference_mode():
         maps = encoder.maps(images)
         groups = feature_set(features or encoder.feature_set)(maps, images)
     shapes = {m.name: m.values.shape for m in maps}
     # Feature sets may add vectors of the image itself, which no map gives.
     shapes |= {g.map: images.shape for g in groups if g.map not in shapes}
+    calls = field_calls(groups)
     return {
         "encoder": encoder.name,
         "parameters": encoder.num_parameters,
@@ -42,5 +52,25 @@ def probe_shapes(encoder: FrozenEncoder, *, image_size: int, features: str | Non
             }
             for name, shape in shapes.items()
         ],
-        "field_calls": [{"channels": call.channels, "vectors": call.vectors} for call in field_calls(groups)],
+        "field_calls": [{"channels": call.channels, "vectors": call.vectors} for call in calls],
+        "memory": field_memory(calls, batch_size=batch_size),
     }
+
+
+def field_memory(calls: list[FieldCall], *, batch_size: int) -> dict[str, Any]:
+    """Bytes that the global batch takes beside the networks, estimated from shapes.
+
+    Args:
+        calls: the batched fields.
+        batch_size: N generated and P = N real images, on all ranks together.
+
+    Returns:
+        `batch_size`; `features_bytes`: float32 features of the generated and the real images, held through the step;
+        `field_chunk_bytes`: per kind of device, the [G, N, N + P] matrices of the fields that are computed at a time,
+        with one scale per field (the default).
+    """
+    features = sum(call.vectors * call.channels for call in calls) * 2 * batch_size * FLOAT_BYTES
+    one_field = FIELD_MATRICES * FLOAT_BYTES * batch_size * 2 * batch_size
+    most = max(call.vectors for call in calls)
+    chunks = {device: one_field * min(most, max(1, size // one_field)) for device, size in CHUNK_BYTES.items()}
+    return {"batch_size": batch_size, "features_bytes": features, "field_chunk_bytes": chunks}

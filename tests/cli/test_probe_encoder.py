@@ -1,0 +1,116 @@
+"""`driftkit probe-encoder` as a whole command on tiny generated images."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from tests.conftest import driftkit, train_tiny
+
+DATA = ["--data", "shapes?image_size=8&count=160", "--num-images", "64", "--batch-size", "8", "--no-speed"]
+SHAPE_KEYS = {"encoder", "parameters", "input_size", "feature_set", "weights", "maps", "field_calls", "memory"}
+DATA_KEYS = {
+    *("data", "probe", "groups", "purity", "chance_purity", "restoration", "verdict", "score", "reasons", "seen"),
+    *("group_verdicts", "taus", "taps", "recommended_input_size"),
+}
+
+
+def probe(*words):
+    result = driftkit("probe-encoder", *words, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_without_data_only_shapes_and_memory():
+    document = probe("pixel", "--batch-size", "32")
+    assert set(document) == SHAPE_KEYS
+    assert document["memory"]["features_bytes"] == 3072 * 64 * 4
+    text = driftkit("probe-encoder", "pixel").stdout
+    assert "memory at a batch of 128" in text
+
+
+def test_pixels_on_data_give_every_number_a_verdict_and_a_picture(tmp_path):
+    document = probe("pixel", *DATA, "--output", tmp_path / "probe")
+    assert set(document) == SHAPE_KEYS | DATA_KEYS | {"files"}
+    assert document["verdict"] in ("good", "usable", "poor")
+    assert 0 <= document["score"] <= 1
+    assert document["data"]["num_images"] == 64
+    assert document["probe"]["omitted"] == [] or "class" in document["probe"]["omitted"][0]
+    (group,) = document["groups"]
+    assert group["name"] == "pixels/locations"
+    assert [k["tau"] for k in group["kernel"]] == [0.02, 0.05, 0.1, 0.2, 0.5]
+    assert {"noise", "blur", "shuffle", "shift"} <= set(group["separation"])
+    assert json.loads((tmp_path / "probe" / "probe.json").read_text()) == document
+    with Image.open(tmp_path / "probe" / "probe.png") as picture:
+        assert picture.width > 1000
+
+
+def test_a_tiny_mae_with_every_feature_set(tmp_path):
+    train_tiny(tmp_path / "mae", "mae")
+    documents = {
+        features: probe(tmp_path / "mae", *DATA, "--features", features, "--taus", "0.05,0.2", "--seed", "3")
+        for features in ("multires", "paper", "locations")
+    }
+    assert len(documents["multires"]["groups"]) == 12
+    assert any(g["name"] == "input/pixels" for g in documents["paper"]["groups"])
+    assert all("input" not in d["taps"] and d["taps"] for d in documents.values())
+    assert all(set(d["taus"]) <= {0.05, 0.2} for d in documents.values())
+    again = probe(tmp_path / "mae", *DATA, "--features", "paper", "--taus", "0.05,0.2", "--seed", "3")
+    assert again == documents["paper"]
+
+
+def test_text_and_speed():
+    result = driftkit("probe-encoder", "pixel", *DATA[:-1], "--speed")
+    assert result.exit_code == 0, result.output
+    for words in ("images per second", "224 px", "score", "perplexity", "shuffle"):
+        assert words in result.stdout
+
+
+def test_speed_is_measured_alone_where_it_is_asked_for():
+    document = probe("pixel", "--speed")
+    assert set(document) == SHAPE_KEYS | {"speed"}
+    assert [row["input_size"] for row in document["speed"]] == [32, 64, 112, 224]
+
+
+def test_unlabelled_images_leave_the_classes_out(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(40):
+        picture = Image.new("RGB", (8, 8), (6 * i, 255 - 6 * i, 3 * i))
+        picture.putpixel((i % 8, i // 8), (255, 255, 255))
+        picture.save(folder / f"{i}.png")
+    document = probe("pixel", "--data", folder, "--no-speed")
+    assert document["purity"] is None
+    assert document["chance_purity"] is None
+    assert document["data"]["classes"] is None
+    assert "one class" not in document["seen"]
+    assert "no labels" in document["probe"]["omitted"][0]
+    assert document["probe"]["batch_size"] == 10
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (["--data", "shapes", "--taus", "0.1,x"], 2, "0.02,0.05,0.2"),
+        (["--data", "shapes", "--taus", "0,0.1"], 2, "above 0"),
+        (["--data", "shapes?count=64", "--batch-size", "128"], 2, "512"),
+        (["--data", "shapes?count=16"], 2, "at least 32"),
+        (["--data", "shapes", "--num-images", "5"], 2, "32 to 20000"),
+        (["--data", "shapes", "--batch-size", "2"], 2, "at least 8"),
+        (["--data", "shapes", "--speed-seconds", "0"], 2, "above 0"),
+        (["--data", "no/such"], 3, "no/such"),
+        (["--data", "shapes", "--features", "nope"], 2, "multires"),
+    ],
+)
+def test_bad_input_is_one_line(words, code, says):
+    result = driftkit("probe-encoder", "pixel", *words)
+    assert result.exit_code == code, result.output
+    assert says in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_output_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    result = driftkit("probe-encoder", "pixel", "--data", "shapes", "--output", tmp_path / "file")
+    assert result.exit_code == 2
+    assert "expected a folder" in result.stderr
