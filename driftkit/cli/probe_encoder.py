@@ -13,13 +13,16 @@ WIDTH = 100
 
 def command(
     encoder: Annotated[
-        str,
+        str | None,
         typer.Argument(
             metavar="NAME",
-            help="pixel, dinov2-multires, convnextv2, mocov2, or the folder of a MAE run.",
+            help="A name of --list, timm:MODEL, or the folder of a MAE run.",
             show_default=False,
         ),
-    ],
+    ] = None,
+    list_encoders: Annotated[
+        bool, option("--list", help="Print the table of encoders, and stop.", panel=WHAT, envvar=None)
+    ] = False,
     input_size: Annotated[
         int | None, option("--input-size", help="Side in pixels the encoder sees.", panel=WHAT, default="its own, 224")
     ] = None,
@@ -32,7 +35,16 @@ def command(
     features: Annotated[
         str | None,
         option(
-            "--features", help="Feature set: multires, paper or locations.", panel=WHAT, default="the encoder's own"
+            "--features",
+            help="Feature set: multires, paper, last, global or locations.",
+            panel=WHAT,
+            default="the encoder's own",
+        ),
+    ] = None,
+    taps: Annotated[
+        str | None,
+        option(
+            "--taps", help="Layers whose maps are used, for example block6,block12.", panel=WHAT, default="the table's"
         ),
     ] = None,
     encoder_weights: Annotated[
@@ -82,7 +94,9 @@ def command(
 
     [bold]Examples[/bold]
 
+      driftkit probe-encoder --list
       driftkit probe-encoder dinov2-multires --random-weights
+      driftkit probe-encoder timm:vit_small_patch16_dinov3 --taps block4,block8,block12 --random-weights
       driftkit probe-encoder mocov2 --encoder-weights moco_v2_800ep_pretrain.pth.tar
       driftkit probe-encoder outputs/mae --data cifar10 --output outputs/probe-mae
       driftkit probe-encoder outputs/mae --json
@@ -92,6 +106,11 @@ def command(
     """
     from driftkit.errors import UsageError
     from driftkit.runtime.device import resolve_device
+
+    if list_encoders:
+        return _list(as_json)
+    if encoder is None:
+        raise UsageError("NAME is missing: give a name of driftkit probe-encoder --list, timm:MODEL, or a MAE run")
     from driftkit.stages.probe import Probing, probe_encoder
 
     for name, value in (("--input-size", input_size), ("--image-size", image_size)):
@@ -121,6 +140,7 @@ def command(
             input_size=input_size,
             weights=encoder_weights,
             random_weights=random_weights,
+            taps=taps.split(",") if taps else None,
             features=features,
             probing=probing,
             device=resolve_device(device),
@@ -129,6 +149,48 @@ def command(
         )
     emit(document, as_json=as_json, show=lambda: _show(document))
     return document
+
+
+def _list(as_json: bool) -> dict[str, Any]:
+    from driftkit.stages.probe import encoder_table
+
+    document = {"encoders": encoder_table()}
+    emit(document, as_json=as_json, show=lambda: _show_list(document["encoders"]))
+    return document
+
+
+def _show_list(rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="encoders", title_justify="left", show_lines=True)
+    for column in ("name", "trained by", "maps", "input", "features", "licence", "here"):
+        table.add_column(column, no_wrap=column in ("name", "input"))
+    for row in rows:
+        strides = row["strides"] or []
+        sizes = ", ".join(str(side) for side in dict.fromkeys(strides))
+        maps = row["reading"] if row["reading"] == "class token" else ", ".join(row["maps"])
+        after_norm = " after the last norm" if row["reading"] == "normalised maps" else ""
+        of_images = row["input_size"] is None
+        table.add_row(
+            row["name"] + ("" if of_images else f"\n[dim]{row['model']}[/dim]"),
+            row["trained_by"] + ("\n[dim]with labels or captions[/dim]" if row["supervised"] else ""),
+            f"{maps}{after_norm}"
+            + (f"\n[dim]{'patch' if len(set(strides)) == 1 else 'strides'} {sizes}[/dim]" if strides else ""),
+            "that of the images"
+            if of_images
+            else f"{row['input_size']} px, {row['normalisation']}\n"
+            f"[dim]{row['interpolation']}, {row['parameters'] / 1e6:.1f} M[/dim]",
+            row["feature_set"],
+            row["licence"] or "–",
+            "–" if of_images else "yes" if row["weights"] else "no",
+        )
+    console = Console(width=None if Console().is_terminal else 140, highlight=False)
+    console.print(table)
+    console.print(
+        "also: timm:MODEL (any timm model with intermediate maps, --taps chooses them) and the folder, or "
+        "encoder.safetensors, of a MAE run"
+    )
 
 
 def _parse_taus(text: str) -> tuple[float, ...]:

@@ -1,5 +1,6 @@
 """Probing an encoder by name: its shapes, and on real images what drifting would make of it."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from driftkit.datasets.sources import open_dataset
 from driftkit.encoders.features import feature_set
 from driftkit.encoders.loading import load_encoder
 from driftkit.encoders.networks import FrozenEncoder
-from driftkit.encoders.specs import SPECS
+from driftkit.encoders.specs import INTERPOLATION, PIXEL, SPECS
+from driftkit.encoders.weights import locate
 from driftkit.errors import UsageError
 from driftkit.evaluation.encoder_speed import measure_encoder_speed
 from driftkit.evaluation.feature_bank import Report
@@ -25,6 +27,10 @@ from driftkit.evaluation.probe_verdict import judge
 from driftkit.runtime.device import describe_device
 from driftkit.runtime.random import generator_for
 
+LISTED = (
+    "name", "model", "trained_by", "supervised", "licence", "parameters", "input_size", "interpolation",
+    "normalisation", "maps", "strides", "reading", "feature_set", "weights",
+)  # fmt: skip
 SMALLEST_BATCH = 8
 DEFAULT_BATCH = 128
 
@@ -59,6 +65,7 @@ def probe_encoder(
     input_size: int | None = None,
     weights: Path | None = None,
     random_weights: bool = False,
+    taps: Sequence[str] | None = None,
     features: str | None = None,
     probing: Probing | None = None,
     device: torch.device | str = "cpu",
@@ -97,14 +104,22 @@ def probe_encoder(
         trained_at = Run.open(Path(name)).manifest()["config"]["data"]["image_size"] if Path(name).is_dir() else None
         image_size = int(trained_at or 32)
     side = image_size
+    # Shapes alone follow from the architecture: random weights need not even be drawn.
+    place = torch.device("meta") if random_weights and pack is None and not probing.speed else torch.device(device)
 
     def load(size: int | None) -> FrozenEncoder:
         return load_encoder(
-            name, image_size=side, input_size=size, weights=weights, random_weights=random_weights, device=device
+            name,
+            image_size=side,
+            input_size=size,
+            weights=weights,
+            random_weights=random_weights,
+            taps=taps,
+            device=place,
         )
 
     encoder = load(input_size)
-    spec = SPECS.get(name)
+    spec = getattr(encoder, "spec", None)
     about = {"model": spec.model, "trained_by": spec.trained_by, "licence": spec.licence} if spec else {}
     batch_size = probing.batch_size or (DEFAULT_BATCH if pack is None else _batch_size(probing, pack))
     shapes = probe_shapes(encoder, image_size=side, features=features, batch_size=batch_size)
@@ -124,6 +139,32 @@ def probe_encoder(
     if output is not None:
         document["files"] = _write(output, document)
     return document
+
+
+def encoder_table() -> list[dict[str, Any]]:
+    """One row per encoder that has a name, as `--list` shows it; what rows cannot say is None.
+
+    Keys: those of `EncoderSpec` that say what it is, with `strides` of its maps in pixels, `normalisation`,
+    `interpolation`, and `weights`: where its published weights lie on this machine, None where they do not.
+    """
+    rows: list[dict[str, Any]] = [
+        {**dict.fromkeys(LISTED), "name": PIXEL, "feature_set": "locations", "maps": ["pixels"], "parameters": 0,
+         "trained_by": "nothing: the image itself", "supervised": False, "interpolation": INTERPOLATION}
+    ]  # fmt: skip
+    for spec in SPECS.values():
+        path = locate(spec)
+        known = {key: getattr(spec, key) for key in LISTED if hasattr(spec, key)}
+        rows.append(
+            {
+                **dict.fromkeys(LISTED),
+                **known,
+                "maps": [name for name, _ in spec.taps],
+                "strides": list(spec.strides),
+                "interpolation": INTERPOLATION,
+                "weights": None if path is None else str(path),
+            }
+        )
+    return rows
 
 
 def _measured(

@@ -5,6 +5,7 @@ import json
 import pytest
 from PIL import Image
 
+from driftkit.encoders.specs import names
 from tests.conftest import driftkit, train_tiny
 
 DATA = ["--data", "shapes?image_size=8&count=160", "--num-images", "64", "--batch-size", "8", "--no-speed"]
@@ -114,3 +115,34 @@ def test_output_that_is_a_file_is_refused(tmp_path):
     result = driftkit("probe-encoder", "pixel", "--data", "shapes", "--output", tmp_path / "file")
     assert result.exit_code == 2
     assert "expected a folder" in result.stderr
+
+
+def test_the_list_has_a_row_for_every_encoder():
+    result = driftkit("probe-encoder", "--list", "--json")
+    rows = {row["name"]: row for row in json.loads(result.stdout)["encoders"]}
+    assert set(rows) == set(names())
+    assert rows["convnextv2"]["supervised"] is False
+    assert rows["convnextv2-ft"]["supervised"] is True
+    assert rows["dinov2"]["reading"] == "class token"
+    assert all(row["licence"] and row["parameters"] > 0 for name, row in rows.items() if name != "pixel")
+    text = driftkit("probe-encoder", "--list").stdout
+    assert all(name in text for name in names())
+    assert "CC-BY-NC-4.0" in text
+
+
+def test_without_a_name_it_says_where_the_names_are():
+    result = driftkit("probe-encoder")
+    assert result.exit_code == 2
+    assert "--list" in result.stderr
+
+
+def test_any_timm_model_by_layers(tmp_path):
+    document = probe("timm:resnet26", "--taps", "layer1,layer3", "--random-weights", "--input-size", "64")
+    assert [(m["name"], m["channels"], m["height"]) for m in document["maps"]] == [
+        ("layer1", 256, 16),
+        ("layer3", 1024, 4),
+    ]
+    assert document["licence"] == "apache-2.0"
+    result = driftkit("probe-encoder", "timm:resnet26", "--taps", "layer7", "--random-weights")
+    assert result.exit_code == 2
+    assert "expected some of act1, layer1, layer2, layer3, layer4" in result.stderr

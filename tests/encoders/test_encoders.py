@@ -135,6 +135,20 @@ def test_mae_run_is_an_encoder_with_the_papers_feature_set(tmp_path):
     assert not encoder.train().training
 
 
+def test_a_mae_run_exports_its_encoder_as_one_file(tmp_path):
+    train_tiny(tmp_path / "mae", "mae")
+    images = torch.randn(2, 3, 8, 8)
+    run, file = (load_encoder(str(tmp_path / p)) for p in ("mae", "mae/encoder.safetensors"))
+    assert run.weights_digest == file.weights_digest
+    assert run.input_size == file.input_size == 8
+    for a, b in zip(run.maps(images), file.maps(images), strict=True):
+        assert torch.equal(a.values, b.values)
+    train_tiny(tmp_path / "drift", "drift", "--encoder", tmp_path / "mae" / "encoder.safetensors")
+    weights = next((tmp_path / "mae" / "checkpoints").rglob("ema.safetensors"))
+    with pytest.raises(UsageError, match="was not exported"):
+        load_encoder(str(weights))
+
+
 def test_a_run_that_is_no_mae_is_no_encoder(tmp_path):
     train_tiny(tmp_path / "ddpm", "ddpm")
     with pytest.raises(UsageError, match="mae run"):
