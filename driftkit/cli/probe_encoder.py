@@ -236,13 +236,16 @@ def _show_shapes(console: Any, document: dict[str, Any]) -> None:
     for row in document["maps"]:
         maps.add_row(row["name"], *(f"{row[key]:,}" for key in ("channels", "height", "width", "vectors")))
     console.print(maps)
-    calls = Table("field call", "fields G", "channels C", "tensor", title="field calls per step", title_justify="left")
-    for number, row in enumerate(document["field_calls"], start=1):
+    calls = Table(title="field calls per step", title_justify="left")
+    for column in ("field call", "fields G", "channels C", "tensor", f"GFLOP at {document['memory']['batch_size']}"):
+        calls.add_column(column, justify="right" if "GFLOP" in column else "left")
+    for number, (row, gflop) in enumerate(zip(document["field_calls"], document["field_gflop"], strict=True), start=1):
         calls.add_row(
             str(number),
             f"{row['vectors']:,}",
             f"{row['channels']:,}",
             f"[{row['vectors']}, N, {row['channels']}]".replace("[", "\\["),
+            f"{gflop:,.1f}",
         )
     console.print(calls)
     memory = document["memory"]

@@ -187,7 +187,8 @@ def open_cache(
         mine = missing[ranks.rank :: ranks.world_size]
         total = sum(layout.shape_of(shard)[0] for shard in mine)
         offset = _read(folder / OFFSET_FILE, "offset", (layout.width,), torch.float32)
-        with progress("encoding real images once", total) if ranks.is_main else silent() as advance:
+        title = f"encoding real images once ({layout.num_bytes / 2**30:.2f} GiB)"
+        with progress(title, total) if ranks.is_main else silent() as advance:
             for shard in mine:
                 rows = _encode_shard(images[layout.images_of(shard)], source, offset, layout, advance)
                 write_tensors(_shard_path(folder, shard), {"features": rows})

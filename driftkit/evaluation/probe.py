@@ -8,6 +8,7 @@ from driftkit.drift.field import CHUNK_BYTES
 from driftkit.encoders.features import FieldCall, feature_set, field_calls
 from driftkit.encoders.networks import FrozenEncoder
 
+DEFAULT_TAUS = 3
 FLOAT_BYTES = 4
 FIELD_MATRICES = 3  # of [N, N + P] per field, that are alive at once
 
@@ -24,7 +25,8 @@ def probe_shapes(
 
     Returns:
         `encoder`, `parameters`, `input_size`, `feature_set`, `weights`; `maps`: name, channels, height, width and the
-        number of feature vectors it gives; `field_calls`: channels and vectors of every batched field; `memory`: see
+        number of feature vectors it gives; `field_calls`: channels and vectors of every batched field;
+        `field_gflop`: what their matrix products cost per step at three temperatures; `memory`: see
         `field_memory`.
     """
     device = next((b.device for b in [*encoder.parameters(), *encoder.buffers()]), torch.device("cpu"))
@@ -53,8 +55,17 @@ def probe_shapes(
             for name, shape in shapes.items()
         ],
         "field_calls": [{"channels": call.channels, "vectors": call.vectors} for call in calls],
+        "field_gflop": [field_flops(call, batch_size=batch_size) / 1e9 for call in calls],
         "memory": field_memory(calls, batch_size=batch_size),
     }
+
+
+def field_flops(call: FieldCall, *, batch_size: int, num_taus: int = DEFAULT_TAUS) -> int:
+    """Floating point operations of a field call's matrix products, for N = `batch_size` generated and N real images.
+
+    One product of the generated features with all features, and one per temperature of the affinities with them.
+    """
+    return (1 + num_taus) * 2 * call.vectors * batch_size * 2 * batch_size * call.channels
 
 
 def field_memory(calls: list[FieldCall], *, batch_size: int) -> dict[str, Any]:

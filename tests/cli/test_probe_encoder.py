@@ -9,7 +9,17 @@ from driftkit.encoders.specs import names
 from tests.conftest import driftkit, train_tiny
 
 DATA = ["--data", "shapes?image_size=8&count=160", "--num-images", "64", "--batch-size", "8", "--no-speed"]
-SHAPE_KEYS = {"encoder", "parameters", "input_size", "feature_set", "weights", "maps", "field_calls", "memory"}
+SHAPE_KEYS = {
+    "encoder",
+    "parameters",
+    "input_size",
+    "feature_set",
+    "weights",
+    "maps",
+    "field_calls",
+    "field_gflop",
+    "memory",
+}
 DATA_KEYS = {
     *("data", "probe", "groups", "purity", "chance_purity", "restoration", "verdict", "score", "reasons", "seen"),
     *("group_verdicts", "taus", "taps", "recommended_input_size"),
