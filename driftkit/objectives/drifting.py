@@ -137,12 +137,13 @@ class Drifting:
                     f"features are not finite at step {step}: {', '.join(named)}; nothing was updated"
                 ) from None
             spreads.append(_spread(x.detach()) / _spread(y_pos).clamp(min=1e-12))
-            for number, group in enumerate(gen.groups):
-                terms[group.name] = result.per_field[membership == number].mean()
-                norms.setdefault(group.map, []).append(result.drift_norm[membership == number].mean())
+            sizes = [group.values.shape[0] for group in gen.groups]
+            losses, drift_norms = result.per_field.split(sizes), result.drift_norm.split(sizes)
+            for group, loss, norm in zip(gen.groups, losses, drift_norms, strict=True):
+                terms[group.name] = loss.mean()
+                norms.setdefault(group.map, []).append(norm.mean())
             torch.stack([terms[group.name] for group in gen.groups]).sum().backward()
             assert x.grad is not None
-            sizes = [group.values.shape[0] for group in gen.groups]
             gradients |= {g.name: grad for g, grad in zip(gen.groups, x.grad.split(sizes), strict=True)}
         terms = {name: term.detach() for name, term in terms.items()}
         health = {f"drift_norm/{name}": torch.stack(values).mean() for name, values in norms.items()}
