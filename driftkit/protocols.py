@@ -74,8 +74,9 @@ class Objective(Protocol):
     def accumulate(self, model: nn.Module, batch: Batch, how: Execution) -> StepLoss:
         """Add the gradient of one step's loss to the model's parameters, and tell what the loss was.
 
-        Every random draw comes from (seed, step, slot), dropout's from the global generators that the loop has seeded.
-        The gradient is that of the whole batch whatever `how.micro_batch` is.
+        Every random draw comes from (seed, step, slot); dropout's from the global generators, which the loop has seeded
+        and the objective may seed again. The gradient is that of the whole batch whatever `how.micro_batch` is, but for
+        dropout, whose masks are drawn per chunk.
         """
         ...
 

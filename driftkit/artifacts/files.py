@@ -117,6 +117,16 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def state_digest(state: Mapping[str, torch.Tensor]) -> str:
+    """Hex sha256 over names, shapes and bytes of the tensors, in order of the names."""
+    digest = hashlib.sha256()
+    for key in sorted(state):
+        tensor = state[key].detach().cpu().contiguous()
+        digest.update(f"{key} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
 def digest_json(document: Any) -> str:
     """Hex sha256 of a document's canonical JSON: equal documents have equal digests."""
     text = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)

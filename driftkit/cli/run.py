@@ -52,7 +52,7 @@ def command(
                 "name": s.name,
                 "state": "done" if is_done(loaded, s) else "would run",
                 "command": shlex.join(s.command_line()),
-                # By hand, on one GPU and on several of one machine; what is trained alike has equal global batches.
+                # By hand, on one GPU and on several of one machine, where the field sees as many times the images.
                 **(
                     {
                         "one_process": shlex.join(s.command_line(1)),
@@ -70,6 +70,10 @@ def command(
             for row in plan:
                 lines = [row["one_process"], row["torchrun"]] if "torchrun" in row else [row["command"]]
                 typer.echo("\n  ".join([f"{row['name']} ({row['state']})", *lines]))
+            note(
+                f"--batch-size counts per process: {TORCHRUN_PROCESSES} processes see {TORCHRUN_PROCESSES} times the "
+                f"images per step; one sees as many with {TORCHRUN_PROCESSES} times the --batch-size and --micro-batch"
+            )
 
         emit(document, as_json=as_json, show=show_plan)
         return document

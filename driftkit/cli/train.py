@@ -105,8 +105,9 @@ def command(
         int | None,
         option(
             "--micro-batch",
-            help="Images in the networks at a time: less memory, the same gradient, since the drifting field still "
-            "sees the whole batch (accumulating gradients of small batches would be another, worse field).",
+            help="Images in the networks at a time: less memory, the same gradient (dropout draws other masks), since "
+            "the drifting field still sees the whole batch; accumulating gradients of small batches would be another, "
+            "worse field.",
             panel=HOW,
             default="the whole batch",
         ),
@@ -132,7 +133,7 @@ def command(
         bool | None,
         option(
             "--compile/--no-compile",
-            help="Compile the trained network.",
+            help="Compile the trained network and the frozen encoder.",
             panel=HOW,
             default="no-compile",
             envvar="DRIFTKIT_TRAIN_COMPILE",

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from driftkit.artifacts.files import digest_json, read_tensors, write_json, write_tensors
+from driftkit.artifacts.files import digest_json, read_tensors, state_digest, write_json, write_tensors
 from driftkit.artifacts.images import to_float
 from driftkit.encoders.features import FeatureGroup, FeatureSet
 from driftkit.encoders.networks import FrozenEncoder
@@ -177,8 +177,9 @@ def open_cache(
     layout = CacheLayout(described, len(images), flips, shard_images)
     document = {"format": FORMAT, "kind": "feature cache", **source.key, "layout": asdict(layout)}
     folder = root / digest_json(document)[:32]
-    missing = [shard for shard in range(layout.num_shards) if not _shard_path(folder, shard).is_file()]
-    ranks.barrier()  # every rank has looked before any of them writes
+    # What is missing for one rank is missing for all: their file systems may show them different folders.
+    absent = torch.tensor([float(not _shard_path(folder, s).is_file()) for s in range(layout.num_shards)])
+    missing = ranks.max(absent.to(source.device)).nonzero().flatten().tolist()
     if missing:
         if ranks.is_main:
             _require_room(folder, layout, missing)
@@ -191,11 +192,14 @@ def open_cache(
         with progress(title, total) if ranks.is_main else silent() as advance:
             for shard in mine:
                 rows = _encode_shard(images[layout.images_of(shard)], source, offset, layout, advance)
-                write_tensors(_shard_path(folder, shard), {"features": rows})
+                header = {"offset": state_digest({"offset": offset})}
+                write_tensors(_shard_path(folder, shard), {"features": rows}, header=header)
         ranks.barrier()
     offset = _read(folder / OFFSET_FILE, "offset", (layout.width,), torch.float32)
+    # Two processes that begin one cache at once may each write an offset: shards of the one that lost say so.
+    digest = state_digest({"offset": offset})
     shards = [
-        _read(_shard_path(folder, shard), "features", layout.shape_of(shard), DTYPE)
+        _read(_shard_path(folder, shard), "features", layout.shape_of(shard), DTYPE, offset_digest=digest)
         for shard in range(layout.num_shards)
     ]
     return FeatureCache(folder, layout, offset, shards)
@@ -239,12 +243,17 @@ def _encode_shard(
     return rows
 
 
-def _read(path: Path, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+def _read(
+    path: Path, name: str, shape: tuple[int, ...], dtype: torch.dtype, *, offset_digest: str | None = None
+) -> torch.Tensor:
     if not path.is_file():
         raise MissingError(f"{path} is not there: processes on several machines need one DRIFTKIT_CACHE they all see")
-    tensor = read_tensors(path)[0].get(name)
+    tensors, header = read_tensors(path)
+    tensor = tensors.get(name)
     if tensor is None or tensor.dtype != dtype or tuple(tensor.shape) != shape:
         raise MissingError(f"{path} is damaged: expected {name} {list(shape)}; remove the file to have it made anew")
+    if offset_digest is not None and header.get("offset") != offset_digest:
+        raise MissingError(f"{path} was made with another {OFFSET_FILE}; remove the file to have it made anew")
     return tensor
 
 

@@ -52,6 +52,8 @@ class FieldCall:
         return torch.repeat_interleave(torch.arange(len(self.groups), device=device), counts)
 
 
+FEATURES_VERSION = 2  # counted up when a feature set gives other numbers: caches are made anew
+
 FeatureSet = Callable[[list[FeatureMap], torch.Tensor], list[FeatureGroup]]
 """(feature maps, the images they came from) -> feature groups."""
 
@@ -75,9 +77,15 @@ def mean_and_std(values: torch.Tensor, grid: int) -> tuple[torch.Tensor, torch.T
 
 
 def multires(maps: list[FeatureMap], images: torch.Tensor) -> list[FeatureGroup]:
-    """Per map 4x4 pooled locations, global mean and global standard deviation: 18 vectors."""
+    """Per map 4x4 pooled locations, global mean and global standard deviation: 18 vectors.
+
+    Maps of 2x2 and 3x3 positions repeat theirs; one of a single position is that one vector.
+    """
     groups = []
     for m in maps:
+        if m.values.shape[-1] == 1:
+            groups.append(FeatureGroup(m.name, "locations", locations(m.values.float())))
+            continue
         mean, std = mean_and_std(m.values, 1)
         pooled = locations(F.adaptive_avg_pool2d(m.values.float(), 4))
         groups += [
@@ -101,23 +109,20 @@ def global_mean(maps: list[FeatureMap], images: torch.Tensor) -> list[FeatureGro
 def paper(maps: list[FeatureMap], images: torch.Tensor) -> list[FeatureGroup]:
     """The paper's set for encoders at native resolution: nothing in the image escapes all of its vectors.
 
-    Locations of the coarsest map (pooled to 4x4 where it is larger) and of any other with at most 4x4 positions; mean
-    and standard deviation over the cells of a 4x4 and a 2x2 grid (patches of 2x2 and 4x4 positions on an 8x8 map,
-    larger ones on larger maps, to bound the cost) and over the whole map; the input's RMS per channel; and the pixels
-    themselves (the vanilla drifting loss).
+    Locations of maps of at most 4x4 positions; mean and standard deviation over the cells of a 4x4 and a 2x2 grid
+    (patches of 2x2 and 4x4 positions on an 8x8 map, larger ones on larger maps, to bound the cost) and over the whole
+    map; the input's RMS per channel; and the pixels themselves (the vanilla drifting loss).
 
-    Source: arXiv 2602.04770, Appendix A.5 (a)-(d). Differs: patch sides grow with the map, locations of large maps are
-    left out, and the input statistic is the root of the mean square, with the scale of the others.
+    Source: arXiv 2602.04770, Appendix A.5 (a)-(d). Differs: patch sides grow with the map, larger maps have the means
+    of the 4x4 grid for locations, and the input statistic is the root of the mean square, with the scale of the others.
     """
     groups = []
-    coarsest = min(m.values.shape[-1] for m in maps)
     for m in maps:
         side = m.values.shape[-1]
-        if side <= max(4, coarsest):
-            pooled = m.values.float() if side <= 4 else F.adaptive_avg_pool2d(m.values.float(), 4)
-            groups.append(FeatureGroup(m.name, "locations", locations(pooled)))
+        if side <= 4:
+            groups.append(FeatureGroup(m.name, "locations", locations(m.values.float())))
         for grid in (4, 2, 1):
-            if side <= grid and not (grid == 1 and side == 1):
+            if side <= grid:
                 continue  # cells of one position are the locations themselves
             mean, std = mean_and_std(m.values, grid)
             label = "global" if grid == 1 else f"{side // grid}x{side // grid}"

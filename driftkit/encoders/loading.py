@@ -4,7 +4,6 @@ Weights that are missing are an error. Random ones are used only where they are 
 """
 
 import difflib
-import hashlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,9 +13,16 @@ from typing import Any
 
 import torch
 
-from driftkit.artifacts.files import read_tensors, write_tensors
+from driftkit.artifacts.files import read_tensors, state_digest, write_tensors
 from driftkit.artifacts.run import Run
-from driftkit.encoders.networks import FrozenEncoder, MAEEncoder, PixelEncoder, TimmEncoder, check_input_size
+from driftkit.encoders.networks import (
+    FrozenEncoder,
+    MAEEncoder,
+    PixelEncoder,
+    TimmEncoder,
+    check_input_size,
+    require_taps,
+)
 from driftkit.encoders.specs import PIXEL, SPECS, TIMM_PREFIX, EncoderSpec, names
 from driftkit.encoders.weights import fetch, read_weights
 from driftkit.errors import MissingError, UsageError
@@ -50,10 +56,12 @@ def load_encoder(
         MissingError: weights that are absent, unreadable or of another network.
     """
     known = name in SPECS or name.startswith(TIMM_PREFIX)
-    if not known and (weights is not None or random_weights or taps):
-        what = "has no weights or layers" if name == PIXEL else "brings its own weights and layers"
-        raise UsageError(f"encoder {name} {what}: leave out --encoder-weights, --random-weights and --taps")
+    if not known and (weights is not None or random_weights):
+        what = "has no weights" if name == PIXEL else "brings its own weights"
+        raise UsageError(f"encoder {name} {what}: leave out --encoder-weights and --random-weights")
     if name == PIXEL:
+        if taps:
+            raise UsageError("encoder pixel has no layers: leave out --taps")
         return PixelEncoder(input_size=input_size or image_size).to(device)
     if known:
         spec = SPECS[name] if name in SPECS else timm_spec(name, input_size=input_size)
@@ -61,9 +69,9 @@ def load_encoder(
             spec, input_size=input_size, taps=taps, weights=weights, random_weights=random_weights, device=device
         ).to(device)
     if Path(name).is_dir():
-        return load_run_encoder(Path(name), input_size=input_size, device=device)
+        return load_run_encoder(Path(name), input_size=input_size, taps=taps, device=device)
     if Path(name).is_file():
-        return load_encoder_file(Path(name), input_size=input_size, device=device)
+        return load_encoder_file(Path(name), input_size=input_size, taps=taps, device=device)
     if "/" in name:
         raise MissingError(f"encoder {name}: no such folder; a MAE run makes one: driftkit train --objective mae")
     close = difflib.get_close_matches(name, names(), n=1)
@@ -71,7 +79,13 @@ def load_encoder(
     raise UsageError(f"encoder {name!r}: expected {', '.join(names())}, timm:MODEL, or the folder of a MAE run{hint}")
 
 
-def load_run_encoder(path: Path, *, input_size: int | None = None, device: torch.device | str = "cpu") -> FrozenEncoder:
+def load_run_encoder(
+    path: Path,
+    *,
+    input_size: int | None = None,
+    taps: Sequence[str] | None = None,
+    device: torch.device | str = "cpu",
+) -> FrozenEncoder:
     """The EMA encoder of a MAE run, at the image size it was trained at.
 
     Raises:
@@ -85,7 +99,7 @@ def load_run_encoder(path: Path, *, input_size: int | None = None, device: torch
             f"{path} was trained with objective {config['objective']['name']}; an encoder comes from a mae run"
         )
     size = input_size or int(config["data"]["image_size"])
-    return _mae_encoder(str(path), config["model"], run.checkpoint().weights("ema"), size, device)
+    return _mae_encoder(str(path), config["model"], run.checkpoint().weights("ema"), size, taps, device)
 
 
 def export_encoder(run: Run) -> Path:
@@ -99,7 +113,11 @@ def export_encoder(run: Run) -> Path:
 
 
 def load_encoder_file(
-    path: Path, *, input_size: int | None = None, device: torch.device | str = "cpu"
+    path: Path,
+    *,
+    input_size: int | None = None,
+    taps: Sequence[str] | None = None,
+    device: torch.device | str = "cpu",
 ) -> FrozenEncoder:
     """The encoder in a file that `export_encoder` wrote.
 
@@ -113,36 +131,45 @@ def load_encoder_file(
     if header.get("driftkit") != "encoder":
         raise UsageError(f"encoder {path}: this file was not exported by a MAE run; expected its {ENCODER_FILE}")
     size = input_size or int(header["image_size"])
-    return _mae_encoder(str(path), json.loads(header["model"]), weights, size, device)
+    return _mae_encoder(str(path), json.loads(header["model"]), weights, size, taps, device)
 
 
 def _mae_encoder(
-    name: str, model: Mapping[str, Any], weights: Mapping[str, torch.Tensor], input_size: int, device: Any
+    name: str,
+    model: Mapping[str, Any],
+    weights: Mapping[str, torch.Tensor],
+    input_size: int,
+    taps: Sequence[str] | None,
+    device: torch.device | str,
 ) -> FrozenEncoder:
-    encoder = MAEEncoder(name, MAEResNet(MAEResNetConfig.model_validate(model)), input_size=input_size)
+    network = MAEResNet(MAEResNetConfig.model_validate(model))
     part = encoder_part(weights)
+    if part.keys() != encoder_part(network.state_dict()).keys():
+        raise MissingError(f"{name} does not hold the encoder its config describes: it has other tensors")
     try:
-        encoder.load_state_dict(part)
+        network.load_state_dict(part, strict=False)
     except RuntimeError as error:
         raise MissingError(f"{name} does not hold the encoder its config describes: {error}") from None
+    encoder = MAEEncoder(name, network, input_size=input_size, taps=taps)
     encoder.weights_digest = state_digest(part)
     encoder.freeze()
     return encoder.to(device)
 
 
+def native_image_size(name: str) -> int | None:
+    """The image size that the MAE run in a folder, or the encoder it exported, was trained at; None for others."""
+    path = Path(name)
+    if path.is_dir():
+        return int(Run.open(path).manifest()["config"]["data"]["image_size"])
+    if path.is_file() and path.suffix == ".safetensors":
+        size = read_tensors(path)[1].get("image_size")
+        return None if size is None else int(size)
+    return None
+
+
 def encoder_part(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The tensors of a MAE that belong to its encoder: the same digest whether they come from a run or a file."""
     return {name: tensor for name, tensor in weights.items() if name.startswith(("stem.", "stages."))}
-
-
-def state_digest(state: Mapping[str, torch.Tensor]) -> str:
-    """Hex sha256 over names, shapes and bytes of the tensors, in order of the names."""
-    digest = hashlib.sha256()
-    for key in sorted(state):
-        tensor = state[key].detach().cpu().contiguous()
-        digest.update(f"{key} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _load_timm(
@@ -155,13 +182,13 @@ def _load_timm(
     device: torch.device | str,
 ) -> FrozenEncoder:
     size = input_size or spec.input_size
-    check_input_size(spec, size)
     if random_weights and weights is not None:
         raise UsageError("--random-weights and --encoder-weights exclude each other: give one of them")
     path = None if random_weights else weights or fetch(spec)  # before seconds go into a network without them
-    network = _create(spec.model, size, device)
     if taps:
-        spec = _with_taps(spec, network, taps)
+        spec = _with_taps(spec, taps)
+    check_input_size(spec, size)
+    network = _create(spec.model, size, device)
     digest = "random"
     if path is not None:
         state = _encoder_keys(spec, read_weights(path), path)
@@ -221,10 +248,11 @@ def timm_spec(name: str, *, input_size: int | None) -> EncoderSpec:
         parameters=sum(p.numel() for p in network.parameters()),
         feature_set="multires",
         trained_by=f"timm, {cfg.tag}" if cfg and cfg.tag else "timm, no published weights",
-        supervised=False,
+        supervised=None,
         licence=str(cfg.license or "see the model card") if cfg else "none",
         input_size=input_size or (int(cfg.input_size[-1]) if cfg else 224),
         normalisation="other",
+        any_size=not getattr(cfg, "fixed_input_size", False) or len(set(strides)) > 1,
     )
 
 
@@ -232,21 +260,20 @@ def _layers(network: Any) -> list[tuple[str, int, int]]:
     """Layers that can be tapped: name, index in `forward_intermediates`, stride in pixels."""
     info = [dict(entry) for entry in getattr(network.feature_info, "info", network.feature_info)]
     same = len({entry["reduction"] for entry in info}) == 1
-    layers = []
-    for index, entry in enumerate(info):
-        last = str(entry["module"]).rpartition(".")[2]
-        name = last if not last.isdigit() else f"{'block' if same else 'stage'}{index + 1}"
-        layers.append((name, index, int(entry["reduction"])))
-    return layers
+    lasts = [str(entry["module"]).rpartition(".")[2] for entry in info]
+    names = [
+        last if not last.isdigit() else f"{'block' if same else 'stage'}{index + 1}" for index, last in enumerate(lasts)
+    ]
+    if len(set(names)) < len(names):  # terms of the loss go by these names
+        names = [str(entry["module"]).replace("/", ".") for entry in info]
+    if len(set(names)) < len(names):
+        names = [f"{name}-{index}" for index, name in enumerate(names)]
+    return [(name, index, int(entry["reduction"])) for index, (name, entry) in enumerate(zip(names, info, strict=True))]
 
 
-def _with_taps(spec: EncoderSpec, network: Any, taps: Sequence[str]) -> EncoderSpec:
-    known = {name: (name, index, stride) for name, index, stride in _layers(network)}
-    unknown = [tap for tap in taps if tap not in known]
-    if unknown or len(set(taps)) < len(taps):
-        what = f"{spec.name} has no layer {', '.join(unknown)}" if unknown else "a layer is named twice"
-        raise UsageError(f"--taps {','.join(taps)}: {what}; expected some of {', '.join(known)}")
-    chosen = sorted((known[tap] for tap in taps), key=lambda layer: layer[1])
+def _with_taps(spec: EncoderSpec, taps: Sequence[str]) -> EncoderSpec:
+    layers = {layer[0]: layer for layer in _layers(_create(spec.model, spec.input_size, "meta"))}
+    chosen = [layers[name] for name in require_taps(spec.name, taps, list(layers))]
     return replace(
         spec, taps=tuple((name, index) for name, index, _ in chosen), strides=tuple(stride for *_, stride in chosen)
     )

@@ -1,5 +1,6 @@
 """The encoders themselves: pixels, any timm model with taps, and the encoder half of a MAE trained here."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -51,6 +52,9 @@ class FrozenEncoder(nn.Module):
         """Feature maps of float images [N, 3, H, W] in [-1, 1]."""
         raise TypeError(f"{type(self).__name__} defines no maps")
 
+    def compile_trunk(self) -> None:
+        """Compile what comes after resizing, whose backward pass inductor cannot compile for changing batch sizes."""
+
 
 class PixelEncoder(FrozenEncoder):
     """The image itself as one vector of 3 * H * W channels."""
@@ -86,6 +90,7 @@ class TimmEncoder(FrozenEncoder):
         self._options: dict[str, Any] = {"norm": True} if spec.reading != "maps" else {}
         if spec.reading == "class token":
             self._options["return_prefix_tokens"] = True
+        self._trunk = self._read
         network.prune_intermediate_layers([index for _, index in spec.taps], prune_norm=spec.reading == "maps")
 
     def describe(self) -> dict[str, Any]:
@@ -94,10 +99,16 @@ class TimmEncoder(FrozenEncoder):
             "model": self.spec.model,
             "taps": [f"{name}={index}" for name, index in self.spec.taps],
             "reading": self.spec.reading,
+            "mean": self.mean.flatten().tolist(),
+            "std": self.std.flatten().tolist(),
         }
 
     def maps(self, images: torch.Tensor) -> list[FeatureMap]:
         inputs = (resize(images, self.input_size) / 2 + 0.5 - self.mean) / self.std
+        outputs = self._trunk(inputs)
+        return [FeatureMap(name, values) for (name, _), values in zip(self.spec.taps, outputs, strict=True)]
+
+    def _read(self, inputs: torch.Tensor) -> list[torch.Tensor]:
         outputs = self.network.forward_intermediates(
             inputs,
             indices=[index for _, index in self.spec.taps],
@@ -106,24 +117,63 @@ class TimmEncoder(FrozenEncoder):
             **self._options,
         )
         if self.spec.reading == "class token":  # (map, prefix tokens [N, K, C]), the first of which is the class token
-            outputs = [prefix[:, 0, :, None, None] for _, prefix in outputs]
-        return [FeatureMap(name, values) for (name, _), values in zip(self.spec.taps, outputs, strict=True)]
+            return [prefix[:, 0, :, None, None] for _, prefix in outputs]
+        return list(outputs)
+
+    def compile_trunk(self) -> None:
+        self._trunk = torch.compile(self._read)
 
 
 class MAEEncoder(FrozenEncoder):
-    """The four scales of a masked autoencoder's encoder, at the resolution it was trained at."""
+    """Scales of a masked autoencoder's encoder, at the resolution it was trained at. Those behind the last are dropped.
 
-    def __init__(self, name: str, network: MAEResNet, *, input_size: int):
+    Args:
+        name: as given on the command line.
+        network: of which stem and stages are used.
+        input_size: side in pixels to which images are resized.
+        taps: which scales, as stage1 to stage4; None: all.
+
+    Raises:
+        UsageError: a tap that is not there.
+    """
+
+    def __init__(self, name: str, network: MAEResNet, *, input_size: int, taps: Sequence[str] | None = None):
         super().__init__(name, input_size=input_size, feature_set="paper")
-        self.stem, self.stages = network.stem, network.stages
+        known = [f"stage{number}" for number in range(1, len(network.stages) + 1)]
+        self.taps = require_taps(name, taps or known, known)
+        self.stem, self.stages = network.stem, network.stages[: known.index(self.taps[-1]) + 1]
+        self._trunk = self._read
+
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), "taps": self.taps}
 
     def maps(self, images: torch.Tensor) -> list[FeatureMap]:
-        h = self.stem(resize(images, self.input_size))
-        maps = []
+        outputs = self._trunk(resize(images, self.input_size))
+        return [FeatureMap(name, values) for name, values in zip(self.taps, outputs, strict=True)]
+
+    def _read(self, inputs: torch.Tensor) -> list[torch.Tensor]:
+        h, outputs = self.stem(inputs), []
         for number, stage in enumerate(self.stages, start=1):
             h = stage(h)
-            maps.append(FeatureMap(f"stage{number}", h))
-        return maps
+            if f"stage{number}" in self.taps:
+                outputs.append(h)
+        return outputs
+
+    def compile_trunk(self) -> None:
+        self._trunk = torch.compile(self._read)
+
+
+def require_taps(encoder: str, taps: Sequence[str], known: Sequence[str]) -> list[str]:
+    """The taps in the order of the layers.
+
+    Raises:
+        UsageError: one is not known, or stands there twice.
+    """
+    unknown = [tap for tap in taps if tap not in known]
+    if unknown or len(set(taps)) < len(taps):
+        what = f"{encoder} has no layer {', '.join(unknown)}" if unknown else "a layer is named twice"
+        raise UsageError(f"--taps {','.join(taps)}: {what}; expected some of {', '.join(known)}")
+    return [name for name in known if name in taps]
 
 
 def resize(images: torch.Tensor, size: int) -> torch.Tensor:

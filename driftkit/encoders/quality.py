@@ -24,10 +24,11 @@ def knn_accuracy(
     asked = F.normalize(queries - centre, dim=1)
     count = min(neighbours, len(bank))
     right = 0
-    for rows, truth in zip(asked.split(QUERY_ROWS), labels.split(QUERY_ROWS), strict=True):
-        nearest = (rows @ known.T).topk(count, dim=1).indices  # [m, count]
-        votes = F.one_hot(bank_labels[nearest], int(bank_labels.max()) + 1).sum(dim=1)
-        right += int((votes.argmax(dim=1) == truth).sum())
+    with torch.autocast(bank.device.type, enabled=False):  # bfloat16 would make ties of close neighbours
+        for rows, truth in zip(asked.split(QUERY_ROWS), labels.split(QUERY_ROWS), strict=True):
+            nearest = (rows @ known.T).topk(count, dim=1).indices  # [m, count]
+            votes = F.one_hot(bank_labels[nearest], int(bank_labels.max()) + 1).sum(dim=1)
+            right += int((votes.argmax(dim=1) == truth).sum())
     return right / len(labels)
 
 

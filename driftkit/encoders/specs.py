@@ -34,7 +34,7 @@ class EncoderSpec:
         parameters: of the part that is used, up to the last tap, at the row's input size.
         feature_set: what is made of the maps unless something else is asked for.
         trained_by: method and data.
-        supervised: whether labels or captions were used.
+        supervised: whether labels or captions were used; None where nobody said.
         licence: of the weights.
         input_size: side in pixels to which images are resized.
         normalisation: key of NORMALISATIONS, or "other": as timm has it.
@@ -42,6 +42,7 @@ class EncoderSpec:
         weights_url: where the file lies when it is not on the hub.
         weights_prefix: the file is a training checkpoint; only keys under the prefix belong to the encoder.
         dropped_keys: beginnings of keys under the prefix that do not belong to it after all.
+        any_size: the strides need not divide the input size.
     """
 
     name: str
@@ -51,7 +52,7 @@ class EncoderSpec:
     parameters: int
     feature_set: str
     trained_by: str
-    supervised: bool
+    supervised: bool | None
     licence: str
     input_size: int = 224
     normalisation: Normalisation = "imagenet"
@@ -59,11 +60,12 @@ class EncoderSpec:
     weights_url: str | None = None
     weights_prefix: str = ""
     dropped_keys: tuple[str, ...] = ()
+    any_size: bool = False
 
     @property
     def patch(self) -> int:
         """Side in pixels that must divide the input size."""
-        return max(self.strides)
+        return 1 if self.any_size else max(self.strides)
 
 
 def _plain_vit(
@@ -122,7 +124,7 @@ SPECS = {
             "SigLIP 2, WebLI captions", True, "Apache-2.0", normalisation="half",
         ),
         _plain_vit(
-            "clip", "vit_base_patch16_clip_224.openai", 16, 85_797_888,
+            "clip", "vit_base_patch16_clip_quickgelu_224.openai", 16, 85_797_888,
             "CLIP, 400 M captions", True, "MIT", normalisation="clip",
         ),
         _plain_vit(

@@ -9,7 +9,7 @@ import torch
 from driftkit.encoders.features import FeatureSet
 from driftkit.encoders.networks import FrozenEncoder
 from driftkit.errors import DriftkitError
-from driftkit.runtime.device import peak_memory_gib, reset_peak_memory, synchronize
+from driftkit.runtime.device import autocast, autocast_dtype, peak_memory_gib, reset_peak_memory, synchronize
 
 SIZES = (32, 64, 112, 224)
 
@@ -42,7 +42,7 @@ def measure_encoder_speed(
     budget_seconds: float = 10.0,
     report: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> list[EncoderSpeed]:
-    """Time the encoder at each input size, smallest first.
+    """Time the encoder at each input size, smallest first, in the number format that training would choose.
 
     Args:
         load: input size -> the encoder at that size; raises DriftkitError for a size that does not fit.
@@ -85,13 +85,17 @@ def _time(
     images = torch.rand(batch_size, 3, image_size, image_size, generator=torch.Generator().manual_seed(0)).to(device)
     images = images * 2 - 1
 
+    images = images.contiguous(memory_format=torch.channels_last)
+    dtype = autocast_dtype("auto", device)
+
     def forward() -> None:
-        with torch.inference_mode():
+        with torch.inference_mode(), autocast(device, dtype):
             feature_set(encoder.maps(images), images)
 
     def both() -> None:
         inputs = images.clone().requires_grad_(True)
-        groups = feature_set(encoder.maps(inputs), inputs)
+        with autocast(device, dtype):
+            groups = feature_set(encoder.maps(inputs), inputs)
         torch.autograd.grad(torch.stack([group.values.float().mean() for group in groups]).sum(), inputs)
 
     reset_peak_memory(device)

@@ -153,10 +153,10 @@ def fetch_weights(features: str) -> Path:
 
 
 def _run_encoder(path: Path, device: torch.device) -> Extractor:
-    """Global means of all feature maps of a MAE run, one after another."""
-    from driftkit.encoders.loading import load_run_encoder
+    """Global means of all feature maps of a MAE run, or of the encoder it exported, one after another."""
+    from driftkit.encoders.loading import load_encoder_file, load_run_encoder
 
-    encoder = load_run_encoder(path, device=device)
+    encoder = load_encoder_file(path, device=device) if path.is_file() else load_run_encoder(path, device=device)
 
     def embed(images: torch.Tensor) -> tuple[torch.Tensor, None]:
         maps = encoder.maps(to_float(images))
@@ -166,7 +166,7 @@ def _run_encoder(path: Path, device: torch.device) -> Extractor:
     with torch.inference_mode():
         dim = embed(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=device))[0].shape[1]
     return Extractor(
-        name=f"{ENCODER_PREFIX}{path.resolve().name}",
+        name=f"{ENCODER_PREFIX}{(path.parent if path.is_file() else path).resolve().name}",
         version="global means of all maps, 1",
         weights_digest=encoder.weights_digest,
         resize=f"{size}x{size} bicubic, antialiased when shrinking",

@@ -61,16 +61,17 @@ class MAEResNet(nn.Module):
             maps.append(h)
         return maps
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Masked images [N, 3, H, W] -> reconstruction [N, 3, H, W]."""
+    def forward(self, images: torch.Tensor, *, classify: bool = False) -> torch.Tensor:
+        """Masked images [N, 3, H, W] -> reconstruction [N, 3, H, W]; whole ones -> logits [N, num_classes].
+
+        Both are one call, so that a compiled network serves both.
+        """
         *skips, h = self.encode(images)
+        if classify:
+            assert self.head is not None, "built without num_classes"
+            logits: torch.Tensor = self.head(h.mean(dim=(2, 3)))
+            return logits
         for block, skip in zip(self.decoder, reversed(skips), strict=True):
             h = block(torch.cat([F.interpolate(h, scale_factor=2.0, mode="nearest"), skip], dim=1))
         out: torch.Tensor = self.output(h)
         return out
-
-    def classify(self, images: torch.Tensor) -> torch.Tensor:
-        """Whole images [N, 3, H, W] -> logits [N, num_classes], a linear function of the last map's mean."""
-        assert self.head is not None, "built without num_classes"
-        logits: torch.Tensor = self.head(self.encode(images)[-1].mean(dim=(2, 3)))
-        return logits

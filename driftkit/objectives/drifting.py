@@ -68,10 +68,12 @@ class Drifting:
 
         With several chunks the features are first made without a graph; once the field has given their gradient,
         every chunk is generated again, with the same dropout, and takes its share of it. Averaging the losses of
-        chunks, each with its own field, would be another and worse method.
+        chunks, each with its own field, would be another and worse method. Dropout draws per chunk, so that another
+        chunk size is another, equally valid, draw of its masks. torch's global generators are seeded here.
         """
         chunks = how.chunks(len(batch.slots))
         noise = image_noise(batch.seed, "prior", batch.slots, batch.images.shape[1:], step=batch.step).to(batch.images)
+        how.clock.mark("data")
         positives = self._positives(batch, how)
         if len(chunks) == 1:
             parts = [self._generate(model, noise, chunks[0], batch, how)]

@@ -16,6 +16,7 @@ from driftkit.protocols import Batch, Execution, StepLoss
 from driftkit.runtime.distributed import Ranks
 from driftkit.runtime.random import generator_for
 
+NEVER = -1
 NEIGHBOURS = 20
 MEASURE_BATCH = 250
 ASPECT = 4 / 3  # crops are at most this much wider than high, or higher than wide
@@ -32,15 +33,15 @@ class MAEConfig(BaseModel):
     min_crop: float = Field(
         0.2, gt=0, le=1, description="smallest share of the area that a random resized crop keeps; 1: no cropping"
     )
-    finetune_from: int | None = Field(
-        None, ge=0, description="step from which a linear classifier is trained along, which needs labels; None: never"
+    finetune_from: int = Field(
+        NEVER, ge=NEVER, description="step from which a linear classifier is trained along, given labels; -1: never"
     )
     finetune_ramp: int = Field(1000, ge=1, description="steps over which the classifier's weight rises from 0")
     finetune_weight: float = Field(0.1, gt=0, description="weight of the classifier's loss after the ramp")
 
     def classifier_weight(self, step: int) -> float:
         """Weight of the classification loss at a step."""
-        if self.finetune_from is None or step < self.finetune_from:
+        if self.finetune_from == NEVER or step < self.finetune_from:
             return 0.0
         return self.finetune_weight * min(1.0, (step - self.finetune_from + 1) / self.finetune_ramp)
 
@@ -78,18 +79,19 @@ class MAE:
         self.held_out = held_out
 
     def accumulate(self, model: nn.Module, batch: Batch, how: Execution) -> StepLoss:
-        masks = self._masks(batch.images, batch.slots, seed=batch.seed, step=batch.step)
+        cropped = self._cropped(batch)  # here, where no autocast rounds the crop's coordinates
+        masks = self._masks(cropped, batch.slots, seed=batch.seed, step=batch.step)
         # Every rank divides by the mean counts over ranks, so that the gradients average to that of all images.
         masked = (self.ranks.mean(masks.sum()) * batch.images.shape[1]).clamp(min=1)
         labelled = self.ranks.mean((batch.labels >= 0).sum().float()).clamp(min=1)
         weight = self.config.classifier_weight(batch.step)
 
         def loss(part: Batch, which: slice) -> StepLoss:
-            images, mask = self._cropped(part), masks[which]
+            images, mask = cropped[which], masks[which]
             total = ((model(images * (1 - mask)).float() - images).square() * mask).sum() / masked
             terms, health = {"masked_mse": total}, {}
             if weight:
-                logits = model.classify(images).float()  # type: ignore[operator]
+                logits = model(images, classify=True).float()
                 cross_entropy = F.cross_entropy(logits, part.labels, ignore_index=-1, reduction="sum") / labelled
                 terms["classifier"] = weight * cross_entropy
                 total = total + terms["classifier"]

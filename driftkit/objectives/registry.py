@@ -3,26 +3,28 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from driftkit.artifacts.files import state_digest
 from driftkit.artifacts.run import Run
 from driftkit.datasets.packs import ImagePack
 from driftkit.diffusion.samplers import sample_ddim, sample_ddpm, sample_dpm_solver
 from driftkit.drift.sampler import sample_one_step
 from driftkit.encoders.cache import FeatureCache, FeatureSource, open_cache
-from driftkit.encoders.features import feature_set
-from driftkit.encoders.loading import export_encoder, load_encoder, state_digest
+from driftkit.encoders.features import FEATURES_VERSION, feature_set
+from driftkit.encoders.loading import export_encoder, load_encoder
 from driftkit.encoders.networks import FrozenEncoder
 from driftkit.errors import UsageError
 from driftkit.nn.mae_resnet import MAEResNet, MAEResNetConfig
 from driftkit.nn.unet import UNet, UNetConfig
 from driftkit.objectives.ddpm import DDPM, DDPMConfig
 from driftkit.objectives.drifting import Drifting, DriftingConfig
-from driftkit.objectives.mae import MAE, HeldOut, LabelledImages, MAEConfig
+from driftkit.objectives.mae import MAE, NEVER, HeldOut, LabelledImages, MAEConfig
 from driftkit.protocols import Execution, Objective, Sampler
 from driftkit.runtime.device import autocast
 from driftkit.runtime.distributed import Ranks
@@ -74,6 +76,7 @@ class ObjectiveKind:
         samplers: sampler name -> function of the objective's config that makes the sampler; the first is the default.
             Empty where the method generates no images.
         min_batch: images that the global batch must have.
+        holdout: share of the images kept out of training to measure on, unless data.holdout says how many.
         complete: fills in what the network's config leaves to the images.
         export: writes what the finished run is used for elsewhere.
     """
@@ -83,6 +86,7 @@ class ObjectiveKind:
     build: Callable[[Any, Setting], BuiltObjective]
     samplers: Mapping[str, Callable[[Any], Sampler]] = field(default_factory=dict)
     min_batch: int = 1
+    holdout: float = 0.0
     complete: Callable[[Any, Any, ImagePack], Any] = lambda objective, model, pack: model
     export: Callable[[Run], Path] | None = None
 
@@ -98,7 +102,7 @@ def _build_drifting(config: DriftingConfig, setting: Setting) -> BuiltObjective:
         device=setting.device,
     ).to(memory_format=torch.channels_last)
     if setting.compile:
-        encoder.maps = torch.compile(encoder.maps)  # type: ignore[method-assign]
+        encoder.compile_trunk()
     features = config.feature_set or encoder.feature_set
     cache = _open_cache(encoder, features, setting) if config.cache_features else None
     about = {
@@ -121,7 +125,8 @@ def _open_cache(encoder: FrozenEncoder, features: str, setting: Setting) -> Feat
         "encoder": encoder.describe(),
         "weights": digest,
         "feature_set": features,
-        "computed_in": str(setting.dtype).removeprefix("torch."),
+        "computed_in": f"{str(setting.dtype).removeprefix('torch.')} on {setting.device.type}",
+        "versions": {"features": FEATURES_VERSION, "timm": version("timm"), "torch": version("torch")},
     }
     how = Execution(autocast=partial(autocast, setting.device, setting.dtype))
     source = FeatureSource(encoder, feature_set(features), key, setting.device, how)
@@ -133,24 +138,26 @@ def _open_cache(encoder: FrozenEncoder, features: str, setting: Setting) -> Feat
 def _build_mae(config: MAEConfig, setting: Setting) -> BuiltObjective:
     pack = setting.pack
     held_out = None
-    if len(setting.held_out):
+    if len(setting.held_out) and setting.ranks.is_main:  # which alone measures
         bank = setting.training[shuffled_indices(0, 0, len(setting.training))[:BANK_IMAGES]]
         held_out = HeldOut(*(LabelledImages(pack.images[i], pack.labels[i]) for i in (bank, setting.held_out)))
     return BuiltObjective(MAE(config, ranks=setting.ranks, held_out=held_out))
 
 
 def _complete_mae(config: MAEConfig, model: MAEResNetConfig, pack: ImagePack) -> MAEResNetConfig:
-    if config.finetune_from is None:
+    if config.finetune_from == NEVER:
         return model
     if len(pack.classes) < 2:
         raise UsageError(
             f"objective.finetune_from: {pack.path} has {len(pack.classes)} classes; fine-tuning needs at least 2 "
-            "(images in a folder per class)"
+            f"(images in a folder per class); without it: --set objective.finetune_from={NEVER}"
         )
+    if model.num_classes is not None and model.num_classes < len(pack.classes):
+        raise UsageError(f"model.num_classes {model.num_classes}: {pack.path} has {len(pack.classes)} classes")
     return model.model_copy(update={"num_classes": model.num_classes or len(pack.classes)})
 
 
-BANK_IMAGES = 10_000  # in which held-out images look for neighbours
+BANK_IMAGES = 5_000  # in which held-out images look for neighbours
 
 OBJECTIVES = {
     kind.name: kind
@@ -172,7 +179,7 @@ OBJECTIVES = {
                 "dpm-solver": lambda config: partial(sample_dpm_solver, schedule=config.schedule()),
             },
         ),
-        ObjectiveKind("mae", "mae_resnet", _build_mae, complete=_complete_mae, export=export_encoder),
+        ObjectiveKind("mae", "mae_resnet", _build_mae, holdout=0.02, complete=_complete_mae, export=export_encoder),
     )
 }
 

@@ -4,6 +4,8 @@ import time
 
 import torch
 
+MOST_MARKS = 4096  # events kept before they are added up, for which a GPU must be waited for
+
 
 class StepClock:
     """Adds up the time between marks under the name of the later one.
@@ -15,8 +17,9 @@ class StepClock:
     """
 
     def __init__(self, device: torch.device | None = None):
-        self._cuda = device is not None and device.type == "cuda"
+        self._device = device if device is not None and device.type == "cuda" else None
         self._marks: list[tuple[str | None, float | torch.cuda.Event]] = []
+        self._totals: dict[str, float] = {}
 
     def start(self) -> None:
         """A step begins; what passed since the last mark belongs to nobody."""
@@ -27,22 +30,28 @@ class StepClock:
         self._mark(name)
 
     def _mark(self, name: str | None) -> None:
-        if self._cuda:
+        if self._device is not None:
             event = torch.cuda.Event(enable_timing=True)
             event.record()
             self._marks.append((name, event))
         else:
             self._marks.append((name, time.perf_counter()))
+        if len(self._marks) >= MOST_MARKS:
+            self._add_up()
+
+    def _add_up(self) -> None:
+        """Turn marks into seconds; the last one stays, since the next begins there."""
+        if self._device is not None:
+            torch.cuda.synchronize(self._device)
+        for (_, before), (name, after) in zip(self._marks, self._marks[1:], strict=False):
+            if name is not None:
+                self._totals[name] = self._totals.get(name, 0.0) + _between(before, after)
+        del self._marks[:-1]
 
     def seconds(self) -> dict[str, float]:
         """Seconds by name since the last call, in order of first appearance; forgets them."""
-        if self._cuda and self._marks:
-            torch.cuda.synchronize()
-        totals: dict[str, float] = {}
-        for (_, before), (name, after) in zip(self._marks, self._marks[1:], strict=False):
-            if name is not None:
-                totals[name] = totals.get(name, 0.0) + _between(before, after)
-        self._marks = []
+        self._add_up()
+        totals, self._totals = self._totals, {}
         return totals
 
 

@@ -20,7 +20,7 @@ from driftkit.training.loop import TrainerConfig
 # What may differ when a run resumes: how long it goes on and what it writes on the way.
 FREE_ON_RESUME = {
     "trainer.steps", "trainer.log_every", "trainer.sample_every", "trainer.checkpoint_every", "trainer.keep_every",
-    "trainer.tracker", "trainer.measure_every",
+    "trainer.tracker", "trainer.measure_every", "trainer.micro_batch",
 }  # fmt: skip
 
 
@@ -32,7 +32,9 @@ class DataConfig(BaseModel):
     spec: str = Field("cifar10", description="shapes, cifar10, a folder, an archive or a pack")
     image_size: int | None = Field(None, ge=8, le=1024, description="side in pixels; None: that of the images")
     limit: int | None = Field(None, ge=1, description="use only this many images; None: all")
-    holdout: int = Field(0, ge=0, description="images kept out of training, to measure on (mae)")
+    holdout: int | None = Field(
+        None, ge=0, description="images kept out of training, to measure on; None: 2 %, at most 1000, for mae, else 0"
+    )
     horizontal_flip: bool = Field(True, description="mirror half of the images")
 
 
@@ -109,5 +111,7 @@ def _objective_name(values: Mapping[str, Any]) -> str | None:
 def default_output(config: TrainConfig) -> Path:
     """`outputs/drift_mocov2`, `outputs/ddpm`, `outputs/mae`."""
     encoder = getattr(config.objective, "encoder", None)
-    name = config.objective.name + (f"_{Path(encoder).name}" if encoder else "")
+    if encoder and Path(encoder).suffix == ".safetensors":
+        encoder = str(Path(encoder).parent)  # every MAE run calls its exported encoder alike
+    name = config.objective.name + (f"_{Path(encoder).name.replace(':', '-')}" if encoder else "")
     return Path("outputs") / name

@@ -207,10 +207,12 @@ def _folders() -> list[dict[str, Any]]:
     import torch
 
     from driftkit.datasets.sources import data_directory
+    from driftkit.runtime.folders import CACHE_VARIABLE, cache_folder
 
     places = [
         ("torch hub cache", Path(torch.hub.get_dir()), "TORCH_HOME"),
         ("imported images", data_directory(), "DRIFTKIT_DATA_DIR"),
+        ("feature caches", cache_folder(), CACHE_VARIABLE),
         ("runs", OUTPUTS, None),
     ]
     if importlib.util.find_spec("huggingface_hub"):

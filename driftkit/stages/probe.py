@@ -8,11 +8,10 @@ from typing import Any
 import torch
 
 from driftkit.artifacts.files import atomic_path, write_json
-from driftkit.artifacts.run import Run
 from driftkit.datasets.packs import ImagePack, balanced_indices
 from driftkit.datasets.sources import open_dataset
 from driftkit.encoders.features import feature_set
-from driftkit.encoders.loading import load_encoder
+from driftkit.encoders.loading import load_encoder, native_image_size
 from driftkit.encoders.networks import FrozenEncoder
 from driftkit.encoders.specs import INTERPOLATION, PIXEL, SPECS
 from driftkit.encoders.weights import locate
@@ -101,8 +100,7 @@ def probe_encoder(
         _check_counts(probing, pack)
         image_size = pack.image_size
     elif image_size is None:
-        trained_at = Run.open(Path(name)).manifest()["config"]["data"]["image_size"] if Path(name).is_dir() else None
-        image_size = int(trained_at or 32)
+        image_size = native_image_size(name) or 32
     side = image_size
     # Shapes alone follow from the architecture: random weights need not even be drawn.
     place = torch.device("meta") if random_weights and pack is None and not probing.speed else torch.device(device)
@@ -116,7 +114,7 @@ def probe_encoder(
             random_weights=random_weights,
             taps=taps,
             device=place,
-        )
+        ).to(memory_format=torch.channels_last)  # as training has it
 
     encoder = load(input_size)
     spec = getattr(encoder, "spec", None)

@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from driftkit.artifacts.run import Run
 from driftkit.config.layers import flatten
 from driftkit.datasets.packs import ImagePack
 from driftkit.datasets.sources import open_dataset
 from driftkit.errors import InterruptedRunError, UsageError
-from driftkit.objectives.registry import OBJECTIVES, ObjectiveKind, Setting, build_network
+from driftkit.objectives.registry import OBJECTIVES, BuiltObjective, ObjectiveKind, Setting, build_network
 from driftkit.runtime.device import autocast_dtype, resolve_device
 from driftkit.runtime.distributed import Ranks, local_rank
 from driftkit.runtime.random import generator_for, stream_seed
@@ -21,7 +22,12 @@ from driftkit.training.loop import Trainer
 
 Resume = Literal["auto", "never"]
 
-FOLLOWS_FROM_DATA = ("data.image_size", "model.num_classes")  # left open in a config, filled in from the images
+MOST_HELD_OUT = 1000
+FOLLOWS_FROM_DATA = (
+    "data.image_size",
+    "data.holdout",
+    "model.num_classes",
+)  # left open in a config, filled in from the images
 
 
 @dataclass(frozen=True)
@@ -59,25 +65,16 @@ def train(
     config = _completed(config, pack)
     kind = OBJECTIVES[config.objective.name]
     _check_batch(config, kind, ranks)
-    training, held_out = hold_out(len(pack), config.data.holdout)
-    setting = Setting(
-        pack,
-        training,
-        held_out,
-        flips=config.data.horizontal_flip,
-        dtype=autocast_dtype(config.trainer.precision, place),
-        compile=config.trainer.compile,
-        device=place,
-        ranks=ranks,
-    )
+    setting = _setting(config, pack, place, ranks)
     built = kind.build(config.objective, setting)
     torch.manual_seed(stream_seed(config.seed, "initial weights"))
     network = build_network(config.model, image_size=pack.image_size)
     document = config.model_dump(mode="json")
+    all_origins = {key: origins.get(key, "default") for key in flatten(document)}
     if ranks.is_main and not existing:
         run.create(
             config=document,
-            origins={key: origins.get(key, "default") for key in flatten(document)},
+            origins=all_origins,
             inputs={"data": {"spec": config.data.spec, "digest": pack.digest, "count": len(pack)}},
             parameters=sum(p.numel() for p in network.parameters()),
             encoder=built.encoder,
@@ -85,32 +82,11 @@ def train(
     elif existing:
         _require_same_inputs(run, pack, built.encoder, ranks)
     ranks.barrier()
-    feed = Feed(
-        pack.images,
-        pack.labels,
-        batch_size=config.trainer.batch_size,
-        horizontal_flip=config.data.horizontal_flip,
-        seed=config.seed,
-        ranks=ranks,
-        device=place,
-        indices=training,
-    )
-    trainer = Trainer(
-        built.objective,
-        network,
-        feed,
-        run,
-        config.trainer,
-        seed=config.seed,
-        image_size=pack.image_size,
-        ranks=ranks,
-        device=place,
-        header={"driftkit": "weights", "config": document},
-    )
+    trainer = _trainer(config, setting, built, network, run)
     resumed = trainer.resume() if existing else False
     start = trainer.step
     if resumed and start < config.trainer.steps and ranks.is_main:
-        run.update(config=document, origins={key: origins.get(key, "default") for key in flatten(document)})
+        run.update(config=document, origins=all_origins)
     try:
         trainer.train()
     except InterruptedRunError:
@@ -124,6 +100,45 @@ def train(
     return TrainResult(run, start if resumed else None, ranks)
 
 
+def _setting(config: TrainConfig, pack: ImagePack, device: torch.device, ranks: Ranks) -> Setting:
+    training, held_out = hold_out(len(pack), config.data.holdout or 0)
+    return Setting(
+        pack,
+        training,
+        held_out,
+        flips=config.data.horizontal_flip,
+        dtype=autocast_dtype(config.trainer.precision, device),
+        compile=config.trainer.compile,
+        device=device,
+        ranks=ranks,
+    )
+
+
+def _trainer(config: TrainConfig, setting: Setting, built: BuiltObjective, network: nn.Module, run: Run) -> Trainer:
+    feed = Feed(
+        setting.pack.images,
+        setting.pack.labels,
+        batch_size=config.trainer.batch_size,
+        horizontal_flip=config.data.horizontal_flip,
+        seed=config.seed,
+        ranks=setting.ranks,
+        device=setting.device,
+        indices=setting.training,
+    )
+    return Trainer(
+        built.objective,
+        network,
+        feed,
+        run,
+        config.trainer,
+        seed=config.seed,
+        image_size=setting.pack.image_size,
+        ranks=setting.ranks,
+        device=setting.device,
+        header={"driftkit": "weights", "config": config.model_dump(mode="json")},
+    )
+
+
 def _existing_run(run: Run, config: TrainConfig, resume: Resume) -> bool:
     """Whether `run` is there and may be resumed with this config."""
     if not run.path.exists():
@@ -134,8 +149,8 @@ def _existing_run(run: Run, config: TrainConfig, resume: Resume) -> bool:
         raise UsageError(f"--output {run.path} is not empty and holds no run; give another folder")
     if resume == "never":
         raise UsageError(f"--resume never: {run.path} already holds a run; give another --output or remove it")
-    saved = flatten(Run.open(run.path).manifest()["config"])
     wanted = flatten(config.model_dump(mode="json"))
+    saved = {**_before(config), **flatten(Run.open(run.path).manifest()["config"])}
     for key in FOLLOWS_FROM_DATA:
         if wanted.get(key) is None and key in saved:
             wanted[key] = saved[key]
@@ -153,12 +168,27 @@ def _existing_run(run: Run, config: TrainConfig, resume: Resume) -> bool:
     return True
 
 
+def _before(config: TrainConfig) -> dict[str, Any]:
+    """What settings that an older manifest does not have stood for when it was written: their defaults, mostly."""
+    defaults = type(config).model_validate(
+        {"objective": {"name": config.objective.name}, "model": {"kind": config.model.kind}}
+    )
+    later: dict[str, Any] = {"data.holdout": 0}
+    if config.objective.name == "mae":
+        later |= {"objective.min_crop": 1.0}
+    return {**flatten(defaults.model_dump(mode="json")), **later}
+
+
 def _completed(config: TrainConfig, pack: ImagePack) -> TrainConfig:
     """The config with what it leaves to the images."""
+    kind = OBJECTIVES[config.objective.name]
+    holdout = config.data.holdout
+    if holdout is None:
+        holdout = min(MOST_HELD_OUT, int(kind.holdout * len(pack)))
     return config.model_copy(
         update={
-            "data": config.data.model_copy(update={"image_size": pack.image_size}),
-            "model": OBJECTIVES[config.objective.name].complete(config.objective, config.model, pack),
+            "data": config.data.model_copy(update={"image_size": pack.image_size, "holdout": holdout}),
+            "model": kind.complete(config.objective, config.model, pack),
         }
     )
 

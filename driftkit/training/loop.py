@@ -48,14 +48,16 @@ class TrainerConfig(BaseModel):
     gradient_clip: float = Field(2.0, gt=0, description="largest gradient norm")
     ema_decay: float = Field(0.9999, ge=0, lt=1, description="decay of the averaged weights per step, after warm-up")
     precision: Precision = Field("auto", description="float32, bfloat16, or auto: bfloat16 where the device gains")
-    compile: bool = Field(False, description="compile the trained network with torch.compile")
+    compile: bool = Field(False, description="compile the trained network, and the frozen encoder, with torch.compile")
     micro_batch: int | None = Field(
         None, ge=1, description="images that networks see at a time, with the gradient of the whole batch; None: all"
     )
     log_every: int = Field(10, ge=1, description="steps between metric records")
     sample_every: int = Field(500, ge=0, description="steps between sample grids; 0: none")
     checkpoint_every: int = Field(1000, ge=0, description="steps between checkpoints; 0: only the last")
-    measure_every: int = Field(0, ge=0, description="steps between measurements on held-out images; 0: at the end")
+    measure_every: int = Field(
+        0, ge=0, description="steps between measurements on held-out images; 0: with the sample grids"
+    )
     tracker: TrackerName = Field("none", description="copy metrics and grids to: none, tensorboard or wandb")
     keep_every: int = Field(0, ge=0, description="checkpoints of these steps are kept; 0: only the last one is")
 
@@ -250,7 +252,7 @@ class Trainer:
         )
 
     def _measure_when_due(self, outcome: StepLoss) -> bool:
-        every = self.config.measure_every
+        every = self.config.measure_every or self.config.sample_every
         last = self.step == self.config.steps
         if not last and (not every or self.step % every):
             return False

@@ -1,5 +1,6 @@
 """Features of real images from disk: what they are, when they are made anew, and what is refused."""
 
+import dataclasses
 import json
 import shutil
 from collections import namedtuple
@@ -7,14 +8,18 @@ from collections import namedtuple
 import pytest
 import torch
 
+from driftkit.artifacts.files import read_tensors, write_tensors
 from driftkit.artifacts.images import to_float
 from driftkit.encoders.cache import FeatureSource, open_cache
 from driftkit.encoders.features import feature_set
 from driftkit.encoders.networks import MAEEncoder
 from driftkit.errors import DriftkitError, MissingError, ResourceError
 from driftkit.nn.mae_resnet import MAEResNet, MAEResNetConfig
+from driftkit.objectives.drifting import Drifting, DriftingConfig
+from driftkit.protocols import Execution
 from driftkit.runtime.distributed import Ranks
-from tests.conftest import TINY_DATA, TINY_LOOP, TINY_UNET, driftkit, train_tiny
+from driftkit.training.feed import Feed
+from tests.conftest import TINY_DATA, TINY_LOOP, TINY_UNET, driftkit, setting, train_tiny
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -87,6 +92,7 @@ def test_whatever_the_features_follow_from_makes_another_cache(encoder, tmp_path
 
 def test_ranks_share_the_shards(encoder, tmp_path, monkeypatch):
     monkeypatch.setattr(Ranks, "barrier", lambda self: None)
+    monkeypatch.setattr(Ranks, "max", lambda self, value: value)
     with pytest.raises(MissingError, match="shard-00001"):  # that of rank 1, for which no barrier waits here
         opened(encoder, tmp_path, ranks=Ranks(0, 2))
     assert encoder.seen == 1 + 20 + 2 * (8 + 4)
@@ -131,3 +137,42 @@ def test_training_with_a_cache_has_the_same_loss_and_starts_at_once_again(tmp_pa
     assert torch.allclose(losses["plain"], losses["cached"], rtol=1e-2)
     assert torch.equal(losses["cached"], losses["again"])
     assert len(list((tmp_path / "cache" / "features").iterdir())) == 1
+
+
+def test_the_gradient_with_cached_features_is_that_without(encoder, tmp_path):
+    """The loss would hardly tell: it is flat whatever the positives are."""
+    pack = setting(images(), flips=True)
+    cache = opened(encoder, tmp_path)
+    noise = torch.nn.Conv2d(3, 3, 3, padding=1)
+
+    class Generator(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = noise
+
+        def forward(self, x, t):
+            return self.layer(x)
+
+    feed = Feed(pack.pack.images, pack.pack.labels, batch_size=8, horizontal_flip=True, seed=0, ranks=Ranks(),
+                device=torch.device("cpu"))  # fmt: skip
+    gradients = {}
+    for name, used, batch in (("plain", None, 3), ("cached", cache, 3), ("other images", cache, 4)):
+        noise.zero_grad()
+        objective = Drifting(DriftingConfig(feature_set="paper"), encoder, ranks=Ranks(), cache=used)
+        real = feed.batch(3)
+        if batch != 3:
+            other = feed.batch(batch)
+            real = dataclasses.replace(real, indices=other.indices, flips=other.flips)
+        objective.accumulate(Generator(), real, Execution())
+        gradients[name] = torch.cat([p.grad.flatten() for p in noise.parameters()])
+    error = {n: ((g - gradients["plain"]).norm() / gradients["plain"].norm()).item() for n, g in gradients.items()}
+    assert error["cached"] < 1e-2
+    assert error["other images"] > 0.1
+
+
+def test_shards_of_another_offset_are_refused(encoder, tmp_path):
+    folder = opened(encoder, tmp_path).folder
+    offset = read_tensors(folder / "offset.safetensors")[0]["offset"]
+    write_tensors(folder / "offset.safetensors", {"offset": offset + 1})
+    with pytest.raises(MissingError, match="another offset"):
+        opened(encoder, tmp_path)

@@ -149,6 +149,34 @@ def test_a_mae_run_exports_its_encoder_as_one_file(tmp_path):
         load_encoder(str(weights))
 
 
+def test_a_mae_is_read_at_some_of_its_scales(tmp_path):
+    train_tiny(tmp_path / "mae", "mae")
+    whole, part = (load_encoder(str(tmp_path / "mae"), taps=taps) for taps in (None, ["stage3", "stage1"]))
+    images = torch.randn(2, 3, 8, 8)
+    assert [m.name for m in part.maps(images)] == ["stage1", "stage3"]
+    assert torch.equal(part.maps(images)[1].values, whole.maps(images)[2].values)
+    assert part.num_parameters < whole.num_parameters / 2  # the last stage is the largest
+    assert part.weights_digest == whole.weights_digest
+    with pytest.raises(UsageError, match="stage1, stage2, stage3, stage4"):
+        load_encoder(str(tmp_path / "mae"), taps=["stage5"])
+
+
+@pytest.mark.parametrize("name", ["multires", "paper", "last", "global", "locations"])
+@pytest.mark.parametrize("side", [1, 2, 3, 4, 5, 7, 8, 14])
+def test_no_vector_of_a_map_is_constant(name, side):
+    """Statistics over cells of one position would say nothing, and count as much as the others."""
+    torch.manual_seed(0)
+    groups = FEATURE_SETS[name]([FeatureMap("m", torch.randn(6, 4, side, side))], torch.randn(6, 3, 16, 16))
+    for group in groups:
+        assert (group.values.std(dim=1) > 1e-4).all(), group.name
+    if name == "paper":
+        for one in groups:
+            for other in groups:
+                assert (
+                    one is other or one.values.shape != other.values.shape or not torch.equal(one.values, other.values)
+                )
+
+
 def test_a_run_that_is_no_mae_is_no_encoder(tmp_path):
     train_tiny(tmp_path / "ddpm", "ddpm")
     with pytest.raises(UsageError, match="mae run"):

@@ -29,7 +29,7 @@ SMALL = {
     "dinov3": "vit_small_patch16_dinov3.lvd1689m",
     "eva02": "eva02_tiny_patch14_224.mim_in22k",
     "siglip2": "vit_base_patch32_siglip_256.v2_webli",
-    "clip": "vit_base_patch32_clip_224.openai",
+    "clip": "vit_base_patch32_clip_quickgelu_224.openai",
     "aimv2": "aimv2_large_patch14_224.apple_pt_dist",
     "radio": "vit_base_patch16_radio_v3.c_radio",
 }
@@ -134,12 +134,30 @@ def test_taps_are_named_by_layer_and_come_in_their_order():
         load_encoder("pixel", taps=["layer1"])
 
 
+def test_only_layers_that_are_read_must_fit_the_input_size():
+    assert load_encoder("mocov2", random_weights=True, taps=["layer2"], input_size=40, device="meta").input_size == 40
+    with pytest.raises(UsageError, match="32 or 64"):
+        load_encoder("resnet18", random_weights=True, taps=["layer4"], input_size=40, device="meta")
+
+
+def test_clip_has_the_activation_its_weights_were_trained_with():
+    encoder = load_encoder("clip", random_weights=True, device="meta")
+    assert "quickgelu" in type(encoder.network.blocks[0].mlp.act).__name__.lower()
+
+
+@pytest.mark.parametrize("model", ["tf_efficientnet_b3", "coat_tiny", "inception_v3", "levit_128s"])
+def test_odd_timm_models_have_their_own_input_size_and_layers_of_different_names(model):
+    encoder = load_encoder(f"timm:{model}", random_weights=True, device="meta")
+    maps = encoder.maps(torch.zeros(2, 3, 32, 32, device="meta"))
+    assert len({m.name for m in maps}) == len(maps) > 1
+
+
 def test_any_timm_model_is_tapped_at_its_quarters_or_its_stages():
     plain = timm_spec("timm:vit_tiny_patch16_224", input_size=None)
     assert [name for name, _ in plain.taps] == ["block3", "block6", "block9", "block12"]
     staged = timm_spec("timm:resnet26", input_size=128)
     assert [name for name, _ in staged.taps] == ["layer1", "layer2", "layer3", "layer4"]
-    assert (staged.input_size, staged.patch) == (128, 32)
+    assert (staged.input_size, staged.patch) == (128, 1)  # convolutions take any size
     encoder = load_encoder("timm:test_vit2", random_weights=True)
     maps = encoder.maps(torch.zeros(1, 3, 32, 32))
     assert encoder.name == "timm:test_vit2"

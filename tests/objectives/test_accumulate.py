@@ -56,7 +56,7 @@ def gradient(objective, network, micro_batch):
 OBJECTIVES = {
     "drift": lambda: (Drifting(DriftingConfig(), encoder(), ranks=Ranks()), unet()),
     "ddpm": lambda: (DDPM(DDPMConfig()), unet()),
-    "mae": lambda: (MAE(MAEConfig(finetune_from=0), ranks=Ranks()), mae()),
+    "mae": lambda: (MAE(MAEConfig(finetune_from=0, finetune_ramp=1), ranks=Ranks()), mae()),
 }
 
 
@@ -120,6 +120,6 @@ def test_the_clock_names_what_a_drifting_step_spends_its_time_on():
     how.clock.start()
     objective.accumulate(network, batch(), how)
     spent = how.clock.seconds()
-    assert set(spent) == {"encoder", "generator", "field"}
+    assert set(spent) == {"data", "encoder", "generator", "field"}
     assert all(seconds > 0 for seconds in spent.values())
     assert how.clock.seconds() == {}

@@ -137,7 +137,7 @@ def test_fine_tuning_adds_the_weighted_cross_entropy_of_whole_images():
     labels = torch.tensor([0, 1, 2, -1, 0, 1, 2, -1])  # two of them unlabelled
     outcome = objective.accumulate(network, dataclasses.replace(real, labels=labels), Execution())
     known = labels >= 0
-    want = 0.1 * torch.nn.functional.cross_entropy(network.classify(real.images)[known], labels[known])
+    want = 0.1 * torch.nn.functional.cross_entropy(network(real.images, classify=True)[known], labels[known])
     assert torch.allclose(outcome.terms["classifier"], want, rtol=1e-4)
     assert torch.allclose(outcome.total, outcome.terms["masked_mse"] + want, rtol=1e-4)
     assert network.head.weight.grad.abs().sum() > 0

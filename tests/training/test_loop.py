@@ -11,10 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from driftkit.artifacts.files import read_json, read_tensors
 from driftkit.artifacts.run import Run
-from tests.conftest import TINY_DATA, TINY_LOOP, TINY_UNET, driftkit, train_tiny
+from driftkit.datasets.sources import open_dataset
+from driftkit.stages.train import hold_out
+from driftkit.training.feed import Feed
+from tests.conftest import TINY_DATA, TINY_LOOP, TINY_MAE, TINY_UNET, driftkit, train_tiny
 
 
 def contents(run: Path) -> dict[str, object]:
@@ -28,9 +32,11 @@ def contents(run: Path) -> dict[str, object]:
 
 @pytest.mark.parametrize("objective", ["drift", "ddpm", "mae"])
 def test_resuming_equals_not_having_stopped_bit_for_bit(objective, tmp_path):
-    train_tiny(tmp_path / "whole", objective, steps=5)
-    train_tiny(tmp_path / "parts", objective, steps=3)
-    result = train_tiny(tmp_path / "parts", objective, steps=5)
+    # MAE with everything it can do, begun in the middle; measured at every step, since the last one always is.
+    more = [] if objective != "mae" else ["--set", "objective.finetune_from=2", "--set", "trainer.measure_every=1"]
+    train_tiny(tmp_path / "whole", objective, *more, steps=5)
+    train_tiny(tmp_path / "parts", objective, *more, steps=3)
+    result = train_tiny(tmp_path / "parts", objective, *more, steps=5)
     assert "resumed from step 3" in result.stderr
     whole, parts = contents(tmp_path / "whole"), contents(tmp_path / "parts")
     assert whole["records"] == parts["records"]
@@ -166,3 +172,59 @@ def test_a_signal_saves_and_the_same_command_goes_on(number, code, tmp_path):
     more = [w if w != "100000" else str(stopped + 1) for w in line[3:]]
     assert driftkit(*more).exit_code == 0
     assert Run(tmp_path / "run").checkpoint().step == stopped + 1
+
+
+def test_held_out_images_are_not_trained_on_and_tell_how_good_the_encoder_is(tmp_path, monkeypatch):
+    fed = set()
+    batch = Feed.batch
+
+    def watched(self, step):
+        real = batch(self, step)
+        fed.update(real.indices.tolist())
+        return real
+
+    monkeypatch.setattr(Feed, "batch", watched)
+    train_tiny(tmp_path / "run", "mae", "--set", "data.holdout=24", "--set", "objective.finetune_from=2", steps=12)
+    training, held_out = hold_out(64, 24)
+    assert fed == set(training.tolist())  # 48 slots over 40 images
+    assert not fed & set(held_out.tolist())
+    records = Run(tmp_path / "run").metrics()
+    measured = [r["step"] for r in records if "knn_accuracy" in r["health"]]
+    assert measured == [2, 4, 6, 8, 10, 12]  # with the grids
+    assert all(0 <= r["health"]["knn_accuracy"] <= 1 for r in records if r["step"] in measured)
+    assert ["classifier" in r["terms"] for r in records] == [False, False, *[True] * 10]
+    config = Run(tmp_path / "run").manifest()["config"]
+    assert config["model"]["num_classes"] == len(open_dataset("shapes?image_size=8&count=64").classes)
+
+
+def test_some_images_are_held_out_of_a_mae_unless_it_is_told_otherwise(tmp_path):
+    train_tiny(tmp_path / "mae", "mae", "--data", "shapes?image_size=8&count=200")
+    train_tiny(tmp_path / "ddpm", "ddpm", "--data", "shapes?image_size=8&count=200")
+    held_out = [Run(tmp_path / name).manifest()["config"]["data"]["holdout"] for name in ("mae", "ddpm")]
+    assert held_out == [4, 0]
+    result = driftkit("train", "--objective", "mae", *TINY_DATA, "--set", "data.holdout=64", "--output", tmp_path / "x")
+    assert result.exit_code == 2
+    assert "only 64 images" in result.stderr
+
+
+def test_fine_tuning_needs_classes_and_says_how_to_do_without(tmp_path):
+    for number in range(40):
+        (tmp_path / "flat").mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / "flat" / f"{number}.png")
+    line = ["train", "--objective", "mae", "--preset", "mae-cpu", "--data", tmp_path / "flat", *TINY_MAE, *TINY_LOOP,
+            "--set", "data.holdout=4", "--steps", "1", "--output", tmp_path / "run"]  # fmt: skip
+    result = driftkit(*line)
+    assert result.exit_code == 2
+    assert "objective.finetune_from=-1" in result.stderr
+    result = driftkit(*line, "--set", "objective.finetune_from=-1")
+    assert result.exit_code == 0, result.output
+    assert set(Run(tmp_path / "run").metrics()[-1]["health"]) == {"gradient_norm", "held_out_mse"}
+
+
+def test_a_run_from_before_a_setting_existed_goes_on(tmp_path):
+    train_tiny(tmp_path / "run", "ddpm", steps=2)
+    path = tmp_path / "run" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["config"]["data"]["holdout"], manifest["config"]["trainer"]["micro_batch"]
+    path.write_text(json.dumps(manifest))
+    assert "resumed from step 2" in train_tiny(tmp_path / "run", "ddpm", steps=3).stderr

@@ -18,13 +18,14 @@ from driftkit.training.feed import Feed
 from tests.conftest import TINY_DATA, TINY_LOOP, TINY_UNET, setting
 
 BATCH = 12
+MAE_SETS = ["model.base_channels=8", "model.num_classes=3", "objective.finetune_from=0", "objective.finetune_ramp=1"]
 SETS = ["model.base_channels=8", "model.channel_multipliers=[1,2]", "model.num_heads=2", "model.dropout=0.0",
         "model.num_res_blocks=1", "model.attention_resolutions=[]"]  # fmt: skip
 
 
 def gradients(objective: str, ranks: Ranks, micro_batch: int | None = None) -> dict[str, torch.Tensor]:
     extra = ["objective.encoder=pixel", "objective.feature_set=paper"] if objective == "drift" else []
-    model = SETS if objective != "mae" else ["model.base_channels=8"]
+    model = SETS if objective != "mae" else MAE_SETS
     config, _ = resolve_config(objective=objective, assignments=[*model, *extra])
     images = torch.randint(0, 256, (40, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     built = OBJECTIVES[objective].build(config.objective, setting(images, ranks))
@@ -34,7 +35,7 @@ def gradients(objective: str, ranks: Ranks, micro_batch: int | None = None) -> d
         if parameter.abs().max() == 0:
             torch.nn.init.normal_(parameter, std=0.1)
     feed = Feed(
-        images, torch.zeros(40, dtype=torch.long), batch_size=BATCH // ranks.world_size, horizontal_flip=True, seed=0,
+        images, torch.arange(40) % 4 - 1, batch_size=BATCH // ranks.world_size, horizontal_flip=True, seed=0,
         ranks=ranks, device=torch.device("cpu"),
     )  # fmt: skip
     built.objective.accumulate(network, feed.batch(3), Execution(micro_batch=micro_batch))
