@@ -1,6 +1,6 @@
 """From measured numbers to a judgement: a score to rank encoders by, a verdict with reasons, and what to set.
 
-The score is a guess until it has been compared with trained generators; it stands in one function for that reason.
+The score was compared with trained generators (pipelines/README.md); it stands in one function for that reason.
 """
 
 import math
@@ -20,7 +20,8 @@ NEAREST_ONLY = 2.0  # perplexity below which one neighbour decides
 UNIFORM = 0.95  # share of the candidates above which distance no longer matters
 SILENT = 0.05  # mean signal share below which a temperature adds only noise to the loss
 MENDED = 0.2  # geometric mean of the restoring cosines that earns full marks
-GOOD, USABLE = 0.5, 0.2  # scores from which an encoder is called so
+UNKNOWN_CONTENT = 0.3
+GOOD, USABLE = 0.15, 0.09  # scores from which an encoder is called so
 MAX_TAUS = 3
 
 
@@ -85,15 +86,16 @@ def score(summary: Summary) -> float:
     Sight: what no group sees is not trained, so the weakest fault counts as much as the mean over faults. Restoration:
     what is seen must also reach the pixels through the encoder's gradient; a geometric mean, so that mending one thing
     well does not make up for another. Content: a kernel that puts images of one class next to each other pulls towards
-    the right kind of image. It scales the others, since content is of no use to a generator that is told nothing else;
-    unlabelled data count as half.
+    the right kind of image. It multiplies the others: networks that were never trained see and mend as much as trained
+    ones, and generators trained with them are far worse. Where there are no labels nothing is known of it, and
+    UNKNOWN_CONTENT stands in its place, so that scores on unlabelled images rank among themselves alone.
     """
     strengths = list(summary.seen.values())
     sight = 0.5 * sum(strengths) / len(strengths) + 0.5 * min(strengths)
     cosines = [max(value, 1e-3) for value in summary.restoration.values()]
     mended = min(1.0, math.prod(cosines) ** (1 / len(cosines)) / MENDED)
-    content = 0.5 if summary.purity_lift is None else max(summary.purity_lift, 0.0) ** 0.5
-    return (sight + mended) / 2 * (0.6 + 0.4 * content)
+    content = UNKNOWN_CONTENT if summary.purity_lift is None else max(summary.purity_lift, 0.0)
+    return (sight + mended) / 2 * content
 
 
 def judge(measurement: EncoderMeasurement, *, chance: float | None, input_size: int, random_weights: bool) -> Verdict:
