@@ -22,6 +22,7 @@ SILENT = 0.05  # mean signal share below which a temperature adds only noise to 
 MENDED = 0.2  # geometric mean of the restoring cosines that earns full marks
 UNKNOWN_CONTENT = 0.3
 GOOD, USABLE = 0.15, 0.09  # scores from which an encoder is called so
+MANY_BLIND = 3  # faults that no group sees
 MAX_TAUS = 3
 
 
@@ -117,8 +118,11 @@ def judge(measurement: EncoderMeasurement, *, chance: float | None, input_size: 
     taps = recommended_taps(measurement.groups)
     reasons = _reasons(seen, blind, measurement, chance)
     word = "good" if value >= GOOD else "usable" if value >= USABLE else "poor"
+    if len(blind) >= MANY_BLIND:
+        word = "poor"  # whatever else it knows, nothing trains what it does not see
+    elif word == "good" and (blind or random_weights):
+        word = "usable"
     if random_weights:
-        word = "usable" if word == "good" else word  # no training run has shown yet that such features suffice
         reasons.append("its weights were never trained: the numbers are those of the architecture, usable at most")
     reasons.append(f"temperatures {', '.join(f'{t:g}' for t in taus)}: {_why_taus(measurement.groups, taus)}")
     if taps:
