@@ -70,6 +70,18 @@ class ConditionedResBlock(nn.Module):
         return out
 
 
+class PointwiseConv2d(nn.Conv2d):
+    """A convolution of one position, which takes the positions it needs before it starts.
+
+    The same numbers as its base class. There the weight gradient of a strided one writes outside its memory on a CPU
+    with channels_last and few channels (torch 2.15).
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        rows, columns = self.stride
+        return F.conv2d(input[..., ::rows, ::columns], self.weight, self.bias)
+
+
 class ResBlock(nn.Module):
     """Basic residual block with GroupNorm (two 3x3 convolutions), optionally halving the resolution."""
 
@@ -84,7 +96,7 @@ class ResBlock(nn.Module):
             nn.Identity()
             if same
             else nn.Sequential(
-                nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False), group_norm(out_channels)
+                PointwiseConv2d(in_channels, out_channels, 1, stride=stride, bias=False), group_norm(out_channels)
             )
         )
 

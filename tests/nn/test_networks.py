@@ -1,8 +1,12 @@
 """Shapes, sizes and initial behaviour of the networks."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
+from driftkit.nn.blocks import PointwiseConv2d
 from driftkit.nn.mae_resnet import MAEResNet, MAEResNetConfig
 from driftkit.nn.unet import UNet, UNetConfig
 
@@ -42,3 +46,26 @@ def test_mae_has_four_scales_and_reconstructs_at_full_size():
     x = torch.randn(2, 3, 32, 32)
     assert [tuple(m.shape[1:]) for m in network.encode(x)] == [(8, 32, 32), (16, 16, 16), (32, 8, 8), (64, 4, 4)]
     assert network(x).shape == x.shape
+
+
+def test_a_strided_pointwise_convolution_is_that_of_torch():
+    torch.manual_seed(0)
+    ours = PointwiseConv2d(8, 16, 1, stride=2, bias=False)
+    theirs = torch.nn.Conv2d(8, 16, 1, stride=2, bias=False)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(2, 8, 7, 6)
+    assert torch.allclose(ours(x), theirs(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("channels", [4, 8])
+def test_narrow_networks_in_channels_last_do_not_write_outside_their_memory(channels):
+    """In a process of its own, since torch's own strided convolution ends it."""
+    program = (
+        "import torch; from driftkit.nn.blocks import ResBlock\n"
+        f"block = ResBlock({channels}, {2 * channels}, stride=2).to(memory_format=torch.channels_last)\n"
+        "for side in (8, 16, 32, 64) * 5:\n"
+        f"    x = torch.randn(16, {channels}, side, side).contiguous(memory_format=torch.channels_last)\n"
+        "    block(x.requires_grad_()).sum().backward()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
