@@ -20,6 +20,10 @@ ScaleOver = Literal["map", "location"]
 CHUNK_BYTES = {"cpu": 4 * 2**20, "cuda": 256 * 2**20}
 
 
+# exp(-80) is far above the smallest float32: logits within this range leave no entry of their exponential at zero.
+WHOLE_RANGE = 80.0
+
+
 @dataclass(frozen=True)
 class AggregatedDrift:
     """Result of `aggregated_drift`. All tensors are without gradient."""
@@ -199,22 +203,72 @@ def _normalised_drift(
     if not bool(torch.isfinite(distance_mean).all()):
         raise NonFiniteError(fields[~torch.isfinite(distance_mean)].tolist())
     distance_mean = _mean_over(groups, distance_mean)
-    feature_scale = distance_mean / x.shape[-1] ** 0.5
     # A field whose points all coincide has distance 0 over scale 0: any scale but 0 gives the right zero.
     safe = torch.where(distance_mean > 0, distance_mean, 1.0)
-    scaled = distance / -safe[:, None, None]
     scaled_y = y / (safe / x.shape[-1] ** 0.5)[:, None, None]
-    v = torch.zeros_like(x)
-    drift_scale = []
-    for tau in taus:
-        affinity = _affinity(scaled / tau, self_at=ranks.rank * x.shape[1], weight=weight, floor=floor, ranks=ranks)
-        v_tau = torch.bmm(_pull_and_push(affinity, num_negatives), scaled_y)
-        power = ranks.sum(v_tau.square().sum(dim=(1, 2))) / (num_all * x.shape[-1])
-        norm = _mean_over(groups, power).sqrt()  # lambda_tau, [G]
-        drift_scale.append(torch.where(distance_mean > 0, norm, 0.0))
-        v += v_tau / torch.where(norm > 0, norm, 1.0)[:, None, None]
+    logits, logit_range = _relative_logits(distance, safe, self_at=ranks.rank * x.shape[1], ranks=ranks)
+    coefficients = distance.new_empty((x.shape[0], len(taus), *distance.shape[1:]))  # [G, T, n, K]
+    for t, tau in enumerate(taus):
+        _coefficients(
+            logits, coefficients[:, t], tau=tau, whole=logit_range / tau < WHOLE_RANGE, weight=weight, floor=floor,
+            num_negatives=num_negatives, ranks=ranks,
+        )  # fmt: skip
+    v_tau = torch.bmm(coefficients.flatten(1, 2), scaled_y).unflatten(1, (len(taus), x.shape[1]))  # [G, T, n, C]
+    power = ranks.sum(v_tau.square().sum(dim=(2, 3))) / (num_all * x.shape[-1])  # [G, T]
+    norm = torch.stack([_mean_over(groups, p) for p in power.unbind(1)]).sqrt()  # lambda_tau, [T, G]
+    v = (v_tau / torch.where(norm > 0, norm, 1.0).T[:, :, None, None]).sum(dim=1)
     v = torch.where((distance_mean > 0)[:, None, None], v, 0.0)
-    return v, feature_scale, torch.stack(drift_scale)
+    return v, distance_mean / x.shape[-1] ** 0.5, torch.where(distance_mean > 0, norm, 0.0)
+
+
+def _relative_logits(
+    distance: torch.Tensor, scale: torch.Tensor, *, self_at: int, ranks: Ranks
+) -> tuple[torch.Tensor, float]:
+    """(lowest distance of the field - distance) / scale, in place, -inf where a point meets itself; and their range.
+
+    Softmaxes do not depend on the shift, and differences from the nearest point are exact where it matters.
+    """
+    highest = ranks.max(distance.flatten(1).amax(dim=1))
+    torch.diagonal(distance, self_at, 1, 2).fill_(torch.inf)
+    lowest = -ranks.max(-distance.flatten(1).amin(dim=1))
+    logits = distance.sub_(lowest[:, None, None]).div_(-scale[:, None, None])
+    return logits, float(((highest - lowest) / scale).max())
+
+
+def _coefficients(
+    logits: torch.Tensor,
+    out: torch.Tensor,
+    *,
+    tau: float,
+    whole: bool,
+    weight: torch.Tensor | None,
+    floor: float,
+    num_negatives: int,
+    ranks: Ranks,
+) -> None:
+    """Write [-W- | W+], [G, n, K], the coefficients of the negatives, then of the positives, into `out`.
+
+    With E = exp(logits / tau), the affinity is E_ik / sqrt(R_i S_k), R and S being the sums of E over rows and columns.
+    Where no entry of E underflows (`whole`) that takes one exponential; elsewhere both softmaxes are made in logarithms.
+    """
+    torch.mul(logits, 1 / tau, out=out)
+    if not whole:
+        out.copy_(_pull_and_push(_affinity(out, self_at=None, weight=weight, floor=floor, ranks=ranks), num_negatives))
+        return
+    out.exp_()
+    over_y = out.sum(dim=2, keepdim=True)
+    over_x = ranks.sum(out.sum(dim=1, keepdim=True))
+    # With N = 1 the only entry of a self column is masked: its column sums to nothing, and it must stay 0, not nan.
+    column = torch.where(over_x > 0, over_x.rsqrt(), 0.0)
+    if floor > 0:
+        affinity = out.mul_(column).mul_(over_y.rsqrt()).clamp_(min=floor)
+        out.copy_(_pull_and_push(affinity if weight is None else affinity * weight[:, None, :], num_negatives))
+        return
+    out.mul_(column if weight is None else column * weight[:, None, :])
+    push, pull = out[..., :num_negatives], out[..., num_negatives:]
+    push_sum, pull_sum = push.sum(dim=2, keepdim=True), pull.sum(dim=2, keepdim=True)
+    push.mul_(-pull_sum / over_y)
+    pull.mul_(push_sum / over_y)
 
 
 def pairwise_distance(x: torch.Tensor, y: torch.Tensor, *, self_at: int | None = None) -> torch.Tensor:
