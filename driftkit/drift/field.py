@@ -167,7 +167,8 @@ def _aggregate(
     feature_scale = x.new_empty(x.shape[0])
     drift_scale = x.new_empty((len(taus), x.shape[0]))
     chunk_bytes = CHUNK_BYTES.get(x.device.type, CHUNK_BYTES["cuda"])
-    for fields in _chunks(groups, chunk_bytes // max(1, 3 * x.element_size() * n * y.shape[1])):
+    matrices = 2 + len(taus)  # alive at once: distances, a temporary, and the coefficients of every temperature
+    for fields in _chunks(groups, chunk_bytes // max(1, matrices * x.element_size() * n * y.shape[1])):
         v[fields], feature_scale[fields], drift_scale[:, fields] = _normalised_drift(
             x[fields],
             y[fields],
@@ -249,7 +250,7 @@ def _coefficients(
     """Write [-W- | W+], [G, n, K], the coefficients of the negatives, then of the positives, into `out`.
 
     With E = exp(logits / tau), the affinity is E_ik / sqrt(R_i S_k), R and S being the sums of E over rows and columns.
-    Where no entry of E underflows (`whole`) that takes one exponential; elsewhere both softmaxes are made in logarithms.
+    Where no entry of E underflows (`whole`) that takes one exponential; elsewhere both softmaxes are in logarithms.
     """
     torch.mul(logits, 1 / tau, out=out)
     if not whole:

@@ -10,7 +10,7 @@ from driftkit.encoders.networks import FrozenEncoder
 
 DEFAULT_TAUS = 3
 FLOAT_BYTES = 4
-FIELD_MATRICES = 3  # of [N, N + P] per field, that are alive at once
+FIELD_MATRICES = 2 + DEFAULT_TAUS  # of [N, N + P] per field, that are alive at once
 
 
 def probe_shapes(

@@ -44,6 +44,20 @@ def test_field_equals_literal_loops(g, n, p, m, c, floor, scale_over):
     assert relative_error(out.drift_scale, drift_scale) < 2e-5
 
 
+@pytest.mark.parametrize("apart", [1.0, 30.0])
+def test_clusters_far_apart_keep_their_own_neighbourhoods(apart):
+    """At small temperatures whole rows and columns underflow unless their softmaxes are made in logarithms."""
+    x = torch.cat([draw(2, 4, 6), draw(2, 4, 6, seed=1) * 0.01 + apart, draw(2, 1, 6, seed=2) - 3 * apart], dim=1)
+    pos = torch.cat([draw(2, 5, 6, seed=3), draw(2, 5, 6, seed=4) * 0.01 + apart], dim=1)
+    for taus in ((0.02, 0.05, 0.2), (0.005,), (0.5,)):
+        out = aggregated_drift(x.double(), pos.double(), taus=taus)
+        v, _, _ = literal(x, pos, taus=taus)
+        assert relative_error(out.v, v) < 1e-10
+        for g in range(2):  # row by row: a small row must not hide behind large ones
+            rows = (out.v[g] - v[g]).norm(dim=1) / v[g].norm(dim=1).clamp(min=1e-30)
+            assert rows.max() < 1e-6
+
+
 @pytest.mark.parametrize("scale_over", ["map", "location"])
 def test_field_equals_literal_loops_in_float64(scale_over):
     x, pos, neg = draw(2, 5, 3, dtype=torch.float64), draw(2, 6, 3, seed=1, dtype=torch.float64), draw(2, 2, 3, seed=2)
