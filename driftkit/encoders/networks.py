@@ -53,7 +53,10 @@ class FrozenEncoder(nn.Module):
         raise TypeError(f"{type(self).__name__} defines no maps")
 
     def compile_trunk(self) -> None:
-        """Compile what comes after resizing, whose backward pass inductor cannot compile for changing batch sizes."""
+        """Compile the network; nothing where there is none.
+
+        Resizing stays outside: its backward pass cannot be compiled for changing batch sizes (torch 2.15).
+        """
 
 
 class PixelEncoder(FrozenEncoder):
