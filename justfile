@@ -41,9 +41,9 @@ pipeline NAME *ARGS:
 gpu-test:
     uv run pytest -m gpu
 
-# time of the drifting field against the literal form, as ratios
-bench:
-    uv run python -m tests.benchmarks.field
+# measure against baselines of the same run and write tests/benchmarks/results; for example: just bench field
+bench *ARGS:
+    uv run python -m tests.benchmarks {{ARGS}}
 
 # remove caches and results
 clean:

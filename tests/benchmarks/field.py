@@ -1,18 +1,24 @@
-"""Time of the drifting field against the literal batched form of Algorithm 2: `python -m tests.benchmarks.field`.
+"""Time and memory of the drifting field against the literal batched form of Algorithm 2.
 
-Prints seconds of both, their ratio, the ratio to the time of the matrix products alone, and the relative difference.
+`python -m tests.benchmarks field` prints both, their ratio, and the ratio to the time of the matrix products alone.
 """
 
-import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import torch
 
 from driftkit.drift import aggregated_drift
+from tests.benchmarks.harness import Row, alternate
 
 SHAPES = ((72, 256, 768), (8, 1024, 768), (18, 256, 2048), (18, 256, 256), (118, 128, 64))
 TAUS = (0.02, 0.05, 0.2)
+GOALS = {
+    ((72, 256, 768), "literal"): ">= 4.5x",
+    ((72, 256, 768), "products"): "<= 1.6x",
+    ((8, 1024, 768), "literal"): ">= 3.5x",
+    ((18, 256, 2048), "literal"): ">= 3.5x",
+    ((18, 256, 256), "literal"): ">= 3.5x",
+}
 
 
 def literal(x: torch.Tensor, pos: torch.Tensor) -> torch.Tensor:
@@ -41,38 +47,23 @@ def products(x: torch.Tensor, y: torch.Tensor, coefficients: torch.Tensor) -> No
         torch.bmm(coefficients, y)
 
 
-def seconds(function: Callable[[], object], repeats: int = 5) -> float:
-    """Median time of a call, after one that is not counted."""
-    function()
-    times = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times)
-
-
-def main() -> None:
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, float32, taus {TAUS}, one scale per location")
-    heads = ("literal s", "driftkit s", "speed-up", "over products", "difference")
-    print(f"{'[G, N, C] + N positives':>24} " + " ".join(f"{head:>13}" for head in heads))
-    for shape in SHAPES:
-        x, pos = torch.randn(shape), torch.randn(shape) + 0.1
-        y, coefficients = torch.cat([x, pos], dim=1), torch.randn(*shape[:2], 2 * shape[1])
-
-        def ours(x: torch.Tensor = x, pos: torch.Tensor = pos) -> torch.Tensor:
-            return aggregated_drift(x, pos, taus=TAUS, scale_over="location").v
-
-        want, got = literal(x.double(), pos.double()), ours()
-        difference = float((got - want).norm() / want.norm())
-        slow, fast = seconds(lambda: literal(x, pos)), seconds(ours)  # noqa: B023
-        floor = seconds(lambda: products(x, y, coefficients))  # noqa: B023
-        print(
-            f"{shape!s:>24} {slow:13.3f} {fast:13.3f} {slow / fast:12.1f}x {fast / floor:12.1f}x {difference:13.1e}",
-            flush=True,
-        )
-
-
-if __name__ == "__main__":
+def rows() -> Iterator[Row]:
+    """Speed-up over the literal form and distance from the bare products, for every shape."""
     with torch.inference_mode():
-        main()
+        for shape in SHAPES:
+            yield from _speed(shape)
+
+
+def _speed(shape: tuple[int, int, int]) -> Iterator[Row]:
+    x, pos = torch.randn(shape), torch.randn(shape) + 0.1
+    y, coefficients = torch.cat([x, pos], dim=1), torch.randn(*shape[:2], 2 * shape[1])
+
+    def ours() -> torch.Tensor:
+        return aggregated_drift(x, pos, taus=TAUS, scale_over="location").v
+
+    took = alternate(
+        {"literal": lambda: literal(x, pos), "ours": ours, "products": lambda: products(x, y, coefficients)}
+    )
+    for name, ratio in (("literal", took["literal"] / took["ours"]), ("products", took["ours"] / took["products"])):
+        goal = GOALS.get((shape, name), "")
+        yield Row("field", f"{list(shape)}", took["ours"], took[name], "s", ratio, goal, baseline_name=name)
