@@ -2,6 +2,7 @@
 
 Letters are the paper's (arXiv 2602.04770): x generated features, y+ positives, y- negatives, tau the temperature,
 S_j the feature scale, lambda_j the drift scale. G counts independent fields, one per feature vector, computed together.
+Distances are made in `distance.py`, coefficients in `affinity.py`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,23 +11,27 @@ from typing import Literal
 
 import torch
 
+from driftkit.drift.affinity import WHOLE_RANGE, Affinity, Columns, Kernel, log_affinity, write_coefficients
+from driftkit.drift.distance import full_precision, pairwise_distance, write_distances
 from driftkit.errors import NonFiniteError, UsageError
 from driftkit.runtime.distributed import Ranks
 
 ScaleOver = Literal["map", "location"]
 
-# Fields are computed some at a time, so that their [N, K] matrices take about this many bytes: on a CPU they then stay
-# in the second-level cache, which halves the time at [72, 256, 768]; on a GPU larger launches gain.
-CHUNK_BYTES = {"cpu": 4 * 2**20, "cuda": 256 * 2**20}
+# Fields are computed some at a time in a workspace of about this many bytes: on a CPU that stays in the caches; on a
+# GPU larger launches gain.
+CHUNK_BYTES = {"cpu": 16 * 2**20, "cuda": 256 * 2**20}
 
+# Kernels sharper than this amplify the rounding of float32 distances beyond 1e-5: they are computed in float64.
+SHARPEST_FLOAT32 = 64.0
 
-# exp(-80) is far above the smallest float32: logits within this range leave no entry of their exponential at zero.
-WHOLE_RANGE = 80.0
+# Squares of smaller distances leave the range of float32: features are brought to another unit first.
+SMALLEST_DISTANCE = 1e-14
 
 
 @dataclass(frozen=True)
 class AggregatedDrift:
-    """Result of `aggregated_drift`. All tensors are without gradient."""
+    """Result of `aggregated_drift`. All tensors are without gradient, and equal on all ranks but for `v`."""
 
     v: torch.Tensor
     """[G, N, C], the sum of V_tau / lambda_tau over the temperatures, in units of normalised features."""
@@ -34,10 +39,22 @@ class AggregatedDrift:
     """[G], S_j: features divided by it have a mean distance of sqrt(C)."""
     drift_scale: torch.Tensor
     """[T, G], lambda_tau: root mean square of V_tau before it is normalised. This, not the loss, tells of progress."""
+    effective_points: torch.Tensor
+    """[T, G], how many points a generated one feels: (sum of A)^2 / (sum of A^2) over y, mean over x. Near 1: only its
+    nearest neighbour; near N + P: all alike."""
+    logit_range: torch.Tensor
+    """[T, G], largest minus smallest log k of the field: small where the kernel hardly tells points apart."""
 
 
 def drift_field(
-    x: torch.Tensor, y_pos: torch.Tensor, y_neg: torch.Tensor, *, tau: float, mask_self: bool = True
+    x: torch.Tensor,
+    y_pos: torch.Tensor,
+    y_neg: torch.Tensor,
+    *,
+    tau: float,
+    mask_self: bool = True,
+    kernel: Kernel = "laplace",
+    normalisation: str = "both",
 ) -> torch.Tensor:
     """Drifting field at the generated features: pull of the positives minus push of the negatives.
 
@@ -47,6 +64,7 @@ def drift_field(
         y_neg: features of generated images, [G, M, C]; with `mask_self`, the first N are x itself.
         tau: kernel width in the units of x, > 0 (sqrt(C) already applied).
         mask_self: keep y_neg[:, i] from pushing x[:, i]; needs M >= N.
+        kernel, normalisation: as for `aggregated_drift`.
 
     Returns:
         V, [G, N, C], in the units of x, float32 or wider, without gradient.
@@ -56,23 +74,23 @@ def drift_field(
 
     Source: arXiv 2602.04770, Eq. (10)-(12) and Algorithm 2. Differs: the affinities are formed in log space.
     """
-    if tau <= 0:
+    affinity = Affinity(kernel, normalisation)
+    if not tau > 0:
         raise UsageError(f"tau must be > 0, got {tau}")
-    with torch.autocast(x.device.type, enabled=False):
-        return _plain_field(x, y_pos, y_neg, tau=tau, mask_self=mask_self)
-
-
-def _plain_field(
-    x: torch.Tensor, y_pos: torch.Tensor, y_neg: torch.Tensor, *, tau: float, mask_self: bool
-) -> torch.Tensor:
-    x, y_pos, y_neg = _as_float(x, y_pos, y_neg)
     _check_shapes(x, y_pos, y_neg)
+    x, y_pos, y_neg = _as_float(x, y_pos, y_neg)
     if mask_self and y_neg.shape[1] < x.shape[1]:
         raise UsageError(f"mask_self needs at least as many negatives as x, got {y_neg.shape[1]} for {x.shape[1]}")
     y = torch.cat([y_neg, y_pos], dim=1)  # [G, M + P, C]
-    distance = pairwise_distance(x, y)
-    weights = _affinity(distance / -tau, self_at=0 if mask_self else None, weight=None, floor=0.0, ranks=Ranks())
-    return torch.bmm(_pull_and_push(weights, y_neg.shape[1]), y)
+    columns = Columns(y_neg.shape[1], None, x.shape[1], Ranks())
+    with full_precision(x.device):
+        logits = affinity.power_of(pairwise_distance(x, y) / tau) * -affinity.sharpness(1.0)
+        if mask_self:
+            torch.diagonal(logits, 0, 1, 2).fill_(-torch.inf)
+        weights = log_affinity(logits, affinity, columns).exp_()
+        push, pull = weights.split([y_neg.shape[1], y_pos.shape[1]], dim=2)
+        coefficients = torch.cat([-push * pull.sum(2, keepdim=True), pull * push.sum(2, keepdim=True)], dim=2)
+        return torch.bmm(coefficients, y)
 
 
 def aggregated_drift(
@@ -84,6 +102,9 @@ def aggregated_drift(
     negative_weight: torch.Tensor | None = None,
     scale_over: ScaleOver | torch.Tensor = "map",
     affinity_floor: float = 0.0,
+    kernel: Kernel = "laplace",
+    normalisation: str = "both",
+    chunk_bytes: int | None = None,
     ranks: Ranks | None = None,
 ) -> AggregatedDrift:
     """Normalised drift of generated features, summed over temperatures.
@@ -92,7 +113,8 @@ def aggregated_drift(
 
         d_mean = weighted mean of |x_i - y_k| over all x and all y (x itself among them, its own distance 0 too)
         S = d_mean / sqrt(C)
-        A = sqrt(softmax over y * softmax over x) of -|x_i - y_k| / (d_mean * tau)
+        k = exp(-|x_i - y_k| / (d_mean * tau))
+        A = sqrt(k / (sum of k over y) * k / (sum of k over x)), times the weight of y
         V_tau = sum_k A+_ik (sum A-_i) y+_k - sum_k A-_ik (sum A+_i) y-_k, on features divided by S
         v = sum over tau of V_tau / lambda_tau, lambda_tau = sqrt(mean V_tau^2)
 
@@ -105,247 +127,304 @@ def aggregated_drift(
         scale_over: "map" shares S and lambda among all G fields, "location" gives each its own; an integer tensor
             [G] shares them among the fields of equal number.
         affinity_floor: lower bound of A before weighting, the masked self entry included (the authors' release: 1e-3).
+        kernel: "laplace", or "gaussian": k = exp(-(|x_i - y_k| / (d_mean * tau))^2 / 2).
+        normalisation: "both", or one of the variants that `Affinity` describes: rows, none, sinkhorn(N). Of "none",
+            drift scales may lie below the smallest float32 and are then given as 0.
+        chunk_bytes: size of the workspace, at least that of one field; None: `CHUNK_BYTES` of the device. Memory is
+            taken beyond it by the result and, where a scale is shared by more fields than fit, by a V per temperature.
         ranks: the processes whose features together are the batch; features of all of them are gathered once, and
             every rank computes the rows of its own x.
 
     Returns:
-        The drift, the feature scales and the drift scales. Where all points of a field coincide, v and S are 0.
+        The drift, its scales, and what the kernels look like. Where all points of a field coincide, v and S are 0.
 
     Raises:
-        UsageError: shapes, temperatures or weights that do not fit.
+        UsageError: shapes, temperatures, weights or options that do not fit.
         NonFiniteError: features that are not finite.
 
     Source: arXiv 2602.04770, Algorithm 2 and Appendix A.6 (tau_tilde = tau * sqrt(C) on features divided by S).
     Differs: products on features centred at the mean of x, which V does not depend on; `affinity_floor` is off.
     """
-    with torch.autocast(generated.device.type, enabled=False):
-        return _aggregate(
-            generated,
-            positives,
-            negatives,
-            taus=tuple(taus),
-            negative_weight=negative_weight,
-            scale_over=scale_over,
-            affinity_floor=affinity_floor,
-            ranks=ranks or Ranks(),
+    if not taus or not min(taus) > 0:
+        raise UsageError(f"taus: expected temperatures > 0, got {tuple(taus)}")
+    if chunk_bytes is not None and chunk_bytes < 1:
+        raise UsageError(f"chunk_bytes: expected a positive number, got {chunk_bytes}")
+    affinity = Affinity(kernel, normalisation, affinity_floor)
+    points = _gather(generated, positives, negatives, negative_weight, ranks or Ranks())
+    groups = _scale_groups(scale_over, generated)
+    if chunk_bytes is None:
+        chunk_bytes = CHUNK_BYTES.get(generated.device.type, CHUNK_BYTES["cuda"])
+    with full_precision(generated.device), torch.no_grad():
+        return _Computation(points, groups, tuple(taus), affinity, chunk_bytes).result()
+
+
+@dataclass(frozen=True)
+class _Points:
+    """The points of all ranks, each [G, *, C] and as wide as they came."""
+
+    x: torch.Tensor
+    others: tuple[torch.Tensor, ...]  # further negatives if any, positives
+    weight: torch.Tensor | None  # [G, K]
+    num_negatives: int
+    num_rows: int  # of this rank
+    ranks: Ranks
+
+    @property
+    def first_row(self) -> int:
+        return self.ranks.rank * self.num_rows
+
+    @property
+    def num_columns(self) -> int:
+        return self.x.shape[1] + sum(other.shape[1] for other in self.others)
+
+
+class _Computation:
+    """One call: its points, its options and the workspace in which some fields at a time are computed."""
+
+    def __init__(
+        self, points: _Points, groups: torch.Tensor, taus: tuple[float, ...], affinity: Affinity, chunk_bytes: int
+    ):
+        self.points, self.affinity, self.ranks = points, affinity, points.ranks
+        self.order, self.counts = _sorted_groups(groups)
+        self.groups = groups
+        # From broad to narrow: those that need logarithms are then the last ones.
+        self.by_width = sorted(range(len(taus)), key=lambda t: -taus[t])
+        self.sharpness = [affinity.sharpness(taus[t]) for t in self.by_width]
+        given = (points.x, *points.others)
+        result = torch.float64 if any(p.dtype == torch.float64 for p in given) else torch.float32
+        self.dtype = torch.float64 if self.sharpness[-1] > SHARPEST_FLOAT32 else result
+        g, _, c = points.x.shape
+        n, k, t = points.num_rows, points.num_columns, len(taus)
+        one_field = torch.finfo(self.dtype).bits // 8 * (n * k * (1 + t) + k * c + t * n * c)
+        self.most = max(1, min(g, chunk_bytes // one_field))
+        new = points.x.new_empty
+        self.y = new((self.most, k, c), dtype=self.dtype)
+        self.distance = new((self.most, n, k), dtype=self.dtype)
+        self.coefficients = new((self.most, t, n, k), dtype=self.dtype)
+        self.v_tau = new((self.most, t, n, c), dtype=self.dtype)
+        self.v = new((g, n, c), dtype=result)
+        # What is told of every field at the end: mean, least and spread of distances, unit; lambda, effective points.
+        self.found = new((4, g), dtype=self.dtype)
+        self.found_per_tau = new((2, g, t), dtype=self.dtype)
+
+    def result(self) -> AggregatedDrift:
+        for fields in _whole_groups(self.counts, self.most):
+            self._solve(fields)
+        scales = _Scales(*self.found.unbind(0))
+        back = torch.tensor(self.by_width, device=self.v.device).argsort()
+        scale = scales.mean / self.v.shape[2] ** 0.5
+        length, effective = self.found_per_tau.unbind(0)
+        drift_scale = length * self._kernel_unit(scales) / torch.where(scales.apart, scale, 1.0)[:, None]
+        spread = scales.spread[:, None] * self._sharpness(scales)
+        told = torch.stack([drift_scale, effective, spread]).to(self.v.dtype)
+        told = torch.where(scales.apart[:, None], told, 0.0).mT[:, back]  # [3, T, G]
+        return AggregatedDrift(self.v, (scale / scales.unit).to(self.v.dtype), *told.unbind(0))
+
+    def _solve(self, fields: range) -> None:
+        """Fields whose scale groups are whole: all at once where they fit, else their distances are made twice."""
+        parts = [range(i, min(i + self.most, fields.stop)) for i in range(fields.start, fields.stop, self.most)]
+        scales = self._scales(fields, parts, unit=None)
+        if not bool((torch.isfinite(scales.mean) & (scales.mean >= SMALLEST_DISTANCE)).all()):
+            scales = self._scales(fields, parts, unit=self._unit(fields))
+        num_all, (n, c) = self.points.x.shape[1], self.v.shape[1:]
+        kept = self.v_tau if len(parts) == 1 else self.v_tau.new_empty((len(fields), len(self.sharpness), n, c))
+        sums = []
+        for part in parts:
+            at = slice(part.start - fields.start, part.stop - fields.start)
+            if len(parts) > 1:
+                self._write_distances(part, scales.unit[at])
+            sums.append(self._write_v_tau(part, scales.at(at), kept[at]))
+        power, effective = self.ranks.sum(torch.cat(sums, dim=1)) / num_all  # [F, T] each
+        length = self._shared(fields, power / c).sqrt()  # lambda in units of the features
+        inverse = torch.where(scales.apart[:, None] & (length > 0), 1 / length, 0.0)
+        for part in parts:
+            at = slice(part.start - fields.start, part.stop - fields.start)
+            v = torch.bmm(inverse[at, None], kept[at].flatten(2))  # [F, 1, N * C]
+            self._put(self.v, part, v.view(len(part), n, c))
+        self._put(self.found, fields, torch.stack([scales.mean, scales.least, scales.spread, scales.unit]), dim=1)
+        self._put(self.found_per_tau, fields, torch.stack([length, effective]), dim=1)
+
+    def _scales(self, fields: range, parts: list[range], *, unit: torch.Tensor | None) -> "_Scales":
+        """Distances of every field summed up; where there is one part, they stay in the workspace."""
+        unit = self.y.new_ones(len(fields)) if unit is None else unit
+        found = []
+        for part in parts:
+            self._write_distances(part, unit[part.start - fields.start : part.stop - fields.start])
+            found.append(self._part_scales(part))
+        mean, most, least = torch.cat(found, dim=1)
+        mean = self._shared(fields, self.ranks.sum(mean))
+        most, minus_least = self.ranks.max(torch.stack([most, -least]))
+        spread = self.affinity.power_of(most) - self.affinity.power_of(-minus_least)
+        if self.affinity.normalisation == "none":  # nothing cancels a shift of one field against those of its group
+            minus_least = self._greatest_of_group(fields, minus_least)
+        return _Scales(mean, -minus_least, spread, unit)
+
+    def _part_scales(self, part: range) -> torch.Tensor:
+        """[3, F]: this rank's share of the mean distance, greatest and least distance."""
+        distance, weight = self.distance[: len(part)], self._weight(part)
+        covered = distance[:, :, -1].sum(dim=1)  # stands for the distances to oneself, which are 0
+        if weight is None:
+            mean = (distance.sum(dim=(1, 2)) - covered) / self.points.num_columns
+        else:
+            mean = (torch.bmm(distance, weight[:, :, None]).sum(dim=(1, 2)) - covered) / weight.sum(dim=1)
+        flat = distance.flatten(1)
+        return torch.stack([mean / self.points.x.shape[1], flat.amax(dim=1), flat.amin(dim=1)])
+
+    def _unit(self, fields: range) -> torch.Tensor:
+        """[F], powers of two that bring the features of every scale group near 1.
+
+        Raises:
+            NonFiniteError: there are none, because features are not finite.
+        """
+        largest = torch.stack(
+            [self._pick(p, fields).abs().amax(dim=(1, 2)) for p in (self.points.x, *self.points.others)]
         )
+        largest = largest.to(self.dtype).amax(dim=0)  # a maximum with nan is nan
+        if not bool(torch.isfinite(largest).all()):
+            numbers = self._pick(torch.arange(len(self.groups)), fields)
+            raise NonFiniteError(numbers[~torch.isfinite(largest).cpu()].tolist())
+        largest = self._greatest_of_group(fields, largest)
+        return torch.where(largest > 0, torch.exp2(-torch.frexp(largest).exponent.to(self.dtype)), 1.0)
+
+    def _write_distances(self, part: range, unit: torch.Tensor) -> None:
+        """All points of some fields, centred at the mean of x, and the distances of this rank's x to all."""
+        y, points = self.y[: len(part)], self.points
+        start = 0
+        for source in (points.x, *points.others):
+            stop = start + source.shape[1]
+            torch.mul(self._pick(source, part), unit[:, None, None], out=y[:, start:stop])
+            start = stop
+        y.sub_(y[:, : points.x.shape[1]].mean(dim=1, keepdim=True))
+        rows = y[:, points.first_row : points.first_row + points.num_rows]
+        write_distances(rows, y, self.distance[: len(part)], self_at=points.first_row)
+
+    def _write_v_tau(self, part: range, scales: "_Scales", out: torch.Tensor) -> torch.Tensor:
+        """V_tau [F, T, n, C] in the units of the features, into `out`, from the distances in the workspace.
+
+        Returns:
+            [2, F, T]: sums over this rank's rows of V_tau^2 and of the effective numbers of points.
+        """
+        distance, coefficients = self.distance[: len(part)], self.coefficients[: len(part)]
+        excess = self.affinity.excess(distance, scales.least)
+        torch.diagonal(excess, self.points.first_row, 1, 2).fill_(torch.inf)
+        exponents = self._sharpness(scales)  # [F, T]
+        reach = (scales.spread[:, None] * exponents).amax(dim=0).tolist()
+        whole = sum(value < WHOLE_RANGE for value in reach)
+        columns = Columns(self.points.num_negatives, self._weight(part), self.points.x.shape[1], self.ranks)
+        effective = [
+            write_coefficients(
+                excess, -exponents[:, some], coefficients[:, some], self.affinity, columns, whole=is_whole
+            )
+            for some, is_whole in ((slice(0, whole), True), (slice(whole, None), False))
+            if exponents[:, some].shape[1]
+        ]
+        t, n = coefficients.shape[1:3]
+        v_tau = out.flatten(1, 2)
+        torch.bmm(coefficients.flatten(1, 2), self.y[: len(part)], out=v_tau)
+        power = torch.linalg.vector_norm(v_tau.unflatten(1, (t, n)), dim=(2, 3)).square_()
+        return torch.stack([power, torch.cat(effective, dim=1)])
+
+    def _sharpness(self, scales: "_Scales") -> torch.Tensor:
+        """[F, T]: how fast log k falls with the power of the distance that the kernel uses."""
+        unit = self.affinity.power_of(torch.where(scales.apart, scales.mean, 1.0))
+        return scales.mean.new_tensor(self.sharpness) / unit[:, None]
+
+    def _kernel_unit(self, scales: "_Scales") -> torch.Tensor:
+        """[F, T]: what V lacks because k was taken relative to the nearest pair; 1 where a normalisation cancels it."""
+        if self.affinity.normalisation != "none":
+            return torch.ones_like(scales.mean)[:, None]
+        return (-2 * self.affinity.power_of(scales.least)[:, None] * self._sharpness(scales)).exp()
+
+    def _weight(self, part: range) -> torch.Tensor | None:
+        return None if self.points.weight is None else self._pick(self.points.weight, part).to(self.dtype)
+
+    def _shared(self, fields: range, values: torch.Tensor) -> torch.Tensor:
+        """Every field's value [F, ...] replaced by the mean over its scale group."""
+        if len(self.counts) == len(self.groups):
+            return values
+        index, count = self._groups_of(fields)
+        sums = values.new_zeros((len(count), *values.shape[1:])).index_add_(0, index, values)
+        return (sums / count.to(values).view(-1, *[1] * (values.ndim - 1)))[index]
+
+    def _greatest_of_group(self, fields: range, values: torch.Tensor) -> torch.Tensor:
+        index, count = self._groups_of(fields)
+        return values.new_full((len(count),), -torch.inf).scatter_reduce_(0, index, values, "amax")[index]
+
+    def _groups_of(self, fields: range) -> tuple[torch.Tensor, torch.Tensor]:
+        """Number of the scale group of each field among those at hand, and how many fields each group has."""
+        _, index, count = torch.unique_consecutive(
+            self._pick(self.groups, fields), return_inverse=True, return_counts=True
+        )
+        return index, count
+
+    def _pick(self, tensor: torch.Tensor, fields: range) -> torch.Tensor:
+        if self.order is None:
+            return tensor[fields.start : fields.stop]
+        return tensor[self.order[fields.start : fields.stop].to(tensor.device)]
+
+    def _put(self, tensor: torch.Tensor, fields: range, values: torch.Tensor, *, dim: int = 0) -> None:
+        if self.order is None:
+            tensor.narrow(dim, fields.start, len(fields)).copy_(values)
+        else:
+            tensor.index_copy_(dim, self.order[fields.start : fields.stop], values.to(tensor.dtype))
 
 
-def _aggregate(
+@dataclass(frozen=True)
+class _Scales:
+    """What the distances of some fields say, [F] each; equal on all ranks."""
+
+    mean: torch.Tensor  # over the scale group
+    least: torch.Tensor
+    spread: torch.Tensor  # greatest minus least distance, in the power that the kernel uses
+    unit: torch.Tensor  # what the features were multiplied by
+
+    @property
+    def apart(self) -> torch.Tensor:
+        """Where points differ at all: elsewhere the distance is 0 over scale 0, and there is no drift."""
+        return self.mean > 0
+
+    def at(self, where: slice) -> "_Scales":
+        return _Scales(self.mean[where], self.least[where], self.spread[where], self.unit[where])
+
+
+def _gather(
     generated: torch.Tensor,
     positives: torch.Tensor,
     negatives: torch.Tensor | None,
-    *,
-    taus: tuple[float, ...],
     negative_weight: torch.Tensor | None,
-    scale_over: ScaleOver | torch.Tensor,
-    affinity_floor: float,
     ranks: Ranks,
-) -> AggregatedDrift:
-    if not taus or min(taus) <= 0:
-        raise UsageError(f"taus: expected temperatures > 0, got {taus}")
-    if affinity_floor < 0:
-        raise UsageError(f"affinity_floor: expected a value >= 0, got {affinity_floor}")
-    none = generated.new_empty((generated.shape[0], 0, generated.shape[-1]))
-    x, y_pos, extra = _as_float(generated, positives, none if negatives is None else negatives)
+) -> _Points:
+    x, y_pos = generated.detach(), positives.detach()
+    extra = x.new_empty((x.shape[0], 0, x.shape[-1])) if negatives is None else negatives.detach()
     _check_shapes(x, y_pos, extra)
     extra_weight = _check_weight(negative_weight, extra)
-    groups = _scale_groups(scale_over, x)
-
     n = x.shape[1]
-    all_x, y_pos = ranks.gather_dim1(x), ranks.gather_dim1(y_pos)
+    x, y_pos = ranks.gather_dim1(x), ranks.gather_dim1(y_pos)
     extra = extra if negatives is None else ranks.gather_dim1(extra)
-    centre = all_x.mean(dim=1, keepdim=True)  # [G, 1, C]
-    y = torch.cat([all_x, extra, y_pos], dim=1) - centre  # [G, K, C]: negatives first, as `_pull_and_push` expects
-    x = x - centre
     weight = None
+    num_negatives = x.shape[1] + extra.shape[1]
     if negative_weight is not None:
-        weight = y.new_ones(y.shape[:2])
-        weight[:, all_x.shape[1] : all_x.shape[1] + extra.shape[1]] = ranks.gather_dim1(extra_weight[..., None])[..., 0]
-
-    v = torch.empty_like(x)
-    feature_scale = x.new_empty(x.shape[0])
-    drift_scale = x.new_empty((len(taus), x.shape[0]))
-    chunk_bytes = CHUNK_BYTES.get(x.device.type, CHUNK_BYTES["cuda"])
-    matrices = 2 + len(taus)  # alive at once: distances, a temporary, and the coefficients of every temperature
-    for fields in _chunks(groups, chunk_bytes // max(1, matrices * x.element_size() * n * y.shape[1])):
-        v[fields], feature_scale[fields], drift_scale[:, fields] = _normalised_drift(
-            x[fields],
-            y[fields],
-            None if weight is None else weight[fields],
-            num_negatives=all_x.shape[1] + extra.shape[1],
-            fields=fields,
-            groups=groups[fields],
-            taus=taus,
-            floor=affinity_floor,
-            ranks=ranks,
-        )
-    return AggregatedDrift(v, feature_scale, drift_scale)
+        weight = extra_weight.new_ones((x.shape[0], num_negatives + y_pos.shape[1]))
+        weight[:, x.shape[1] : num_negatives] = ranks.gather_dim1(extra_weight[..., None])[..., 0]
+    return _Points(x, (extra, y_pos) if extra.shape[1] else (y_pos,), weight, num_negatives, n, ranks)
 
 
-def _normalised_drift(
-    x: torch.Tensor,
-    y: torch.Tensor,
-    weight: torch.Tensor | None,
-    *,
-    num_negatives: int,
-    fields: torch.Tensor,
-    groups: torch.Tensor,
-    taus: Sequence[float],
-    floor: float,
-    ranks: Ranks,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """v [G, n, C], S [G] and lambda [T, G] for fields whose scale groups are complete."""
-    num_all = x.shape[1] * ranks.world_size
-    distance = pairwise_distance(x, y, self_at=ranks.rank * x.shape[1])  # [G, n, K]
-    weight_sum = y.new_full((y.shape[0],), y.shape[1]) if weight is None else weight.sum(dim=1)
-    weighted = distance if weight is None else distance * weight[:, None, :]
-    distance_mean = ranks.sum(weighted.sum(dim=(1, 2))) / (num_all * weight_sum)
-    if not bool(torch.isfinite(distance_mean).all()):
-        raise NonFiniteError(fields[~torch.isfinite(distance_mean)].tolist())
-    distance_mean = _mean_over(groups, distance_mean)
-    # A field whose points all coincide has distance 0 over scale 0: any scale but 0 gives the right zero.
-    safe = torch.where(distance_mean > 0, distance_mean, 1.0)
-    scaled_y = y / (safe / x.shape[-1] ** 0.5)[:, None, None]
-    logits, logit_range = _relative_logits(distance, safe, self_at=ranks.rank * x.shape[1], ranks=ranks)
-    coefficients = distance.new_empty((x.shape[0], len(taus), *distance.shape[1:]))  # [G, T, n, K]
-    for t, tau in enumerate(taus):
-        _coefficients(
-            logits, coefficients[:, t], tau=tau, whole=logit_range / tau < WHOLE_RANGE, weight=weight, floor=floor,
-            num_negatives=num_negatives, ranks=ranks,
-        )  # fmt: skip
-    v_tau = torch.bmm(coefficients.flatten(1, 2), scaled_y).unflatten(1, (len(taus), x.shape[1]))  # [G, T, n, C]
-    power = ranks.sum(v_tau.square().sum(dim=(2, 3))) / (num_all * x.shape[-1])  # [G, T]
-    norm = torch.stack([_mean_over(groups, p) for p in power.unbind(1)]).sqrt()  # lambda_tau, [T, G]
-    v = (v_tau / torch.where(norm > 0, norm, 1.0).T[:, :, None, None]).sum(dim=1)
-    v = torch.where((distance_mean > 0)[:, None, None], v, 0.0)
-    return v, distance_mean / x.shape[-1] ** 0.5, torch.where(distance_mean > 0, norm, 0.0)
+def _sorted_groups(groups: torch.Tensor) -> tuple[torch.Tensor | None, list[int]]:
+    """An order in which every scale group is in one piece (None: as they come), and the sizes of the groups."""
+    ascending = groups.sort(stable=True)
+    counts = torch.unique_consecutive(ascending.values, return_counts=True)[1].tolist()
+    return (None if torch.equal(ascending.values, groups) else ascending.indices), counts
 
 
-def _relative_logits(
-    distance: torch.Tensor, scale: torch.Tensor, *, self_at: int, ranks: Ranks
-) -> tuple[torch.Tensor, float]:
-    """(lowest distance of the field - distance) / scale, in place, -inf where a point meets itself; and their range.
-
-    Softmaxes do not depend on the shift, and differences from the nearest point are exact where it matters.
-    """
-    highest = ranks.max(distance.flatten(1).amax(dim=1))
-    torch.diagonal(distance, self_at, 1, 2).fill_(torch.inf)
-    lowest = -ranks.max(-distance.flatten(1).amin(dim=1))
-    logits = distance.sub_(lowest[:, None, None]).div_(-scale[:, None, None])
-    return logits, float(((highest - lowest) / scale).max())
-
-
-def _coefficients(
-    logits: torch.Tensor,
-    out: torch.Tensor,
-    *,
-    tau: float,
-    whole: bool,
-    weight: torch.Tensor | None,
-    floor: float,
-    num_negatives: int,
-    ranks: Ranks,
-) -> None:
-    """Write [-W- | W+], [G, n, K], the coefficients of the negatives, then of the positives, into `out`.
-
-    With E = exp(logits / tau), the affinity is E_ik / sqrt(R_i S_k), R and S being the sums of E over rows and columns.
-    Where no entry of E underflows (`whole`) that takes one exponential; elsewhere both softmaxes are in logarithms.
-    """
-    torch.mul(logits, 1 / tau, out=out)
-    if not whole:
-        out.copy_(_pull_and_push(_affinity(out, self_at=None, weight=weight, floor=floor, ranks=ranks), num_negatives))
-        return
-    out.exp_()
-    over_y = out.sum(dim=2, keepdim=True)
-    over_x = ranks.sum(out.sum(dim=1, keepdim=True))
-    # With N = 1 the only entry of a self column is masked: its column sums to nothing, and it must stay 0, not nan.
-    column = torch.where(over_x > 0, over_x.rsqrt(), 0.0)
-    if floor > 0:
-        affinity = out.mul_(column).mul_(over_y.rsqrt()).clamp_(min=floor)
-        out.copy_(_pull_and_push(affinity if weight is None else affinity * weight[:, None, :], num_negatives))
-        return
-    out.mul_(column if weight is None else column * weight[:, None, :])
-    push, pull = out[..., :num_negatives], out[..., num_negatives:]
-    push_sum, pull_sum = push.sum(dim=2, keepdim=True), pull.sum(dim=2, keepdim=True)
-    push.mul_(-pull_sum / over_y)
-    pull.mul_(push_sum / over_y)
-
-
-def pairwise_distance(x: torch.Tensor, y: torch.Tensor, *, self_at: int | None = None) -> torch.Tensor:
-    """Euclidean distances [G, N, K] between x [G, N, C] and y [G, K, C], each to about float32 precision.
-
-    Args:
-        self_at: column at which y holds x[:, 0] (then x[:, 1], ...), whose distances are exactly 0.
-
-    Squares come from one product; where that cancels (pairs much closer than their norms), they are computed again from
-    differences, since small temperatures would amplify the error.
-    """
-    x_square, y_square = x.square().sum(-1), y.square().sum(-1)
-    size = x_square[:, :, None] + y_square[:, None, :]
-    square = torch.baddbmm(size, x, y.transpose(1, 2), alpha=-2)
-    if self_at is not None:
-        torch.diagonal(square, self_at, 1, 2).zero_()
-    close = square < 1e-3 * size
-    if self_at is not None:
-        torch.diagonal(close, self_at, 1, 2).fill_(False)
-    g, i, k = torch.nonzero(close, as_tuple=True)
-    for part in torch.arange(len(g), device=g.device).split(max(1, 2**24 // x.shape[-1])):
-        difference = x[g[part], i[part]] - y[g[part], k[part]]
-        square[g[part], i[part], k[part]] = difference.square().sum(-1)
-    return square.clamp_(min=0).sqrt_()
-
-
-def _affinity(
-    logits: torch.Tensor, *, self_at: int | None, weight: torch.Tensor | None, floor: float, ranks: Ranks
-) -> torch.Tensor:
-    """A = sqrt(softmax over y * softmax over x), [G, n, K], from logits that it overwrites."""
-    if self_at is not None:
-        torch.diagonal(logits, self_at, 1, 2).fill_(-torch.inf)
-    over_y = torch.logsumexp(logits, dim=2, keepdim=True)
-    over_x = _logsumexp_over_ranks(torch.logsumexp(logits, dim=1, keepdim=True), ranks)
-    # With N = 1 the only entry of a self column is masked: its column sums to nothing, and it must stay 0, not nan.
-    over_x = torch.where(torch.isneginf(over_x), 0.0, over_x)
-    over_y = torch.where(torch.isneginf(over_y), 0.0, over_y)
-    affinity = logits.sub_(over_y / 2).sub_(over_x / 2).exp_()
-    if floor > 0:
-        affinity.clamp_(min=floor)
-    return affinity if weight is None else affinity * weight[:, None, :]
-
-
-def _logsumexp_over_ranks(local: torch.Tensor, ranks: Ranks) -> torch.Tensor:
-    if ranks.world_size == 1:
-        return local
-    highest = ranks.max(local)
-    finite = torch.where(torch.isneginf(highest), 0.0, highest)
-    return ranks.sum((local - finite).exp()).log() + finite
-
-
-def _pull_and_push(affinity: torch.Tensor, num_negatives: int) -> torch.Tensor:
-    """[-W- | W+], [G, n, K]: the coefficients of the negatives, then of the positives."""
-    push, pull = affinity[..., :num_negatives], affinity[..., num_negatives:]
-    push_sum, pull_sum = push.sum(-1, keepdim=True), pull.sum(-1, keepdim=True)
-    return torch.cat([push * -pull_sum, pull * push_sum], dim=-1)
-
-
-def _mean_over(groups: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Replace every value by the mean over the fields of its scale group, [G]."""
-    numbers, index = torch.unique(groups, return_inverse=True)
-    sums = values.new_zeros(len(numbers)).index_add_(0, index, values)
-    return (sums / torch.bincount(index, minlength=len(numbers)))[index]
-
-
-def _chunks(groups: torch.Tensor, limit: int) -> Iterator[torch.Tensor]:
-    """Indices of fields to compute together: whole scale groups, at most `limit` fields where a group allows it."""
-    order = torch.argsort(groups, stable=True)
-    _, counts = torch.unique(groups, return_counts=True)
+def _whole_groups(counts: Sequence[int], most: int) -> Iterator[range]:
+    """Ranges of whole groups: at most `most` fields where a group allows it."""
     start = size = 0
-    for count in counts.tolist():
-        if size and size + count > limit:
-            yield order[start : start + size]
+    for count in counts:
+        if size and size + count > most:
+            yield range(start, start + size)
             start, size = start + size, 0
         size += count
-    yield order[start : start + size]
+    yield range(start, start + size)
 
 
 def _scale_groups(scale_over: ScaleOver | torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -366,6 +445,8 @@ def _check_shapes(x: torch.Tensor, y_pos: torch.Tensor, y_neg: torch.Tensor) -> 
     for name, t in (("generated", x), ("positives", y_pos), ("negatives", y_neg)):
         if t.ndim != 3 or t.shape[0] != x.shape[0] or t.shape[-1] != x.shape[-1]:
             raise UsageError(f"{name}: expected [G={x.shape[0]}, *, C={x.shape[-1]}], got {list(t.shape)}")
+        if not t.is_floating_point():
+            raise UsageError(f"{name}: expected floating-point features, got {t.dtype}")
     if 0 in (x.shape[0], x.shape[1], x.shape[2], y_pos.shape[1]):
         raise UsageError(
             f"expected at least one field, generated, positive and channel, got {list(x.shape)} and {list(y_pos.shape)}"
@@ -377,9 +458,9 @@ def _check_weight(weight: torch.Tensor | None, negatives: torch.Tensor) -> torch
         return negatives.new_ones(negatives.shape[:2])
     if weight.shape != negatives.shape[:2]:
         raise UsageError(f"negative_weight: expected {list(negatives.shape[:2])}, got {list(weight.shape)}")
-    if not bool((weight >= 0).all()):
-        raise UsageError("negative_weight: expected weights >= 0")
-    return weight.detach().to(negatives)
+    if not bool(((weight >= 0) & torch.isfinite(weight)).all()):
+        raise UsageError("negative_weight: expected finite weights >= 0")
+    return weight.detach().to(torch.promote_types(weight.dtype, torch.float32)).to(negatives.device)
 
 
 def _as_float(*tensors: torch.Tensor) -> list[torch.Tensor]:

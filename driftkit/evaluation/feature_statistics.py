@@ -2,7 +2,7 @@
 
 import torch
 
-from driftkit.drift.field import pairwise_distance
+from driftkit.drift.distance import pairwise_distance
 
 NEIGHBOURS = 10
 

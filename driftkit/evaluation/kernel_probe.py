@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 
 from driftkit.artifacts.images import to_float, to_uint8
-from driftkit.drift.field import aggregated_drift, pairwise_distance
+from driftkit.drift.distance import pairwise_distance
+from driftkit.drift.field import aggregated_drift
 from driftkit.encoders.features import FeatureSet
 from driftkit.encoders.networks import FrozenEncoder
 from driftkit.errors import DriftkitError

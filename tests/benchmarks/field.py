@@ -22,22 +22,25 @@ GOALS = {
 
 
 def literal(x: torch.Tensor, pos: torch.Tensor) -> torch.Tensor:
-    """Algorithm 2 and Appendix A.6 line by line: two cdist, two softmaxes and one product per temperature."""
-    distance = torch.cat([torch.cdist(x, pos), torch.cdist(x, x)], dim=2)  # [G, N, P + N]
-    mean = distance.mean(dim=(1, 2), keepdim=True)
+    """Appendix A.6 around Algorithm 2, batched, line by line: each temperature makes its own distances."""
+    mean = torch.cat([torch.cdist(x, x), torch.cdist(x, pos)], dim=2).mean(dim=(1, 2), keepdim=True)
     scale = mean / x.shape[-1] ** 0.5
-    targets = torch.cat([pos, x], dim=1) / scale
-    mask = torch.zeros_like(distance)
-    torch.diagonal(mask, pos.shape[1], 1, 2).fill_(torch.inf)
+    x, pos = x / scale, pos / scale
     v = torch.zeros_like(x)
     for tau in TAUS:
-        logits = -distance / (mean * tau) - mask
-        affinity = (torch.softmax(logits, dim=2) * torch.softmax(logits, dim=1)).sqrt()
-        pull, push = affinity[:, :, : pos.shape[1]], affinity[:, :, pos.shape[1] :]
-        weights = torch.cat([pull * push.sum(2, keepdim=True), -push * pull.sum(2, keepdim=True)], dim=2)
-        v_tau = torch.bmm(weights, targets)
+        v_tau = algorithm_2(x, pos, x, tau * x.shape[-1] ** 0.5)
         v += v_tau / v_tau.square().mean(dim=(1, 2), keepdim=True).sqrt()
     return v
+
+
+def algorithm_2(x: torch.Tensor, y_pos: torch.Tensor, y_neg: torch.Tensor, temperature: float) -> torch.Tensor:
+    """The field of one temperature: two cdist, two softmaxes, one product with the positives and one with the rest."""
+    negative_distance = torch.cdist(x, y_neg)
+    negative_distance = negative_distance + torch.eye(x.shape[1]) * 1e6
+    logits = torch.cat([torch.cdist(x, y_pos), negative_distance], dim=2) / -temperature
+    affinity = (torch.softmax(logits, dim=2) * torch.softmax(logits, dim=1)).sqrt()
+    pull, push = affinity.split([y_pos.shape[1], y_neg.shape[1]], dim=2)
+    return (pull * push.sum(dim=2, keepdim=True)) @ y_pos - (push * pull.sum(dim=2, keepdim=True)) @ y_neg
 
 
 def products(x: torch.Tensor, y: torch.Tensor, coefficients: torch.Tensor) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from driftkit.drift import aggregated_drift, drift_field
-from driftkit.drift.field import pairwise_distance
+from driftkit.drift.distance import pairwise_distance
 from tests.drift.literal import literal_drift
 
 

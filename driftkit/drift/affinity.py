@@ -1,0 +1,183 @@
+"""From distances to the coefficients of the field: kernels, their normalisation, and how many points they weigh."""
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+
+from driftkit.errors import UsageError
+from driftkit.runtime.distributed import Ranks
+
+Kernel = Literal["laplace", "gaussian"]
+
+# exp(-80) is far above the smallest float32: exponents within this range leave no entry of their exponential at zero.
+WHOLE_RANGE = 80.0
+
+
+@dataclass(frozen=True)
+class Affinity:
+    """How the affinity of x_i and y_k follows from their distance d_ik.
+
+    Attributes:
+        kernel: "laplace" k = exp(-d / width), as in the paper, or "gaussian" k = exp(-(d / width)^2 / 2).
+        normalisation: "both" A = sqrt(P * Q), P and Q the softmaxes over y and over x, as in the paper; "rows" A = P;
+            "none" A = k itself; "sinkhorn(n)" n turns of normalising columns to N / K and rows to 1.
+        floor: lower bound of A before weighting, the masked self entry included (the authors' release: 1e-3).
+    """
+
+    kernel: Kernel = "laplace"
+    normalisation: str = "both"
+    floor: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.kernel not in get_args(Kernel):
+            raise UsageError(f"kernel: expected {' or '.join(get_args(Kernel))}, got {self.kernel!r}")
+        if self.normalisation not in ("both", "rows", "none") and not self.turns:
+            raise UsageError(
+                f"normalisation: expected both, rows, none or sinkhorn(N) with N >= 1, got {self.normalisation!r}"
+            )
+        if not self.floor >= 0:
+            raise UsageError(f"affinity_floor: expected a value >= 0, got {self.floor}")
+        if self.floor and self.normalisation == "none":
+            raise UsageError("affinity_floor: unnormalised affinities have no scale to bound; leave it at 0")
+
+    @property
+    def turns(self) -> int:
+        """Turns of Sinkhorn's normalisation; 0 for the others."""
+        match = re.fullmatch(r"sinkhorn\(([1-9][0-9]{0,3})\)", self.normalisation)
+        return int(match[1]) if match else 0
+
+    def sharpness(self, tau: float) -> float:
+        """s such that log k = -s * `power_of(d)` for distances in units of their mean."""
+        return 1 / tau if self.kernel == "laplace" else 0.5 / tau**2
+
+    def power_of(self, distance: torch.Tensor) -> torch.Tensor:
+        """The power of a distance that the kernel's exponent is proportional to."""
+        return distance if self.kernel == "laplace" else distance.square()
+
+    def excess(self, distance: torch.Tensor, least: torch.Tensor) -> torch.Tensor:
+        """`power_of(distance)` over that of the least distance, in place: differences from the nearest are exact."""
+        powers = distance if self.kernel == "laplace" else distance.square_()
+        return powers.sub_(self.power_of(least)[:, None, None])
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What the columns of an affinity matrix are.
+
+    Attributes:
+        num_negatives: how many come first; the others are positives.
+        weight: [G, K], factors of the affinities; None: 1.
+        num_rows: rows on all ranks.
+        ranks: those who hold the rows.
+    """
+
+    num_negatives: int
+    weight: torch.Tensor | None
+    num_rows: int
+    ranks: Ranks
+
+
+def write_coefficients(
+    excess: torch.Tensor, factors: torch.Tensor, out: torch.Tensor, affinity: Affinity, columns: Columns, *, whole: bool
+) -> torch.Tensor:
+    """Write [-W- | W+], the coefficients of the negatives, then of the positives.
+
+    Args:
+        excess: [G, n, K], how much farther pairs are than the nearest; inf where a point meets itself.
+        factors: [G, T], < 0: times `excess`, it is the exponent of the kernel at each temperature.
+        out: [G, T, n, K], overwritten.
+        whole: no exponent lies below -WHOLE_RANGE, but for -inf. The two softmaxes then take one exponential and sums;
+            else they are made in logarithms.
+
+    Returns:
+        [G, T], the effective number of points that a generated one feels, (sum of A)^2 / (sum of A^2) over y, summed
+        over the rows of this rank.
+    """
+    torch.mul(excess[:, None], factors[:, :, None, None], out=out)
+    if whole and affinity.normalisation in ("both", "rows"):
+        return _whole(out.exp_(), affinity, columns)
+    effective = []
+    for t in range(out.shape[1]):  # one at a time: logarithms need more room
+        logs = log_affinity(out[:, t], affinity, columns)
+        effective.append((2 * torch.logsumexp(logs, dim=2) - torch.logsumexp(2 * logs, dim=2)).exp().sum(dim=1))
+        torch.exp(logs, out=out[:, t])
+        push_sum, pull_sum = _sums(out[:, t], columns)
+        out[:, t, :, : columns.num_negatives].mul_(-pull_sum)
+        out[:, t, :, columns.num_negatives :].mul_(push_sum)
+    return torch.stack(effective, dim=1)
+
+
+def _whole(kernel: torch.Tensor, affinity: Affinity, columns: Columns) -> torch.Tensor:
+    """The same from the kernel k [G, T, n, K] itself, in place.
+
+    A_ik = k_ik u_k r_i, hence W_ik = k_ik u_k r_i^2 times the sum of k u over the other half of the row: r enters last.
+    """
+    by_row = _by_row(kernel, affinity)  # r
+    by_column = None  # u, and the weight
+    if affinity.normalisation == "both":
+        column_sum = columns.ranks.sum(kernel.sum(dim=2, keepdim=True))
+        # With N = 1 the only entry of a self column is masked: its column sums to nothing, and it must stay 0, not nan.
+        by_column = torch.where(column_sum > 0, column_sum.rsqrt(), 0.0)
+    if affinity.floor > 0:  # bounds A itself, before weighting
+        if by_column is not None:
+            kernel.mul_(by_column)
+        kernel.mul_(by_row).clamp_(min=affinity.floor)
+        by_row, by_column = torch.ones_like(by_row), None
+    if columns.weight is not None:
+        weight = columns.weight[:, None, None, :]
+        by_column = weight if by_column is None else by_column * weight
+    if by_column is not None:
+        kernel.mul_(by_column)
+    push_sum, pull_sum = _sums(kernel, columns)
+    # Without column sums, entries may be so small that their squares need the range of float64.
+    wide = torch.float64 if affinity.normalisation == "rows" else None
+    norm: torch.Tensor = torch.linalg.vector_norm(kernel, dim=3, dtype=wide)
+    effective = ((push_sum + pull_sum)[..., 0] / norm).square().sum(dim=2)
+    kernel[..., : columns.num_negatives].mul_(-pull_sum * by_row * by_row)
+    kernel[..., columns.num_negatives :].mul_(push_sum * by_row * by_row)
+    return effective.to(kernel.dtype)
+
+
+def _by_row(kernel: torch.Tensor, affinity: Affinity) -> torch.Tensor:
+    row_sum = kernel.sum(dim=3, keepdim=True)
+    return row_sum.rsqrt() if affinity.normalisation == "both" else row_sum.reciprocal()
+
+
+def log_affinity(logits: torch.Tensor, affinity: Affinity, columns: Columns) -> torch.Tensor:
+    """log A, weighted, [G, n, K], from log k, -inf where an entry is masked."""
+    if affinity.normalisation == "rows":
+        logits = logits - _over_y(logits)
+    elif affinity.normalisation == "both":
+        logits = logits - _over_y(logits) / 2 - _over_x(logits, columns.ranks) / 2
+    for _ in range(affinity.turns):
+        logits = logits - _over_x(logits, columns.ranks) + math.log(columns.num_rows / logits.shape[2])
+        logits = logits - _over_y(logits)
+    if affinity.floor > 0:
+        logits = logits.clamp(min=math.log(affinity.floor))
+    return logits if columns.weight is None else logits + columns.weight.log()[:, None, :]
+
+
+def _over_y(logits: torch.Tensor) -> torch.Tensor:
+    return _zero_where_empty(torch.logsumexp(logits, dim=2, keepdim=True))
+
+
+def _over_x(logits: torch.Tensor, ranks: Ranks) -> torch.Tensor:
+    local = torch.logsumexp(logits, dim=1, keepdim=True)
+    if ranks.world_size > 1:
+        highest = _zero_where_empty(ranks.max(local))
+        local = ranks.sum((local - highest).exp()).log() + highest
+    return _zero_where_empty(local)
+
+
+def _zero_where_empty(log_sum: torch.Tensor) -> torch.Tensor:
+    """A row or column that is masked wholly (N = 1) stays masked instead of becoming nan."""
+    return torch.where(torch.isneginf(log_sum), 0.0, log_sum)
+
+
+def _sums(affinities: torch.Tensor, columns: Columns) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sums over the negatives and over the positives of every row."""
+    push, pull = affinities[..., : columns.num_negatives], affinities[..., columns.num_negatives :]
+    return push.sum(dim=-1, keepdim=True), pull.sum(dim=-1, keepdim=True)

@@ -1,0 +1,99 @@
+"""Euclidean distances between features, exact enough for small temperatures."""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+
+# A square below this share of |x|^2 + |y|^2 has lost too many digits in the product that it came from.
+CLOSE = 0.05
+# Where more of a field's pairs are that close, one product in float64 costs less than gathering them.
+MANY = 1 / 64
+
+
+def pairwise_distance(x: torch.Tensor, y: torch.Tensor, *, self_at: int | None = None) -> torch.Tensor:
+    """Euclidean distances [G, N, K] between x [G, N, C] and y [G, K, C], each to about float32 precision.
+
+    Args:
+        self_at: column at which y holds x[:, 0] (then x[:, 1], ...), whose distances are exactly 0.
+
+    Squares come from one product; where that cancels (pairs much closer than their norms), they are computed again,
+    from differences or in float64, since small temperatures would amplify the error.
+    """
+    with full_precision(x.device):
+        distance = x.new_empty((x.shape[0], x.shape[1], y.shape[1]))
+        write_distances(x, y, distance, self_at=self_at)
+    if self_at is not None:
+        torch.diagonal(distance, self_at, 1, 2).zero_()
+    return distance
+
+
+def write_distances(x: torch.Tensor, y: torch.Tensor, out: torch.Tensor, *, self_at: int | None) -> None:
+    """Write the distances into `out`, [G, N, K].
+
+    Where x meets itself, `out` holds the distance to the last y instead: neither least nor greatest values then need a
+    mask, and a sum can take it off again. Distances are not finite where features, or their squares, are not.
+    """
+    x_square, y_square = _square_norms(x), _square_norms(y)
+    torch.add(x_square[:, :, None], y_square[:, None, :], out=out)
+    torch.baddbmm(out, x, y.mT, alpha=-2, out=out)
+    _cover_self(out, self_at)
+    least = out.flatten(1).amin(dim=1)
+    doubtful = ~(least >= CLOSE * (x_square.amax(dim=1) + y_square.amax(dim=1)))
+    out.sqrt_()
+    for field in doubtful.nonzero().flatten().tolist():
+        _mend(x[field], y[field], out[field], x_square[field], y_square[field], self_at=self_at)
+    if self_at is not None:
+        _cover_self(out, self_at)
+
+
+def _cover_self(matrix: torch.Tensor, self_at: int | None) -> None:
+    if self_at is not None:
+        torch.diagonal(matrix, self_at, 1, 2).copy_(matrix[:, :, -1])
+
+
+def _square_norms(points: torch.Tensor) -> torch.Tensor:
+    norms: torch.Tensor = torch.linalg.vector_norm(points, dim=-1)
+    return norms.square_()
+
+
+def _mend(
+    x: torch.Tensor,
+    y: torch.Tensor,
+    distance: torch.Tensor,
+    x_square: torch.Tensor,
+    y_square: torch.Tensor,
+    *,
+    self_at: int | None,
+) -> None:
+    """Compute distances [N, K] of one field again where their squares, maybe negative, cancelled."""
+    size = x_square[:, None] + y_square[None, :]
+    close = ~(distance.square() >= CLOSE * size)  # a negative square has become nan
+    if self_at is not None:
+        torch.diagonal(close, self_at).fill_(False)
+    i, k = close.nonzero(as_tuple=True)
+    if len(i) > MANY * close.numel():
+        distance.copy_(_wide_distance(x.double(), y.double()))
+        return
+    for part in torch.arange(len(i), device=i.device).split(max(1, 2**22 // x.shape[-1])):
+        distance[i[part], k[part]] = torch.linalg.vector_norm(x[i[part]] - y[k[part]], dim=-1)
+
+
+def _wide_distance(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    square = torch.addmm(x.square().sum(1)[:, None] + y.square().sum(1)[None, :], x, y.mT, alpha=-2)
+    return square.clamp_(min=0).sqrt_()
+
+
+@contextlib.contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Products of float32 in float32, whatever autocast, TF32 or the matmul precision of the process say."""
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
