@@ -82,8 +82,8 @@ class Columns:
 
 def write_coefficients(
     excess: torch.Tensor, factors: torch.Tensor, out: torch.Tensor, affinity: Affinity, columns: Columns, *, whole: bool
-) -> torch.Tensor:
-    """Write [-W- | W+], the coefficients of the negatives, then of the positives.
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Write [-W- | W+] / exp(unit), the coefficients of the negatives, then of the positives.
 
     Args:
         excess: [G, n, K], how much farther pairs are than the nearest; inf where a point meets itself.
@@ -93,24 +93,28 @@ def write_coefficients(
             else they are made in logarithms.
 
     Returns:
-        [G, T], the effective number of points that a generated one feels, (sum of A)^2 / (sum of A^2) over y, summed
-        over the rows of this rank.
+        Both [G, T]: the effective number of points that a generated one feels, (sum of A)^2 / (sum of A^2) over y,
+        summed over the rows of this rank; and `unit`, the logarithm of the largest sum of W+ over a row. Where images
+        are all alike, affinities to the real ones are so small that without it the squares of V would underflow.
     """
     torch.mul(excess[:, None], factors[:, :, None, None], out=out)
     if whole and affinity.normalisation in ("both", "rows"):
         return _whole(out.exp_(), affinity, columns)
-    effective = []
+    effective, units = [], []
     for t in range(out.shape[1]):  # one at a time: logarithms need more room
         logs = log_affinity(out[:, t], affinity, columns)
         effective.append((2 * torch.logsumexp(logs, dim=2) - torch.logsumexp(2 * logs, dim=2)).exp().sum(dim=1))
-        torch.exp(logs, out=out[:, t])
-        push_sum, pull_sum = _sums(out[:, t], columns)
-        out[:, t, :, : columns.num_negatives].mul_(-pull_sum)
-        out[:, t, :, columns.num_negatives :].mul_(push_sum)
-    return torch.stack(effective, dim=1)
+        push, pull = logs[..., : columns.num_negatives], logs[..., columns.num_negatives :]
+        push_sum, pull_sum = torch.logsumexp(push, dim=2, keepdim=True), torch.logsumexp(pull, dim=2, keepdim=True)
+        unit = _zero_where_empty((push_sum + pull_sum).amax(dim=1, keepdim=True))
+        torch.exp(push.add_(pull_sum - unit), out=out[:, t, :, : columns.num_negatives])
+        out[:, t, :, : columns.num_negatives].neg_()
+        torch.exp(pull.add_(push_sum - unit), out=out[:, t, :, columns.num_negatives :])
+        units.append(unit[:, 0, 0])
+    return torch.stack(effective, dim=1), torch.stack(units, dim=1)
 
 
-def _whole(kernel: torch.Tensor, affinity: Affinity, columns: Columns) -> torch.Tensor:
+def _whole(kernel: torch.Tensor, affinity: Affinity, columns: Columns) -> tuple[torch.Tensor, torch.Tensor]:
     """The same from the kernel k [G, T, n, K] itself, in place.
 
     A_ik = k_ik u_k r_i, hence W_ik = k_ik u_k r_i^2 times the sum of k u over the other half of the row: r enters last.
@@ -131,14 +135,18 @@ def _whole(kernel: torch.Tensor, affinity: Affinity, columns: Columns) -> torch.
         by_column = weight if by_column is None else by_column * weight
     if by_column is not None:
         kernel.mul_(by_column)
-    push_sum, pull_sum = _sums(kernel, columns)
+    push, pull = kernel[..., : columns.num_negatives], kernel[..., columns.num_negatives :]
+    push_sum, pull_sum = push.sum(dim=-1, keepdim=True), pull.sum(dim=-1, keepdim=True)
     # Without column sums, entries may be so small that their squares need the range of float64.
     wide = torch.float64 if affinity.normalisation == "rows" else None
     norm: torch.Tensor = torch.linalg.vector_norm(kernel, dim=3, dtype=wide)
     effective = ((push_sum + pull_sum)[..., 0] / norm).square().sum(dim=2)
-    kernel[..., : columns.num_negatives].mul_(-pull_sum * by_row * by_row)
-    kernel[..., columns.num_negatives :].mul_(push_sum * by_row * by_row)
-    return effective.to(kernel.dtype)
+    push_sum, pull_sum = push_sum * by_row, pull_sum * by_row
+    size = (push_sum * pull_sum).amax(dim=2, keepdim=True)
+    size = torch.where(size > 0, size, 1.0)
+    push.mul_(-pull_sum / size * by_row)
+    pull.mul_(push_sum / size * by_row)
+    return effective.to(kernel.dtype), size[..., 0, 0].log()
 
 
 def _by_row(kernel: torch.Tensor, affinity: Affinity) -> torch.Tensor:
@@ -157,7 +165,7 @@ def log_affinity(logits: torch.Tensor, affinity: Affinity, columns: Columns) -> 
         logits = logits - _over_y(logits)
     if affinity.floor > 0:
         logits = logits.clamp(min=math.log(affinity.floor))
-    return logits if columns.weight is None else logits + columns.weight.log()[:, None, :]
+    return logits.clone() if columns.weight is None else logits + columns.weight.log()[:, None, :]
 
 
 def _over_y(logits: torch.Tensor) -> torch.Tensor:
@@ -175,9 +183,3 @@ def _over_x(logits: torch.Tensor, ranks: Ranks) -> torch.Tensor:
 def _zero_where_empty(log_sum: torch.Tensor) -> torch.Tensor:
     """A row or column that is masked wholly (N = 1) stays masked instead of becoming nan."""
     return torch.where(torch.isneginf(log_sum), 0.0, log_sum)
-
-
-def _sums(affinities: torch.Tensor, columns: Columns) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sums over the negatives and over the positives of every row."""
-    push, pull = affinities[..., : columns.num_negatives], affinities[..., columns.num_negatives :]
-    return push.sum(dim=-1, keepdim=True), pull.sum(dim=-1, keepdim=True)

@@ -25,6 +25,9 @@ CHUNK_BYTES = {"cpu": 16 * 2**20, "cuda": 256 * 2**20}
 # Kernels sharper than this amplify the rounding of float32 distances beyond 1e-5: they are computed in float64.
 SHARPEST_FLOAT32 = 64.0
 
+# So few multiplications take no time in float64, and rounding is then nobody's concern.
+SMALL_PROBLEM = 2**22
+
 # Squares of smaller distances leave the range of float32: features are brought to another unit first.
 SMALLEST_DISTANCE = 1e-14
 
@@ -192,9 +195,10 @@ class _Computation:
         self.sharpness = [affinity.sharpness(taus[t]) for t in self.by_width]
         given = (points.x, *points.others)
         result = torch.float64 if any(p.dtype == torch.float64 for p in given) else torch.float32
-        self.dtype = torch.float64 if self.sharpness[-1] > SHARPEST_FLOAT32 else result
         g, _, c = points.x.shape
         n, k, t = points.num_rows, points.num_columns, len(taus)
+        sharp = self.sharpness[-1] > SHARPEST_FLOAT32
+        self.dtype = torch.float64 if sharp or g * n * k * c <= SMALL_PROBLEM else result
         one_field = torch.finfo(self.dtype).bits // 8 * (n * k * (1 + t) + k * c + t * n * c)
         self.most = max(1, min(g, chunk_bytes // one_field))
         new = points.x.new_empty
@@ -203,7 +207,7 @@ class _Computation:
         self.coefficients = new((self.most, t, n, k), dtype=self.dtype)
         self.v_tau = new((self.most, t, n, c), dtype=self.dtype)
         self.v = new((g, n, c), dtype=result)
-        # What is told of every field at the end: mean, least and spread of distances, unit; lambda, effective points.
+        # What is known of every field: mean, least and spread of distances, unit; log lambda, effective points.
         self.found = new((4, g), dtype=self.dtype)
         self.found_per_tau = new((2, g, t), dtype=self.dtype)
 
@@ -213,8 +217,8 @@ class _Computation:
         scales = _Scales(*self.found.unbind(0))
         back = torch.tensor(self.by_width, device=self.v.device).argsort()
         scale = scales.mean / self.v.shape[2] ** 0.5
-        length, effective = self.found_per_tau.unbind(0)
-        drift_scale = length * self._kernel_unit(scales) / torch.where(scales.apart, scale, 1.0)[:, None]
+        log_length, effective = self.found_per_tau.unbind(0)
+        drift_scale = log_length.exp() / torch.where(scales.apart, scale, 1.0)[:, None]
         spread = scales.spread[:, None] * self._sharpness(scales)
         told = torch.stack([drift_scale, effective, spread]).to(self.v.dtype)
         told = torch.where(scales.apart[:, None], told, 0.0).mT[:, back]  # [3, T, G]
@@ -228,21 +232,24 @@ class _Computation:
             scales = self._scales(fields, parts, unit=self._unit(fields))
         num_all, (n, c) = self.points.x.shape[1], self.v.shape[1:]
         kept = self.v_tau if len(parts) == 1 else self.v_tau.new_empty((len(fields), len(self.sharpness), n, c))
-        sums = []
+        told = []
         for part in parts:
             at = slice(part.start - fields.start, part.stop - fields.start)
             if len(parts) > 1:
                 self._write_distances(part, scales.unit[at])
-            sums.append(self._write_v_tau(part, scales.at(at), kept[at]))
-        power, effective = self.ranks.sum(torch.cat(sums, dim=1)) / num_all  # [F, T] each
-        length = self._shared(fields, power / c).sqrt()  # lambda in units of the features
-        inverse = torch.where(scales.apart[:, None] & (length > 0), 1 / length, 0.0)
+            told.append(self._write_v_tau(part, scales.at(at), kept[at]))
+        power, effective, unit = torch.cat(told, dim=1)  # [F, T] each
+        common = self._greatest_of_group(fields, self.ranks.max(unit))
+        size = (unit - common).exp()  # of this rank's and this field's V in terms of those it shares lambda with
+        power, effective = self.ranks.sum(torch.stack([power * size.square(), effective])) / num_all
+        length = self._shared(fields, power / c).sqrt()  # lambda, in units of the features and of `common`
+        inverse = torch.where(scales.apart[:, None] & (length > 0), size / length, 0.0)
         for part in parts:
             at = slice(part.start - fields.start, part.stop - fields.start)
             v = torch.bmm(inverse[at, None], kept[at].flatten(2))  # [F, 1, N * C]
             self._put(self.v, part, v.view(len(part), n, c))
         self._put(self.found, fields, torch.stack([scales.mean, scales.least, scales.spread, scales.unit]), dim=1)
-        self._put(self.found_per_tau, fields, torch.stack([length, effective]), dim=1)
+        self._put(self.found_per_tau, fields, torch.stack([length.log() + common, effective]), dim=1)
 
     def _scales(self, fields: range, parts: list[range], *, unit: torch.Tensor | None) -> "_Scales":
         """Distances of every field summed up; where there is one part, they stay in the workspace."""
@@ -255,8 +262,6 @@ class _Computation:
         mean = self._shared(fields, self.ranks.sum(mean))
         most, minus_least = self.ranks.max(torch.stack([most, -least]))
         spread = self.affinity.power_of(most) - self.affinity.power_of(-minus_least)
-        if self.affinity.normalisation == "none":  # nothing cancels a shift of one field against those of its group
-            minus_least = self._greatest_of_group(fields, minus_least)
         return _Scales(mean, -minus_least, spread, unit)
 
     def _part_scales(self, part: range) -> torch.Tensor:
@@ -302,7 +307,8 @@ class _Computation:
         """V_tau [F, T, n, C] in the units of the features, into `out`, from the distances in the workspace.
 
         Returns:
-            [2, F, T]: sums over this rank's rows of V_tau^2 and of the effective numbers of points.
+            [3, F, T]: sums over this rank's rows of V_tau^2 and of the effective numbers of points, and the logarithm
+            of what V_tau has to be multiplied by.
         """
         distance, coefficients = self.distance[: len(part)], self.coefficients[: len(part)]
         excess = self.affinity.excess(distance, scales.least)
@@ -311,29 +317,26 @@ class _Computation:
         reach = (scales.spread[:, None] * exponents).amax(dim=0).tolist()
         whole = sum(value < WHOLE_RANGE for value in reach)
         columns = Columns(self.points.num_negatives, self._weight(part), self.points.x.shape[1], self.ranks)
-        effective = [
+        told = [
             write_coefficients(
                 excess, -exponents[:, some], coefficients[:, some], self.affinity, columns, whole=is_whole
             )
             for some, is_whole in ((slice(0, whole), True), (slice(whole, None), False))
             if exponents[:, some].shape[1]
         ]
+        effective, unit = (torch.cat(parts, dim=1) for parts in zip(*told, strict=True))
+        if self.affinity.normalisation == "none":  # nothing cancelled that k was taken relative to the nearest pair
+            unit = unit - 2 * self.affinity.power_of(scales.least)[:, None] * exponents
         t, n = coefficients.shape[1:3]
         v_tau = out.flatten(1, 2)
         torch.bmm(coefficients.flatten(1, 2), self.y[: len(part)], out=v_tau)
         power = torch.linalg.vector_norm(v_tau.unflatten(1, (t, n)), dim=(2, 3)).square_()
-        return torch.stack([power, torch.cat(effective, dim=1)])
+        return torch.stack([power, effective, unit])
 
     def _sharpness(self, scales: "_Scales") -> torch.Tensor:
         """[F, T]: how fast log k falls with the power of the distance that the kernel uses."""
         unit = self.affinity.power_of(torch.where(scales.apart, scales.mean, 1.0))
         return scales.mean.new_tensor(self.sharpness) / unit[:, None]
-
-    def _kernel_unit(self, scales: "_Scales") -> torch.Tensor:
-        """[F, T]: what V lacks because k was taken relative to the nearest pair; 1 where a normalisation cancels it."""
-        if self.affinity.normalisation != "none":
-            return torch.ones_like(scales.mean)[:, None]
-        return (-2 * self.affinity.power_of(scales.least)[:, None] * self._sharpness(scales)).exp()
 
     def _weight(self, part: range) -> torch.Tensor | None:
         return None if self.points.weight is None else self._pick(self.points.weight, part).to(self.dtype)
@@ -347,8 +350,13 @@ class _Computation:
         return (sums / count.to(values).view(-1, *[1] * (values.ndim - 1)))[index]
 
     def _greatest_of_group(self, fields: range, values: torch.Tensor) -> torch.Tensor:
+        """Every field's value [F, ...] replaced by the greatest of its scale group."""
+        if len(self.counts) == len(self.groups):
+            return values
         index, count = self._groups_of(fields)
-        return values.new_full((len(count),), -torch.inf).scatter_reduce_(0, index, values, "amax")[index]
+        start = values.new_full((len(count), *values.shape[1:]), -torch.inf)
+        index_of = index.view(-1, *[1] * (values.ndim - 1)).expand_as(values)
+        return start.scatter_reduce_(0, index_of, values, "amax")[index]
 
     def _groups_of(self, fields: range) -> tuple[torch.Tensor, torch.Tensor]:
         """Number of the scale group of each field among those at hand, and how many fields each group has."""
