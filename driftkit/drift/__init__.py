@@ -2,5 +2,14 @@
 
 from driftkit.drift.field import AggregatedDrift, aggregated_drift, drift_field
 from driftkit.drift.loss import DriftLoss, drift_loss
+from driftkit.drift.sharing import SharedFeatures, share_features
 
-__all__ = ["AggregatedDrift", "DriftLoss", "aggregated_drift", "drift_field", "drift_loss"]
+__all__ = [
+    "AggregatedDrift",
+    "DriftLoss",
+    "SharedFeatures",
+    "aggregated_drift",
+    "drift_field",
+    "drift_loss",
+    "share_features",
+]

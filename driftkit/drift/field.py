@@ -13,6 +13,7 @@ import torch
 
 from driftkit.drift.affinity import WHOLE_RANGE, Affinity, Columns, Kernel, log_affinity, write_coefficients
 from driftkit.drift.distance import full_precision, pairwise_distance, write_distances
+from driftkit.drift.sharing import Points, SharedFeatures, check_shapes, share_features
 from driftkit.errors import NonFiniteError, UsageError
 from driftkit.runtime.distributed import Ranks
 
@@ -21,6 +22,10 @@ ScaleOver = Literal["map", "location"]
 # Fields are computed some at a time in a workspace of about this many bytes: on a CPU that stays in the caches; on a
 # GPU larger launches gain.
 CHUNK_BYTES = {"cpu": 16 * 2**20, "cuda": 256 * 2**20}
+
+# Where a scale is shared by more fields than fit, V is kept for all temperatures at once if it takes no more than this
+# many workspaces; beyond, temperatures come one after another and distances are made anew for each.
+KEPT_CHUNKS = 8
 
 # Kernels sharper than this amplify the rounding of float32 distances beyond 1e-5: they are computed in float64.
 SHARPEST_FLOAT32 = 64.0
@@ -41,7 +46,8 @@ class AggregatedDrift:
     feature_scale: torch.Tensor
     """[G], S_j: features divided by it have a mean distance of sqrt(C)."""
     drift_scale: torch.Tensor
-    """[T, G], lambda_tau: root mean square of V_tau before it is normalised. This, not the loss, tells of progress."""
+    """[T, G], lambda_tau: root mean square of V_tau before it is normalised. This, not the loss, tells of progress.
+    Shown as 0 below the smallest float32, as happens at small tau while all images are alike; v is right there, too."""
     effective_points: torch.Tensor
     """[T, G], how many points a generated one feels: (sum of A)^2 / (sum of A^2) over y, mean over x. Near 1: only its
     nearest neighbour; near N + P: all alike."""
@@ -80,7 +86,7 @@ def drift_field(
     affinity = Affinity(kernel, normalisation)
     if not tau > 0:
         raise UsageError(f"tau must be > 0, got {tau}")
-    _check_shapes(x, y_pos, y_neg)
+    check_shapes(x, y_pos, y_neg)
     x, y_pos, y_neg = _as_float(x, y_pos, y_neg)
     if mask_self and y_neg.shape[1] < x.shape[1]:
         raise UsageError(f"mask_self needs at least as many negatives as x, got {y_neg.shape[1]} for {x.shape[1]}")
@@ -109,6 +115,7 @@ def aggregated_drift(
     normalisation: str = "both",
     chunk_bytes: int | None = None,
     ranks: Ranks | None = None,
+    shared: SharedFeatures | None = None,
 ) -> AggregatedDrift:
     """Normalised drift of generated features, summed over temperatures.
 
@@ -131,12 +138,12 @@ def aggregated_drift(
             [G] shares them among the fields of equal number.
         affinity_floor: lower bound of A before weighting, the masked self entry included (the authors' release: 1e-3).
         kernel: "laplace", or "gaussian": k = exp(-(|x_i - y_k| / (d_mean * tau))^2 / 2).
-        normalisation: "both", or one of the variants that `Affinity` describes: rows, none, sinkhorn(N). Of "none",
-            drift scales may lie below the smallest float32 and are then given as 0.
-        chunk_bytes: size of the workspace, at least that of one field; None: `CHUNK_BYTES` of the device. Memory is
-            taken beyond it by the result and, where a scale is shared by more fields than fit, by a V per temperature.
+        normalisation: "both", or one of the variants that `Affinity` describes: rows, none, sinkhorn(N).
+        chunk_bytes: size of the workspace, at least that of one field; None: `CHUNK_BYTES` of the device. Beyond it,
+            memory is taken by the result and, where a scale is shared by more fields than fit, by as much again.
         ranks: the processes whose features together are the batch; features of all of them are gathered once, and
             every rank computes the rows of its own x.
+        shared: what `share_features` gave for the same features and ranks, when their exchange was begun beforehand.
 
     Returns:
         The drift, its scales, and what the kernels look like. Where all points of a field coincide, v and S are 0.
@@ -153,42 +160,33 @@ def aggregated_drift(
     if chunk_bytes is not None and chunk_bytes < 1:
         raise UsageError(f"chunk_bytes: expected a positive number, got {chunk_bytes}")
     affinity = Affinity(kernel, normalisation, affinity_floor)
-    points = _gather(generated, positives, negatives, negative_weight, ranks or Ranks())
     groups = _scale_groups(scale_over, generated)
+    shared = shared or share_features(generated, positives, negatives, negative_weight=negative_weight, ranks=ranks)
     if chunk_bytes is None:
         chunk_bytes = CHUNK_BYTES.get(generated.device.type, CHUNK_BYTES["cuda"])
     with full_precision(generated.device), torch.no_grad():
-        return _Computation(points, groups, tuple(taus), affinity, chunk_bytes).result()
+        return _Computation(shared.points(), groups, tuple(taus), affinity, chunk_bytes).result()
 
 
-@dataclass(frozen=True)
-class _Points:
-    """The points of all ranks, each [G, *, C] and as wide as they came."""
+def workspace_bytes(*, num_rows: int, num_columns: int, channels: int, num_taus: int) -> int:
+    """What one field takes of the workspace in float32: its points, distances, coefficients and V_tau.
 
-    x: torch.Tensor
-    others: tuple[torch.Tensor, ...]  # further negatives if any, positives
-    weight: torch.Tensor | None  # [G, K]
-    num_negatives: int
-    num_rows: int  # of this rank
-    ranks: Ranks
-
-    @property
-    def first_row(self) -> int:
-        return self.ranks.rank * self.num_rows
-
-    @property
-    def num_columns(self) -> int:
-        return self.x.shape[1] + sum(other.shape[1] for other in self.others)
+    Args:
+        num_rows: generated features of this rank; num_columns: negatives and positives of all ranks.
+    """
+    per_pair = num_rows * num_columns * (1 + num_taus)
+    return 4 * (per_pair + num_columns * channels + num_taus * num_rows * channels)
 
 
 class _Computation:
     """One call: its points, its options and the workspace in which some fields at a time are computed."""
 
     def __init__(
-        self, points: _Points, groups: torch.Tensor, taus: tuple[float, ...], affinity: Affinity, chunk_bytes: int
+        self, points: Points, groups: torch.Tensor, taus: tuple[float, ...], affinity: Affinity, chunk_bytes: int
     ):
         self.points, self.affinity, self.ranks = points, affinity, points.ranks
         self.order, self.counts = _sorted_groups(groups)
+        self.chunk_bytes = chunk_bytes
         self.groups = groups
         # From broad to narrow: those that need logarithms are then the last ones.
         self.by_width = sorted(range(len(taus)), key=lambda t: -taus[t])
@@ -199,8 +197,8 @@ class _Computation:
         n, k, t = points.num_rows, points.num_columns, len(taus)
         sharp = self.sharpness[-1] > SHARPEST_FLOAT32
         self.dtype = torch.float64 if sharp or g * n * k * c <= SMALL_PROBLEM else result
-        one_field = torch.finfo(self.dtype).bits // 8 * (n * k * (1 + t) + k * c + t * n * c)
-        self.most = max(1, min(g, chunk_bytes // one_field))
+        one_field = workspace_bytes(num_rows=n, num_columns=k, channels=c, num_taus=t)
+        self.most = max(1, min(g, chunk_bytes // (one_field * (torch.finfo(self.dtype).bits // 32))))
         new = points.x.new_empty
         self.y = new((self.most, k, c), dtype=self.dtype)
         self.distance = new((self.most, n, k), dtype=self.dtype)
@@ -230,14 +228,31 @@ class _Computation:
         scales = self._scales(fields, parts, unit=None)
         if not bool((torch.isfinite(scales.mean) & (scales.mean >= SMALLEST_DISTANCE)).all()):
             scales = self._scales(fields, parts, unit=self._unit(fields))
+        self._put(self.found, fields, torch.stack([scales.mean, scales.least, scales.spread, scales.unit]), dim=1)
+        for some in self._temperatures(fields, parts):
+            self._add_drift(fields, parts, scales, some)
+
+    def _temperatures(self, fields: range, parts: list[range]) -> list[slice]:
+        """All temperatures at once, or one after another where V of all of them would take much memory."""
+        num_taus = len(self.sharpness)
+        vectors = self.v[0].numel() * len(fields) * num_taus * self.v_tau.element_size()
+        if len(parts) == 1 or vectors <= KEPT_CHUNKS * self.chunk_bytes:
+            return [slice(0, num_taus)]
+        return [slice(t, t + 1) for t in range(num_taus)]
+
+    def _add_drift(self, fields: range, parts: list[range], scales: "_Scales", some: slice) -> None:
+        """Add V_tau / lambda_tau of some temperatures to v, and tell lambda and the effective numbers of points."""
         num_all, (n, c) = self.points.x.shape[1], self.v.shape[1:]
-        kept = self.v_tau if len(parts) == 1 else self.v_tau.new_empty((len(fields), len(self.sharpness), n, c))
+        if len(parts) == 1:
+            kept = self.v_tau[:, some]
+        else:
+            kept = self.v_tau.new_empty((len(fields), some.stop - some.start, n, c))
         told = []
         for part in parts:
             at = slice(part.start - fields.start, part.stop - fields.start)
             if len(parts) > 1:
                 self._write_distances(part, scales.unit[at])
-            told.append(self._write_v_tau(part, scales.at(at), kept[at]))
+            told.append(self._write_v_tau(part, scales.at(at), some, kept[at]))
         power, effective, unit = torch.cat(told, dim=1)  # [F, T] each
         common = self._greatest_of_group(fields, self.ranks.max(unit))
         size = (unit - common).exp()  # of this rank's and this field's V in terms of those it shares lambda with
@@ -246,10 +261,10 @@ class _Computation:
         inverse = torch.where(scales.apart[:, None] & (length > 0), size / length, 0.0)
         for part in parts:
             at = slice(part.start - fields.start, part.stop - fields.start)
-            v = torch.bmm(inverse[at, None], kept[at].flatten(2))  # [F, 1, N * C]
-            self._put(self.v, part, v.view(len(part), n, c))
-        self._put(self.found, fields, torch.stack([scales.mean, scales.least, scales.spread, scales.unit]), dim=1)
-        self._put(self.found_per_tau, fields, torch.stack([length.log() + common, effective]), dim=1)
+            v = torch.bmm(inverse[at, None], kept[at].flatten(2)).view(len(part), n, c)
+            self._put(self.v, part, v if some.start == 0 else v + self._pick(self.v, part))
+        told_per_tau = torch.stack([length.log() + common, effective])
+        self._put(self.found_per_tau[:, :, some], fields, told_per_tau, dim=1)
 
     def _scales(self, fields: range, parts: list[range], *, unit: torch.Tensor | None) -> "_Scales":
         """Distances of every field summed up; where there is one part, they stay in the workspace."""
@@ -303,17 +318,17 @@ class _Computation:
         rows = y[:, points.first_row : points.first_row + points.num_rows]
         write_distances(rows, y, self.distance[: len(part)], self_at=points.first_row)
 
-    def _write_v_tau(self, part: range, scales: "_Scales", out: torch.Tensor) -> torch.Tensor:
-        """V_tau [F, T, n, C] in the units of the features, into `out`, from the distances in the workspace.
+    def _write_v_tau(self, part: range, scales: "_Scales", taus: slice, out: torch.Tensor) -> torch.Tensor:
+        """V_tau [F, T, n, C] of some temperatures, into `out`, from the distances in the workspace, which are used up.
 
         Returns:
             [3, F, T]: sums over this rank's rows of V_tau^2 and of the effective numbers of points, and the logarithm
             of what V_tau has to be multiplied by.
         """
-        distance, coefficients = self.distance[: len(part)], self.coefficients[: len(part)]
+        distance, coefficients = self.distance[: len(part)], self.coefficients[: len(part), taus]
         excess = self.affinity.excess(distance, scales.least)
         torch.diagonal(excess, self.points.first_row, 1, 2).fill_(torch.inf)
-        exponents = self._sharpness(scales)  # [F, T]
+        exponents = self._sharpness(scales)[:, taus]  # [F, T]
         reach = (scales.spread[:, None] * exponents).amax(dim=0).tolist()
         whole = sum(value < WHOLE_RANGE for value in reach)
         columns = Columns(self.points.num_negatives, self._weight(part), self.points.x.shape[1], self.ranks)
@@ -395,28 +410,6 @@ class _Scales:
         return _Scales(self.mean[where], self.least[where], self.spread[where], self.unit[where])
 
 
-def _gather(
-    generated: torch.Tensor,
-    positives: torch.Tensor,
-    negatives: torch.Tensor | None,
-    negative_weight: torch.Tensor | None,
-    ranks: Ranks,
-) -> _Points:
-    x, y_pos = generated.detach(), positives.detach()
-    extra = x.new_empty((x.shape[0], 0, x.shape[-1])) if negatives is None else negatives.detach()
-    _check_shapes(x, y_pos, extra)
-    extra_weight = _check_weight(negative_weight, extra)
-    n = x.shape[1]
-    x, y_pos = ranks.gather_dim1(x), ranks.gather_dim1(y_pos)
-    extra = extra if negatives is None else ranks.gather_dim1(extra)
-    weight = None
-    num_negatives = x.shape[1] + extra.shape[1]
-    if negative_weight is not None:
-        weight = extra_weight.new_ones((x.shape[0], num_negatives + y_pos.shape[1]))
-        weight[:, x.shape[1] : num_negatives] = ranks.gather_dim1(extra_weight[..., None])[..., 0]
-    return _Points(x, (extra, y_pos) if extra.shape[1] else (y_pos,), weight, num_negatives, n, ranks)
-
-
 def _sorted_groups(groups: torch.Tensor) -> tuple[torch.Tensor | None, list[int]]:
     """An order in which every scale group is in one piece (None: as they come), and the sizes of the groups."""
     ascending = groups.sort(stable=True)
@@ -447,28 +440,6 @@ def _scale_groups(scale_over: ScaleOver | torch.Tensor, x: torch.Tensor) -> torc
     if scale_over == "location":
         return torch.arange(x.shape[0], device=x.device)
     raise UsageError(f"scale_over: expected 'map' or 'location', got {scale_over!r}")
-
-
-def _check_shapes(x: torch.Tensor, y_pos: torch.Tensor, y_neg: torch.Tensor) -> None:
-    for name, t in (("generated", x), ("positives", y_pos), ("negatives", y_neg)):
-        if t.ndim != 3 or t.shape[0] != x.shape[0] or t.shape[-1] != x.shape[-1]:
-            raise UsageError(f"{name}: expected [G={x.shape[0]}, *, C={x.shape[-1]}], got {list(t.shape)}")
-        if not t.is_floating_point():
-            raise UsageError(f"{name}: expected floating-point features, got {t.dtype}")
-    if 0 in (x.shape[0], x.shape[1], x.shape[2], y_pos.shape[1]):
-        raise UsageError(
-            f"expected at least one field, generated, positive and channel, got {list(x.shape)} and {list(y_pos.shape)}"
-        )
-
-
-def _check_weight(weight: torch.Tensor | None, negatives: torch.Tensor) -> torch.Tensor:
-    if weight is None:
-        return negatives.new_ones(negatives.shape[:2])
-    if weight.shape != negatives.shape[:2]:
-        raise UsageError(f"negative_weight: expected {list(negatives.shape[:2])}, got {list(weight.shape)}")
-    if not bool(((weight >= 0) & torch.isfinite(weight)).all()):
-        raise UsageError("negative_weight: expected finite weights >= 0")
-    return weight.detach().to(torch.promote_types(weight.dtype, torch.float32)).to(negatives.device)
 
 
 def _as_float(*tensors: torch.Tensor) -> list[torch.Tensor]:

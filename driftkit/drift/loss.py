@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 import torch
 
-from driftkit.drift.field import ScaleOver, aggregated_drift
+from driftkit.drift.affinity import Kernel
+from driftkit.drift.field import AggregatedDrift, ScaleOver, aggregated_drift
+from driftkit.drift.sharing import SharedFeatures
 from driftkit.runtime.distributed import Ranks
 
 
@@ -15,10 +17,13 @@ class DriftLoss:
 
     per_field: torch.Tensor
     """[G], with gradient to the generated features."""
-    drift_norm: torch.Tensor
-    """[G], lambda averaged over the temperatures: the root mean square of V before it is normalised, no gradient."""
-    feature_scale: torch.Tensor
-    """[G], S_j, no gradient."""
+    drift: AggregatedDrift
+    """The field and its diagnostics, no gradient."""
+
+    @property
+    def drift_norm(self) -> torch.Tensor:
+        """[G], lambda averaged over the temperatures: the root mean square of V before it is normalised."""
+        return self.drift.drift_scale.mean(dim=0)
 
 
 def drift_loss(
@@ -30,7 +35,11 @@ def drift_loss(
     negative_weight: torch.Tensor | None = None,
     scale_over: ScaleOver | torch.Tensor = "map",
     affinity_floor: float = 0.0,
+    kernel: Kernel = "laplace",
+    normalisation: str = "both",
+    chunk_bytes: int | None = None,
     ranks: Ranks | None = None,
+    shared: SharedFeatures | None = None,
 ) -> DriftLoss:
     """Mean squared distance of normalised features to their drifted selves, one value per field.
 
@@ -42,7 +51,7 @@ def drift_loss(
 
     Source: arXiv 2602.04770, Algorithm 1, Eq. (13) and Appendix A.6. Differs: gradient written out, no target kept.
     """
-    out = aggregated_drift(
+    drift = aggregated_drift(
         generated,
         positives,
         negatives,
@@ -50,11 +59,15 @@ def drift_loss(
         negative_weight=negative_weight,
         scale_over=scale_over,
         affinity_floor=affinity_floor,
+        kernel=kernel,
+        normalisation=normalisation,
+        chunk_bytes=chunk_bytes,
         ranks=ranks,
+        shared=shared,
     )
     with torch.autocast(generated.device.type, enabled=False):
-        per_field: torch.Tensor = _Regression.apply(generated, out.v, out.feature_scale)  # type: ignore[no-untyped-call]
-    return DriftLoss(per_field, out.drift_scale.mean(dim=0), out.feature_scale)
+        per_field: torch.Tensor = _Regression.apply(generated, drift.v, drift.feature_scale)  # type: ignore[no-untyped-call]
+    return DriftLoss(per_field, drift)
 
 
 class _Regression(torch.autograd.Function):
@@ -70,5 +83,5 @@ class _Regression(torch.autograd.Function):
     def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # type: ignore[no-untyped-def]
         v, scale = ctx.saved_tensors
         # Where all points coincide S is 0 and so is v: there is nothing to follow.
-        factor = torch.where(scale > 0, -2 * grad / (scale * v.shape[1] * v.shape[2]), 0.0)
+        factor = torch.where(scale > 0, -2 * grad / (scale * (v.shape[1] * v.shape[2])), 0.0)
         return (v * factor[:, None, None]).to(ctx.dtype), None, None

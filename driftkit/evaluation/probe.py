@@ -4,13 +4,12 @@ from typing import Any
 
 import torch
 
-from driftkit.drift.field import CHUNK_BYTES
+from driftkit.drift.field import CHUNK_BYTES, workspace_bytes
 from driftkit.encoders.features import FieldCall, feature_set, field_calls
 from driftkit.encoders.networks import FrozenEncoder
 
 DEFAULT_TAUS = 3
 FLOAT_BYTES = 4
-FIELD_MATRICES = 2 + DEFAULT_TAUS  # of [N, N + P] per field, that are alive at once
 
 
 def probe_shapes(
@@ -77,11 +76,15 @@ def field_memory(calls: list[FieldCall], *, batch_size: int) -> dict[str, Any]:
 
     Returns:
         `batch_size`; `features_bytes`: float32 features of the generated and the real images, held through the step;
-        `field_chunk_bytes`: per kind of device, the [G, N, N + P] matrices of the fields that are computed at a time,
-        with one scale per field (the default).
+        `field_chunk_bytes`: per kind of device, the workspace of the fields that are computed at a time.
     """
     features = sum(call.vectors * call.channels for call in calls) * 2 * batch_size * FLOAT_BYTES
-    one_field = FIELD_MATRICES * FLOAT_BYTES * batch_size * 2 * batch_size
-    most = max(call.vectors for call in calls)
-    chunks = {device: one_field * min(most, max(1, size // one_field)) for device, size in CHUNK_BYTES.items()}
+    chunks = {}
+    for device, budget in CHUNK_BYTES.items():
+        chunks[device] = 0
+        for call in calls:
+            one = workspace_bytes(
+                num_rows=batch_size, num_columns=2 * batch_size, channels=call.channels, num_taus=DEFAULT_TAUS
+            )
+            chunks[device] = max(chunks[device], one * min(call.vectors, max(1, budget // one)))
     return {"batch_size": batch_size, "features_bytes": features, "field_chunk_bytes": chunks}

@@ -1,5 +1,6 @@
 """Drifting: the generator regresses onto its own output, moved along the field in an encoder's feature space."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -7,10 +8,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
-from driftkit.drift import drift_loss
+from driftkit.drift import DriftLoss, SharedFeatures, drift_loss, share_features
 from driftkit.drift.sampler import generate_one_step
 from driftkit.encoders.cache import FeatureCache
-from driftkit.encoders.features import FeatureGroup, feature_set, field_calls
+from driftkit.encoders.features import FeatureGroup, FieldCall, feature_set, field_calls
 from driftkit.encoders.networks import FrozenEncoder
 from driftkit.errors import DriftkitError, NonFiniteError
 from driftkit.protocols import Batch, Execution, StepLoss
@@ -43,6 +44,15 @@ class DriftingConfig(BaseModel):
     scale_over: Literal["map", "location"] = Field("location", description="who shares feature and drift scales")
     affinity_floor: float = Field(
         0.0, ge=0, lt=1, description="lower bound of the affinities; the authors' release: 1e-3"
+    )
+    kernel: Literal["laplace", "gaussian"] = Field("laplace", description="kernel of the affinities")
+    normalisation: str = Field(
+        "both",
+        pattern=r"^(both|rows|none|sinkhorn\([1-9][0-9]{0,3}\))$",
+        description="how affinities are normalised: both, rows, none or sinkhorn(N)",
+    )
+    field_chunk_mib: int | None = Field(
+        None, ge=1, description="size in MiB of the workspace of the field; None: 16 on a CPU, 256 on a GPU"
     )
 
 
@@ -118,40 +128,66 @@ class Drifting:
     ) -> tuple[StepLoss, dict[str, torch.Tensor]]:
         """The loss, and its gradient at every group's features [L, N, C], by name."""
         terms: dict[str, torch.Tensor] = {}
-        norms: dict[str, list[torch.Tensor]] = {}
+        told: list[tuple[FeatureGroup, _Told]] = []
         gradients: dict[str, torch.Tensor] = {}
         spreads = []
-        for gen, pos in zip(field_calls(generated), field_calls(positives), strict=True):
-            x, y_pos = gen.values().detach().requires_grad_(), pos.values()
-            membership = gen.membership(x.device)
-            try:
-                result = drift_loss(
-                    x,
-                    y_pos,
-                    taus=self.config.taus,
-                    scale_over=membership if self.config.scale_over == "map" else "location",
-                    affinity_floor=self.config.affinity_floor,
-                    ranks=self.ranks,
-                )
-            except NonFiniteError as error:
-                named = sorted({gen.groups[int(membership[field])].name for field in error.fields})
-                raise DriftkitError(
-                    f"features are not finite at step {step}: {', '.join(named)}; nothing was updated"
-                ) from None
+        calls = list(zip(field_calls(generated), field_calls(positives), strict=True))
+        features = [(gen.values().detach().requires_grad_(), pos.values()) for gen, pos in calls]
+        waiting = [share_features(*features[0], ranks=self.ranks)]
+        for number, ((gen, _), (x, y_pos)) in enumerate(zip(calls, features, strict=True)):
+            if number + 1 < len(calls):  # travels while this field is computed
+                waiting.append(share_features(*features[number + 1], ranks=self.ranks))
+            result = self._one_call(gen, x, y_pos, waiting.pop(0), step=step)
             spreads.append(_spread(x.detach()) / _spread(y_pos).clamp(min=1e-12))
             sizes = [group.values.shape[0] for group in gen.groups]
-            losses, drift_norms = result.per_field.split(sizes), result.drift_norm.split(sizes)
-            for group, loss, norm in zip(gen.groups, losses, drift_norms, strict=True):
+            drift = result.drift
+            per_tau = torch.stack([drift.drift_scale, drift.effective_points, drift.logit_range]).split(sizes, dim=2)
+            for group, loss, values in zip(gen.groups, result.per_field.split(sizes), per_tau, strict=True):
                 terms[group.name] = loss.mean()
-                norms.setdefault(group.map, []).append(norm.mean())
+                told.append((group, _Told(*values.mean(dim=2).unbind(0))))
             torch.stack([terms[group.name] for group in gen.groups]).sum().backward()
             assert x.grad is not None
             gradients |= {g.name: grad for g, grad in zip(gen.groups, x.grad.split(sizes), strict=True)}
         terms = {name: term.detach() for name, term in terms.items()}
-        health = {f"drift_norm/{name}": torch.stack(values).mean() for name, values in norms.items()}
-        health = {"drift_norm": torch.stack(list(health.values())).mean(), **health}
+        health = self._health(told)
         health["spread"] = self.ranks.mean(torch.cat(spreads).mean())
         return StepLoss(torch.stack(list(terms.values())).sum(), terms, health), gradients
+
+    def _one_call(
+        self, gen: FieldCall, x: torch.Tensor, y_pos: torch.Tensor, shared: SharedFeatures, *, step: int
+    ) -> DriftLoss:
+        config, membership = self.config, gen.membership(x.device)
+        try:
+            return drift_loss(
+                x,
+                y_pos,
+                taus=config.taus,
+                scale_over=membership if config.scale_over == "map" else "location",
+                affinity_floor=config.affinity_floor,
+                kernel=config.kernel,
+                normalisation=config.normalisation,
+                chunk_bytes=config.field_chunk_mib * 2**20 if config.field_chunk_mib else None,
+                ranks=self.ranks,
+                shared=shared,
+            )
+        except NonFiniteError as error:
+            named = sorted({gen.groups[int(membership[field])].name for field in error.fields})
+            raise DriftkitError(
+                f"features are not finite at step {step}: {', '.join(named)}; nothing was updated"
+            ) from None
+
+    def _health(self, told: "Sequence[tuple[FeatureGroup, _Told]]") -> dict[str, torch.Tensor]:
+        """Means over the fields of each map, over maps, and over both by temperature."""
+        by_map: dict[str, list[torch.Tensor]] = {}
+        for group, one in told:
+            by_map.setdefault(group.map, []).append(one.drift_scale.mean())
+        norms = {f"drift_norm/{name}": torch.stack(values).mean() for name, values in by_map.items()}
+        health = {"drift_norm": torch.stack(list(norms.values())).mean(), **norms}
+        for t, tau in enumerate(self.config.taus):
+            for name in ("drift_scale", "effective_points", "logit_range"):
+                values = torch.stack([getattr(one, name)[t] for _, one in told])
+                health[f"{name}/tau {tau:g}"] = values.mean()
+        return health
 
     def _features(self, images: torch.Tensor) -> list[FeatureGroup]:
         return self.features(self.encoder.maps(images), images)
@@ -173,6 +209,15 @@ class _Generated:
     def detached(self) -> "_Generated":
         """Without the images, which are not needed to compute the field."""
         return _Generated(self.images[:0], self.groups)
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What the field says of one feature group, [T] each."""
+
+    drift_scale: torch.Tensor
+    effective_points: torch.Tensor
+    logit_range: torch.Tensor
 
 
 def _joined(parts: list[list[FeatureGroup]]) -> list[FeatureGroup]:

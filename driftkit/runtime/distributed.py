@@ -1,9 +1,10 @@
 """The process group. World size 1 takes the same path as world size 64: every collective is then the identity."""
 
 import datetime
+import functools
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
@@ -16,12 +17,43 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+@dataclass
+class Traffic:
+    """What this process received from others to see their batches; gradients and reductions are not counted."""
+
+    gathers: int = 0
+    gathered_bytes: int = 0
+
+
+class Gathering:
+    """Tensors of all ranks on their way, from `Ranks.start_gather`."""
+
+    def __init__(
+        self, parts: Sequence[torch.Tensor], everything: torch.Tensor | None = None, work: dist.Work | None = None
+    ):
+        self._parts, self._everything, self._work = parts, everything, work
+
+    def wait(self) -> list[torch.Tensor]:
+        """The tensors, [G, W * n_i, *], in rank order."""
+        if self._everything is None:
+            return list(self._parts)
+        if self._work is not None:
+            self._work.wait()
+        joined, start = [], 0
+        for part in self._parts:
+            flat = self._everything[:, start : start + part.numel()]
+            start += part.numel()
+            joined.append(flat.unflatten(1, part.shape).transpose(0, 1).flatten(1, 2))
+        return joined
+
+
 @dataclass(frozen=True)
 class Ranks:
     """This process among its peers. Made by `Ranks.start()`; plain `Ranks()` is a world of one."""
 
     rank: int = 0
     world_size: int = 1
+    traffic: Traffic = field(default_factory=Traffic, compare=False)
 
     @classmethod
     def start(cls, *, device_type: str) -> "Ranks":
@@ -51,24 +83,39 @@ class Ranks:
         if self.world_size > 1:
             dist.barrier()
 
-    def gather_dim1(self, local: torch.Tensor) -> torch.Tensor:
-        """Concatenate [G, n, C] of all ranks along dim 1, in rank order, without gradient: [G, W*n, C].
+    def start_gather(self, parts: Sequence[torch.Tensor]) -> "Gathering":
+        """Begin to bring together tensors [G, n_i, *] of all ranks along their second dimension, without gradient.
+
+        All of them travel as one buffer in the widest of their types, while the caller goes on with other work.
 
         Raises:
-            DriftkitError: the ranks hold different numbers of rows.
+            DriftkitError: the ranks hold tensors of different shapes or types; nothing has moved then.
         """
-        local = local.detach()
+        parts = [part.detach() for part in parts]
         if self.world_size == 1:
-            return local
-        rows = torch.tensor([local.shape[1]], device=local.device)
-        all_rows = [torch.empty_like(rows) for _ in range(self.world_size)]
-        dist.all_gather(all_rows, rows)
-        counts = [int(r) for r in all_rows]
-        if len(set(counts)) != 1:
-            raise DriftkitError(f"ranks hold different batch sizes {counts}; give every rank the same --batch-size")
-        gathered = local.new_empty((self.world_size, *local.shape))
-        dist.all_gather(list(gathered.unbind(0)), local.contiguous())
-        return gathered.transpose(0, 1).flatten(1, 2)  # [G, W*n, C]
+            return Gathering(parts)
+        dtype = functools.reduce(torch.promote_types, (part.dtype for part in parts))
+        self._require_equal_shapes(parts, dtype)
+        local = torch.cat([part.to(dtype).reshape(-1) for part in parts])
+        everything = local.new_empty((self.world_size, len(local)))
+        work = dist.all_gather(list(everything.unbind(0)), local, async_op=True)
+        self.traffic.gathered_bytes += everything.nbytes - local.nbytes
+        self.traffic.gathers += 1
+        return Gathering(parts, everything, work)
+
+    def _require_equal_shapes(self, parts: Sequence[torch.Tensor], dtype: torch.dtype) -> None:
+        kinds = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+        shapes = [size for part in parts for size in part.shape]
+        mine = torch.tensor([kinds.index(dtype), *shapes], device=parts[0].device)
+        theirs = [torch.empty_like(mine) for _ in range(self.world_size)]
+        dist.all_gather(theirs, mine)
+        told = [tuple(other.tolist()) for other in theirs]
+        if len(set(told)) == 1:
+            return
+        rows = [other[2] for other in told]
+        if len(set(rows)) > 1:
+            raise DriftkitError(f"ranks hold different batch sizes {rows}; give every rank the same --batch-size")
+        raise DriftkitError(f"ranks hold features of different shapes or types: {[other[1:] for other in told]}")
 
     def sum(self, value: torch.Tensor) -> torch.Tensor:
         """Sum over ranks."""

@@ -3,14 +3,20 @@
 `python -m tests.benchmarks field` prints both, their ratio, and the ratio to the time of the matrix products alone.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from driftkit.drift import aggregated_drift
+from driftkit.runtime.distributed import Gathering, Ranks
 from tests.benchmarks.harness import Row, alternate
 
 SHAPES = ((72, 256, 768), (8, 1024, 768), (18, 256, 2048), (18, 256, 256), (118, 128, 64))
+MEMORY_SHAPE = (72, 1024, 768)
+RANK_SHAPES = ((72, 256, 768), (8, 1024, 768))  # of the whole batch
+WORLD = 4
 TAUS = (0.02, 0.05, 0.2)
 GOALS = {
     ((72, 256, 768), "literal"): ">= 4.5x",
@@ -51,10 +57,14 @@ def products(x: torch.Tensor, y: torch.Tensor, coefficients: torch.Tensor) -> No
 
 
 def rows() -> Iterator[Row]:
-    """Speed-up over the literal form and distance from the bare products, for every shape."""
+    """Speed-up over the literal form, distance from the bare products, memory, and the work of one rank of several."""
     with torch.inference_mode():
         for shape in SHAPES:
             yield from _speed(shape)
+        for scale_over in ("location", "map"):
+            yield _memory(MEMORY_SHAPE, scale_over)
+        for shape in RANK_SHAPES:
+            yield _rank_work(shape)
 
 
 def _speed(shape: tuple[int, int, int]) -> Iterator[Row]:
@@ -70,3 +80,61 @@ def _speed(shape: tuple[int, int, int]) -> Iterator[Row]:
     for name, ratio in (("literal", took["literal"] / took["ours"]), ("products", took["ours"] / took["products"])):
         goal = GOALS.get((shape, name), "")
         yield Row("field", f"{list(shape)}", took["ours"], took[name], "s", ratio, goal, baseline_name=name)
+
+
+def _memory(shape: tuple[int, int, int], scale_over: str) -> Row:
+    """Peak memory beyond the arguments and the result, which both forms need."""
+    x, pos = torch.randn(shape), torch.randn(shape) + 0.1
+    peaks = [
+        _peak_bytes(function) - x.nbytes
+        for function in (lambda: aggregated_drift(x, pos, taus=TAUS, scale_over=scale_over), lambda: literal(x, pos))
+    ]
+    gib, baseline = (peak / 2**30 for peak in peaks)
+    goal = "<= 0.1" if scale_over == "location" else ""
+    return Row("field", f"{list(shape)} memory, {scale_over}", gib, baseline, "GiB", gib / baseline, goal, "literal")
+
+
+def _peak_bytes(function: Callable[[], object]) -> int:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
+        result = function()
+    live = peak = 0
+    for event in watched.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            live += event.nbytes()
+            peak = max(peak, live)
+    del result
+    return peak
+
+
+@dataclass(frozen=True)
+class OneRank(Ranks):
+    """The first rank among peers whose features have arrived: what it computes costs what it would among real peers."""
+
+    arrived: tuple[torch.Tensor, ...] = ()
+
+    def start_gather(self, parts: Sequence[torch.Tensor]) -> Gathering:
+        return Gathering(self.arrived)
+
+    def sum(self, value: torch.Tensor) -> torch.Tensor:
+        return value * self.world_size
+
+    def max(self, value: torch.Tensor) -> torch.Tensor:
+        return value.clone()
+
+
+def _rank_work(shape: tuple[int, int, int]) -> Row:
+    """Rows of one rank of four, against every rank computing the field of the whole batch."""
+    x, pos = torch.randn(shape), torch.randn(shape) + 0.1
+    mine = slice(0, shape[1] // WORLD)
+    took = alternate(
+        {
+            "ours": lambda: aggregated_drift(
+                x[:, mine], pos[:, mine], taus=TAUS, scale_over="location", ranks=OneRank(0, WORLD, arrived=(x, pos))
+            ),
+            "whole": lambda: aggregated_drift(x, pos, taus=TAUS, scale_over="location"),
+        }
+    )
+    ratio = took["ours"] / took["whole"]
+    return Row(
+        "field", f"{list(shape)} one rank of {WORLD}", took["ours"], took["whole"], "s", ratio, "<= 0.35", "whole"
+    )

@@ -3,7 +3,7 @@
 import math
 
 
-def literal_drift(x, y_pos, y_neg, neg_weight, taus, scale_over, floor):
+def literal_drift(x, y_pos, y_neg, neg_weight, taus, scale_over, floor, kernel="laplace", normalisation="both"):
     """v [G][N][C], S [G], lambda [T][G] from nested lists; y_neg holds x first, which is masked against itself."""
     G, N, C = len(x), len(x[0]), len(x[0][0])
     y = [y_neg[g] + y_pos[g] for g in range(G)]
@@ -15,7 +15,10 @@ def literal_drift(x, y_pos, y_neg, neg_weight, taus, scale_over, floor):
     S = [m / math.sqrt(C) for m in mean]
     v_tau, lam = [], []
     for tau in taus:
-        V = [_field(x[g], y[g], w[g], d[g], len(y_neg[g]), mean[g] * tau, S[g], floor) for g in range(G)]
+        V = [
+            _field(x[g], y[g], w[g], d[g], len(y_neg[g]), mean[g] * tau, S[g], floor, kernel, normalisation)
+            for g in range(G)
+        ]
         power = [sum(c * c for row in V[g] for c in row) / (N * C) for g in range(G)]
         if scale_over == "map":
             power = [sum(power) / G] * G
@@ -31,25 +34,53 @@ def literal_drift(x, y_pos, y_neg, neg_weight, taus, scale_over, floor):
     return v, S, lam
 
 
-def _field(x, y, w, d, num_neg, width, S, floor):
+def literal_affinity(d, width, floor, kernel="laplace", normalisation="both"):
+    """A [N][K] before weighting, from distances whose first N columns are x itself."""
+    N, K = len(d), len(d[0])
+    logit = [[-math.inf if k == i else _log_kernel(d[i][k] / width, kernel) for k in range(K)] for i in range(N)]
+
+    def rows(logit):
+        return [_log_sum(row) for row in logit]
+
+    def columns(logit):
+        return [_log_sum([logit[i][k] for i in range(N)]) for k in range(K)]
+
+    if normalisation.startswith("sinkhorn"):
+        for _ in range(int(normalisation[9:-1])):
+            over = columns(logit)
+            logit = [[_less(logit[i][k], over[k]) + math.log(N / K) for k in range(K)] for i in range(N)]
+            over = rows(logit)
+            logit = [[_less(logit[i][k], over[i]) for k in range(K)] for i in range(N)]
+        log_affinity = logit
+    else:
+        half_rows, half_columns = {"both": (0.5, 0.5), "rows": (1.0, 0.0), "none": (0.0, 0.0)}[normalisation]
+        r, c = rows(logit), columns(logit)
+        log_affinity = [
+            [-math.inf if k == i else logit[i][k] - half_rows * r[i] - half_columns * c[k] for k in range(K)]
+            for i in range(N)
+        ]
+    return [[max(math.exp(log), floor) for log in row] for row in log_affinity]
+
+
+def _log_kernel(distance, kernel):
+    return -distance if kernel == "laplace" else -(distance**2) / 2
+
+
+def _less(log, subtracted):
+    return -math.inf if log == -math.inf else log - subtracted
+
+
+def _log_sum(values):
+    top = max(values)
+    return top if top == -math.inf else top + math.log(sum(math.exp(v - top) for v in values))
+
+
+def _field(x, y, w, d, num_neg, width, S, floor, kernel, normalisation):
     N, K, C = len(x), len(y), len(x[0])
-    logit = [[-math.inf if k == i else -d[i][k] / width for k in range(K)] for i in range(N)]
-
-    def log_sum(values):
-        top = max(values)
-        return top if top == -math.inf else top + math.log(sum(math.exp(v - top) for v in values))
-
-    rows = [log_sum(logit[i]) for i in range(N)]
-    columns = [log_sum([logit[i][k] for i in range(N)]) for k in range(K)]
-
-    def affinity(i, k):
-        log = logit[i][k]
-        value = 0.0 if log == -math.inf else math.sqrt(math.exp(log - rows[i]) * math.exp(log - columns[k]))
-        return max(value, floor) * w[k]
-
+    affinity = literal_affinity(d, width, floor, kernel, normalisation)
     V = []
     for i in range(N):
-        A = [affinity(i, k) for k in range(K)]
+        A = [affinity[i][k] * w[k] for k in range(K)]
         neg, pos = sum(A[:num_neg]), sum(A[num_neg:])
         V.append(
             [

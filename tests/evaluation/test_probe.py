@@ -13,13 +13,13 @@ def test_memory_counts_features_of_both_sides_and_the_fields_computed_at_a_time(
     memory = field_memory(field_calls(groups), batch_size=10)
     assert memory["batch_size"] == 10
     assert memory["features_bytes"] == (18 * 64 + 2 * 32) * 20 * 4
-    assert memory["field_chunk_bytes"]["cpu"] == 18 * (2 + 3) * 4 * 10 * 20
+    assert memory["field_chunk_bytes"]["cpu"] == 18 * 4 * (10 * 20 * (1 + 3) + 20 * 64 + 3 * 10 * 64)
 
 
 def test_memory_of_large_batches_is_bounded_by_the_chunks_or_one_field():
     calls = field_calls([FeatureGroup("a", "k", torch.zeros(500, 1, 4))])
     assert field_memory(calls, batch_size=128)["field_chunk_bytes"]["cpu"] <= CHUNK_BYTES["cpu"]
-    one_field = (2 + 3) * 4 * 8192 * 16384
+    one_field = 4 * (8192 * 16384 * (1 + 3) + 16384 * 4 + 3 * 8192 * 4)
     assert field_memory(calls, batch_size=8192)["field_chunk_bytes"]["cpu"] == one_field
 
 
