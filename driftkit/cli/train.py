@@ -166,7 +166,11 @@ def command(
     ] = "auto",
     dry_run: Annotated[
         bool,
-        option("--dry-run", help="Print the resolved config with the origin of every value, and stop.", panel=FILES),
+        option(
+            "--dry-run",
+            help="Print the resolved config with the origin of every value and what a step will cost, and stop.",
+            panel=FILES,
+        ),
     ] = False,
     as_json: JsonOption = False,
 ) -> dict[str, Any] | None:
@@ -203,7 +207,8 @@ def command(
     if dry_run:
         values = resolved.model_dump(mode="json")
         document: dict[str, Any] = {"output": str(folder), "config": values, "origins": origins}
-        emit(document, as_json=as_json, show=lambda: _show_config(flatten(values), origins, folder))
+        document |= _budget(resolved)
+        emit(document, as_json=as_json, show=lambda: _show_plan(flatten(values), origins, folder, document))
         return document
     result = train(resolved, folder, origins=origins, device=device, resume=resume)  # type: ignore[arg-type]
     result.ranks.stop()
@@ -233,6 +238,31 @@ def _given(context: typer.Context) -> tuple[dict[str, Any], dict[str, Any]]:
             value = value.split(",") if name == "taps" else value
             layers[source.name].append((name, nest(key, value)))
     return merge(layers["COMMANDLINE"])[0], merge(layers["ENVIRONMENT"])[0]
+
+
+def _budget(config: Any) -> dict[str, Any]:
+    """What a step will cost, or why that cannot be told yet."""
+    import os
+
+    from driftkit.errors import MissingError
+    from driftkit.stages.budget import training_budget
+
+    try:
+        return {"budget": training_budget(config, ranks=int(os.environ.get("WORLD_SIZE", "1")))}
+    except MissingError as error:  # the encoder of a pipeline whose earlier stage has not run
+        return {"budget": None, "budget_unknown": str(error)}
+
+
+def _show_plan(values: dict[str, Any], origins: dict[str, str], folder: Path, document: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    from driftkit.cli.budget_table import budget_table
+
+    _show_config(values, origins, folder)
+    if document["budget"] is None:
+        Console(width=100).print(f"cost of a step unknown: {document['budget_unknown']}")
+    else:
+        Console(width=100).print(*budget_table(document["budget"]), sep="\n")
 
 
 def _show_config(values: dict[str, Any], origins: dict[str, str], folder: Path) -> None:
