@@ -38,8 +38,12 @@ def image_noise(seed: int, stream: str, indices: Iterable[int], shape: Sequence[
     Returns:
         float32 [N, *shape] on the CPU.
     """
-    draws = [torch.randn(tuple(shape), generator=generator_for(seed, stream, step, i)) for i in indices]
-    return torch.stack(draws) if draws else torch.empty((0, *shape))
+    numbers, generator = list(indices), torch.Generator()
+    noise = torch.empty((len(numbers), *shape))
+    for row, index in zip(noise, numbers, strict=True):  # one generator seeded anew gives what a new one would
+        generator.manual_seed(stream_seed(seed, stream, step, index))
+        torch.randn(tuple(shape), generator=generator, out=row)
+    return noise
 
 
 def seed_global_generators(seed: int, *counters: int) -> None:

@@ -7,6 +7,15 @@ from driftkit.protocols import Batch
 from driftkit.runtime.distributed import Ranks
 from driftkit.runtime.random import shuffled_indices, stream_seed
 
+RESIDENT_SHARE = 1 / 8  # of a GPU's free memory, which images may take to be there once for all
+
+
+def _resident(images: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The images on the GPU where they are small beside it: copying each batch would hold up its queue."""
+    if device.type != "cuda" or images.nbytes > RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]:
+        return images
+    return images.to(device)
+
 
 class Feed:
     """Shuffled epochs one after another; every rank takes its own slots of the global batch.
@@ -31,7 +40,7 @@ class Feed:
         device: torch.device,
         indices: torch.Tensor | None = None,
     ):
-        self.images, self.labels = images, labels
+        self.images, self.labels = _resident(images, device), labels
         self.indices = torch.arange(len(images)) if indices is None else indices
         self.batch_size = batch_size
         self.horizontal_flip = horizontal_flip
@@ -44,7 +53,7 @@ class Feed:
         slots = range(first, first + self.batch_size)
         start = step * self.batch_size * self.ranks.world_size
         picked = torch.tensor([self._image_at(start + slot) for slot in slots])
-        images = to_float(self.images[picked].to(self.device))
+        images = to_float(self.images[picked.to(self.images.device, non_blocking=True)].to(self.device))
         flips = torch.zeros(len(slots), dtype=torch.bool)
         if self.horizontal_flip:
             flips = torch.tensor([stream_seed(self.seed, "flip", step, slot) % 2 for slot in slots], dtype=torch.bool)

@@ -13,7 +13,7 @@ from torch import nn
 
 from driftkit.artifacts.images import save_grid, to_float, to_uint8
 from driftkit.artifacts.run import Checkpoint, Run
-from driftkit.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, DriftkitError, InterruptedRunError
+from driftkit.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, InterruptedRunError
 from driftkit.protocols import Execution, Objective, StepLoss
 from driftkit.runtime.device import (
     Precision,
@@ -29,6 +29,7 @@ from driftkit.runtime.random import image_noise, seed_global_generators
 from driftkit.runtime.timing import StepClock
 from driftkit.training.ema import averaged
 from driftkit.training.feed import Feed
+from driftkit.training.finite import FiniteWatch
 from driftkit.training.optim import adamw, optimizer_tensors, restore_optimizer
 from driftkit.training.progress import TrainingProgress
 from driftkit.training.tracking import NoTracker, Tracker, TrackerName, open_tracker
@@ -135,6 +136,8 @@ class Trainer:
         )
         self.dtype = autocast_dtype(config.precision, device)
         self.clock = StepClock(device)
+        # Asking a GPU at every step whether numbers are finite would keep it waiting for the next one's orders.
+        self.watch = FiniteWatch(ranks, deferred=device.type == "cuda")
         self.execution = Execution(
             micro_batch=config.micro_batch, autocast=partial(autocast, device, self.dtype), clock=self.clock
         )
@@ -211,15 +214,14 @@ class Trainer:
         batch = self.feed.batch(self.step)
         self.clock.mark("data")
         outcome = self.objective.accumulate(self.model, batch, self.execution)
-        self._require_finite(outcome)
         if self.ranks.world_size > 1:
             self.ranks.average_gradients(self.network.parameters())
             self.clock.mark("gradient exchange")
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip)
-        if not bool(torch.isfinite(norm)):
-            raise DriftkitError(
-                f"gradient is not finite at step {self.step} (loss {float(outcome.total):.4g}); not updated"
-            )
+        self.watch.see(outcome, norm, step=self.step)
+        if not self.watch.deferred:
+            self.watch.check()
+        self.optimizer.found_inf = self.watch.last  # type: ignore[attr-defined]  # fused: then it updates nothing
         outcome.health["gradient_norm"] = norm.detach()
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate()
@@ -239,18 +241,6 @@ class Trainer:
         warmup = self.config.warmup_steps
         return self.config.learning_rate * min(1.0, (self.step + 1) / warmup if warmup else 1.0)
 
-    def _require_finite(self, outcome: StepLoss) -> None:
-        finite = torch.isfinite(outcome.total).float()
-        if bool(self.ranks.mean(finite) == 1):
-            return
-        flags = torch.stack([torch.isfinite(term).float() for term in outcome.terms.values()])
-        whole = self.ranks.mean(flags) == 1
-        bad = [name for name, good in zip(outcome.terms, whole.tolist(), strict=True) if not good]
-        named = ", ".join(bad) if bad else "the total"
-        raise DriftkitError(
-            f"loss is not finite at step {self.step}: {named}; nothing was updated, the last checkpoint is whole"
-        )
-
     def _measure_when_due(self, outcome: StepLoss) -> bool:
         every = self.config.measure_every or self.config.sample_every
         last = self.step == self.config.steps
@@ -265,6 +255,7 @@ class Trainer:
         return True
 
     def _log(self, outcome: StepLoss, progress: TrainingProgress) -> None:
+        self.watch.check()
         synchronize(self.device)
         now = time.monotonic()
         means = torch.stack([outcome.total.float(), *(t.float() for t in outcome.terms.values())])
@@ -326,6 +317,7 @@ class Trainer:
         self.tracker.grid(to_uint8(images).cpu(), self.step)
 
     def _save_checkpoint(self) -> None:
+        self.watch.check()
         if self.ranks.is_main:
             self.run.save_checkpoint(
                 self.step,

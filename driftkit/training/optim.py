@@ -9,11 +9,8 @@ from torch import nn
 def adamw(
     network: nn.Module, *, learning_rate: float, betas: tuple[float, float], weight_decay: float
 ) -> torch.optim.AdamW:
-    """AdamW over all parameters, in order of `named_parameters`."""
-    fused = all(p.device.type == "cuda" for p in network.parameters())
-    return torch.optim.AdamW(
-        network.parameters(), lr=learning_rate, betas=betas, weight_decay=weight_decay, fused=fused or None
-    )
+    """AdamW over all parameters, in order of `named_parameters`, in one pass over them."""
+    return torch.optim.AdamW(network.parameters(), lr=learning_rate, betas=betas, weight_decay=weight_decay, fused=True)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, network: nn.Module) -> dict[str, torch.Tensor]:

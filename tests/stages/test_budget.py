@@ -38,7 +38,13 @@ def test_flops_of_a_step_are_those_of_a_real_one(micro_batch, tmp_path):
     mae = tmp_path / "mae"  # an encoder without published weights
     train_tiny(mae, "mae", steps=0)
     config, _ = resolve_config(
-        objective="drift", assignments=[*SETS, f"objective.encoder={mae}", f"objective.input_size={SIZE}", "model.attention_resolutions=[]"]
+        objective="drift",
+        assignments=[
+            *SETS,
+            f"objective.encoder={mae}",
+            f"objective.input_size={SIZE}",
+            "model.attention_resolutions=[]",
+        ],
     )
     config = config.model_copy(update={"trainer": config.trainer.model_copy(update={"micro_batch": micro_batch})})
     shapes, assumed = training_shapes(config)
