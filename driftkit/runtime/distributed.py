@@ -2,6 +2,7 @@
 
 import datetime
 import functools
+import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -31,20 +32,20 @@ class Gathering:
     def __init__(
         self, parts: Sequence[torch.Tensor], everything: torch.Tensor | None = None, work: dist.Work | None = None
     ):
-        self._parts, self._everything, self._work = parts, everything, work
+        self._parts, self._everything, self._work = list(parts), everything, work
 
     def wait(self) -> list[torch.Tensor]:
-        """The tensors, [G, W * n_i, *], in rank order."""
-        if self._everything is None:
-            return list(self._parts)
+        """The tensors, [G, W * n_i, *], in rank order; the same ones when asked again."""
         if self._work is not None:
             self._work.wait()
-        joined, start = [], 0
-        for part in self._parts:
-            flat = self._everything[:, start : start + part.numel()]
-            start += part.numel()
-            joined.append(flat.unflatten(1, part.shape).transpose(0, 1).flatten(1, 2))
-        return joined
+        if self._everything is not None:
+            pieces = self._everything.split([part.numel() for part in self._parts], dim=1)
+            self._parts = [
+                piece.unflatten(1, part.shape).transpose(0, 1).flatten(1, 2)
+                for piece, part in zip(pieces, self._parts, strict=True)
+            ]
+        self._everything = self._work = None  # else the buffer would take as much memory again
+        return list(self._parts)
 
 
 @dataclass(frozen=True)
@@ -86,10 +87,11 @@ class Ranks:
     def start_gather(self, parts: Sequence[torch.Tensor]) -> "Gathering":
         """Begin to bring together tensors [G, n_i, *] of all ranks along their second dimension, without gradient.
 
-        All of them travel as one buffer in the widest of their types, while the caller goes on with other work.
+        All of them travel as one buffer in the widest of their types, while the caller goes on with other work. That
+        the ranks agree on the shapes is made sure of first, at the price of waiting for all of them to come here.
 
         Raises:
-            DriftkitError: the ranks hold tensors of different shapes or types; nothing has moved then.
+            DriftkitError: on every rank alike, where the ranks hold tensors of different shapes or types.
         """
         parts = [part.detach() for part in parts]
         if self.world_size == 1:
@@ -97,25 +99,24 @@ class Ranks:
         dtype = functools.reduce(torch.promote_types, (part.dtype for part in parts))
         self._require_equal_shapes(parts, dtype)
         local = torch.cat([part.to(dtype).reshape(-1) for part in parts])
-        everything = local.new_empty((self.world_size, len(local)))
-        work = dist.all_gather(list(everything.unbind(0)), local, async_op=True)
+        everything = local.new_empty(self.world_size * len(local))
+        work = dist.all_gather_into_tensor(everything, local, async_op=True)
         self.traffic.gathered_bytes += everything.nbytes - local.nbytes
         self.traffic.gathers += 1
-        return Gathering(parts, everything, work)
+        return Gathering(parts, everything.view(self.world_size, -1), work)
 
     def _require_equal_shapes(self, parts: Sequence[torch.Tensor], dtype: torch.dtype) -> None:
-        kinds = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-        shapes = [size for part in parts for size in part.shape]
-        mine = torch.tensor([kinds.index(dtype), *shapes], device=parts[0].device)
-        theirs = [torch.empty_like(mine) for _ in range(self.world_size)]
-        dist.all_gather(theirs, mine)
-        told = [tuple(other.tolist()) for other in theirs]
-        if len(set(told)) == 1:
-            return
-        rows = [other[2] for other in told]
+        """Compare by a message of one size, whatever the parts: unequal messages would hang or arrive as garbage."""
+        own = f"{str(dtype).removeprefix('torch.')} {' and '.join(str(list(part.shape)) for part in parts)}"
+        digest = int.from_bytes(hashlib.sha256(own.encode()).digest()[:8], "big", signed=True)
+        mine = torch.tensor([parts[0].shape[1], digest], device=parts[0].device)
+        theirs = mine.new_empty(2 * self.world_size)
+        dist.all_gather_into_tensor(theirs, mine)
+        rows, digests = theirs.view(-1, 2).T.tolist()
         if len(set(rows)) > 1:
             raise DriftkitError(f"ranks hold different batch sizes {rows}; give every rank the same --batch-size")
-        raise DriftkitError(f"ranks hold features of different shapes or types: {[other[1:] for other in told]}")
+        if len(set(digests)) > 1:
+            raise DriftkitError(f"ranks hold features of different shapes or types; rank {self.rank} has {own}")
 
     def sum(self, value: torch.Tensor) -> torch.Tensor:
         """Sum over ranks."""
