@@ -29,8 +29,9 @@ AXIS_NAMES = {
     "time": "milliseconds per image, measured here",
     "step": "training step",
     "images": "images seen in training",
-    "seconds": "minutes of training",
+    "seconds": "seconds of training",
 }
+TRAINING_UNITS = (("hours", 3600.0), ("minutes", 60.0), ("seconds", 1.0))
 
 
 @dataclass(frozen=True)
@@ -177,8 +178,7 @@ def cost_figure(
         _floor_line(axes, table, theme)
         axes.set_xlabel(AXIS_NAMES[axis])
         axes.set_ylabel(f"{table.name} (lower is better)")
-        floor = [f] if (f := _floor_of(table)) else []
-        _scale_y(axes, [p[1].metrics["fid"] for points in lines.values() for p in points] + floor)
+        _scale_scores(axes, table, [p[1].metrics["fid"] for points in lines.values() for p in points])
         _scale_x(axes, sorted(costs), named=axis == "nfe")
         _legend(axes, theme)
 
@@ -213,10 +213,16 @@ def history_figure(
         value = known[row.run].cost_at(row.step, cost) if row.run in known and row.step is not None else None
         if value is not None:
             way = (row.run, row.sampler, row.nfe, "raw" if row.weights == "raw" else None)
-            lines.setdefault(way, []).append((value / 60 if cost == "seconds" else value, row.metrics["fid"]))
+            lines.setdefault(way, []).append((value, row.metrics["fid"]))
     lines = {way: sorted(points) for way, points in lines.items() if len(points) > 1}
     if not lines:
         return None
+    axis_name, unit = AXIS_NAMES[cost], 1.0
+    if cost == "seconds":
+        most = max(x for points in lines.values() for x, _ in points)
+        name, unit = next((n, u) for n, u in TRAINING_UNITS if most >= 2 * u or u == 1)
+        axis_name = f"{name} of training"
+        lines = {way: [(x / unit, y) for x, y in points] for way, points in lines.items()}
 
     def draw(axes: Any, theme: str) -> None:
         drawn: dict[str, int] = {}
@@ -227,9 +233,9 @@ def history_figure(
                       linewidth=1.6, marker="osD^v"[nth % 5], markersize=4.5,
                       linestyle=DASHES[nth % len(DASHES)])  # fmt: skip
         _floor_line(axes, table, theme)
-        axes.set_xlabel(AXIS_NAMES[cost])
+        axes.set_xlabel(axis_name)
         axes.set_ylabel(f"{table.name} (lower is better)")
-        _scale_y(axes, [y for points in lines.values() for _, y in points])
+        _scale_scores(axes, table, [y for points in lines.values() for _, y in points])
         axes.set_xlim(left=0)
         _legend(axes, theme)
 
@@ -240,8 +246,8 @@ def history_figure(
     return _figure(
         draw,
         name=f"{cost}-{table.key}",
-        alt=f"{table.name} over {AXIS_NAMES[cost]}: {said}.",
-        caption="Quality against training: every checkpoint that was scored.",
+        alt=f"{table.name} over {axis_name}: {said}.",
+        caption=f"Quality over {axis_name}: every checkpoint that was scored.",
         entries=len(lines) + 1,
     )
 
@@ -313,7 +319,7 @@ def _style(axes: Any, theme: str) -> None:
 
 def _scale_y(axes: Any, values: Sequence[float]) -> None:
     """Logarithmic with plain numbers at 1, 2, 5 where the values are positive and span a factor of 3."""
-    if min(values) <= 0 or max(values) < 3 * min(values):
+    if not values or min(values) <= 0 or max(values) < 3 * min(values):
         return
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
@@ -321,6 +327,17 @@ def _scale_y(axes: Any, values: Sequence[float]) -> None:
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_locator(NullLocator())
+
+
+def _scale_scores(axes: Any, table: ScoreTable, scores: Sequence[float]) -> None:
+    """Room for the scores and for the floor below them."""
+    floor = _floor_of(table)
+    values = [*scores, *([floor] if floor else [])]
+    _scale_y(axes, values)
+    if axes.get_yscale() == "log":
+        axes.set_ylim(bottom=0.75 * min(values))
+    else:
+        axes.set_ylim(bottom=0)
 
 
 def _scale_x(axes: Any, values: Sequence[float], *, named: bool) -> None:

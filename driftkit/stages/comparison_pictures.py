@@ -83,13 +83,18 @@ def same_noise_samples(run: Run, device: torch.device) -> tuple[torch.Tensor, Ma
     from driftkit.stages.sample import generate
 
     default = next(iter(OBJECTIVES[run.manifest()["config"]["objective"]["name"]].samplers))
+    best: SampleSet | None = None
     wanted = {"seed": SEED, "step": run.manifest().get("step"), "weights": "ema", "sampler": default}
     for path in sorted((run.path / "samples").glob("*.safetensors")):
         samples = _readable(path)
         if samples is None or samples.info.get("sampler_options"):
             continue
-        if {key: samples.info.get(key) for key in wanted} == wanted and len(samples.images) >= GRID_IMAGES:
-            return samples.images[:GRID_IMAGES], samples.info
+        if {key: samples.info.get(key) for key in wanted} != wanted:
+            continue
+        if best is None or len(samples.images) > len(best.images):
+            best = samples
+    if best is not None and len(best.images) >= NEIGHBOUR_COLUMNS:
+        return best.images[:GRID_IMAGES], best.info
     return generate(run, num_images=GRID_IMAGES, seed=SEED, weights="ema", batch_size=GRID_IMAGES, device=device)
 
 
