@@ -51,7 +51,6 @@ def runs_table(runs: list[RunSummary], encoders: list[RunSummary]) -> Table:
     """What was spent on each run, with the curve of its drift norm or loss."""
     table = _table("runs")
     table.add_column("run", overflow="fold")
-    table.add_column("group", overflow="fold")
     for heading in ("seed", "steps", "images", "params", "train", "memory"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("drift norm / loss", no_wrap=True, min_width=SPARK + 7)
@@ -61,8 +60,8 @@ def runs_table(runs: list[RunSummary], encoders: list[RunSummary]) -> Table:
         last = run.drift_norm if run.drift_norm is not None else run.loss
         style = "dim" if run in encoders else ""
         table.add_row(
-            escape(run.label),
-            escape(run.kind + (" (random weights)" if run.random_weights else "")),
+            f"{escape(run.label)}\n[dim]{escape(run.kind)}[/dim]"
+            + ("\n[yellow]random weights[/yellow]" if run.random_weights else ""),
             format_count(run.seed),
             format_count(run.steps),
             format_count(run.images_seen),

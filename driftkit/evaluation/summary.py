@@ -185,18 +185,23 @@ def differences(runs: Sequence[RunSummary]) -> dict[str, list[Any]]:
     return {key: values for key, values in table.items() if any(v != values[0] for v in values)}
 
 
-def equality_notes(runs: Sequence[RunSummary]) -> list[str]:
-    """Sentences on what the runs do not have in common, and the warnings of each."""
+def equality_notes(runs: Sequence[RunSummary], *, scored: bool = False) -> list[str]:
+    """Sentences on what the runs do not have in common, and the warnings of each.
+
+    Args:
+        runs: what is compared.
+        scored: leave out what `verdict.cautions` says of runs that have scores.
+    """
     notes = [f"{run.label}: {warning}" for run in runs for warning in run.warnings]
-    for what, values in (
-        ("training images", {r.data_digest or r.data for r in runs}),
-        ("image sizes", {r.image_size for r in runs}),
-        ("sizes of network", {r.parameters for r in runs}),
-        ("numbers of images seen", {r.images_seen for r in runs}),
-        ("devices", {r.device for r in runs if r.steps}),
-    ):
-        if len(values) > 1:
-            hint = "training times compare different machines" if what == "devices" else (
-                "differences between them are not those of the methods alone")  # fmt: skip
-            notes.append(f"the runs have different {what}; {hint}")
-    return notes
+    method = "differences between them are not those of the methods alone"
+    unequal: list[tuple[str, set[Any], str]] = [("image sizes", {r.image_size for r in runs}, method)]
+    unequal += [
+        ("devices", {r.device for r in runs if r.steps}, "their training times are those of different machines")
+    ]
+    if not scored:
+        unequal += [
+            ("training images", {r.data_digest or r.data for r in runs}, method),
+            ("sizes of network", {r.parameters for r in runs}, method),
+            ("numbers of images seen", {r.images_seen for r in runs}, method),
+        ]
+    return notes + [f"the runs have different {what}; {so}" for what, values, so in unequal if len(values) > 1]

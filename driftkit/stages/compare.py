@@ -93,10 +93,9 @@ def compare(
             f"{only} left to compare ({reasons or 'encoders generate no images'}); name runs of drift or ddpm"
         )
     runs = [summary for _, summary in found.generators]
-    notes = equality_notes(runs)
-    if judging is not None:
-        notes += fill_missing(found.generators, judging, report)[1]
+    notes = fill_missing(found.generators, judging, report)[1] if judging is not None else []
     tables = _tables(found, notes)
+    notes = equality_notes(runs, scored=bool(tables)) + notes
     speeds = _speeds(found.generators, tables, speed, notes, report) if speed else []
     colours = colour_of([r.label for r in runs])
     charts = _charts(runs, tables, speeds, colours)

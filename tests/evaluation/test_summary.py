@@ -76,6 +76,6 @@ def test_inequalities_are_sentences(tmp_path):
         ("a", {}), ("b", {"parameters": 5}), ("c", {"device": "H100"}))]  # fmt: skip
     text = " ".join(equality_notes(runs))
     assert "sizes of network" in text
-    assert "training times compare different machines" in text
+    assert "training times are those of different machines" in text
     assert "image sizes" not in text
     assert equality_notes(runs[:1]) == []
