@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+from driftkit.evaluation.extractors import ENCODER_PREFIX
 from driftkit.evaluation.formats import format_rate, format_score, way_name
 from driftkit.evaluation.records import speed_of
 from driftkit.evaluation.speed import Speed
@@ -63,7 +64,7 @@ def _order(best: ScoreRow, second: ScoreRow) -> str:
     spreads = [row.spread.get("fid") for row in (best, second)]
     follows = f"{second.run} follows with {_value(second)} ({way_name(second.sampler, second.nfe)})"
     if any(spread is None for spread in spreads):
-        return f"{follows}; without repeats nobody knows how much of the difference is chance."
+        return f"{follows}; without repeats it is not known how much of the difference is chance."
     noise = 2 * math.hypot(*(spread or 0.0 for spread in spreads))
     if gap <= noise:
         return f"{follows}: too close to order, since two standard deviations of the difference are {noise:.2g}."
@@ -100,6 +101,11 @@ def cautions(table: ScoreTable, runs: Sequence[RunSummary]) -> list[str]:
     said = []
     if any(SMALL_N in row.badges for row in table.rows):
         said.append(f"{table.name} is of few images: it is biased upwards and compares with no published number.")
+    if table.extractor["name"].startswith(ENCODER_PREFIX):
+        said.append(
+            f"The judge, {table.extractor['name']}, is no published evaluator; runs taught by an encoder of its kind "
+            "may be flattered."
+        )
     if badges[OWN_TEACHER]:
         said.append(
             f"Judged by the encoder they were trained with, which flatters them: {_names(badges[OWN_TEACHER])}."

@@ -191,7 +191,7 @@ def test_measured_speed_is_shown_with_its_settings(runs, monkeypatch):
     monkeypatch.setattr(stage, "_speeds", lambda *_: speeds)
     settings = SpeedSettings(torch.device("cpu"), torch.float32, batch_size=16)
     text = compare([runs / "drift", runs / "ddpm"], runs / "out", speed=settings).report.read_text()
-    for words in ("16 images at a time", "not compiled", "float32", "scaled from 20 NFE", "200.0"):
+    for words in ("16 images at a time", "not compiled", "float32", "is scaled by their ratio", "<strong>200</strong>"):
         assert words in text
 
 
