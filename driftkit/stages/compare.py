@@ -12,29 +12,20 @@ from driftkit.artifacts.files import atomic_path, read_json, write_json
 from driftkit.artifacts.run import Run, now
 from driftkit.errors import DriftkitError, MissingError
 from driftkit.evaluation.budgets import nfe_budgets, training_budgets
-from driftkit.evaluation.figures import (
-    Figure,
-    colour_of,
-    cost_figure,
-    curve_figure,
-    history_figure,
-    score_figure,
-)
+from driftkit.evaluation.charts import all_charts
+from driftkit.evaluation.figures import Figure, colour_of
 from driftkit.evaluation.reading import mapping
 from driftkit.evaluation.records import score_records, to_csv
 from driftkit.evaluation.report import render_report
-from driftkit.evaluation.speed import Speed, SpeedCase, SpeedSettings, measure_speeds
+from driftkit.evaluation.speed import Speed, SpeedSettings
 from driftkit.evaluation.summary import RunSummary, differences, equality_notes, summarise, unique_labels
 from driftkit.evaluation.table import ScoreTable, read_evaluations, score_tables
 from driftkit.evaluation.verdict import cautions, findings
 from driftkit.stages.comparison_pictures import NeighbourSearch, Pictures, make_pictures
+from driftkit.stages.comparison_speed import time_runs
 from driftkit.stages.missing_scores import Judging, fill_missing
 
 FORMAT = 2
-# What the samplers of a method are timed at, beside every NFE that was scored.
-SPEED_NFE: Mapping[str, tuple[int, ...]] = {"one-step": (1,), "ddim": (10, 50, 100)}
-BUSY = 1.5  # slowest over fastest timing above which the report says so
-
 Report = Callable[[str, int, int], None]
 """(what is being worked on, done since the last call, all)"""
 
@@ -96,9 +87,9 @@ def compare(
     notes = fill_missing(found.generators, judging, report)[1] if judging is not None else []
     tables = _tables(found, notes)
     notes = equality_notes(runs, scored=bool(tables)) + notes
-    speeds = _speeds(found.generators, tables, speed, notes, report) if speed else []
+    speeds = time_runs(found.generators, tables, speed, notes, report) if speed else []
     colours = colour_of([r.label for r in runs])
-    charts = _charts(runs, tables, speeds, colours)
+    charts = all_charts(runs, tables, speeds, colours)
     pictures = make_pictures(found.generators, neighbours, device or torch.device("cpu"), report)
     notes += pictures.notes
     figures = {**charts, "grids": pictures.grids, "neighbours": pictures.neighbours}
@@ -167,83 +158,6 @@ def _tables(found: Found, notes: list[str]) -> list[ScoreTable]:
         for r in unscored
     ]
     return tables
-
-
-def _speeds(
-    generators: Sequence[tuple[Run, RunSummary]],
-    tables: Sequence[ScoreTable],
-    settings: SpeedSettings,
-    notes: list[str],
-    report: Report,
-) -> list[Speed]:
-    cases: list[SpeedCase] = []
-    for run, summary in generators:
-        try:
-            cases += _speed_cases(run, summary, tables, settings)
-        except DriftkitError as error:
-            notes.append(f"the speed of {summary.label} was not measured: {error}")
-    speeds = measure_speeds(cases, settings, advance=lambda: report("speed", 1, settings.repeats))
-    busy = [speed for speed in speeds if speed.unevenness > BUSY]
-    if busy:
-        worst = max(busy, key=lambda s: s.unevenness)
-        notes.append(
-            f"{len(busy)} of {len(speeds)} timings varied by more than {BUSY}-fold, that of {worst.run} at {worst.nfe} "
-            f"NFE {worst.unevenness:.1f}-fold: the machine was busy"
-        )
-    return speeds
-
-
-def _speed_cases(
-    run: Run, summary: RunSummary, tables: Sequence[ScoreTable], settings: SpeedSettings
-) -> list[SpeedCase]:
-    """What is timed of a run: its default sampler, and every way in which it was scored."""
-    from driftkit.objectives.registry import OBJECTIVES, build_sampler
-    from driftkit.stages.sample import load_network
-
-    network, config, _ = load_network(run)
-    network = network.to(settings.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    size = config.data.image_size
-    assert size is not None, "a saved config names the image size"
-    samplers = OBJECTIVES[config.objective.name].samplers
-    ways = {(name, nfe): None for name in samplers for nfe in SPEED_NFE.get(name, ())}
-    for row in (row for table in tables for row in table.rows if row.run == summary.label):
-        name = (row.sampler or "").split(" ")[0]
-        if name in samplers and row.nfe:
-            ways[name, row.nfe] = None
-    return [
-        SpeedCase(
-            summary.label, name, network, build_sampler(config.objective, name)[1], nfe, size, share=1 / len(ways)
-        )
-        for name, nfe in ways
-    ]
-
-
-def _charts(
-    runs: Sequence[RunSummary], tables: Sequence[ScoreTable], speeds: Sequence[Speed], colours: Mapping[str, int]
-) -> dict[str, list[Figure]]:
-    """All charts by section of the report; those of a score table under its key."""
-    drifting = [r for r in runs if r.drift_norm is not None]
-    regressing = [r for r in runs if r.drift_norm is None]
-    curves = [
-        curve_figure(drifting, "drift_norm", name="drift-norm", ylabel="drift norm", colours=colours,
-                     caption="Drift norm: how far real and generated features still pull apart."),
-        curve_figure(drifting, "spread", name="spread", ylabel="spread", colours=colours, from_zero=True,
-                     caption="Spread of generated features over that of real ones: 1 is as varied as real images, "
-                     "near 0 is collapse."),
-        curve_figure(regressing, "loss", name="loss", ylabel="loss", colours=colours,
-                     caption="Loss of the runs that minimise one (DDPM: squared error of the predicted noise)."),
-        curve_figure(drifting, "loss", name="drift-loss", ylabel="normalised drifting loss", colours=colours,
-                     from_zero=True,
-                     caption="Normalised drifting loss: flat by construction, shown so that nobody waits for it."),
-    ]  # fmt: skip
-    sections: dict[str, list[Figure]] = {"curves": [c for c in curves if c]}
-    for table in tables:
-        pictures: list[Figure | None] = [cost_figure(table, "nfe", colours=colours)]
-        pictures.append(cost_figure(table, "time", colours=colours, speeds=speeds))
-        pictures += [history_figure(table, cost, runs, colours=colours) for cost in ("step", "seconds")]
-        drawn = [picture for picture in pictures if picture]
-        sections[table.key] = drawn or [score_figure(table, colours=colours)]
-    return sections
 
 
 def _document(

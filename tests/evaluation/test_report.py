@@ -188,7 +188,7 @@ def test_measured_speed_is_shown_with_its_settings(runs, monkeypatch):
     from driftkit.evaluation.speed import SpeedSettings
 
     speeds = [Speed("drift", "one-step", 1, 1, 200.0, 0.08, 1.0), Speed("ddpm", "ddim", 100, 20, 2.0, 8.0, 1.1)]
-    monkeypatch.setattr(stage, "_speeds", lambda *_: speeds)
+    monkeypatch.setattr(stage, "time_runs", lambda *_: speeds)
     settings = SpeedSettings(torch.device("cpu"), torch.float32, batch_size=16)
     text = compare([runs / "drift", runs / "ddpm"], runs / "out", speed=settings).report.read_text()
     for words in ("16 images at a time", "not compiled", "float32", "is scaled by their ratio", "<strong>200</strong>"):

@@ -74,7 +74,7 @@ def report(tmp_path_factory):
         add_samples(run)
         add_frames(run)
     speeds = [Speed(NAMES[0], "one-step", 1, 1, 200.0, 0.08, 1.0), Speed("ddpm", "ddim", 50, 5, 4.0, 4.0, 1.0)]
-    patch.setattr(stage, "_speeds", lambda *_: speeds)
+    patch.setattr(stage, "time_runs", lambda *_: speeds)
     settings = SpeedSettings(torch.device("cpu"), torch.float32, batch_size=16)
     search = NeighbourSearch("shapes?image_size=8&count=64")
     paths = [*(folder / name for name in NAMES), folder / HOSTILE.replace("/", "_")]
