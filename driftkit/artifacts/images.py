@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torchvision.utils import make_grid
@@ -13,6 +14,8 @@ from driftkit.artifacts.files import atomic_path, read_json, read_tensors, sha25
 from driftkit.errors import MissingError
 
 FORMAT = 1
+MIN_TILE = 64  # pixels to which small images are enlarged in a grid
+GRID_GAP = 2
 
 
 def to_uint8(images: torch.Tensor) -> torch.Tensor:
@@ -25,13 +28,34 @@ def to_float(images: torch.Tensor) -> torch.Tensor:
     return images.float() / 127.5 - 1
 
 
-def save_grid(path: Path, images: torch.Tensor, *, columns: int | None = None, min_tile: int = 64) -> None:
+def save_grid(path: Path, images: torch.Tensor, *, columns: int | None = None, min_tile: int = MIN_TILE) -> None:
     """Write uint8 images [N, 3, H, W] as one PNG; small images are enlarged by whole pixels to at least `min_tile`."""
     scale = max(1, -(-min_tile // images.shape[-1]))
     enlarged = images.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
-    grid = make_grid(enlarged, nrow=columns or max(1, round(len(images) ** 0.5)), padding=2, pad_value=255)
+    grid = make_grid(enlarged, nrow=columns or max(1, round(len(images) ** 0.5)), padding=GRID_GAP, pad_value=255)
     with atomic_path(path) as temporary:
         Image.fromarray(grid.permute(1, 2, 0).numpy()).save(temporary, format="PNG")
+
+
+def read_grid(path: Path, image_size: int) -> torch.Tensor:
+    """The images of a grid that `save_grid` wrote with its own `min_tile`, uint8 [N, 3, H, W] at their own size.
+
+    Places that a last row leaves empty come out as images of one colour.
+
+    Raises:
+        MissingError: the file is absent, no picture, or no grid of images of that size.
+    """
+    try:
+        pixels = torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1)
+    except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for broken files
+        raise MissingError(f"{path} is no readable picture: {error}") from None
+    scale = max(1, -(-MIN_TILE // image_size))
+    tile, pitch = image_size * scale, image_size * scale + GRID_GAP
+    height, width = pixels.shape[-2:]
+    if (height - GRID_GAP) % pitch or (width - GRID_GAP) % pitch or min(height, width) < pitch:
+        raise MissingError(f"{path}: {width}x{height} pixels are no grid of images of {image_size} pixels")
+    tiles = pixels[:, GRID_GAP:, GRID_GAP:].unfold(1, tile, pitch).unfold(2, tile, pitch)  # [3, rows, columns, .., ..]
+    return tiles.permute(1, 2, 0, 3, 4).flatten(0, 1)[..., ::scale, ::scale].contiguous()
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from driftkit import __version__
-from driftkit.cli import compare, data, doctor, fid, prefetch, probe_encoder, run, sample, train
+from driftkit.cli import compare, data, doctor, export, fid, prefetch, probe_encoder, run, sample, train
 from driftkit.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_RESOURCES, EXIT_USAGE, DriftkitError, UsageError
 
 EXIT_CODES = (
@@ -101,6 +101,7 @@ app.command("train")(train.command)
 app.command("sample")(sample.command)
 app.command("fid")(fid.command)
 app.command("compare")(compare.command)
+app.command("export")(export.command)
 app.command("run")(run.command)
 app.command("prefetch")(prefetch.command)
 app.command("doctor")(doctor.command)

@@ -1,20 +1,19 @@
-"""Pictures of a comparison as PNG bytes: curves, bars and sample grids, each in a light and a dark edition."""
+"""Charts of a comparison: scores against cost and training, losses and health. Each in a light and a dark edition."""
 
 import io
+import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from PIL import Image
-from torchvision.utils import make_grid
-
+from driftkit.evaluation.formats import format_score, way_name
+from driftkit.evaluation.records import speed_of
 from driftkit.evaluation.speed import Speed
-from driftkit.evaluation.table import RunSummary, ScoreTable, format_score
+from driftkit.evaluation.summary import RunSummary
+from driftkit.evaluation.table import ScoreRow, ScoreTable
 
 DPI = 160
-GRID_TILE = 64
 # Told apart by people with colour-blindness, too; the dark edition is lighter.
 PALETTES = {
     "light": ("#3b5bdb", "#d9480f", "#2b8a3e", "#9c36b5", "#0b7285", "#e03131", "#5f3dc4", "#846358"),
@@ -22,6 +21,17 @@ PALETTES = {
 }
 INK = {"light": "#343a40", "dark": "#ced4da"}
 GRID = {"light": "#dee2e6", "dark": "#3b4048"}
+MARKS = "osD^vPX<>"
+LABEL = 40  # characters of a run's name beside a chart; the middle of longer ones is left out
+DASHES = ("-", "--", ":", "-.")
+AXIS_NAMES = {
+    "nfe": "network evaluations per image (NFE)",
+    "time": "milliseconds per image, measured here",
+    "step": "training step",
+    "images": "images seen in training",
+    "seconds": "seconds of training",
+}
+TRAINING_UNITS = (("hours", 3600.0), ("minutes", 60.0), ("seconds", 1.0))
 
 
 @dataclass(frozen=True)
@@ -32,14 +42,19 @@ class Figure:
         name: file name without suffix.
         alt: what it shows, for those who do not see it.
         caption: what a reader should know.
-        light, dark: PNG; `dark` is None where one edition serves both.
+        light, dark: what the page embeds, with `media_type`; `dark` is None where one edition serves both.
+        png, svg: what lies beside the page; `svg` is None for pictures made of pixels.
+        width, height: in CSS pixels.
     """
 
     name: str
     alt: str
     caption: str
     light: bytes
+    png: bytes
     dark: bytes | None = None
+    svg: bytes | None = None
+    media_type: str = "image/png"
     width: int = 0
     height: int = 0
 
@@ -73,176 +88,228 @@ def curve_figure(
         return None
 
     def draw(axes: Any, theme: str) -> None:
-        for label, points in drawn:
+        for place, (label, points) in enumerate(drawn):
             steps, values = zip(*points, strict=True)
-            axes.plot(steps, values, color=PALETTES[theme][colours[label]], linewidth=1.6, label=_plain(label))
+            axes.plot(steps, values, color=PALETTES[theme][colours[label]], linewidth=1.6, label=_plain(label),
+                      linestyle=_dash(place, colours))  # fmt: skip
         if from_zero:
             axes.set_ylim(0, 1.25 * max(value for _, points in drawn for _, value in points))
         else:
             _scale_y(axes, [value for _, points in drawn for _, value in points])
-        axes.set_xlabel("training step")
+        axes.set_xlim(left=0)
+        axes.set_xlabel(AXIS_NAMES["step"])
         axes.set_ylabel(ylabel)
         _legend(axes, theme)
 
     ends = "; ".join(f"{label} from {points[0][1]:.3g} to {points[-1][1]:.3g}" for label, points in drawn)
-    return _figure(draw, name=name, alt=f"{ylabel} over training steps: {ends}.", caption=caption)
+    return _figure(draw, name=name, alt=f"{ylabel} over training steps: {ends}.", caption=caption, entries=len(drawn))
 
 
 def score_figure(table: ScoreTable, *, colours: Mapping[str, int]) -> Figure:
-    """One bar per row of a score table with its real-vs-real floor as a mark."""
-    rows = table.rows[::-1]
-    names = [_plain(f"{r.run}\n{_way(r.sampler, r.nfe)}") for r in rows]
+    """One bar for the best row of every run, with its real-vs-real floor as a mark."""
+    best = [row for row in table.rows if row is table.best(row.run)]
+    rows = best[::-1]
+    names = [_plain(f"{r.run}\n{way_name(r.sampler, r.nfe)}") for r in rows]
 
     def draw(axes: Any, theme: str) -> None:
         scores = [r.metrics["fid"] for r in rows]
         spreads = [r.spread.get("fid", 0.0) for r in rows]
         fills = [PALETTES[theme][colours.get(r.run, 0)] for r in rows]
-        axes.barh(range(len(rows)), scores, xerr=spreads if any(spreads) else None, color=fills, height=0.62)
+        axes.barh(range(len(rows)), scores, xerr=spreads if any(spreads) else None, color=fills, height=0.62,
+                  error_kw={"ecolor": INK[theme], "elinewidth": 1.1})  # fmt: skip
         floors = [(i, r.floor) for i, r in enumerate(rows) if r.floor is not None]
         for place, (i, floor) in enumerate(floors):
-            label = "real vs real" if place == 0 else None
+            label = "real against real" if place == 0 else None
             axes.plot([floor, floor], [i - 0.42, i + 0.42], color=INK[theme], linewidth=1.8, label=label)
         for i, score in enumerate(scores):
             at = (score + spreads[i], i)
             axes.annotate(format_score(score), at, xytext=(5, 0), textcoords="offset points", va="center",
                           fontsize=8.5, color=INK[theme])  # fmt: skip
         axes.set_yticks(range(len(rows)), names)
-        axes.set_xlim(0, 1.16 * max(scores) or 1)
+        axes.set_xlim(0, 1.16 * max(max(scores), 1e-9))
         axes.set_xlabel(f"{table.name} (lower is better)")
         axes.grid(False, axis="y")
         if floors:
             _legend(axes, theme)
 
-    said = "; ".join(f"{r.run} {_way(r.sampler, r.nfe)}: {format_score(r.metrics['fid'])}" for r in table.rows)
+    said = "; ".join(f"{r.run} {way_name(r.sampler, r.nfe)}: {format_score(r.metrics['fid'])}" for r in best)
     return _figure(
         draw,
         name=f"scores-{table.key}",
         alt=f"{table.name} by {table.title}: {said}.",
-        caption=f"{table.title}. The mark is what two halves of the real images score against each other.",
-        height=0.9 + 0.52 * len(rows),
+        caption="The best score of every run. The mark is what two halves of the real images score against each other.",
+        height=0.9 + 0.46 * len(rows),
+        entries=1,
     )
 
 
-def history_figure(table: ScoreTable, axis: str, *, colours: Mapping[str, int]) -> Figure | None:
-    """Scores over "nfe" or "step", one line per run; None unless a run was scored at two values of it."""
-    rows = table.rows if axis == "nfe" else table.history
-    lines: dict[tuple[Any, ...], list[tuple[float, float]]] = {}
-    for row in rows:
-        value = row.nfe if axis == "nfe" else row.step
-        way = (row.run, row.sampler, "raw" if row.weights == "raw" else None, row.nfe if axis == "step" else None)
-        if value is not None:
-            lines.setdefault(way, []).append((value, row.metrics["fid"]))
-    if not any(len(points) > 1 for points in lines.values()):
+def cost_figure(
+    table: ScoreTable, axis: str, *, colours: Mapping[str, int], speeds: Sequence[Speed] = ()
+) -> Figure | None:
+    """Scores over "nfe" or measured "time" per image: a line per sampler, one-step models as points.
+
+    None where nothing of it is known, or where all rows cost the same.
+    """
+    lines: dict[tuple[str, str], list[tuple[float, ScoreRow]]] = {}
+    for row in table.rows:
+        cost = _cost(row, axis, speeds)
+        if cost is not None:
+            way = " · ".join(part for part in (row.sampler, "raw" if row.weights == "raw" else None) if part)
+            lines.setdefault((row.run, way), []).append((cost, row))
+    costs = {cost for points in lines.values() for cost, _ in points}
+    if len(costs) < 2:
         return None
-    if axis == "step":  # a single step is no curve; a single NFE is a point to compare a curve with
-        lines = {way: points for way, points in lines.items() if len(points) > 1}
 
     def draw(axes: Any, theme: str) -> None:
-        from matplotlib.ticker import NullLocator
-
-        drawn: dict[str, int] = {}  # lines of a run so far: its samplers differ in dashes and marks
-        for way, points in lines.items():
-            x, y = zip(*sorted(points), strict=True)
-            place = drawn[way[0]] = drawn.get(way[0], -1) + 1
-            label = " · ".join(str(part) for part in (*way[:3], f"{way[3]} NFE" if way[3] else None) if part)
-            colour = PALETTES[theme][colours.get(way[0], 0)]
-            axes.plot(x, y, color=colour, label=_plain(label), linewidth=1.6,
-                      marker="osD^v"[place % 5], markersize=5.5,
-                      linestyle=("-", "--", ":", "-.")[place % 4])  # fmt: skip
-        axes.set_xlabel("network evaluations per image" if axis == "nfe" else "training step")
+        drawn: dict[str, int] = {}
+        for place, ((run, way), points) in enumerate(lines.items()):
+            points = sorted(points, key=lambda p: p[0])
+            nth = drawn[run] = drawn.get(run, -1) + 1
+            single = len(points) == 1
+            label = run if single else f"{run} · {way}"
+            mark = MARKS[place % len(MARKS)] if single else "osD^v"[nth % 5]
+            x, y = [p[0] for p in points], [p[1].metrics["fid"] for p in points]
+            errors = [p[1].spread.get("fid", 0.0) for p in points]
+            axes.errorbar(
+                x, y, yerr=errors if any(errors) else None, color=PALETTES[theme][colours.get(run, 0)],
+                label=_plain(label), linewidth=1.6, marker=mark, markersize=7 if single else 4.5, capsize=2,
+                linestyle="none" if single else DASHES[nth % len(DASHES)],
+            )  # fmt: skip
+        _floor_line(axes, table, theme)
+        axes.set_xlabel(AXIS_NAMES[axis])
         axes.set_ylabel(f"{table.name} (lower is better)")
-        _scale_y(axes, [y for points in lines.values() for _, y in points])
-        if axis == "nfe":
-            values = sorted({x for points in lines.values() for x, _ in points})
-            axes.set_xscale("log")
-            axes.set_xticks(values, [f"{value:g}" for value in values])
-            axes.xaxis.set_minor_locator(NullLocator())
+        _scale_scores(axes, table, [p[1].metrics["fid"] for points in lines.values() for p in points])
+        _scale_x(axes, sorted(costs), named=axis == "nfe")
         _legend(axes, theme)
 
+    said = "; ".join(
+        f"{run} {way}: " + ", ".join(f"{format_score(r.metrics['fid'])} at {cost:.3g}" for cost, r in sorted(
+            points, key=lambda p: p[0])) for (run, way), points in lines.items())  # fmt: skip
+    what = "evaluations of the network" if axis == "nfe" else "the time that sampling takes"
     return _figure(
         draw,
         name=f"{axis}-{table.key}",
-        alt=f"{table.name} by {table.title} over {axis}, one line per run and sampler.",
-        caption=f"{table.title}: quality against {'cost' if axis == 'nfe' else 'training'}.",
+        alt=f"{table.name} over {AXIS_NAMES[axis]}. {said}.",
+        caption=f"Quality against {what}: samplers of many steps as lines, one-step models as points. "
+        "Lower and further to the left is better.",
+        entries=len(lines) + 1,
     )
 
 
-def speed_figure(speeds: Sequence[Speed], *, colours: Mapping[str, int]) -> Figure | None:
-    """Images per second of every sampler measured, on a logarithmic axis."""
-    if not speeds:
+def _cost(row: ScoreRow, axis: str, speeds: Sequence[Speed]) -> float | None:
+    if axis == "nfe":
+        return None if row.nfe is None else float(row.nfe)
+    speed = speed_of(speeds, row.run, row.sampler, row.nfe)
+    return 1000 / speed.images_per_second if speed else None
+
+
+def history_figure(
+    table: ScoreTable, cost: str, runs: Sequence[RunSummary], *, colours: Mapping[str, int]
+) -> Figure | None:
+    """Scores of checkpoints over "step", "images" or "seconds" of training; None unless a run was scored at two."""
+    known = {run.label: run for run in runs}
+    lines: dict[tuple[Any, ...], list[tuple[float, float]]] = {}
+    for row in table.history:
+        value = known[row.run].cost_at(row.step, cost) if row.run in known and row.step is not None else None
+        if value is not None:
+            way = (row.run, row.sampler, row.nfe, "raw" if row.weights == "raw" else None)
+            lines.setdefault(way, []).append((value, row.metrics["fid"]))
+    lines = {way: sorted(points) for way, points in lines.items() if len(points) > 1}
+    if not lines:
         return None
-    rows = sorted(speeds, key=lambda s: s.images_per_second)
+    axis_name, unit = AXIS_NAMES[cost], 1.0
+    if cost == "seconds":
+        most = max(x for points in lines.values() for x, _ in points)
+        name, unit = next((n, u) for n, u in TRAINING_UNITS if most >= 2 * u or u == 1)
+        axis_name = f"{name} of training"
+        lines = {way: [(x / unit, y) for x, y in points] for way, points in lines.items()}
 
     def draw(axes: Any, theme: str) -> None:
-        rates = [s.images_per_second for s in rows]
-        axes.barh(range(len(rows)), rates, color=[PALETTES[theme][colours.get(s.run, 0)] for s in rows], height=0.62)
-        axes.set_xscale("log")
-        axes.set_xlim(min(rates) / 2.2, max(rates) * 3)
-        for i, rate in enumerate(rates):
-            axes.annotate(f"{rate:,.3g}", (rate, i), xytext=(5, 0), textcoords="offset points", va="center",
-                          fontsize=8.5, color=INK[theme])  # fmt: skip
-        axes.set_yticks(range(len(rows)), [_plain(f"{s.run}\n{_way(s.sampler, s.nfe)}") for s in rows])
-        axes.set_xlabel("images per second (logarithmic)")
-        axes.grid(False, axis="y")
+        drawn: dict[str, int] = {}
+        for (run, sampler, nfe, raw), points in lines.items():
+            nth = drawn[run] = drawn.get(run, -1) + 1
+            label = " · ".join(part for part in (run, way_name(sampler, nfe), raw) if part)
+            axes.plot(*zip(*points, strict=True), color=PALETTES[theme][colours.get(run, 0)], label=_plain(label),
+                      linewidth=1.6, marker="osD^v"[nth % 5], markersize=4.5,
+                      linestyle=DASHES[nth % len(DASHES)])  # fmt: skip
+        _floor_line(axes, table, theme)
+        axes.set_xlabel(axis_name)
+        axes.set_ylabel(f"{table.name} (lower is better)")
+        _scale_scores(axes, table, [y for points in lines.values() for _, y in points])
+        axes.set_xlim(left=0)
+        _legend(axes, theme)
 
-    said = "; ".join(f"{s.run} {_way(s.sampler, s.nfe)}: {s.images_per_second:,.3g}" for s in reversed(rows))
+    said = "; ".join(
+        f"{way[0]} {way_name(way[1], way[2])} from {format_score(points[0][1])} to {format_score(points[-1][1])}"
+        for way, points in lines.items()
+    )
     return _figure(
         draw,
-        name="speed",
-        alt=f"Images per second: {said}.",
-        caption="Sampling speed under equal settings.",
-        height=0.9 + 0.52 * len(rows),
+        name=f"{cost}-{table.key}",
+        alt=f"{table.name} over {axis_name}: {said}.",
+        caption=f"Quality over {axis_name}: every checkpoint that was scored.",
+        entries=len(lines) + 1,
     )
 
 
-def grid_figure(images: torch.Tensor, *, name: str, alt: str, caption: str, count: int = 64) -> Figure:
-    """The first `count` of uint8 images [N, 3, H, W] in rows of 8; small ones are enlarged by whole pixels."""
-    images = images[:count]
-    side = images.shape[-1]
-    if side >= 2 * GRID_TILE:
-        images = F.interpolate(images.float(), size=(GRID_TILE, GRID_TILE), mode="area").round().to(torch.uint8)
-    else:
-        factor = max(1, -(-GRID_TILE // side))
-        images = images.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
-    opaque = torch.cat([images, torch.full_like(images[:, :1], 255)], dim=1)  # the gaps stay transparent
-    grid = make_grid(opaque, nrow=8, padding=3, pad_value=0)
-    memory = io.BytesIO()
-    Image.fromarray(grid.permute(1, 2, 0).contiguous().numpy()).save(memory, format="PNG", optimize=True)
-    return Figure(name, alt, caption, memory.getvalue(), width=grid.shape[-1], height=grid.shape[-2])
+def _floor_of(table: ScoreTable) -> float | None:
+    return next((row.floor for row in table.rows if row.floor is not None and row.floor > 0), None)
 
 
-def _plain(text: str) -> str:
+def _floor_line(axes: Any, table: ScoreTable, theme: str) -> None:
+    floor = _floor_of(table)
+    if floor is not None:
+        axes.axhline(floor, color=INK[theme], linewidth=1, linestyle=(0, (1, 2)), label="real against real")
+
+
+def _dash(place: int, colours: Mapping[str, int]) -> str:
+    """Another dash for every turn of the palette, so that a ninth run is told from the first."""
+    return DASHES[place // len(PALETTES["light"]) % len(DASHES)]
+
+
+def _plain(label: str) -> str:
     """Text that matplotlib shows as it is: no formulas between dollars, no label hidden for its underscore."""
-    escaped = text.replace("$", r"\$")
+    lines = [
+        line if len(line) <= LABEL else f"{line[: LABEL // 2]}…{line[-LABEL // 2 :]}" for line in label.split("\n")
+    ]
+    escaped = "\n".join(lines).replace("$", r"\$")
     return f" {escaped}" if escaped.startswith("_") else escaped
 
 
-def _way(sampler: str | None, nfe: int | None) -> str:
-    return f"{sampler or 'images'}, {nfe} NFE" if nfe is not None else (sampler or "images")
-
-
-def _figure(draw: Callable[[Any, str], None], *, name: str, alt: str, caption: str, height: float = 3.6) -> Figure:
-    """Draw both editions on a transparent ground."""
+def _figure(
+    draw: Callable[[Any, str], None], *, name: str, alt: str, caption: str, height: float = 3.2, entries: int = 0
+) -> Figure:
+    """Draw both editions on a transparent ground; `entries` of the legend, two to a row, make it taller."""
+    import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Canvas
 
+    height += 0.2 * math.ceil(entries / 2)
     editions = {}
-    for theme in ("light", "dark"):
-        canvas = Canvas(figsize=(6.4, height), layout="constrained")
-        FigureCanvasAgg(canvas)
-        axes = canvas.add_subplot()
-        _style(axes, theme)
-        draw(axes, theme)
-        memory = io.BytesIO()
-        canvas.savefig(memory, format="png", dpi=DPI, transparent=True)
-        editions[theme] = memory.getvalue()
-    return Figure(name, alt, caption, editions["light"], editions["dark"], width=640, height=round(100 * height))
+    png = b""
+    with mpl.rc_context({"svg.hashsalt": "driftkit"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # scripts that the one font here lacks
+        for theme in ("light", "dark"):
+            canvas = Canvas(figsize=(6.4, height), layout="constrained")
+            FigureCanvasAgg(canvas)
+            axes = canvas.add_subplot()
+            _style(axes, theme)
+            draw(axes, theme)
+            memory = io.BytesIO()
+            canvas.savefig(memory, format="svg", transparent=True, metadata={"Date": None})
+            editions[theme] = memory.getvalue()
+            if theme == "light":
+                memory = io.BytesIO()
+                canvas.savefig(memory, format="png", dpi=DPI, facecolor="white")
+                png = memory.getvalue()
+    light, dark = editions["light"], editions["dark"]
+    return Figure(name, alt, caption, light, png, dark, light, "image/svg+xml", width=640, height=round(100 * height))
 
 
 def _style(axes: Any, theme: str) -> None:
     axes.grid(True, color=GRID[theme], linewidth=0.7)
     axes.set_axisbelow(True)
-    axes.tick_params(colors=INK[theme], labelsize=8.5, length=0)
+    axes.tick_params(colors=INK[theme], labelsize=8.5, length=0, which="both")
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(GRID[theme])
@@ -252,7 +319,7 @@ def _style(axes: Any, theme: str) -> None:
 
 def _scale_y(axes: Any, values: Sequence[float]) -> None:
     """Logarithmic with plain numbers at 1, 2, 5 where the values are positive and span a factor of 3."""
-    if min(values) <= 0 or max(values) < 3 * min(values):
+    if not values or min(values) <= 0 or max(values) < 3 * min(values):
         return
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
@@ -262,18 +329,34 @@ def _scale_y(axes: Any, values: Sequence[float]) -> None:
     axes.yaxis.set_minor_locator(NullLocator())
 
 
+def _scale_scores(axes: Any, table: ScoreTable, scores: Sequence[float]) -> None:
+    """Room for the scores and for the floor below them."""
+    floor = _floor_of(table)
+    values = [*scores, *([floor] if floor else [])]
+    _scale_y(axes, values)
+    if axes.get_yscale() == "log":
+        axes.set_ylim(bottom=0.75 * min(values))
+    else:
+        axes.set_ylim(bottom=0)
+
+
+def _scale_x(axes: Any, values: Sequence[float], *, named: bool) -> None:
+    """Logarithmic; `named` puts a mark at every value, which suits NFE, else at 1, 2, 5."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axes.set_xscale("log")
+    axes.set_xlim(values[0] / 1.35, values[-1] * 1.35)
+    if named:
+        axes.set_xticks(values, [f"{value:g}" for value in values])
+    else:
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
 def _legend(axes: Any, theme: str) -> None:
     """Above the axes, where it hides nothing."""
     axes.legend(
         frameon=False, labelcolor=INK[theme], fontsize=8.5, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.3,
         ncols=2, handlelength=1.8, columnspacing=1.4, borderpad=0,
     )  # fmt: skip
-
-
-def on_white(png: bytes) -> bytes:
-    """A picture with its transparent ground made white, as one wants it in a file of its own."""
-    picture = Image.open(io.BytesIO(png)).convert("RGBA")
-    ground = Image.new("RGBA", picture.size, "white")
-    memory = io.BytesIO()
-    Image.alpha_composite(ground, picture).convert("RGB").save(memory, format="PNG", optimize=True)
-    return memory.getvalue()

@@ -1,32 +1,35 @@
 """The comparison as one HTML page that needs nothing but itself: no network, no other file."""
 
 import base64
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from driftkit.evaluation.budgets import Budget, nfe_budgets, training_budgets
 from driftkit.evaluation.figures import Figure
-from driftkit.evaluation.speed import Speed
-from driftkit.evaluation.table import (
-    RunSummary,
-    ScoreRow,
-    ScoreTable,
+from driftkit.evaluation.formats import (
+    METRIC_NAMES,
     format_count,
+    format_metric,
+    format_rate,
     format_score,
     format_seconds,
-    format_share,
+    format_spread,
+    method_name,
 )
+from driftkit.evaluation.pictures import Evolution
+from driftkit.evaluation.records import speed_of
+from driftkit.evaluation.speed import Speed
+from driftkit.evaluation.summary import RunSummary
+from driftkit.evaluation.table import OWN_TEACHER, RANDOM_WEIGHTS, SMALL_N, ScoreRow, ScoreTable
 
-METHOD_NAMES = {"drift": "Drifting", "ddpm": "DDPM", "mae": "MAE"}
-METRIC_NAMES = {
-    "kid_mean": "KID",
-    "precision": "Precision",
-    "recall": "Recall",
-    "inception_score_mean": "IS",
-}
+LOUD = (OWN_TEACHER, RANDOM_WEIGHTS)
+SPARK_WIDTH, SPARK_HEIGHT = 88, 22
 
 
 def render_report(
@@ -38,20 +41,24 @@ def render_report(
     speeds: Sequence[Speed],
     figures: Mapping[str, Sequence[Figure]],
     colours: Mapping[str, int],
+    evolutions: Sequence[Evolution] = (),
 ) -> str:
     """The page.
 
     Args:
-        document: the comparison as JSON data, embedded for reuse; its notes, skipped folders and settings are shown.
+        document: the comparison as JSON data, embedded for reuse; its findings, notes, skipped folders and settings
+            are shown.
         runs: the compared runs.
         encoders: MAE runs, listed apart.
         tables: score tables, one per evaluator.
         speeds: sampling speeds.
-        figures: section ("curves", "grids", "speed", or the key of a score table) -> its pictures.
+        figures: section ("curves", "grids", "neighbours", or the key of a score table) -> its pictures.
         colours: run label -> place in the palette.
+        evolutions: frames of the runs' trainings.
 
     Returns:
-        HTML in which every name and number that came from a file is escaped.
+        HTML in which every name and number that came from a file is escaped, and whose policy runs no script but its
+        own and loads nothing.
     """
     environment = Environment(
         loader=PackageLoader("driftkit.evaluation"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -60,24 +67,80 @@ def render_report(
         count=format_count,
         seconds=format_seconds,
         metric=format_metric,
-        spread=lambda value: f"{value:.2g}",
+        spread=format_spread,
         score=format_score,
+        rate=format_rate,
         embedded=embedded_json,
         data_uri=data_uri,
-        method=lambda name: METHOD_NAMES.get(name, name),
+        method=method_name,
+        spark=sparkline_points,
+        value=config_value,
     )
+    style, script = _asset("report.css"), _asset("report.js")
     return environment.get_template("report.html.j2").render(
         document=document,
         runs=runs,
         encoders=encoders,
         tables=tables,
-        metrics={table.key: metric_columns(table.rows) for table in tables},
+        views={table.key: table_view(table, runs, speeds) for table in tables},
         speeds=sorted(speeds, key=lambda s: -s.images_per_second),
-        figures={"curves": (), "grids": (), "speed": (), **figures},
+        figures={"curves": (), "grids": (), "neighbours": (), **figures},
+        evolutions=evolutions,
         colours=colours,
-        cards=[card(run, tables, speeds) for run in runs],
         headline=headline(runs, tables, speeds),
+        loud=LOUD,
+        small_n=SMALL_N,
+        style=Markup(style),
+        script=Markup(script),
+        policy=f"default-src 'none'; img-src data:; style-src {_source(style)}; script-src {_source(script)}; "
+        "base-uri 'none'; form-action 'none'",
     )
+
+
+def _asset(name: str) -> str:
+    return (files("driftkit.evaluation") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _source(text: str) -> str:
+    """The content as a policy names it: nothing else of its kind is let in."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode('ascii')}'"
+
+
+def table_view(table: ScoreTable, runs: Sequence[RunSummary], speeds: Sequence[Speed]) -> dict[str, Any]:
+    """What the page shows of a score table beside its rows: columns that any row has, speeds, budgets."""
+    known = {run.label: run for run in runs}
+    rows = [
+        {
+            "row": row,
+            "run": known.get(row.run),
+            "speed": speed_of(speeds, row.run, row.sampler, row.nfe),
+            "best": row is table.best(row.run),
+        }
+        for row in table.rows
+    ]
+    return {
+        "rows": rows,
+        "metrics": metric_columns(table.rows),
+        "timed": any(entry["speed"] for entry in rows),
+        "small": any(SMALL_N in row.badges for row in table.rows),
+        "drifting": any(run.drift_norm is not None for run in runs),
+        "hidden": sum(not entry["best"] for entry in rows),
+        "training": budget_view(training_budgets(table, runs)),
+        "nfe": budget_view(nfe_budgets(table)),
+    }
+
+
+def budget_view(budgets: Sequence[Budget]) -> dict[str, Any] | None:
+    """Budgets as columns and runs as rows, the best of all budgets first; None where there is nothing."""
+    if not budgets:
+        return None
+    labels = dict.fromkeys(label for budget in budgets for label in budget.cells)
+
+    def best(label: str) -> float:
+        return min((cell.fid for b in budgets if (cell := b.cells.get(label))), default=float("inf"))
+
+    winners = [min((c.fid for c in b.cells.values() if c), default=None) for b in budgets]
+    return {"budgets": budgets, "runs": sorted(labels, key=best), "winners": winners}
 
 
 def metric_columns(rows: Sequence[ScoreRow]) -> dict[str, str]:
@@ -85,41 +148,45 @@ def metric_columns(rows: Sequence[ScoreRow]) -> dict[str, str]:
     return {key: name for key, name in METRIC_NAMES.items() if any(key in row.metrics for row in rows)}
 
 
-def card(run: RunSummary, tables: Sequence[ScoreTable], speeds: Sequence[Speed]) -> dict[str, Any]:
-    """What one wants to know of a run first: its best score in the fullest table, and how fast it samples."""
-    table = next((t for t in tables if any(r.run == run.label for r in t.rows)), None)
-    best = next(r for r in table.rows if r.run == run.label) if table else None
-    rates = [s for s in speeds if s.run == run.label]
-    nfe = best.nfe if best else None
-    # The speed that belongs to the score, where it was measured at that NFE; else the fastest, with its own NFE.
-    speed = next((s for s in rates if s.nfe == nfe), max(rates, key=lambda s: s.images_per_second, default=None))
-    return {"run": run, "table": table, "best": best, "speed": speed}
-
-
 def headline(runs: Sequence[RunSummary], tables: Sequence[ScoreTable], speeds: Sequence[Speed]) -> str:
     """One sentence that says what was compared, without a verdict that the numbers would not bear."""
     kinds: dict[str, int] = {}
     for run in runs:
-        name = METHOD_NAMES.get(run.method, run.method).replace("Drifting", "drifting")
+        name = method_name(run.method).replace("Drifting", "drifting")
         kinds[name] = kinds.get(name, 0) + 1
     named = " and ".join(f"{count} {kind} run{'s' if count > 1 else ''}" for kind, count in kinds.items())
-    data = sorted({run.data for run in runs if run.data})
-    on = f" on {', '.join(data)}" if data else ""
+    data = {run.data_digest or run.data: run.data for run in runs if run.data}
+    on = f" on {', '.join(str(name) for name in data.values())}" if data else ""
     parts = [f"{named}{on}"]
     if len(tables) == 1:
         parts.append(f"scored as {tables[0].name} by {tables[0].title}")
     elif tables:
-        parts.append(f"scored by {len(tables)} evaluators whose numbers stay apart")
+        parts.append(f"scored in {len(tables)} ways whose numbers stay apart")
     else:
         parts.append("not scored yet")
     if speeds:
         parts.append("timed under equal settings")
-    return ", ".join(parts) + "."
+    sentence = ", ".join(parts) + "."
+    return sentence[:1].upper() + sentence[1:]
 
 
-def format_metric(value: float | None, key: str) -> str:
-    """Shares with three decimals, everything else with four digits."""
-    return format_share(value) if key in ("precision", "recall") else format_score(value)
+def sparkline_points(run: RunSummary) -> str:
+    """The drift norm of a run, or else its loss, as points of an SVG polyline of 88 x 22."""
+    key = "drift_norm" if run.drift_norm is not None else "loss"
+    values = [v for point in run.curve if (v := point[key]) is not None]
+    if len(values) < 2:
+        return ""
+    low, high = min(values), max(values)
+    span = (high - low) or 1.0
+    step = SPARK_WIDTH / (len(values) - 1)
+    return " ".join(
+        f"{i * step:.1f},{1 + (SPARK_HEIGHT - 2) * (1 - (v - low) / span):.1f}" for i, v in enumerate(values)
+    )
+
+
+def config_value(value: Any) -> str:
+    """A config value as it stands in a config file; a dash for None."""
+    return "–" if value is None else value if isinstance(value, str) else json.dumps(value)
 
 
 def embedded_json(document: Mapping[str, Any]) -> Markup:
@@ -130,6 +197,6 @@ def embedded_json(document: Mapping[str, Any]) -> Markup:
     return Markup(text)
 
 
-def data_uri(png: bytes) -> str:
+def data_uri(content: bytes, media_type: str = "image/png") -> str:
     """A picture as part of the page."""
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+    return f"data:{media_type};base64," + base64.b64encode(content).decode("ascii")

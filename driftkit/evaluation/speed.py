@@ -23,7 +23,7 @@ class SpeedSettings:
         compiled: whether networks go through torch.compile.
         warm_up: untimed runs first.
         repeats: timed runs, of which the fastest counts: whatever else a machine does only slows them down.
-        budget_seconds: most time that the timed runs of one sampler may take; see `measure_speeds`.
+        budget_seconds: most time that the timed runs of one network may take; see `measure_speeds`.
     """
 
     device: torch.device
@@ -71,7 +71,11 @@ class Speed:
 
 @dataclass(frozen=True)
 class SpeedCase:
-    """What is timed: a network in evaluation mode on the settings' device, and a sampler that draws no noise."""
+    """What is timed: a network in evaluation mode on the settings' device, and a sampler that draws no noise.
+
+    Attributes:
+        share: of the budget, which the cases of one network divide among them.
+    """
 
     run: str
     sampler_name: str
@@ -79,6 +83,7 @@ class SpeedCase:
     sampler: Sampler
     nfe: int
     image_size: int
+    share: float = 1.0
 
 
 def measure_speeds(
@@ -105,7 +110,7 @@ def measure_speeds(
         for _ in range(settings.warm_up):
             _seconds(case, models[id(case.network)], short, settings)
         per_evaluation = _seconds(case, models[id(case.network)], short, settings) / short
-        fitting = int(settings.budget_seconds / max(per_evaluation * settings.repeats, 1e-9))
+        fitting = int(settings.budget_seconds * case.share / max(per_evaluation * settings.repeats, 1e-9))
         counts.append(case.nfe if case.nfe <= fitting else max(short, fitting))
     timed: list[list[float]] = [[] for _ in cases]
     for _ in range(settings.repeats):

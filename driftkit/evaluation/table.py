@@ -1,57 +1,37 @@
-"""What a comparison knows of each run, and score tables that never mix evaluators."""
+"""Score tables that never mix evaluators, and the rows of runs that differ in their seed alone."""
 
-import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from driftkit.artifacts.files import digest_json, read_json
 from driftkit.artifacts.run import Run
 from driftkit.errors import MissingError
+from driftkit.evaluation.reading import count, mapping, number, numbers, text
+from driftkit.evaluation.summary import RunSummary
 
-MAX_CURVE_POINTS = 300
-SMALL_COUNT = 2048
-
-
-@dataclass(frozen=True)
-class RunSummary:
-    """One run as the comparison shows it. None stands for what its manifest does not tell.
-
-    Attributes:
-        label: name, made unique among the runs that are compared.
-        path: the folder as it was given.
-        curve: at most 300 points of step, images, seconds, loss and drift_norm (None where there is none).
-        warnings: sentences on the run itself.
-    """
-
-    label: str
-    path: str
-    method: str
-    encoder: str | None
-    random_weights: bool
-    data: str | None
-    data_digest: str | None
-    image_size: int | None
-    steps: int | None
-    batch_size: int | None
-    images_seen: int | None
-    train_seconds: float | None
-    parameters: int | None
-    peak_memory_gib: float | None
-    device: str | None
-    state: str | None
-    seed: int | None
-    loss: float | None
-    drift_norm: float | None
-    curve: list[dict[str, float | None]] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
+SMALL_COUNT = 10_000
+OWN_TEACHER = "judged by its own teacher"
+RANDOM_WEIGHTS = "random weights"
+RAW_WEIGHTS = "raw weights"
+SMALL_N = "small N"
+UNFINISHED = "not finished"
+ON_TRAINING_DATA = "against its training images"
 
 
 @dataclass(frozen=True)
 class ScoreRow:
-    """One way of sampling one run, judged over one or more seeds."""
+    """One way of sampling one run, judged over one or more seeds of the noise.
+
+    Attributes:
+        metrics: means over the seeds.
+        spread: standard deviations over the seeds; empty for one seed. That of KID falls back to the one over subsets.
+        fid_values: one per seed, all of them.
+        floor: what real images score against real ones, by the same evaluator.
+        badges: short warnings that stand beside the number wherever it is shown.
+        warnings: what the evaluation itself had to say.
+    """
 
     run: str
     method: str | None
@@ -60,13 +40,28 @@ class ScoreRow:
     weights: str | None
     step: int | None
     seeds: list[Any]
-    metrics: dict[str, float]  # means over the seeds
-    spread: dict[str, float]  # standard deviations over the seeds; empty for one seed
+    metrics: dict[str, float]
+    spread: dict[str, float]
     fid_values: list[float]
     floor: float | None
     floor_images: int | None
     badges: list[str]
     warnings: list[str]
+
+
+@dataclass(frozen=True)
+class GroupRow:
+    """Runs that differ in their training seed alone, sampled in the same way."""
+
+    kind: str
+    runs: list[str]
+    seeds: list[int | None]
+    sampler: str | None
+    nfe: int | None
+    weights: str | None
+    fid_values: list[float]
+    fid_mean: float
+    fid_sd: float
 
 
 @dataclass(frozen=True)
@@ -81,75 +76,11 @@ class ScoreTable:
     num_images: int
     rows: list[ScoreRow]  # the last step of every way of sampling
     history: list[ScoreRow]  # the same at all steps that were scored
+    groups: list[GroupRow] = field(default_factory=list)
 
-
-def summarise(run: Run, *, label: str) -> RunSummary:
-    """Read a run's manifest and metrics; what they lack stays None."""
-    manifest = run.manifest()
-    config = _mapping(manifest.get("config"))
-    objective, data, trainer = (_mapping(config.get(key)) for key in ("objective", "data", "trainer"))
-    encoder = _mapping(manifest.get("encoder"))
-    inputs = _mapping(_mapping(manifest.get("inputs")).get("data"))
-    metrics = run.metrics()
-    curve = thin(metrics)
-    named = encoder.get("name") or objective.get("encoder")
-    random_weights = encoder.get("random_weights") is True or objective.get("random_weights") is True
-    state = _text(manifest.get("state"))
-    warnings = []
-    if random_weights:
-        warnings.append("random weights: the encoder of this run was never trained")
-    if state not in (None, "done"):
-        warnings.append(f"the training is not finished: its state is {state}")
-    last = curve[-1] if curve else {}
-    return RunSummary(
-        label=label,
-        path=str(run.path),
-        method=_text(objective.get("name")) or "unknown",
-        encoder=short_name(named) if isinstance(named, str) else None,
-        random_weights=random_weights,
-        data=_text(data.get("spec")),
-        data_digest=_text(inputs.get("digest")),
-        image_size=_count(data.get("image_size")),
-        steps=_count(manifest.get("step")),
-        batch_size=_count(trainer.get("batch_size")),
-        images_seen=_count(manifest.get("images_seen")),
-        train_seconds=number(manifest.get("train_seconds")),
-        parameters=_count(manifest.get("parameters")),
-        peak_memory_gib=number(manifest.get("peak_memory_gib")),
-        device=_text(manifest.get("device")),
-        state=state,
-        seed=_count(config.get("seed")),
-        loss=last.get("loss"),
-        drift_norm=last.get("drift_norm"),
-        curve=curve,
-        warnings=warnings,
-    )
-
-
-def thin(records: Sequence[Mapping[str, Any]], *, most: int = MAX_CURVE_POINTS) -> list[dict[str, float | None]]:
-    """At most `most` points: averages over equally many neighbouring records, at the place of the last of them."""
-    size = max(1, math.ceil(len(records) / most))
-    points = []
-    for first in range(0, len(records), size):
-        group = records[first : first + size]
-        point: dict[str, float | None] = {key: number(group[-1].get(key)) for key in ("step", "images", "seconds")}
-        point["loss"] = _mean(r.get("loss") for r in group)
-        point["drift_norm"] = _mean(_mapping(r.get("health")).get("drift_norm") for r in group)
-        points.append(point)
-    return points
-
-
-def unique_labels(paths: Sequence[Path]) -> list[str]:
-    """The folder names, with as many parents in front as it takes to tell equal names apart."""
-    parts = [path.resolve().parts for path in paths]
-    depth = [1] * len(paths)
-    while True:
-        labels = ["/".join(p[-d:]) for p, d in zip(parts, depth, strict=True)]
-        clashing = [i for i, label in enumerate(labels) if labels.count(label) > 1 and depth[i] < len(parts[i])]
-        if not clashing:
-            return labels
-        for i in clashing:
-            depth[i] += 1
+    def best(self, run: str) -> ScoreRow | None:
+        """The best row of a run, None where it has none."""
+        return next((row for row in self.rows if row.run == run), None)
 
 
 def read_evaluations(run: Run) -> tuple[list[dict[str, Any]], list[str]]:
@@ -172,23 +103,31 @@ def read_evaluations(run: Run) -> tuple[list[dict[str, Any]], list[str]]:
 def _problem_of(document: Mapping[str, Any]) -> str | None:
     if document.get("kind") != "evaluation":
         return f"its kind is {document.get('kind')!r}, not evaluation"
-    if number(_mapping(document.get("metrics")).get("fid")) is None:
+    if number(mapping(document.get("metrics")).get("fid")) is None:
         return "it has no fid"
-    judge, reference = _mapping(document.get("extractor")), _mapping(document.get("reference"))
+    judge, reference = mapping(document.get("extractor")), mapping(document.get("reference"))
     if not judge.get("weights_digest") or not reference.get("digest"):
         return "it does not say what judged it against what"
-    if _count(document.get("num_images")) is None:
+    if count(document.get("num_images")) is None:
         return "it does not say how many images were judged"
     return None
 
 
-def score_tables(evaluations: Iterable[tuple[str, Mapping[str, Any]]]) -> list[ScoreTable]:
-    """Group (run label, evaluation) into one table per evaluator, reference and count; the fullest table first."""
+def score_tables(
+    evaluations: Iterable[tuple[str, Mapping[str, Any]]], runs: Sequence[RunSummary] = ()
+) -> list[ScoreTable]:
+    """Group (run label, evaluation) into one table per evaluator, reference and count; the fullest table first.
+
+    Args:
+        evaluations: documents as `read_evaluations` gives them.
+        runs: what is known of the runs: their warnings become badges, and those of one group share a group row.
+    """
+    known = {run.label: run for run in runs}
     groups: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}
     for label, document in evaluations:
         groups.setdefault(evaluator_key(document), []).append((label, document))
-    tables = [_table(key, members) for key, members in groups.items()]
-    return sorted(tables, key=lambda t: (-len(t.rows), -t.num_images, t.title))
+    tables = [_table(key, members, known) for key, members in groups.items()]
+    return sorted(tables, key=lambda t: (-len({r.run for r in t.rows}), -len(t.rows), -t.num_images, t.title))
 
 
 def evaluator_key(document: Mapping[str, Any]) -> str:
@@ -205,144 +144,144 @@ def evaluator_key(document: Mapping[str, Any]) -> str:
     )[:12]
 
 
-def _table(key: str, members: list[tuple[str, Mapping[str, Any]]]) -> ScoreTable:
+def _table(key: str, members: list[tuple[str, Mapping[str, Any]]], runs: Mapping[str, RunSummary]) -> ScoreTable:
     extractor, reference = _judge(members[0][1]["extractor"]), _reference(members[0][1]["reference"])
-    count = int(members[0][1]["num_images"])
+    num_images = int(members[0][1]["num_images"])
     ways: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for label, document in members:
-        nfe, weights, step = _count(document.get("nfe")), _text(document.get("weights")), _count(document.get("step"))
-        way = (label, _sampler(document), nfe, weights, step)
+        nfe, weights, step = count(document.get("nfe")), text(document.get("weights")), count(document.get("step"))
+        way = (label, sampler_name(document), nfe, weights, step)
         ways.setdefault(way, []).append(document)
-    history = [_row(way[0], documents) for way, documents in ways.items()]
+    history = [_row(way[0], _one_per_seed(documents), runs.get(way[0])) for way, documents in ways.items()]
     latest: dict[tuple[Any, ...], ScoreRow] = {}
     for way, row in zip(ways, history, strict=True):
-        known = latest.get(way[:-1])
-        if known is None or (row.step or 0) >= (known.step or 0):
+        before = latest.get(way[:-1])
+        if before is None or (row.step or 0) >= (before.step or 0):
             latest[way[:-1]] = row
-    title = f"{extractor['name']} against {reference['spec']}"
+    rows = sorted(latest.values(), key=lambda r: (r.metrics["fid"], r.nfe or 0, r.run))
     return ScoreTable(
         key=key,
-        name=f"fid@{count}",
-        title=title,
+        name=f"fid@{num_images}",
+        title=f"{extractor['name']} against {reference['spec']}",
         extractor=extractor,
         reference=reference,
-        num_images=count,
-        rows=sorted(latest.values(), key=lambda r: r.metrics["fid"]),
+        num_images=num_images,
+        rows=rows,
         history=sorted(history, key=lambda r: (r.run, r.nfe or 0, r.step or 0)),
+        groups=_group_rows(rows, runs),
     )
+
+
+def _one_per_seed(documents: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The newest evaluation of every seed: one made twice is no second draw of the noise."""
+    newest: dict[Any, Mapping[str, Any]] = {}
+    for document in sorted(documents, key=lambda d: text(d.get("created")) or ""):
+        newest[str(document.get("seed"))] = document
+    order = {str(d.get("seed")): None for d in documents}
+    return [newest[seed] for seed in order]
 
 
 def _judge(extractor: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of an extractor that are shown; text where one is missing."""
-    known = {key: _text(extractor.get(key)) or "–" for key in ("name", "version", "weights_digest", "resize")}
-    return {**known, "dim": _count(extractor.get("dim"))}
+    known = {key: text(extractor.get(key)) or "–" for key in ("name", "version", "weights_digest", "resize")}
+    return {**known, "dim": count(extractor.get("dim"))}
 
 
 def _reference(reference: Mapping[str, Any]) -> dict[str, Any]:
-    known = {key: _text(reference.get(key)) or "–" for key in ("spec", "digest")}
-    return {**known, **{key: _count(reference.get(key)) for key in ("count", "image_size")}}
+    known = {key: text(reference.get(key)) or "–" for key in ("spec", "digest")}
+    return {**known, **{key: count(reference.get(key)) for key in ("count", "image_size")}}
 
 
-def _row(label: str, documents: list[Mapping[str, Any]]) -> ScoreRow:
+def _row(label: str, documents: list[Mapping[str, Any]], run: RunSummary | None) -> ScoreRow:
     """One row of the evaluations that differ in nothing but the seed."""
     first = documents[0]
     values: dict[str, list[float]] = {}
+    seeds: list[Any] = []
     for document in documents:
-        for name, value in _mapping(document.get("metrics")).items():
-            if (known := number(value)) is not None:
-                values.setdefault(name, []).append(known)
-    floor = _mapping(first.get("floor"))
-    badges = []
-    if any(d.get("own_teacher") is True for d in documents):
-        badges.append("judged by its own teacher")
-    if first.get("weights") == "raw":
-        badges.append("raw weights")
-    if int(first["num_images"]) < SMALL_COUNT:
-        badges.append("small N")
-    warnings = list(dict.fromkeys(str(w) for d in documents for w in d.get("warnings") or []))
+        repeated = repeats_of(document)
+        for name, value in mapping(document.get("metrics")).items():
+            several = repeated.get(name) or ([known] if (known := number(value)) is not None else [])
+            if several:
+                values.setdefault(name, []).extend(several)
+        many = mapping(document.get("repeats")).get("seeds")
+        seeds += many if isinstance(many, list) else [document.get("seed")]
+    spread = {name: statistics.stdev(v) for name, v in values.items() if len(v) > 1}
+    if "kid_mean" not in spread and values.get("kid_std"):
+        spread["kid_mean"] = values["kid_std"][0]
+    floor = mapping(first.get("floor"))
     return ScoreRow(
         run=label,
-        method=_text(first.get("method")),
-        sampler=_sampler(first),
-        nfe=_count(first.get("nfe")),
-        weights=_text(first.get("weights")),
-        step=_count(first.get("step")),
-        seeds=[d.get("seed") for d in documents],
+        method=text(first.get("method")),
+        sampler=sampler_name(first),
+        nfe=count(first.get("nfe")),
+        weights=text(first.get("weights")),
+        step=count(first.get("step")),
+        seeds=seeds,
         metrics={name: statistics.fmean(v) for name, v in values.items()},
-        spread={name: statistics.stdev(v) for name, v in values.items() if len(v) > 1},
+        spread=spread,
         fid_values=values["fid"],
         floor=number(floor.get("fid")),
-        floor_images=_count(floor.get("num_images")),
-        badges=badges,
-        warnings=warnings,
+        floor_images=count(floor.get("num_images")),
+        badges=_badges(documents, run),
+        warnings=list(dict.fromkeys(str(w) for d in documents for w in d.get("warnings") or [])),
     )
 
 
-def _sampler(document: Mapping[str, Any]) -> str | None:
+def repeats_of(document: Mapping[str, Any]) -> dict[str, list[float]]:
+    """Score name -> all its values, where the evaluation was repeated over several seeds; empty otherwise."""
+    repeats = mapping(document.get("repeats"))
+    found = {}
+    for name, entry in {**mapping(repeats.get("metrics")), **repeats}.items():
+        values = numbers(mapping(entry).get("values") if isinstance(entry, Mapping) else entry)
+        if values and name != "seeds":
+            found[name] = values
+    return found
+
+
+def _badges(documents: Sequence[Mapping[str, Any]], run: RunSummary | None) -> list[str]:
+    first = documents[0]
+    reference = mapping(first.get("reference"))
+    signs = {
+        OWN_TEACHER: any(d.get("own_teacher") is True for d in documents),
+        RANDOM_WEIGHTS: run is not None and run.random_weights,
+        RAW_WEIGHTS: first.get("weights") == "raw",
+        ON_TRAINING_DATA: reference.get("is_training_data") is True,
+        SMALL_N: int(first["num_images"]) < SMALL_COUNT,
+        UNFINISHED: run is not None and run.state not in (None, "done"),
+    }
+    return [badge for badge, applies in signs.items() if applies]
+
+
+def _group_rows(rows: Sequence[ScoreRow], runs: Mapping[str, RunSummary]) -> list[GroupRow]:
+    """A row for every group of at least two runs whose training seeds differ, best mean first."""
+    members: dict[tuple[Any, ...], list[ScoreRow]] = {}
+    for row in rows:
+        if row.run in runs:
+            members.setdefault((runs[row.run].group, row.sampler, row.nfe, row.weights), []).append(row)
+    groups = []
+    for together in members.values():
+        if len({runs[row.run].seed for row in together}) < 2:
+            continue
+        values = [row.metrics["fid"] for row in together]
+        first = together[0]
+        groups.append(
+            GroupRow(
+                kind=runs[first.run].kind,
+                runs=[row.run for row in together],
+                seeds=[runs[row.run].seed for row in together],
+                sampler=first.sampler,
+                nfe=first.nfe,
+                weights=first.weights,
+                fid_values=values,
+                fid_mean=statistics.fmean(values),
+                fid_sd=statistics.stdev(values),
+            )
+        )
+    return sorted(groups, key=lambda g: g.fid_mean)
+
+
+def sampler_name(document: Mapping[str, Any]) -> str | None:
     """The sampler with its options, for example "ddim eta=1.0"."""
-    name = _text(document.get("sampler"))
-    options = _mapping(document.get("sampler_options"))
+    name = text(document.get("sampler"))
+    options = mapping(document.get("sampler_options"))
     return " ".join([name, *(f"{key}={options[key]}" for key in sorted(options))]) if name else None
-
-
-def number(value: Any) -> float | None:
-    """A finite number as float; None for anything else that JSON may hold."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)
-
-
-def _count(value: Any) -> int | None:
-    return int(value) if number(value) is not None else None
-
-
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
-def _mean(values: Iterable[Any]) -> float | None:
-    known = [v for v in map(number, values) if v is not None]
-    return statistics.fmean(known) if known else None
-
-
-def short_name(name: str) -> str:
-    """An encoder's name without the folders of a run's path."""
-    return name.rstrip("/").rsplit("/", 1)[-1]
-
-
-def format_count(value: float | None) -> str:
-    """1234 -> 1,234 and from a million on 1.23 M; a dash for None."""
-    if value is None:
-        return "–"
-    for unit, size in (("G", 1e9), ("M", 1e6)):
-        if abs(value) >= size:
-            return f"{value / size:.3g} {unit}"
-    return f"{value:,.0f}"
-
-
-def format_seconds(value: float | None) -> str:
-    """42 s, 12 min, 3.5 h; a dash for None."""
-    if value is None:
-        return "–"
-    if value < 120:
-        return f"{value:.0f} s"
-    return f"{value / 60:.0f} min" if value < 7200 else f"{value / 3600:.1f} h"
-
-
-def format_share(value: float | None) -> str:
-    """0.613; a dash for None."""
-    return "–" if value is None else f"{value:.3f}"
-
-
-def format_score(value: float | None) -> str:
-    """Two decimals from 1 on and one from 100 on, four below, powers of ten below 0.001; a dash for None."""
-    if value is None:
-        return "–"
-    if value and abs(value) < 1e-3:
-        return f"{value:.1e}"
-    decimals = 1 if abs(value) >= 100 else 2 if abs(value) >= 1 else 4
-    return f"{value:,.{decimals}f}"

@@ -58,6 +58,7 @@ POSITIONAL = {
     "sample": "run",
     "fid": "target",
     "compare": "runs",
+    "export": "run",
     "data": "spec",
     "probe-encoder": "encoder",
 }

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from driftkit.cli.app import app, check
 from driftkit.errors import UsageError
 
-COMMANDS = ["probe-encoder", "data", "train", "sample", "fid", "compare", "run", "prefetch", "doctor"]
+COMMANDS = ["probe-encoder", "data", "train", "sample", "fid", "compare", "export", "run", "prefetch", "doctor"]
 
 
 @pytest.mark.parametrize("command", [[], *([c] for c in COMMANDS)], ids=lambda c: c[0] if c else "driftkit")
@@ -58,6 +58,12 @@ def test_help_answers_within_half_a_second():
         (["train", "--data", "shapes", "--device", "tpu"], 2, "auto, cpu or cuda"),
         (["sample", "absent"], 3, "absent"),
         (["sample", "absent", "--weights", "best"], 2, "ema or raw"),
+        (["export", "absent"], 3, "absent"),
+        (["export", "absent", "--weights", "best"], 2, "ema or raw"),
+        (["compare", "absent", "--evaluate"], 2, "--reference"),
+        (["compare", "absent", "--reference", "shapes"], 2, "--evaluate"),
+        (["compare", "absent", "--evaluate", "--reference", "shapes", "--nfe", "1,x"], 2, "whole numbers"),
+        (["compare", "absent", "--neighbours-by", "hue"], 2, "pixels or features"),
         (["probe-encoder", "dinov2-multires", "--input-size", "230", "--random-weights"], 2, "224 or 238"),
         (["probe-encoder", "nope"], 2, "pixel"),
         (["probe-encoder", "pixel", "--features", "nope"], 2, "multires"),

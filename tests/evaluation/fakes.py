@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from driftkit.artifacts.images import write_samples
+from driftkit.artifacts.images import save_grid, write_samples
 from driftkit.artifacts.run import Run
 from driftkit.evaluation.extractors import Extractor
 
@@ -94,6 +94,12 @@ def add_samples(run: Run, count: int = 16, *, seed: int = 0, **info: Any) -> Pat
     }  # fmt: skip
     write_samples(path, random_images(count, seed + 1), record)
     return path
+
+
+def add_frames(run: Run, steps: tuple[int, ...] = (10, 20, 30)) -> None:
+    """Grids as a training leaves them."""
+    for step in steps:
+        save_grid(run.path / "samples" / f"step-{step:08d}.png", random_images(64, step), columns=8)
 
 
 def evaluation(fid: float, **changes: Any) -> dict[str, Any]:

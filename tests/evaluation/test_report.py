@@ -1,5 +1,6 @@
 """The report: self-contained, escaped, and complete."""
 
+import csv
 import io
 import json
 import re
@@ -11,12 +12,12 @@ from PIL import Image
 
 from driftkit.artifacts.files import write_json
 from driftkit.errors import MissingError
-from driftkit.evaluation.figures import grid_figure, on_white
+from driftkit.evaluation.pictures import grid_figure, on_white
 from driftkit.evaluation.report import embedded_json
 from driftkit.evaluation.speed import Speed
 from driftkit.stages import compare as stage
 from driftkit.stages.compare import compare
-from tests.evaluation.fakes import add_samples, evaluation, make_run, random_images
+from tests.evaluation.fakes import add_frames, add_samples, evaluation, make_run, random_images
 
 HOSTILE = "<script>alert(1)</script>"
 
@@ -51,8 +52,9 @@ def runs(tmp_path):
     scored(drift, 9.0, nfe=1, sampler="one-step", own_teacher=True)
     scored(ddpm, 7.0, nfe=50)
     scored(ddpm, 12.0, nfe=10)
-    add_samples(drift)
-    add_samples(ddpm)
+    for run in (drift, ddpm):
+        add_samples(run)
+        add_frames(run)
     make_run(tmp_path / "mae", "mae")
     return tmp_path
 
@@ -62,10 +64,19 @@ def test_report_compare_json_and_figures_are_written(runs):
     assert made.report == runs / "out" / "report.html"
     document = json.loads((runs / "out" / "compare.json").read_text())
     assert document == json.loads(json.dumps(made.document))
-    assert [r["label"] for r in document["runs"]] == ["drift", "ddpm"]
+    assert [r["label"] for r in document["runs"]] == ["ddpm", "drift"]
     assert [r["label"] for r in document["encoders"]] == ["mae"]
     for path in document["figures"].values():
-        assert Image.open(runs / "out" / path).mode == "RGB"
+        opacity = Image.open(runs / "out" / path).convert("RGBA").getextrema()[3]
+        assert opacity == (255, 255)
+    charts = [path.stem for path in (runs / "out" / "figures").glob("*.svg")]
+    assert {"drift-norm", "loss", "drift-loss"} <= set(charts) <= set(document["figures"])
+    lines = list(csv.DictReader((runs / "out" / "compare.csv").open()))
+    assert [(line["run"], line["nfe"], line["fid"]) for line in lines] == [
+        ("ddpm", "50", "7.0"),
+        ("drift", "1", "9.0"),
+        ("ddpm", "10", "12.0"),
+    ]
     names = set(document["figures"])
     assert {"drift-norm", "loss", "drift-loss", "samples-1", "samples-2"} <= names
     assert any(name.startswith("nfe-") for name in names)
@@ -81,10 +92,13 @@ def test_report_needs_nothing_but_itself(runs):
         for name in ("src", "srcset", "href"):
             value = attributes.get(name) or "#"
             assert value.startswith(("data:", "#")), (tag, value[:40])
-    images = [a for tag, a in page.elements if tag == "img"]
+    images = [a for tag, a in page.elements if tag == "img" and "src" in a]
     assert len(images) >= 6
     assert all(a["alt"] for a in images)
-    assert "default-src 'none'" in text
+    policy = next(a["content"] for tag, a in page.elements if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy.startswith("default-src 'none'; img-src data:; style-src 'sha256-")
+    assert "unsafe" not in policy
+    assert not [tag for tag, attributes in page.elements if "style" in attributes or "onclick" in attributes]
     assert "judged by its own teacher" in text
 
 
@@ -174,10 +188,10 @@ def test_measured_speed_is_shown_with_its_settings(runs, monkeypatch):
     from driftkit.evaluation.speed import SpeedSettings
 
     speeds = [Speed("drift", "one-step", 1, 1, 200.0, 0.08, 1.0), Speed("ddpm", "ddim", 100, 20, 2.0, 8.0, 1.1)]
-    monkeypatch.setattr(stage, "_speeds", lambda *_: speeds)
+    monkeypatch.setattr(stage, "time_runs", lambda *_: speeds)
     settings = SpeedSettings(torch.device("cpu"), torch.float32, batch_size=16)
     text = compare([runs / "drift", runs / "ddpm"], runs / "out", speed=settings).report.read_text()
-    for words in ("16 images at a time", "not compiled", "float32", "scaled from 20 NFE", "200.0"):
+    for words in ("16 images at a time", "not compiled", "float32", "is scaled by their ratio", "<strong>200</strong>"):
         assert words in text
 
 
@@ -187,3 +201,33 @@ def test_grids_enlarge_small_images_and_shrink_large_ones():
         width, height = Image.open(io.BytesIO(figure.light)).size
         assert (width, height) == (8 * (tile + 3) + 3, 2 * (tile + 3) + 3)
     assert Image.open(io.BytesIO(on_white(figure.light))).mode == "RGB"
+
+
+def test_figures_of_an_earlier_comparison_leave_and_other_files_stay(runs):
+    compare([runs / "drift", runs / "ddpm"], runs / "out")
+    (runs / "out" / "figures" / "mine.png").write_text("")
+    compare([runs / "ddpm"], runs / "out")
+    left = {path.name for path in (runs / "out" / "figures").iterdir()}
+    assert not {"drift-norm.png", "drift-norm.svg", "samples-2.png", "evolution-2.webp"} & left
+    assert {"mine.png", "loss.png", "loss.svg"} <= left
+
+
+def test_differing_configs_are_shown_and_escaped(runs):
+    run = make_run(runs / "other")
+    config = run.manifest()["config"]
+    run.update(config={**config, "trainer": {**config["trainer"], "note": HOSTILE}})
+    text = compare([runs / "drift", run.path], runs / "out").report.read_text()
+    assert "trainer.note" in text
+    assert "<script>alert" not in text
+
+
+def test_steps_that_were_scored_give_curves_over_steps_and_time(runs):
+    run = make_run(runs / "kept")
+    for step, fid in ((10, 9.0), (20, 6.0), (30, 4.0)):
+        scored(run, fid, step=step, nfe=1, sampler="one-step")
+    document = compare([run.path, runs / "ddpm"], runs / "out").document
+    key = document["score_tables"][0]["key"]
+    assert {f"step-{key}", f"seconds-{key}"} <= set(document["figures"])
+    at_10 = next(b for b in document["budgets"][key] if b["cost"] == "step")
+    assert at_10["amount"] == 30
+    assert at_10["cells"]["kept"]["fid"] == 4.0

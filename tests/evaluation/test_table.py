@@ -1,57 +1,11 @@
-"""Summaries of runs, and score tables that never mix evaluators."""
+"""Score tables that never mix evaluators."""
 
 import pytest
 
 from driftkit.artifacts.files import write_json
-from driftkit.evaluation.table import (
-    evaluator_key,
-    format_count,
-    format_score,
-    format_seconds,
-    read_evaluations,
-    score_tables,
-    summarise,
-    thin,
-    unique_labels,
-)
+from driftkit.evaluation.summary import summarise
+from driftkit.evaluation.table import evaluator_key, read_evaluations, score_tables
 from tests.evaluation.fakes import evaluation, make_run
-
-
-def test_summary_of_a_drifting_run(tmp_path):
-    summary = summarise(make_run(tmp_path / "drift"), label="drift")
-    assert (summary.method, summary.encoder, summary.steps, summary.images_seen) == ("drift", "mae", 30, 120)
-    assert summary.drift_norm == pytest.approx(1 / 30)
-    assert [p["step"] for p in summary.curve] == [10, 20, 30]
-    assert summary.warnings == []
-
-
-def test_summary_bears_a_manifest_that_tells_nothing(tmp_path):
-    run = make_run(tmp_path / "bare")
-    write_json(run.manifest_path, {"format": 1, "kind": "run", "config": {"objective": "odd", "data": None}})
-    run.metrics_path.write_text('{"step": "x", "loss": null, "health": 3}\n')
-    summary = summarise(run, label="bare")
-    assert summary.method == "unknown"
-    assert summary.parameters is None
-    assert summary.loss is None
-
-
-def test_random_weights_and_unfinished_training_are_warned_about(tmp_path):
-    run = make_run(tmp_path / "drift", encoder={"name": "mocov2", "random_weights": True}, state="interrupted")
-    summary = summarise(run, label="drift")
-    assert summary.random_weights
-    assert "random weights" in summary.warnings[0]
-    assert "interrupted" in summary.warnings[1]
-
-
-def test_curves_are_thinned_by_averaging():
-    points = thin([{"step": i, "loss": float(i), "health": {}} for i in range(1, 1001)], most=100)
-    assert len(points) == 100
-    assert points[0] == {"step": 10.0, "images": None, "seconds": None, "loss": 5.5, "drift_norm": None}
-
-
-def test_labels_are_told_apart_by_as_many_parents_as_it_takes(tmp_path):
-    paths = [tmp_path / "a" / "drift", tmp_path / "b" / "drift", tmp_path / "ddpm"]
-    assert unique_labels(paths) == ["a/drift", "b/drift", "ddpm"]
 
 
 @pytest.mark.parametrize(
@@ -81,7 +35,7 @@ def test_rows_are_sorted_by_score_and_seeds_are_averaged():
     assert row.spread["fid"] == pytest.approx(3**0.5)
     assert row.fid_values == [8.0, 8.0, 11.0]
     assert row.seeds == [0, 1, 2]
-    assert table.rows[0].spread == {}
+    assert table.rows[0].spread == {"kid_mean": 0.001}  # over its subsets, for want of seeds
 
 
 def test_table_shows_the_last_step_and_history_all():
@@ -113,13 +67,44 @@ def test_broken_and_foreign_evaluations_are_named_and_left_out(tmp_path):
     assert all(any(name in p for p in problems) for name in ("foreign", "empty", "cut"))
 
 
-def test_numbers_are_shown_for_people():
-    assert [format_count(v) for v in (None, 12, 1234, 38_300_000)] == ["–", "12", "1,234", "38.3 M"]
-    assert [format_seconds(v) for v in (None, 42.4, 600, 9000)] == ["–", "42 s", "10 min", "2.5 h"]
-    assert [format_score(v) for v in (None, 0.0, 3.14159, 1234.5, 0.01234)] == [
-        "–",
-        "0.0000",
-        "3.14",
-        "1,234.5",
-        "0.0123",
-    ]
+def test_an_evaluation_made_twice_is_no_second_seed():
+    older, newer = evaluation(8.0, created="2026-01-01"), evaluation(9.0, created="2026-01-02")
+    (table,) = score_tables([("a", newer), ("a", older)])
+    assert table.rows[0].fid_values == [9.0]
+    assert "fid" not in table.rows[0].spread
+
+
+def test_repeats_of_one_evaluation_give_mean_spread_and_all_values():
+    repeats = {"seeds": [0, 1, 2], "metrics": {"fid": {"mean": 9.0, "sd": 1.0, "values": [8.0, 9.0, 10.0]}}}
+    for document in (
+        evaluation(9.0, repeats=repeats),
+        evaluation(9.0, repeats={"fid": {"values": [8.0, 9.0, 10.0]}, "seeds": [0, 1, 2]}),
+    ):
+        (table,) = score_tables([("a", document)])
+        row = table.rows[0]
+        assert (row.metrics["fid"], row.spread["fid"]) == (pytest.approx(9.0), pytest.approx(1.0))
+        assert row.fid_values == [8.0, 9.0, 10.0]
+        assert row.seeds == [0, 1, 2]
+
+
+def test_runs_that_differ_in_their_seed_alone_share_a_group_row(tmp_path):
+    runs = []
+    for seed, batch in ((0, 4), (1, 4), (0, 8)):
+        run = make_run(tmp_path / f"seed{seed}-{batch}")
+        config = run.manifest()["config"]
+        run.update(config={**config, "seed": seed, "trainer": {**config["trainer"], "batch_size": batch}})
+        runs.append(summarise(run, label=run.name))
+    assert runs[0].group == runs[1].group != runs[2].group
+    scores = zip(runs, (5.0, 7.0, 1.0), strict=True)
+    (table,) = score_tables([(r.label, evaluation(fid)) for r, fid in scores], runs)
+    (group,) = table.groups
+    assert group.runs == ["seed0-4", "seed1-4"]
+    assert (group.fid_mean, group.fid_sd) == (pytest.approx(6.0), pytest.approx(2**0.5))
+    assert group.fid_values == [5.0, 7.0]
+
+
+def test_warnings_of_the_run_stand_beside_its_score(tmp_path):
+    run = make_run(tmp_path / "drift", encoder={"name": "mocov2", "random_weights": True}, state="interrupted")
+    document = evaluation(5.0, reference={**evaluation(5.0)["reference"], "is_training_data": True})
+    (table,) = score_tables([("drift", document)], [summarise(run, label="drift")])
+    assert table.rows[0].badges == ["random weights", "against its training images", "small N", "not finished"]

@@ -1,0 +1,102 @@
+"""How numbers and names are shown to people, in the terminal, in the report and in the figures alike."""
+
+import math
+from collections.abc import Sequence
+
+METHOD_NAMES = {"drift": "Drifting", "ddpm": "DDPM", "mae": "MAE"}
+# Scores beside the Fréchet distance, in the order in which they are shown.
+METRIC_NAMES = {
+    "kid_mean": "KID",
+    "precision": "Precision",
+    "recall": "Recall",
+    "density": "Density",
+    "coverage": "Coverage",
+    "inception_score_mean": "IS",
+}
+SHARES = ("precision", "recall", "density", "coverage")
+BLOCKS = "▁▂▃▄▅▆▇█"
+
+
+def short_name(name: str) -> str:
+    """An encoder's name without the folders of a run's path."""
+    return name.rstrip("/").rsplit("/", 1)[-1]
+
+
+def method_name(name: str) -> str:
+    """The method as people write it."""
+    return METHOD_NAMES.get(name, name)
+
+
+def way_name(sampler: str | None, nfe: int | None) -> str:
+    """How images were sampled, for example "ddim, 50 NFE"."""
+    return f"{sampler or 'images'}, {nfe} NFE" if nfe is not None else (sampler or "images")
+
+
+def format_count(value: float | None) -> str:
+    """1234 -> 1,234 and from a million on 1.23 M; a dash for None."""
+    if value is None:
+        return "–"
+    for unit, size in (("G", 1e9), ("M", 1e6)):
+        if abs(value) >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:,.0f}"
+
+
+def format_seconds(value: float | None) -> str:
+    """42 s, 12 min, 3.5 h; a dash for None."""
+    if value is None:
+        return "–"
+    if value < 120:
+        return f"{value:.0f} s"
+    return f"{value / 60:.0f} min" if value < 7200 else f"{value / 3600:.1f} h"
+
+
+def format_share(value: float | None) -> str:
+    """0.613; a dash for None."""
+    return "–" if value is None else f"{value:.3f}"
+
+
+def format_score(value: float | None) -> str:
+    """Two decimals from 1 on and one from 100 on, four below, powers of ten below 0.001; a dash for None."""
+    if value is None:
+        return "–"
+    if value and abs(value) < 1e-3:
+        return f"{value:.1e}"
+    decimals = 1 if abs(value) >= 100 else 2 if abs(value) >= 1 else 4
+    return f"{value:,.{decimals}f}"
+
+
+def format_metric(value: float | None, key: str) -> str:
+    """Shares with three decimals, everything else with four digits."""
+    return format_share(value) if key in SHARES else format_score(value)
+
+
+def format_rate(value: float | None) -> str:
+    """Images per second with three digits, whole from 100 on; a dash for None."""
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}".rstrip(".")
+
+
+def format_spread(value: float) -> str:
+    """A standard deviation with two digits."""
+    return f"{value:.2g}"
+
+
+def sparkline(values: Sequence[float | None], *, width: int = 12) -> str:
+    """A curve of at most `width` blocks, each the mean of neighbouring values; from the lowest to the highest value.
+
+    A curve without any change is drawn at half height. An empty text where there are fewer than two finite values.
+    """
+    known = [v for v in values if v is not None and math.isfinite(v)]
+    if len(known) < 2:
+        return ""
+    count = min(width, len(known))
+    means = []
+    for i in range(count):
+        group = known[i * len(known) // count : (i + 1) * len(known) // count]
+        means.append(sum(group) / len(group))
+    low, high = min(means), max(means)
+    if high == low:
+        return BLOCKS[3] * count
+    return "".join(BLOCKS[min(len(BLOCKS) - 1, int((v - low) / (high - low) * len(BLOCKS)))] for v in means)

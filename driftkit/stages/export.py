@@ -1,0 +1,245 @@
+"""Exporting: the network of a run as one file that other programs load, with a card that says what it is."""
+
+import json
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from driftkit import __version__
+from driftkit.artifacts.files import atomic_folder, read_json, sha256_file, write_json, write_tensors
+from driftkit.artifacts.run import Run, Weights, now
+from driftkit.encoders.loading import ENCODER_FILE
+from driftkit.errors import MissingError, RefusedError, UsageError
+from driftkit.stages.model_card import describe_run, to_markdown
+
+FORMAT = 1
+SUFFIXES = {"safetensors": ".safetensors", "onnx": ".onnx", "torchscript": ".pt"}
+TOLERANCE = 1e-4  # largest difference between an exported graph and the network it was made of
+TRIED_BATCHES = (1, 3)
+TRACED_BATCH = 2
+ONNX_EXTRA = "install the extra: pip install 'driftkit[onnx]'"
+
+
+@dataclass(frozen=True)
+class Export:
+    """An export and its card."""
+
+    folder: Path
+    model: Path
+    document: dict[str, Any]
+
+
+class OneStepGenerator(nn.Module):
+    """noise [N, 3, H, W] -> images [N, 3, H, W], nominally in [-1, 1]: the U-Net at t = 0."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, noise: torch.Tensor) -> torch.Tensor:
+        t = torch.zeros(noise.shape[0], dtype=torch.long, device=noise.device)
+        images: torch.Tensor = self.network(noise, t)
+        return images
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What is exported: a module with names for what goes in and comes out, and inputs to trace it with."""
+
+    kind: str  # generator or denoiser
+    module: nn.Module
+    inputs: tuple[str, ...]
+    output: str
+    example: Callable[[int], tuple[torch.Tensor, ...]]
+
+
+def export(
+    run: Run,
+    output: Path | None = None,
+    *,
+    format: str,
+    weights: Weights = "ema",
+    step: int | None = None,
+    force: bool = False,
+) -> Export:
+    """Write the network of a run and its model card into a folder, whole or not at all.
+
+    Every graph is run beside the network it was made of, at two batch sizes, before anything is kept.
+
+    Args:
+        output: folder for the model, README.md and model.json; None takes RUN/exports/FORMAT.
+        format: "safetensors" (weights), "onnx" or "torchscript" (graphs that need no driftkit).
+        weights: "ema" is what one scores and uses; "raw" are the last weights.
+        step: checkpoint; None takes the last.
+        force: replace an earlier export in the folder.
+
+    Raises:
+        UsageError: an unknown format, a run that generates nothing, or a folder that is no earlier export.
+        MissingError: no checkpoint, or packages of the extra that are absent.
+        RefusedError: the graph computes something else than the network.
+    """
+    from driftkit.stages.sample import can_sample, load_network
+
+    if format not in SUFFIXES:
+        raise UsageError(f"--format {format}: expected {', '.join(SUFFIXES)}")
+    if not can_sample(run):
+        name = run.manifest()["config"]["objective"]["name"]
+        raise UsageError(
+            f"{run.path}: a {name} run generates no images; its encoder is exported as {run.path / ENCODER_FILE} when "
+            "the training ends, which --encoder takes like the run"
+        )
+    folder = output or run.path / "exports" / format
+    _require_free(folder, force=force)
+    if format == "onnx":
+        _require_onnx()
+    network, config, checkpoint = load_network(run, weights=weights, step=step)
+    size = config.data.image_size
+    assert size is not None, "a saved config names the image size"
+    graph = graph_of(network, one_step=_is_one_step(config.objective.name), image_size=size)
+    document = {
+        "format": FORMAT,
+        "kind": "export",
+        "driftkit": __version__,
+        "created": now(),
+        "file_format": format,
+        "graph": graph.kind,
+        "inputs": {name: _describe_tensor(t) for name, t in zip(graph.inputs, graph.example(1), strict=True)},
+        "output": {graph.output: ["N", 3, size, size]},
+        **describe_run(run, config, weights=weights, step=checkpoint.step),
+    }
+    name = f"{graph.kind}{SUFFIXES[format]}"
+    with atomic_folder(folder) as temporary:
+        document["difference"] = _write_model(temporary / name, graph, network, format, document)
+        document |= {"file": name, "sha256": sha256_file(temporary / name)}
+        write_json(temporary / "model.json", document)
+        (temporary / "README.md").write_text(to_markdown(document), encoding="utf-8")
+    return Export(folder, folder / name, document)
+
+
+def _require_free(folder: Path, *, force: bool) -> None:
+    """Refuse to replace anything but an earlier export, and that without being asked to."""
+    if not folder.exists():
+        return
+    try:
+        ours = folder.is_dir() and read_json(folder / "model.json").get("kind") == "export"
+    except MissingError:
+        ours = False
+    if folder.is_dir() and not any(folder.iterdir()):
+        return
+    if not ours:
+        raise UsageError(f"--output {folder}: expected a new folder or an earlier export, found something else")
+    if not force:
+        raise UsageError(f"--output {folder}: an export is there already; --force replaces it")
+
+
+def _is_one_step(objective: str) -> bool:
+    from driftkit.objectives.registry import OBJECTIVES
+
+    return "one-step" in OBJECTIVES[objective].samplers
+
+
+def graph_of(network: nn.Module, *, one_step: bool, image_size: int) -> Graph:
+    """The generator noise -> images, or the denoiser (x_t, t) -> noise, of images of that size."""
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(count: int) -> torch.Tensor:
+        return torch.randn(count, 3, image_size, image_size, generator=generator)
+
+    if one_step:
+        module = OneStepGenerator(network).eval().requires_grad_(False)
+        return Graph("generator", module, ("noise",), "images", lambda count: (noise(count),))
+
+    def noisy(count: int) -> tuple[torch.Tensor, ...]:
+        return noise(count), torch.randint(0, 1000, (count,), generator=generator)
+
+    return Graph("denoiser", network, ("x_t", "t"), "noise", noisy)
+
+
+def _describe_tensor(tensor: torch.Tensor) -> dict[str, Any]:
+    return {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": ["N", *tensor.shape[1:]]}
+
+
+def _write_model(
+    path: Path, graph: Graph, network: nn.Module, format: str, document: dict[str, Any]
+) -> dict[str, Any] | None:
+    """Write one file; the largest difference to the network where it holds a graph.
+
+    Raises:
+        RefusedError: the difference is larger than 1e-4 of what the network gives, or 1e-4 where that is below 1.
+    """
+    if format == "safetensors":
+        header = {"driftkit": "export", **{key: document[key] for key in ("model", "image_size", "weights", "step")}}
+        write_tensors(path, network.state_dict(), header=header)
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tracers warn of the shape checks in torch's own group norm
+        call = _trace(path, graph) if format == "torchscript" else _to_onnx(path, graph, document)
+    worst, scale = 0.0, 0.0
+    for count in TRIED_BATCHES:
+        inputs = graph.example(count)
+        with torch.inference_mode():
+            expected = graph.module(*inputs)
+        worst = max(worst, float((call(inputs) - expected).abs().max()))
+        scale = max(scale, float(expected.abs().max()))
+    if not worst <= TOLERANCE * max(1.0, scale):
+        raise RefusedError(
+            f"{format}: the exported graph differs from the network by {worst:.2g}, expected at most {TOLERANCE:g}; "
+            "nothing was written"
+        )
+    return {"largest": worst, "tolerance": TOLERANCE, "batch_sizes": list(TRIED_BATCHES)}
+
+
+Call = Callable[[tuple[torch.Tensor, ...]], torch.Tensor]
+
+
+def _trace(path: Path, graph: Graph) -> Call:
+    traced = torch.jit.trace(graph.module, graph.example(TRACED_BATCH), check_trace=False)
+    torch.jit.save(traced, str(path))
+    loaded = torch.jit.load(str(path))
+    return lambda inputs: loaded(*inputs).detach()
+
+
+def _require_onnx() -> None:
+    from importlib.util import find_spec
+
+    absent = [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]
+    if absent:
+        raise MissingError(f"--format onnx needs {', '.join(absent)}; {ONNX_EXTRA}")
+
+
+def _to_onnx(path: Path, graph: Graph, document: dict[str, Any]) -> Call:
+    import logging
+
+    import onnx
+    import onnxruntime
+
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    batch = torch.export.Dim("batch")
+    program = torch.onnx.export(
+        graph.module,
+        graph.example(TRACED_BATCH),
+        dynamo=True,
+        verbose=False,
+        input_names=list(graph.inputs),
+        output_names=[graph.output],
+        dynamic_shapes=tuple({0: batch} for _ in graph.inputs),
+    )
+    assert program is not None, "the exporter of torch.export gives a program"
+    program.save(str(path), external_data=False)
+    model = onnx.load(str(path))
+    onnx.helper.set_model_props(
+        model, {"driftkit": json.dumps({k: document[k] for k in ("method", "step", "weights")})}
+    )
+    onnx.save(model, str(path))
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+    def call(inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        fed = {name: tensor.numpy() for name, tensor in zip(graph.inputs, inputs, strict=True)}
+        return torch.from_numpy(session.run(None, fed)[0])
+
+    return call

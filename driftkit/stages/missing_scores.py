@@ -1,0 +1,149 @@
+"""Making the evaluations that a comparison lacks: every run, sampler and NFE of the cost curve, judged alike."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from driftkit.artifacts.run import Run
+from driftkit.errors import DriftkitError
+from driftkit.evaluation.extractors import Extractor, load_extractor
+from driftkit.evaluation.reading import count, mapping, text
+from driftkit.evaluation.summary import RunSummary
+from driftkit.evaluation.table import read_evaluations
+
+CURVE_NFE = (1, 2, 5, 10, 20, 50, 100)
+# Samplers whose quality is shown over their cost; None stands for a sampler with nothing to choose.
+CURVE_SAMPLERS = {"one-step": None, "ddim": CURVE_NFE, "dpm-solver": CURVE_NFE}
+
+Report = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Judging:
+    """How missing scores are made, the same for all runs.
+
+    Attributes:
+        reference: data SPEC of the real images.
+        features: what judges: inception, dinov2, encoder:RUN and whatever else `fid` takes.
+        features_weights: local weights of it.
+        num_images: per score.
+        nfe: evaluations per image at which samplers of many steps are scored; None takes 1, 2, 5, 10, 20, 50, 100.
+        seed: of the noise.
+        all_checkpoints: score every checkpoint that is kept (at the sampler's own NFE), not only the last.
+        allow_collapsed: score even images that are all alike.
+    """
+
+    reference: str
+    features: str = "inception"
+    features_weights: Path | None = None
+    num_images: int | None = None
+    nfe: tuple[int, ...] | None = None
+    seed: int = 0
+    all_checkpoints: bool = False
+    allow_collapsed: bool = False
+    batch_size: int = 64
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+
+@dataclass(frozen=True)
+class Way:
+    """One score to make: a sampler at an NFE and a step; None where the default holds."""
+
+    sampler: str
+    nfe: int | None
+    step: int
+
+
+def fill_missing(
+    generators: Sequence[tuple[Run, RunSummary]], judging: Judging, report: Report
+) -> tuple[Extractor, list[str]]:
+    """Evaluate what is not there yet; the results go into the runs, where `fid` would put them.
+
+    Returns:
+        The judge, for further use, and one sentence for every score that could not be made.
+
+    Raises:
+        MissingError: the judge or the reference is not there.
+        UsageError: a wrong name of either.
+    """
+    from driftkit.datasets.sources import open_dataset
+    from driftkit.stages.fid import DEFAULT_NUM_IMAGES, Sampling, evaluate
+
+    extractor = load_extractor(judging.features, weights=judging.features_weights, device=judging.device)
+    reference = open_dataset(judging.reference)
+    num_images = judging.num_images or DEFAULT_NUM_IMAGES
+    missing: list[tuple[Run, RunSummary, Way]] = []
+    problems = []
+    for run, summary in generators:
+        try:
+            ways = ways_of(run, judging)
+        except DriftkitError as error:
+            problems.append(f"{summary.label} was not scored: {error}")
+            continue
+        done = _done(run, extractor, reference.digest, num_images, judging.seed)
+        missing += [(run, summary, way) for way in ways if way not in done]
+    for run, summary, way in missing:
+        report("scores", 0, len(missing))
+        try:
+            evaluate(
+                run.path,
+                judging.reference,
+                features=extractor,
+                num_images=num_images,
+                sampling=Sampling(sampler=way.sampler, nfe=way.nfe, weights="ema", seed=judging.seed, step=way.step),
+                batch_size=judging.batch_size,
+                device=judging.device,
+                allow_collapsed=judging.allow_collapsed,
+            )
+        except DriftkitError as error:
+            at = f"{way.sampler}{f' at {way.nfe} NFE' if way.nfe else ''}, step {way.step}"
+            problems.append(f"{summary.label} was not scored ({at}): {error}")
+        report("scores", 1, len(missing))
+    return extractor, problems
+
+
+def ways_of(run: Run, judging: Judging) -> list[Way]:
+    """What is to be scored of a run: every sampler of the cost curve at the last step, and the default at the others.
+
+    Raises:
+        MissingError: the run has no checkpoint.
+    """
+    from driftkit.objectives.registry import OBJECTIVES
+
+    config = run.manifest()["config"]
+    samplers = OBJECTIVES[config["objective"]["name"]].samplers
+    last = run.checkpoint().step
+    ways = []
+    for name in samplers:
+        if name not in CURVE_SAMPLERS:
+            continue
+        for nfe in (1,) if CURVE_SAMPLERS[name] is None else judging.nfe or CURVE_NFE:
+            ways.append(Way(name, nfe, last))
+    if judging.all_checkpoints:
+        name = next(iter(samplers))
+        nfe = 1 if CURVE_SAMPLERS[name] is None else max(judging.nfe or (50,))
+        ways += [Way(name, nfe, c.step) for c in run.checkpoints() if c.step != last]
+    return ways
+
+
+def _done(run: Run, extractor: Extractor, reference: str, num_images: int, seed: int) -> list[Way]:
+    """The ways that were scored by this judge, against these images, with that count and seed."""
+    found = []
+    for document in read_evaluations(run)[0]:
+        judge = mapping(document.get("extractor"))
+        same = (
+            judge.get("name") == extractor.name
+            and judge.get("weights_digest") == extractor.weights_digest
+            and judge.get("resize") == extractor.resize
+            and mapping(document.get("reference")).get("digest") == reference
+            and count(document.get("num_images")) == num_images
+            and document.get("weights") == "ema"
+            and document.get("seed") == seed
+            and not document.get("sampler_options")
+        )
+        sampler, step = text(document.get("sampler")), count(document.get("step"))
+        if same and sampler is not None and step is not None:
+            found.append(Way(sampler, count(document.get("nfe")), step))
+    return found

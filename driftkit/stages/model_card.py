@@ -1,0 +1,125 @@
+"""The card of an exported model: what made it, how good it is and by whose judgement, and how to use it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from driftkit.artifacts.run import Run, Weights
+from driftkit.encoders.specs import PIXEL, SPECS, TIMM_PREFIX
+from driftkit.evaluation.formats import format_count, format_score, format_seconds, method_name
+from driftkit.evaluation.reading import count, mapping, number, text
+from driftkit.evaluation.summary import summarise
+from driftkit.evaluation.table import read_evaluations, score_tables
+from driftkit.stages.config import TrainConfig
+
+
+def describe_run(run: Run, config: TrainConfig, *, weights: Weights, step: int) -> dict[str, Any]:
+    """What the card says of a run, as JSON data."""
+    manifest = run.manifest()
+    data = mapping(mapping(manifest.get("inputs")).get("data"))
+    encoder = mapping(manifest.get("encoder"))
+    objective = config.objective.model_dump(mode="json")
+    trained = step == count(manifest.get("step"))
+    return {
+        "run": run.name,
+        "method": config.objective.name,
+        "objective": objective,
+        "model": config.model.model_dump(mode="json"),
+        "image_size": config.data.image_size,
+        "parameters": count(manifest.get("parameters")),
+        "weights": weights,
+        "step": step,
+        "images_seen": count(manifest.get("images_seen")) if trained else None,
+        "train_seconds": number(manifest.get("train_seconds")) if trained else None,
+        "device": text(manifest.get("device")),
+        "seed": config.seed,
+        "data": {"spec": config.data.spec, "digest": data.get("digest"), "count": count(data.get("count"))},
+        "encoder": _encoder(encoder) if encoder else None,
+        "nfe": _nfe(config.objective.name),
+        "scores": _scores(run, weights=weights, step=step),
+        "versions": manifest.get("versions"),
+    }
+
+
+def _encoder(encoder: Mapping[str, Any]) -> dict[str, Any]:
+    name = text(encoder.get("name")) or "unknown"
+    random = encoder.get("random_weights") is True
+    return {
+        "name": name,
+        "feature_set": text(encoder.get("feature_set")),
+        "weights_digest": text(encoder.get("weights_digest")),
+        "random_weights": random,
+        "licence": encoder_licence(name, random_weights=random),
+    }
+
+
+def encoder_licence(name: str, *, random_weights: bool = False) -> str:
+    """The licence of the weights of an encoder, as far as it is known."""
+    if random_weights:
+        return "none: the weights were drawn at random"
+    if name == PIXEL:
+        return "none: pixels have no weights"
+    if name in SPECS:
+        return SPECS[name].licence
+    if name.startswith(TIMM_PREFIX):
+        import timm
+
+        cfg = timm.models.get_pretrained_cfg(name.removeprefix(TIMM_PREFIX))
+        return str(cfg.license or "see the model card of timm") if cfg else "unknown to timm"
+    return "that of the run it was trained in: a MAE trained with driftkit, without weights from elsewhere"
+
+
+def _nfe(method: str) -> str:
+    from driftkit.objectives.registry import OBJECTIVES
+
+    samplers = OBJECTIVES[method].samplers
+    return "1" if "one-step" in samplers else f"as many as the sampler takes ({', '.join(samplers)})"
+
+
+def _scores(run: Run, *, weights: str, step: int) -> list[dict[str, Any]]:
+    """The evaluations of exactly these weights, best first within each judge."""
+    documents, _ = read_evaluations(run)
+    fitting = [(run.name, d) for d in documents if d.get("weights") == weights and d.get("step") == step]
+    return [
+        {
+            "score": table.name,
+            "value": row.metrics["fid"],
+            "sd": row.spread.get("fid"),
+            "floor": row.floor,
+            "evaluator": table.extractor["name"],
+            "evaluator_weights": table.extractor["weights_digest"],
+            "reference": table.reference["spec"],
+            "num_images": table.num_images,
+            "sampler": row.sampler,
+            "nfe": row.nfe,
+            "warnings": row.badges,
+        }
+        for table in score_tables(fitting, [summarise(run, label=run.name)])
+        for row in table.rows
+    ]
+
+
+def to_markdown(document: Mapping[str, Any]) -> str:
+    """The card for people. Names that came from outside stand as code, so that none of them is markup."""
+    environment = Environment(
+        loader=PackageLoader("driftkit.stages"),
+        autoescape=False,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        count=format_count, score=format_score, seconds=format_seconds, method=method_name, code=code
+    )
+    return environment.get_template("model_card.md.j2").render(document)
+
+
+def code(value: Any) -> str:
+    """Text as inline code of Markdown, whatever it holds: on one line, fenced by more backticks than it has."""
+    line = " ".join(str(value).split()).replace("|", "\\|")
+    fence = "`"
+    while fence in line:
+        fence += "`"
+    pad = " " if "`" in line else ""
+    return f"{fence}{pad}{line}{pad}{fence}"

@@ -1,0 +1,169 @@
+"""Exports: the same numbers as the network, a card that runs, and nothing half-written."""
+
+import json
+import re
+
+import pytest
+import torch
+
+from driftkit.artifacts.files import read_json, read_tensors, write_json, write_tensors
+from driftkit.artifacts.run import Run
+from driftkit.drift.sampler import generate_one_step
+from driftkit.errors import MissingError, RefusedError, UsageError
+from driftkit.stages import export as stage
+from driftkit.stages.export import SUFFIXES, export
+from driftkit.stages.model_card import code, encoder_licence
+from driftkit.stages.sample import load_network
+from tests.conftest import train_tiny
+from tests.evaluation.fakes import evaluation
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """A drifting run and a DDPM run whose weights are far from the zeros that an output layer starts with."""
+    made = {}
+    for objective in ("drift", "ddpm"):
+        train_tiny(tmp_path / objective, objective)
+        made[objective] = run = Run.open(tmp_path / objective)
+        path = run.checkpoint().path / "ema.safetensors"
+        generator = torch.Generator().manual_seed(1)
+        weights, header = read_tensors(path)
+        noisy = {
+            name: tensor + 0.1 * torch.randn(tensor.shape, generator=generator) for name, tensor in weights.items()
+        }
+        write_tensors(path, noisy, header=header)
+    return made
+
+
+def call(made, *inputs):
+    """The output of an exported graph."""
+    if made.model.suffix == ".onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(str(made.model), providers=["CPUExecutionProvider"])
+        names = [given.name for given in session.get_inputs()]
+        return torch.from_numpy(session.run(None, dict(zip(names, [i.numpy() for i in inputs], strict=True)))[0])
+    return torch.jit.load(str(made.model))(*inputs).detach()
+
+
+@pytest.mark.parametrize("format", ["onnx", "torchscript"])
+def test_a_generator_gives_the_images_of_the_run_at_any_batch_size(runs, format):
+    made = export(runs["drift"], format=format)
+    network, _, _ = load_network(runs["drift"])
+    for count in (1, 2, 7):
+        noise = torch.randn(count, 3, 8, 8)
+        expected = generate_one_step(network, noise)
+        assert float(expected.abs().max()) > 0.1
+        assert float((call(made, noise) - expected).abs().max()) < 1e-4
+    assert made.document["difference"]["largest"] < 1e-4
+    assert made.model.parent == runs["drift"].path / "exports" / format
+
+
+@pytest.mark.parametrize("format", ["onnx", "torchscript"])
+def test_a_denoiser_takes_times_of_its_own_for_every_image(runs, format):
+    made = export(runs["ddpm"], format=format)
+    network, _, _ = load_network(runs["ddpm"])
+    x, t = torch.randn(3, 3, 8, 8), torch.tensor([0, 500, 999])
+    expected = network(x, t)
+    assert float(expected.abs().max()) > 0.1
+    assert float((call(made, x, t) - expected).abs().max()) < 1e-4
+
+
+def test_safetensors_hold_the_averaged_weights_and_the_config(runs):
+    made = export(runs["drift"], format="safetensors")
+    weights, header = read_tensors(made.model)
+    expected = runs["drift"].checkpoint().weights("ema")
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    assert json.loads(header["model"]) == runs["drift"].manifest()["config"]["model"]
+    raw = export(runs["drift"], format="safetensors", weights="raw", force=True)
+    assert not torch.equal(read_tensors(raw.model)[0]["input.weight"], weights["input.weight"])
+    assert raw.document["weights"] == "raw"
+
+
+@pytest.mark.parametrize("objective", ["drift", "ddpm"])
+@pytest.mark.parametrize("format", list(SUFFIXES))
+def test_the_code_on_the_card_runs(runs, objective, format, monkeypatch):
+    made = export(runs[objective], format=format)
+    monkeypatch.chdir(made.folder)
+    (block,) = re.findall(r"```python\n(.*?)```", (made.folder / "README.md").read_text(), re.S)
+    names: dict = {}
+    exec(block, names)
+    out = torch.as_tensor(names["images" if objective == "drift" else "noise"])
+    assert out.shape == (16, 3, 8, 8)
+    assert bool(torch.isfinite(out).all())
+
+
+def test_the_card_says_what_it_is_and_who_judged_it(runs):
+    run = runs["drift"]
+    step = run.checkpoint().step
+    for name, changes in {
+        "a": {"step": step, "own_teacher": True},
+        "b": {"step": step, "weights": "raw"},
+        "c": {"step": step + 1},
+    }.items():
+        write_json(run.path / "evaluations" / f"{name}.json", evaluation(7.0, **changes))
+    made = export(run, format="safetensors")
+    (score,) = made.document["scores"]
+    assert (score["score"], score["evaluator"], score["floor"]) == ("fid@100", "encoder:tiny", 1.5)
+    text = (made.folder / "README.md").read_text()
+    assert all(words in text for words in ("`encoder:tiny`", "fid@100", "7.00", "judged by its own teacher"))
+    assert all(words in text for words in ("pixels have no weights", "shapes?image_size=8&count=64", "(NFE) | 1"))
+    assert read_json(made.folder / "model.json") == made.document
+
+
+def test_licences_are_those_of_the_table_and_of_timm():
+    assert encoder_licence("mocov2") == "CC-BY-NC-4.0"
+    assert encoder_licence("mocov2", random_weights=True).startswith("none")
+    assert encoder_licence("timm:resnet18.a1_in1k") == "apache-2.0"
+    assert "MAE" in encoder_licence("outputs/mae")
+
+
+def test_names_on_the_card_are_no_markup():
+    assert code("a`b") == "`` a`b ``"
+    assert code("<script>\n|x") == "`<script> \\|x`"
+
+
+def test_an_encoder_is_pointed_to_its_own_file(tmp_path):
+    train_tiny(tmp_path / "mae", "mae")
+    with pytest.raises(UsageError, match=r"mae run generates no images.*encoder\.safetensors"):
+        export(Run.open(tmp_path / "mae"), format="onnx")
+
+
+def test_nothing_but_an_earlier_export_is_replaced_and_that_only_when_asked(runs, tmp_path):
+    folder = tmp_path / "out"
+    export(runs["drift"], folder, format="safetensors")
+    with pytest.raises(UsageError, match="--force replaces it"):
+        export(runs["drift"], folder, format="safetensors")
+    assert export(runs["ddpm"], folder, format="safetensors", force=True).model.name == "denoiser.safetensors"
+    assert not (folder / "generator.safetensors").exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("")
+    with pytest.raises(UsageError, match="found something else"):
+        export(runs["drift"], tmp_path / "mine", format="safetensors", force=True)
+    assert (tmp_path / "mine" / "thesis.txt").is_file()
+
+
+def test_a_graph_that_computes_something_else_is_refused_and_leaves_nothing(runs, tmp_path, monkeypatch):
+    def wrong(path, graph):
+        path.write_bytes(b"x")
+        return lambda inputs: graph.module(*inputs) + 2e-3
+
+    monkeypatch.setattr(stage, "_trace", wrong)
+    with pytest.raises(RefusedError, match="differs from the network"):
+        export(runs["drift"], tmp_path / "out", format="torchscript")
+    assert not list(tmp_path.glob("*out*"))
+
+
+def test_absent_packages_are_named_with_the_extra_before_anything_is_read(runs, monkeypatch):
+    import importlib.util
+
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n, *a: None if n == "onnxscript" else found(n, *a))
+    with pytest.raises(MissingError, match=r"needs onnxscript; .*driftkit\[onnx\]"):
+        export(runs["drift"], format="onnx")
+
+
+def test_unknown_formats_are_named():
+    with pytest.raises(UsageError, match="expected safetensors, onnx, torchscript"):
+        export(Run(stage.Path("absent")), format="pickle")
