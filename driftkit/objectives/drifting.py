@@ -1,8 +1,8 @@
 """Drifting: the generator regresses onto its own output, moved along the field in an encoder's feature space."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -131,13 +131,8 @@ class Drifting:
         told: list[tuple[FeatureGroup, _Told]] = []
         gradients: dict[str, torch.Tensor] = {}
         spreads = []
-        calls = list(zip(field_calls(generated), field_calls(positives), strict=True))
-        features = [(gen.values().detach().requires_grad_(), pos.values()) for gen, pos in calls]
-        waiting = [share_features(*features[0], ranks=self.ranks)]
-        for number, ((gen, _), (x, y_pos)) in enumerate(zip(calls, features, strict=True)):
-            if number + 1 < len(calls):  # travels while this field is computed
-                waiting.append(share_features(*features[number + 1], ranks=self.ranks))
-            result = self._one_call(gen, x, y_pos, waiting.pop(0), step=step)
+        for gen, x, y_pos, shared in _one_ahead(self._shared(generated, positives)):
+            result = self._one_call(gen, x, y_pos, shared, step=step)
             spreads.append(_spread(x.detach()) / _spread(y_pos).clamp(min=1e-12))
             sizes = [group.values.shape[0] for group in gen.groups]
             drift = result.drift
@@ -152,6 +147,14 @@ class Drifting:
         health = self._health(told)
         health["spread"] = self.ranks.mean(torch.cat(spreads).mean())
         return StepLoss(torch.stack(list(terms.values())).sum(), terms, health), gradients
+
+    def _shared(
+        self, generated: list[FeatureGroup], positives: list[FeatureGroup]
+    ) -> Iterator[tuple[FieldCall, torch.Tensor, torch.Tensor, SharedFeatures]]:
+        """Every field call with its features, x a leaf of its own graph, whose exchange among ranks has begun."""
+        for gen, pos in zip(field_calls(generated), field_calls(positives), strict=True):
+            x, y_pos = gen.values().detach().requires_grad_(), pos.values()
+            yield gen, x, y_pos, share_features(x, y_pos, ranks=self.ranks)
 
     def _one_call(
         self, gen: FieldCall, x: torch.Tensor, y_pos: torch.Tensor, shared: SharedFeatures, *, step: int
@@ -218,6 +221,17 @@ class _Told:
     drift_scale: torch.Tensor
     effective_points: torch.Tensor
     logit_range: torch.Tensor
+
+
+Item = TypeVar("Item")
+
+
+def _one_ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """The same items, each asked for while the one before is still being used: the next features travel meanwhile."""
+    waiting = next(items, None)
+    while waiting is not None:
+        current, waiting = waiting, next(items, None)
+        yield current
 
 
 def _joined(parts: list[list[FeatureGroup]]) -> list[FeatureGroup]:
