@@ -1,26 +1,35 @@
 """What a training step will cost, on paper: bytes gathered, multiplications, memory and time, from shapes alone."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from driftkit.drift.field import CHUNK_BYTES, workspace_bytes
-from driftkit.encoders.features import FieldCall, feature_set, field_calls
+from driftkit.drift.affinity import Affinity
+from driftkit.drift.field import CHUNK_BYTES, KEPT_CHUNKS, SHARPEST_FLOAT32, workspace_bytes
+from driftkit.encoders.features import feature_set, field_calls
 from driftkit.encoders.loading import load_encoder, native_image_size
 from driftkit.encoders.networks import FrozenEncoder
 from driftkit.encoders.specs import SPECS, TIMM_PREFIX
 from driftkit.errors import UsageError
 from driftkit.nn.unet import UNetConfig
 from driftkit.objectives.drifting import DriftingConfig
-from driftkit.objectives.mae import MAEConfig
+from driftkit.objectives.mae import NEVER, MAEConfig
 from driftkit.objectives.registry import build_network
 from driftkit.stages.config import TrainConfig
 
 ASSUMED_IMAGE_SIZE = 32
 FLOAT_BYTES = 4
+Forward = Callable[[torch.Tensor], list[torch.Tensor]]
+# How often the field reads or writes its matrices of pairs, in memory where they exceed the caches: 11 times for
+# distances, their sum, range and excess, and 13 times per temperature for the kernel, its sums, factors and product.
+WALKS, WALKS_PER_TAU = 11, 13
+LOG_MATRICES = 3  # of pairs, beside the workspace, at temperatures whose kernel would underflow
 
 
 @dataclass(frozen=True)
@@ -52,22 +61,43 @@ class Shapes:
 
     Attributes:
         calls: (vectors, channels) of every batched field; none but for drifting.
-        num_taus: temperatures.
-        encoder_flops: one forward of the frozen encoder.
-        network_flops: one forward of the trained network.
-        passes: forwards' worth of the trained network per step; a backward counts two.
-        encoder_passes: the same of the encoder, whose weights get no gradient: a backward counts one.
+        field: how they are computed; None but for drifting.
+        network_flops: one forward of the trained network, of all that it does in a step; a backward counts two.
+        encoder_flops: one forward of the frozen encoder. Its weights get no gradient: a backward counts one.
+        real_encoded: whether real images go through the encoder, too.
         parameters, encoder_parameters: how many there are.
+        saved_bytes: what the networks keep for the backward pass, in `dtype`, with the types of a CPU's autocast.
+        dtype: float32 or bfloat16.
+        micro_batch: images that the networks see at a time; None: all.
     """
 
     calls: tuple[tuple[int, int], ...]
-    num_taus: int
-    encoder_flops: int
+    field: "FieldShape | None"
     network_flops: int
-    passes: int
-    encoder_passes: int
+    encoder_flops: int
+    real_encoded: bool
     parameters: int
     encoder_parameters: int
+    saved_bytes: int
+    dtype: str
+    micro_batch: int | None
+
+
+@dataclass(frozen=True)
+class FieldShape:
+    """How fields are computed.
+
+    Attributes:
+        num_taus: temperatures.
+        shared: whether fields share their scales, so that V of all of them waits for the last.
+        wide: whether temperatures are so small that it takes float64.
+        chunk_bytes: size of the workspace; None: that of the device.
+    """
+
+    num_taus: int = 3
+    shared: bool = False
+    wide: bool = False
+    chunk_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -81,9 +111,11 @@ class Budget:
     field_flops: int
     encoder_flops: int
     network_flops: int
+    state_bytes: int  # float32 weights, gradients, two moments, EMA; weights of the encoder
+    saved_bytes: int  # what the networks keep for the backward pass of the images they see at a time
     feature_bytes: int  # gathered float32 features: of the largest field, and of the next, on its way
     field_bytes: int  # workspace and V of the largest field
-    state_bytes: int  # float32 weights, gradients, two moments, EMA; weights of the encoder
+    memory_bytes: int  # of all these: features and V go on living while networks run backwards
     seconds: float
 
 
@@ -113,17 +145,25 @@ def budget(shapes: Shapes, *, images: int, ranks: int, machine: Machine | None =
         raise UsageError(f"{images} images cannot be shared evenly by {ranks} ranks")
     machine = machine or Machine()
     rows, columns = images // ranks, 2 * images
-    flops = field_flops(shapes.calls, rows=rows, columns=columns, num_taus=shapes.num_taus)
+    how = shapes.field or FieldShape()
+    seen = min(rows, shapes.micro_batch or rows)
+    again = seen < rows  # everything generated is made once more, for its gradient
+    flops = field_flops(shapes.calls, rows=rows, columns=columns, num_taus=how.num_taus)
     gathered = gathered_bytes(shapes.calls, rows=rows, ranks=ranks)
     gradients = int(2 * (ranks - 1) / ranks * shapes.parameters * FLOAT_BYTES)
-    encoder = rows * shapes.encoder_passes * shapes.encoder_flops
-    network = rows * shapes.passes * shapes.network_flops
+    drifting = shapes.field is not None
+    encoder = rows * shapes.encoder_flops * (2 + shapes.real_encoded + again)
+    network = rows * shapes.network_flops * (3 + (again and drifting))
     features = sorted((vectors * columns * channels * FLOAT_BYTES for vectors, channels in shapes.calls), reverse=True)
+    state = FLOAT_BYTES * (5 * shapes.parameters + shapes.encoder_parameters)
+    chunk = how.chunk_bytes or CHUNK_BYTES[device]
+    field = max((field_bytes(call, how, rows=rows, columns=columns, chunk=chunk) for call in shapes.calls), default=0)
     arriving = machine.near_bytes if ranks <= machine.per_machine else machine.far_bytes
-    # The field walks its matrices about 23 times, from and to memory where they exceed the caches.
-    walked = sum(23 * vectors * rows * columns * FLOAT_BYTES for vectors, _ in shapes.calls)
+    walks = WALKS + WALKS_PER_TAU * how.num_taus
+    walked = sum(walks * vectors * rows * columns * FLOAT_BYTES for vectors, _ in shapes.calls)
+    peak = machine.network_flops if shapes.dtype == "bfloat16" else machine.field_flops
     seconds = (
-        (encoder + network) / (machine.network_flops * machine.network_share)
+        (encoder + network) / (peak * machine.network_share)
         + flops / (machine.field_flops * machine.field_share)
         + walked / machine.memory_bytes
         + (gathered + gradients) / arriving
@@ -136,18 +176,28 @@ def budget(shapes: Shapes, *, images: int, ranks: int, machine: Machine | None =
         field_flops=flops,
         encoder_flops=encoder,
         network_flops=network,
+        state_bytes=state,
+        saved_bytes=seen * shapes.saved_bytes,
         feature_bytes=sum(features[:2]),
-        field_bytes=max((_field_bytes(c, rows, columns, shapes.num_taus, device) for c in shapes.calls), default=0),
-        state_bytes=FLOAT_BYTES * (5 * shapes.parameters + shapes.encoder_parameters),
+        field_bytes=field,
+        memory_bytes=state + seen * shapes.saved_bytes + sum(features[:2]) + field,
         seconds=seconds,
     )
 
 
-def _field_bytes(call: tuple[int, int], rows: int, columns: int, num_taus: int, device: str) -> int:
+def field_bytes(call: tuple[int, int], how: FieldShape, *, rows: int, columns: int, chunk: int) -> int:
+    """Most memory that a field call takes beside the features: workspace, V, and matrices where it needs logarithms."""
     vectors, channels = call
-    one = workspace_bytes(num_rows=rows, num_columns=columns, channels=channels, num_taus=num_taus)
-    workspace = one * max(1, min(vectors, CHUNK_BYTES[device] // one))
-    return workspace + vectors * rows * channels * FLOAT_BYTES
+    width = 1 + how.wide
+    one = width * workspace_bytes(num_rows=rows, num_columns=columns, channels=channels, num_taus=how.num_taus)
+    at_once = max(1, min(vectors, chunk // one))
+    one += width * FLOAT_BYTES * rows * (LOG_MATRICES * columns + channels)
+    result = vectors * rows * channels * FLOAT_BYTES
+    kept = 0
+    if how.shared and at_once < vectors:
+        kept = how.num_taus * width * result
+        kept = kept if kept <= KEPT_CHUNKS * chunk else width * result
+    return at_once * one + result + kept
 
 
 def training_shapes(config: TrainConfig) -> tuple[Shapes, list[str]]:
@@ -164,28 +214,64 @@ def training_shapes(config: TrainConfig) -> tuple[Shapes, list[str]]:
         assumed.append(f"images of {size} pixels (data.image_size says)")
     with torch.device("meta"):
         network = build_network(_with_head(config), image_size=size)
-    images = torch.zeros(1, 3, size, size, device="meta")
-    times = torch.zeros(1, dtype=torch.long, device="meta")
-    forward = (images, times) if isinstance(config.model, UNetConfig) else (images,)
-    flops, parameters = _flops(network, *forward), sum(p.numel() for p in network.parameters())
-    objective, chunked = config.objective, config.trainer.micro_batch is not None
-    if not isinstance(objective, DriftingConfig):
-        twice = isinstance(objective, MAEConfig) and objective.finetune_from >= 0
-        return Shapes((), 0, 0, flops, 6 if twice else 3, 0, parameters, 0), assumed
-    encoder = _encoder(objective, size)
-    groups = feature_set(objective.feature_set or encoder.feature_set)(encoder.maps(images), images)
-    calls: list[FieldCall] = field_calls(groups)
-    passes = 2 + (0 if objective.cache_features else 1)  # generated forward and backward, real forward
-    return Shapes(
-        calls=tuple((call.vectors, call.channels) for call in calls),
+    trained = _trained(config, network)
+    image = torch.zeros(1, 3, size, size, device="meta")
+    shapes = Shapes(
+        calls=(),
+        field=None,
+        network_flops=_flops(trained, image),
+        encoder_flops=0,
+        real_encoded=False,
+        parameters=sum(p.numel() for p in network.parameters()),
+        encoder_parameters=0,
+        saved_bytes=0,
+        dtype="float32" if config.trainer.precision == "float32" else "bfloat16",
+        micro_batch=config.trainer.micro_batch,
+    )
+    networks, whole = [network], trained
+    if isinstance(config.objective, DriftingConfig):
+        encoder = _encoder(config.objective, size)
+        features = feature_set(config.objective.feature_set or encoder.feature_set)
+        networks.append(encoder)
+
+        def encode(images: torch.Tensor) -> list[torch.Tensor]:
+            return [group.values for group in features(encoder.maps(images), images)]
+
+        def whole(images: torch.Tensor) -> list[torch.Tensor]:
+            return encode(trained(images)[0].float())
+
+        shapes = replace(
+            shapes,
+            calls=tuple((c.vectors, c.channels) for c in field_calls(features(encoder.maps(image), image))),
+            field=_field_shape(config.objective),
+            encoder_flops=_flops(encode, image),
+            real_encoded=not config.objective.cache_features,
+            encoder_parameters=encoder.num_parameters,
+        )
+    saved = _saved_bytes(networks, whole, image_size=size, dtype=getattr(torch, shapes.dtype))
+    return replace(shapes, saved_bytes=saved), assumed
+
+
+def _trained(config: TrainConfig, network: nn.Module) -> Forward:
+    """Every forward that the trained network makes of some images in a step."""
+    objective = config.objective
+    classified = isinstance(objective, MAEConfig) and objective.finetune_from != NEVER
+
+    def forward(images: torch.Tensor) -> list[torch.Tensor]:
+        if isinstance(config.model, UNetConfig):
+            return [network(images, torch.zeros(len(images), dtype=torch.long, device=images.device))]
+        return [network(images), *([network(images, classify=True)] if classified else [])]
+
+    return forward
+
+
+def _field_shape(objective: DriftingConfig) -> FieldShape:
+    return FieldShape(
         num_taus=len(objective.taus),
-        encoder_flops=_flops(encoder.maps, images),
-        network_flops=flops,
-        passes=3 + chunked,
-        encoder_passes=passes + chunked,
-        parameters=parameters,
-        encoder_parameters=encoder.num_parameters,
-    ), assumed
+        shared=objective.scale_over == "map",
+        wide=Affinity(objective.kernel).sharpness(min(objective.taus)) > SHARPEST_FLOAT32,
+        chunk_bytes=objective.field_chunk_mib * 2**20 if objective.field_chunk_mib else None,
+    )
 
 
 def _with_head(config: TrainConfig) -> Any:
@@ -210,10 +296,36 @@ def _published(name: str) -> bool:
     return name in SPECS or name.startswith(TIMM_PREFIX)
 
 
-def _flops(function: nn.Module | Any, *arguments: torch.Tensor) -> int:
+def _flops(function: Forward, images: torch.Tensor) -> int:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        function(*arguments)
+        function(images)
     return int(counter.get_total_flops())
+
+
+def _saved_bytes(networks: Sequence[nn.Module], function: Forward, *, image_size: int, dtype: torch.dtype) -> int:
+    """What autograd keeps of one image until the backward pass: the difference between three images and two.
+
+    Counted on a CPU's tensors without memory, since those of the meta device choose another attention.
+    """
+    kept: dict[int, int] = {}  # what is kept twice takes its memory once
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage.nbytes()
+        return tensor
+
+    totals = []
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for network in networks:
+            network.to_empty(device="cpu")
+        autocast = torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32)
+        for count in (2, 3):
+            kept.clear()
+            with autocast, saved_tensors_hooks(pack, lambda tensor: tensor):
+                outputs = function(torch.zeros(count, 3, image_size, image_size))  # alive, and with it all it needs
+            totals.append(sum(kept.values()))
+            del outputs
+    return totals[1] - totals[0]
 
 
 def training_budget(config: TrainConfig, *, ranks: int) -> dict[str, Any]:

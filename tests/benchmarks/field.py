@@ -3,15 +3,14 @@
 `python -m tests.benchmarks field` prints both, their ratio, and the ratio to the time of the matrix products alone.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 from driftkit.drift import aggregated_drift
 from driftkit.runtime.distributed import Gathering, Ranks
-from tests.benchmarks.harness import Row, alternate
+from tests.benchmarks.harness import Row, alternate, peak_bytes
 
 SHAPES = ((72, 256, 768), (8, 1024, 768), (18, 256, 2048), (18, 256, 256), (118, 128, 64))
 MEMORY_SHAPE = (72, 1024, 768)
@@ -86,24 +85,12 @@ def _memory(shape: tuple[int, int, int], scale_over: str) -> Row:
     """Peak memory beyond the arguments and the result, which both forms need."""
     x, pos = torch.randn(shape), torch.randn(shape) + 0.1
     peaks = [
-        _peak_bytes(function) - x.nbytes
+        peak_bytes(function) - x.nbytes
         for function in (lambda: aggregated_drift(x, pos, taus=TAUS, scale_over=scale_over), lambda: literal(x, pos))
     ]
     gib, baseline = (peak / 2**30 for peak in peaks)
     goal = "<= 0.1" if scale_over == "location" else ""
     return Row("field", f"{list(shape)} memory, {scale_over}", gib, baseline, "GiB", gib / baseline, goal, "literal")
-
-
-def _peak_bytes(function: Callable[[], object]) -> int:
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
-        result = function()
-    live = peak = 0
-    for event in watched.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            live += event.nbytes()
-            peak = max(peak, live)
-    del result
-    return peak
 
 
 @dataclass(frozen=True)

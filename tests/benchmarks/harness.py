@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -40,6 +41,19 @@ def alternate(functions: Mapping[str, Callable[[], object]], repeats: int = 5) -
             function()
             times[name].append(time.perf_counter() - started)
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+def peak_bytes(function: Callable[[], object]) -> int:
+    """Most memory that torch holds at a time of what the function allocates on a CPU, its result included."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
+        result = function()
+    live = peak = 0
+    for event in watched.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            live += event.nbytes()
+            peak = max(peak, live)
+    del result
+    return peak
 
 
 def machine() -> dict[str, object]:
