@@ -1,5 +1,6 @@
 """`driftkit train`: one trainer for drifting, DDPM and MAE."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -205,6 +206,8 @@ def command(
     )
     folder = output or default_output(resolved)
     if dry_run:
+        if int(os.environ.get("RANK", "0")) > 0:  # torchrun starts the line many times, and it is to be said once
+            return None
         values = resolved.model_dump(mode="json")
         document: dict[str, Any] = {"output": str(folder), "config": values, "origins": origins}
         document |= _budget(resolved)
@@ -242,8 +245,6 @@ def _given(context: typer.Context) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _budget(config: Any) -> dict[str, Any]:
     """What a step will cost, or why that cannot be told yet."""
-    import os
-
     from driftkit.errors import MissingError
     from driftkit.stages.budget import training_budget
 

@@ -155,6 +155,9 @@ def test_dry_run_prints_the_budget_and_says_when_it_cannot(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     steps = json.loads(driftkit(*line).stdout)["budget"]["steps"]
     assert [(step["ranks"], step["images_per_rank"]) for step in steps] == [(2, 64), (1, 128), (8, 16), (64, 2)]
+    monkeypatch.setenv("RANK", "1")
+    assert driftkit(*line).stdout == ""
+    monkeypatch.delenv("RANK")
     shown = driftkit("train", "--dry-run", "--objective", "mae", "--preset", "mae-cpu").stdout
     assert "cost of a step" in shown
     missing = driftkit("train", "--dry-run", "--encoder", "outputs/none")
