@@ -12,8 +12,8 @@ from driftkit.runtime.distributed import Ranks
 
 Kernel = Literal["laplace", "gaussian"]
 
-# exp(-80) is far above the smallest float32: exponents within this range leave no entry of their exponential at zero.
-WHOLE_RANGE = 80.0
+# Exponents of at least minus this leave no entry of their exponential, nor of its square where that is needed, at zero.
+WHOLE_RANGE = {torch.float32: 80.0, torch.float64: 300.0}
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,13 @@ class Columns:
 
 
 def write_coefficients(
-    excess: torch.Tensor, factors: torch.Tensor, out: torch.Tensor, affinity: Affinity, columns: Columns, *, whole: bool
+    excess: torch.Tensor,
+    factors: torch.Tensor,
+    out: torch.Tensor,
+    affinity: Affinity,
+    columns: Columns,
+    *,
+    reach: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Write [-W- | W+] / exp(unit), the coefficients of the negatives, then of the positives.
 
@@ -89,17 +95,29 @@ def write_coefficients(
         excess: [G, n, K], how much farther pairs are than the nearest; inf where a point meets itself.
         factors: [G, T], < 0: times `excess`, it is the exponent of the kernel at each temperature.
         out: [G, T, n, K], overwritten.
-        whole: no exponent lies below -WHOLE_RANGE, but for -inf. The two softmaxes then take one exponential and sums;
-            else they are made in logarithms.
+        reach: no exponent lies below minus this, but for -inf. It decides whether the softmaxes can be made of sums of
+            the kernel itself, in the type of `out` or in float64, or must be made in logarithms.
 
     Returns:
         Both [G, T]: the effective number of points that a generated one feels, (sum of A)^2 / (sum of A^2) over y,
         summed over the rows of this rank; and `unit`, the logarithm of the largest sum of W+ over a row. Where images
         are all alike, affinities to the real ones are so small that without it the squares of V would underflow.
     """
-    torch.mul(excess[:, None], factors[:, :, None, None], out=out)
-    if whole and affinity.normalisation in ("both", "rows"):
+    sums_suffice = affinity.normalisation in ("both", "rows")
+    if sums_suffice and reach < WHOLE_RANGE[out.dtype]:
+        torch.mul(excess[:, None], factors[:, :, None, None], out=out)
         return _whole(out.exp_(), affinity, columns)
+    if sums_suffice and reach < WHOLE_RANGE[torch.float64]:
+        wide = excess[:, None] * factors.double()[:, :, None, None]
+        effective, unit = _whole(wide.exp_(), affinity, columns)
+        out.copy_(wide)
+        return effective.to(out.dtype), unit.to(out.dtype)
+    torch.mul(excess[:, None], factors[:, :, None, None], out=out)
+    return _in_logarithms(out, affinity, columns)
+
+
+def _in_logarithms(out: torch.Tensor, affinity: Affinity, columns: Columns) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same from log k [G, T, n, K], whatever its range, in place."""
     effective, units = [], []
     for t in range(out.shape[1]):  # one at a time: logarithms need more room
         logs = log_affinity(out[:, t], affinity, columns)

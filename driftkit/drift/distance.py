@@ -9,6 +9,8 @@ import torch
 CLOSE = 0.05
 # Where more of a field's pairs are that close, one product in float64 costs less than gathering them.
 MANY = 1 / 64
+# With no more channels than these, that product costs less than finding out which pairs are close.
+FEW_CHANNELS = 128
 
 
 def pairwise_distance(x: torch.Tensor, y: torch.Tensor, *, self_at: int | None = None) -> torch.Tensor:
@@ -41,9 +43,9 @@ def write_distances(x: torch.Tensor, y: torch.Tensor, out: torch.Tensor, *, self
     least = out.flatten(1).amin(dim=1)
     doubtful = ~(least >= CLOSE * (x_square.amax(dim=1) + y_square.amax(dim=1)))
     out.sqrt_()
-    for field in doubtful.nonzero().flatten().tolist():
-        _mend(x[field], y[field], out[field], x_square[field], y_square[field], self_at=self_at)
-    if self_at is not None:
+    fields = doubtful.nonzero().flatten()
+    if len(fields):
+        _mend(fields, x, y, out, x_square, y_square, self_at=self_at)
         _cover_self(out, self_at)
 
 
@@ -58,6 +60,7 @@ def _square_norms(points: torch.Tensor) -> torch.Tensor:
 
 
 def _mend(
+    fields: torch.Tensor,
     x: torch.Tensor,
     y: torch.Tensor,
     distance: torch.Tensor,
@@ -66,22 +69,28 @@ def _mend(
     *,
     self_at: int | None,
 ) -> None:
-    """Compute distances [N, K] of one field again where their squares, maybe negative, cancelled."""
-    size = x_square[:, None] + y_square[None, :]
-    close = ~(distance.square() >= CLOSE * size)  # a negative square has become nan
-    if self_at is not None:
-        torch.diagonal(close, self_at).fill_(False)
-    i, k = close.nonzero(as_tuple=True)
-    if len(i) > MANY * close.numel():
-        distance.copy_(_wide_distance(x.double(), y.double()))
-        return
-    for part in torch.arange(len(i), device=i.device).split(max(1, 2**22 // x.shape[-1])):
-        distance[i[part], k[part]] = torch.linalg.vector_norm(x[i[part]] - y[k[part]], dim=-1)
+    """Compute distances of some fields again where their squares, maybe negative, cancelled."""
+    if x.shape[2] > FEW_CHANNELS:
+        size = x_square[fields][:, :, None] + y_square[fields][:, None, :]
+        close = ~(distance[fields].square() >= CLOSE * size)  # a negative square has become nan
+        if self_at is not None:
+            torch.diagonal(close, self_at, 1, 2).fill_(False)
+        few = close.sum(dim=(1, 2)) <= MANY * close[0].numel()
+        _mend_pairs(fields[few], close[few], x, y, distance)
+        fields = fields[~few]
+    wide_x, wide_y = x[fields].double(), y[fields].double()
+    square = wide_x.square().sum(2)[:, :, None] + wide_y.square().sum(2)[:, None, :]
+    distance[fields] = square.baddbmm_(wide_x, wide_y.mT, alpha=-2).clamp_(min=0).sqrt_().to(distance.dtype)
 
 
-def _wide_distance(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    square = torch.addmm(x.square().sum(1)[:, None] + y.square().sum(1)[None, :], x, y.mT, alpha=-2)
-    return square.clamp_(min=0).sqrt_()
+def _mend_pairs(
+    fields: torch.Tensor, close: torch.Tensor, x: torch.Tensor, y: torch.Tensor, distance: torch.Tensor
+) -> None:
+    f, i, k = close.nonzero(as_tuple=True)
+    f = fields[f]
+    for part in torch.arange(len(f), device=f.device).split(max(1, 2**22 // x.shape[-1])):
+        difference = x[f[part], i[part]] - y[f[part], k[part]]
+        distance[f[part], i[part], k[part]] = torch.linalg.vector_norm(difference, dim=-1)
 
 
 @contextlib.contextmanager

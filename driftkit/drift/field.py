@@ -331,14 +331,12 @@ class _Computation:
         torch.diagonal(excess, self.points.first_row, 1, 2).fill_(torch.inf)
         exponents = self._sharpness(scales)[:, taus]  # [F, T]
         reach = (scales.spread[:, None] * exponents).amax(dim=0).tolist()
-        whole = sum(value < WHOLE_RANGE for value in reach)
         columns = Columns(self.points.num_negatives, self._weight(part), self.points.x.shape[1], self.ranks)
         told = [
             write_coefficients(
-                excess, -exponents[:, some], coefficients[:, some], self.affinity, columns, whole=is_whole
+                excess, -exponents[:, some], coefficients[:, some], self.affinity, columns, reach=reach[some.stop - 1]
             )
-            for some, is_whole in ((slice(0, whole), True), (slice(whole, None), False))
-            if exponents[:, some].shape[1]
+            for some in self._alike(reach)
         ]
         effective, unit = (torch.cat(parts, dim=1) for parts in zip(*told, strict=True))
         if self.affinity.normalisation == "none":  # nothing cancelled that k was taken relative to the nearest pair
@@ -348,6 +346,12 @@ class _Computation:
         torch.bmm(coefficients.flatten(1, 2), self.y[: len(part)], out=v_tau)
         power = torch.linalg.vector_norm(v_tau.unflatten(1, (t, n)), dim=(2, 3)).square_()
         return torch.stack([power, effective, unit])
+
+    def _alike(self, reach: list[float]) -> list[slice]:
+        """Temperatures that are computed together: those whose exponentials stay in range, and each other one alone."""
+        whole = sum(value < WHOLE_RANGE[self.dtype] for value in reach)  # from broad to narrow: they come first
+        together = [slice(0, whole)] if whole else []
+        return together + [slice(t, t + 1) for t in range(whole, len(reach))]
 
     def _sharpness(self, scales: "_Scales") -> torch.Tensor:
         """[F, T]: how fast log k falls with the power of the distance that the kernel uses."""
