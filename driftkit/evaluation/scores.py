@@ -37,6 +37,7 @@ def score_features(
     *,
     logits: torch.Tensor | None = None,
     device: torch.device | str = "cpu",
+    reference_moments: Moments | None = None,
 ) -> Scores:
     """All scores of [N, D] generated features against [M, D] reference features.
 
@@ -47,8 +48,9 @@ def score_features(
         generated, reference: float32 features of one extractor, at least 2 rows each.
         logits: of the generated images, [N, K], for the Inception Score; None leaves it out.
         device: where the distances are computed.
+        reference_moments: of `reference`, where they are known already.
     """
-    metrics = {"fid": frechet_distance(Moments.of(generated), Moments.of(reference))}
+    metrics = {"fid": frechet_distance(Moments.of(generated), reference_moments or Moments.of(reference))}
     settings: dict[str, int] = {}
     omitted: list[str] = []
     count = min(len(generated), len(reference))
