@@ -146,7 +146,7 @@ def _show(document: dict[str, Any]) -> None:
     table.add_row(document["name"], f"[bold]{metrics['fid']:.4g}[/bold]{sd}", real)
     if "kid_mean" in metrics:
         table.add_row("kid", f"{metrics['kid_mean']:.3g} ± {metrics['kid_std']:.2g}", "0")
-    for key in ("precision", "recall"):
+    for key in ("precision", "recall", "density", "coverage"):
         if key in metrics:
             table.add_row(key, f"{metrics[key]:.3f}", "")
     if "inception_score_mean" in metrics:

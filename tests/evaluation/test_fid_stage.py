@@ -63,7 +63,7 @@ def test_run_is_sampled_and_its_evaluation_records_what_the_number_depends_on(tm
     assert made.path.name == "encoder-tiny-abababab-one-step-1-ema-step30-n40-seed3-cdcdcdcd.json"
     assert json.loads(made.path.read_text()) == document
     assert document["name"] == "fid@40"
-    assert set(document["metrics"]) == {"fid", "kid_mean", "kid_std", "precision", "recall"}
+    assert set(document["metrics"]) == {"fid", "kid_mean", "kid_std", "precision", "recall", "density", "coverage"}
     assert document["extractor"] == {
         "name": "encoder:tiny", "version": "1", "weights_digest": "ab" * 32, "resize": "4x4 mean", "dim": 12,
     }  # fmt: skip
