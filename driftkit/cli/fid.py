@@ -65,6 +65,12 @@ def command(
         bool,
         option("--allow-collapsed", help="Score images that are all alike, too (an untrained network).", panel=JUDGE),
     ] = False,
+    repeats: Annotated[
+        int, option("--repeats", help="Times a run is sampled and scored, each with its own seed.", panel=HOW)
+    ] = 1,
+    no_cache: Annotated[
+        bool, option("--no-cache", help="Compute the reference's features anew and keep nothing.", panel=JUDGE)
+    ] = False,
     device: Annotated[str, option("--device", help="auto, cpu or cuda.", panel=HOW)] = "auto",
     output: Annotated[
         Path | None,
@@ -103,6 +109,8 @@ def command(
             device=resolve_device(device),
             output=output,
             allow_collapsed=allow_collapsed,
+            repeats=repeats,
+            use_cache=not no_cache,
             report=report,
         )
     document = {"evaluation": str(made.path), **made.document}
@@ -133,15 +141,20 @@ def _show(document: dict[str, Any]) -> None:
         console.print("[bold red]judged by its own teacher[/bold red]: the encoder it was trained with")
     table = Table("score", "value", "real images would get")
     real = f"{floor['fid']:.4g} (two halves of {floor['num_images']:,})" if floor else "-"
-    table.add_row(document["name"], f"[bold]{metrics['fid']:.4g}[/bold]", real)
+    repeated = document.get("repeats")
+    sd = f" ± {repeated['metrics']['fid']['sd']:.2g}" if repeated else ""
+    table.add_row(document["name"], f"[bold]{metrics['fid']:.4g}[/bold]{sd}", real)
     if "kid_mean" in metrics:
         table.add_row("kid", f"{metrics['kid_mean']:.3g} ± {metrics['kid_std']:.2g}", "0")
-    for key in ("precision", "recall"):
+    for key in ("precision", "recall", "density", "coverage"):
         if key in metrics:
             table.add_row(key, f"{metrics[key]:.3f}", "")
     if "inception_score_mean" in metrics:
         table.add_row("IS", f"{metrics['inception_score_mean']:.3f} ± {metrics['inception_score_std']:.2g}", "")
     console.print(table)
+    if repeated:
+        values = " ".join(f"{value:.4g}" for value in repeated["metrics"]["fid"]["values"])
+        console.print(f"means over {len(repeated['seeds'])} seeds; {document['name']} ± sd of {values}")
     for warning in document["warnings"]:
         console.print(f"[yellow]warning:[/yellow] {escape(warning)}")
     console.print(escape(document["evaluation"]), soft_wrap=True)

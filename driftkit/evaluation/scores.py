@@ -1,10 +1,11 @@
-"""Scores of generated features against real ones: FID is ours; KID, precision, recall and IS are torch-fidelity's."""
+"""Scores of features: FID, density and coverage are ours; KID, precision, recall and IS torch-fidelity's."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from driftkit.evaluation import density
 from driftkit.evaluation.frechet import frechet_distance
 from driftkit.evaluation.moments import Moments
 
@@ -21,7 +22,8 @@ class Scores:
     """Numbers, the settings they depend on, and what could not be computed.
 
     Attributes:
-        metrics: fid, kid_mean, kid_std, precision, recall, inception_score_mean and _std, those that exist.
+        metrics: fid, kid_mean, kid_std, precision, recall, density, coverage, inception_score_mean and _std, where they
+            exist.
         settings: subset and neighbourhood sizes.
         omitted: one sentence per score left out.
     """
@@ -37,6 +39,7 @@ def score_features(
     *,
     logits: torch.Tensor | None = None,
     device: torch.device | str = "cpu",
+    reference_moments: Moments | None = None,
 ) -> Scores:
     """All scores of [N, D] generated features against [M, D] reference features.
 
@@ -47,8 +50,9 @@ def score_features(
         generated, reference: float32 features of one extractor, at least 2 rows each.
         logits: of the generated images, [N, K], for the Inception Score; None leaves it out.
         device: where the distances are computed.
+        reference_moments: of `reference`, where they are known already.
     """
-    metrics = {"fid": frechet_distance(Moments.of(generated), Moments.of(reference))}
+    metrics = {"fid": frechet_distance(Moments.of(generated), reference_moments or Moments.of(reference))}
     settings: dict[str, int] = {}
     omitted: list[str] = []
     count = min(len(generated), len(reference))
@@ -62,6 +66,12 @@ def score_features(
         metrics |= _precision_recall(_drawn(generated, count).to(device), _drawn(reference, count).to(device))
     else:
         omitted.append(f"precision and recall need more than {PRC_NEIGHBOURS} images on both sides, got {count}")
+    if count > density.NEIGHBOURS:
+        settings |= {"density_neighbours": density.NEIGHBOURS, "density_images": count}
+        drawn = [_drawn(features, count).to(device) for features in (generated, reference)]
+        metrics |= density.density_coverage(*drawn)
+    else:
+        omitted.append(f"density and coverage need more than {density.NEIGHBOURS} images on both sides, got {count}")
     if logits is not None:
         if len(logits) >= 2 * INCEPTION_SCORE_SPLITS:
             settings["inception_score_splits"] = INCEPTION_SCORE_SPLITS

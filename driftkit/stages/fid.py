@@ -1,61 +1,39 @@
 """Scoring: generated images against real ones, with everything the number depends on written beside it."""
 
 import re
+import statistics
+import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from driftkit import __version__
-from driftkit.artifacts.files import read_json, write_json
-from driftkit.artifacts.images import read_samples
-from driftkit.artifacts.run import Run, Weights, now
-from driftkit.errors import MissingError, RefusedError, UsageError
+from driftkit.artifacts.files import write_json
+from driftkit.artifacts.run import Run, now
+from driftkit.errors import UsageError
 from driftkit.evaluation.checks import collapse_warning, count_warnings, image_warnings, require_scorable
 from driftkit.evaluation.extractors import Extractor, load_extractor
 from driftkit.evaluation.moments import Moments
-from driftkit.evaluation.scores import real_floor, score_features
+from driftkit.evaluation.scores import Scores, real_floor, score_features
+from driftkit.evaluation.statistics_cache import ReferenceStatistics, contract, reference_statistics
+from driftkit.stages.fid_target import (
+    DEFAULT_NUM_IMAGES,
+    Report,
+    Sampling,
+    Target,
+    is_run,
+    open_target,
+    require_same_size,
+    require_target,
+)
+
+__all__ = ["DEFAULT_NUM_IMAGES", "Evaluation", "Report", "Sampling", "evaluate"]
 
 FORMAT = 1
-DEFAULT_NUM_IMAGES = 50_000
-
-Report = Callable[[str, int, int], None]
-"""(what is being worked on, images done since the last call, images in all)"""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How to sample a run that is scored; None where its own default holds. No samples file takes any of these."""
-
-    sampler: str | None = None
-    nfe: int | None = None
-    weights: Weights | None = None
-    seed: int | None = None
-    step: int | None = None
-
-    def given(self) -> dict[str, Any]:
-        """The values that were asked for."""
-        return {name: value for name, value in vars(self).items() if value is not None}
-
-
-@dataclass(frozen=True)
-class Target:
-    """The images to score and what is known of them.
-
-    Attributes:
-        images: uint8 [N, 3, H, W].
-        info: the record of a sample set, or `data` and `digest` of plain images.
-        run: the run they came from, if it is there.
-        path: the file or folder that was named.
-    """
-
-    images: torch.Tensor
-    info: dict[str, Any]
-    run: Run | None
-    path: Path
 
 
 @dataclass(frozen=True)
@@ -79,6 +57,8 @@ def evaluate(
     device: torch.device | None = None,
     output: Path | None = None,
     allow_collapsed: bool = False,
+    repeats: int = 1,
+    use_cache: bool = True,
     report: Report = lambda what, done, total: None,
 ) -> Evaluation:
     """Score a run, a samples file or any images against real images, and write the evaluation.
@@ -94,7 +74,10 @@ def evaluate(
         batch_size: images at a time, which changes nothing beyond rounding.
         output: where to write; None puts it into the run's evaluations, else beside the target.
         allow_collapsed: score images that are all identical or flat, with a warning, instead of refusing.
-        report: told how far it is.
+        repeats: how often a run is sampled and scored, with the seeds s, s + 1, ... after the seed s of `sampling`. The
+            scores are then means, beside the standard deviation and all values.
+        use_cache: read and keep the reference's features in the cache folder.
+        report: told how far it is. That the cache was used is a line on stderr.
 
     Raises:
         UsageError: options that do not fit the target.
@@ -109,6 +92,10 @@ def evaluate(
         raise UsageError(f"--batch-size {batch_size}: expected at least 1")
     if num_images is not None and num_images < 1:
         raise UsageError(f"--num-images {num_images}: expected at least 2")
+    if repeats < 1:
+        raise UsageError(f"--repeats {repeats}: expected at least 1")
+    if repeats > 1 and target.exists() and not is_run(target):
+        raise UsageError(f"--repeats {repeats}: {target} is no run, its images are there already; leave the option out")
     place = device or torch.device("cpu")
     # The extractor comes first: its weights are what is missing most often, and sampling takes long.
     extractor = (
@@ -117,31 +104,50 @@ def evaluate(
         else load_extractor(features, weights=features_weights, device=place)
     )
     pack = open_dataset(reference, image_size=image_size)
-    _require_target(target, sampling or Sampling(), pack_size=pack.images.shape[-1])
-    found = open_target(
-        target, num_images, sampling or Sampling(), image_size, batch_size=batch_size, device=place, report=report
-    )
-    _require_same_size(found, pack.images, reference)
-    warnings = require_scorable(found.images, str(target), allow_collapsed=allow_collapsed)
-    require_scorable(pack.images, f"reference {reference}")
-    warnings += image_warnings(found.images, "generated")
-    if found.info.get("digest") == pack.digest:
-        warnings.append("the target and the reference are the same images: this score says nothing about a generator")
-    real, _ = extractor.features(
-        pack.images, batch_size=batch_size, advance=lambda n: report("reference", n, len(pack.images))
-    )
-    generated, logits = extractor.features(
-        found.images, batch_size=batch_size, advance=lambda n: report("generated", n, len(found.images))
-    )
-    scores = score_features(generated, real, logits=logits, device=place)
-    floor = real_floor(real, num_images=len(generated))
-    collapse = collapse_warning(Moments.of(generated), Moments.of(real), allow_collapsed=allow_collapsed)
-    warnings += ([collapse] if collapse else []) + count_warnings(len(generated), len(real), dim=extractor.dim)
-    warnings += scores.omitted + _floor_warnings(floor, len(generated))
+    require_target(target, sampling or Sampling(), pack_size=pack.images.shape[-1])
+    rounds: list[_Round] = []
+    real: ReferenceStatistics | None = None
+    for found in _targets(
+        target,
+        num_images,
+        sampling or Sampling(),
+        image_size,
+        repeats,
+        batch_size=batch_size,
+        device=place,
+        report=report,
+    ):
+        require_same_size(found, pack.images)
+        warnings = require_scorable(found.images, str(target), allow_collapsed=allow_collapsed)
+        if real is None:
+            require_scorable(pack.images, f"reference {reference}")
+            real = _real_statistics(extractor, pack, batch_size=batch_size, use_cache=use_cache, report=report)
+        warnings += image_warnings(found.images, "generated")
+        if found.info.get("digest") == pack.digest:
+            warnings.append(
+                "the target and the reference are the same images: this score says nothing about a generator"
+            )
+        of = f" {len(rounds) + 1}/{repeats}" if repeats > 1 else ""
+        scored = _score(found, real, extractor, warnings, f"generated{of}", batch_size, allow_collapsed, report=report)
+        # The images of later repeats are let go: only those of the first are described.
+        rounds.append(replace(scored, target=replace(found, images=found.images[:0].clone())) if rounds else scored)
+    assert real is not None  # at least one repeat
+    first, scores = rounds[0].target, rounds[0].scores
+    count = len(first.images)
+    floor = real_floor(real.features, num_images=count)
+    warnings = list(dict.fromkeys(warning for one in rounds for warning in one.warnings))
+    warnings += count_warnings(count, len(pack.images), dim=extractor.dim)
+    warnings += scores.omitted + _floor_warnings(floor, count)
+    repeated = _repeated([one.scores for one in rounds])
     document = {
-        **_describe(found, extractor),
-        "metrics": scores.metrics,
+        **_describe(first, extractor),
+        "metrics": {name: entry["mean"] for name, entry in repeated.items()},
         "metric_settings": scores.settings,
+        **(
+            {"repeats": {"seeds": [one.target.info.get("seed") for one in rounds], "metrics": repeated}}
+            if repeats > 1
+            else {}
+        ),
         "floor": floor,
         "extractor": extractor.describe(),
         "reference": {
@@ -149,105 +155,95 @@ def evaluate(
             "digest": pack.digest,
             "count": len(pack.images),
             "image_size": int(pack.images.shape[-1]),
-            "is_training_data": _training_digest(found.run) == pack.digest,
+            "is_training_data": _training_digest(first.run) == pack.digest,
+            "from_cache": real.cached,
         },
         "warnings": warnings,
         "precision": "float32",
         "device": str(place),
         "seconds": round(time.monotonic() - started, 3),
     }
-    path = output or default_path(found, document)
+    path = output or default_path(first, document)
     write_json(path, document)
     return Evaluation(document, path)
 
 
-def _require_target(target: Path, sampling: Sampling, *, pack_size: int) -> None:
-    """What can be refused before anything is sampled."""
-    if not target.exists():
-        raise MissingError(f"{target}: expected a run, a samples file or images, found nothing")
-    if not _is_run(target):
-        if sampling.given():
-            named = ", ".join(f"--{name}" for name in sampling.given())
-            raise UsageError(f"{named}: {target} is no run, its images are there already; leave the option out")
-        return
-    size = Run.open(target).manifest()["config"].get("data", {}).get("image_size")
-    if isinstance(size, int) and size != pack_size:
-        raise RefusedError(_sizes_differ(size, pack_size))
+@dataclass(frozen=True)
+class _Round:
+    """One sampling, scored."""
+
+    target: Target
+    scores: Scores
+    warnings: list[str]
 
 
-def open_target(
+def _targets(
     target: Path,
     num_images: int | None,
     sampling: Sampling,
     image_size: int | None,
+    repeats: int,
     *,
     batch_size: int,
     device: torch.device,
     report: Report,
-) -> Target:
-    """The images to score: sampled from a run, read from a samples file, or opened as data.
+) -> Iterator[Target]:
+    """The images of each repeat in turn; image i is a function of (seed, i), so no two seeds share one."""
+    for number in range(repeats):
+        seeded = replace(sampling, seed=(sampling.seed or 0) + number) if repeats > 1 else sampling
+        of = f" {number + 1}/{repeats}" if repeats > 1 else ""
 
-    Raises:
-        UsageError: more images wanted than there are, or a run that generates none.
-        MissingError: nothing readable there.
-    """
-    if _is_run(target):
-        from driftkit.stages.sample import generate
+        def numbered(what: str, done: int, total: int, of: str = of) -> None:
+            report(f"{what}{of}", done, total)
 
-        run = Run.open(target)
-        total = num_images or DEFAULT_NUM_IMAGES
-        wanted = {"weights": "ema", "seed": 0, **sampling.given()}
-        images, info = generate(
-            run,
-            num_images=total,
-            batch_size=batch_size,
-            device=device,
-            advance=lambda n: report("sample", n, total),
-            **wanted,
-        )
-        return Target(images, dict(info), run, target)
-    if target.suffix == ".safetensors" and _is_samples(target.with_suffix(".json")):
-        samples = read_samples(target)
-        images, info = samples.images, dict(samples.info)
-        run_of_samples = _run_of(target, info)
-    else:
-        from driftkit.datasets.sources import open_dataset
-
-        pack = open_dataset(str(target), image_size=image_size)
-        images, info, run_of_samples = pack.images, {"data": str(target), "digest": pack.digest}, None
-    if num_images is not None and num_images > len(images):
-        raise UsageError(f"--num-images {num_images}: {target} holds {len(images)}")
-    return Target(images[:num_images], info, run_of_samples, target)
+        yield open_target(target, num_images, seeded, image_size, batch_size=batch_size, device=device, report=numbered)
 
 
-def _is_run(path: Path) -> bool:
-    return (path / "manifest.json").is_file()
+def _real_statistics(
+    extractor: Extractor, pack: Any, *, batch_size: int, use_cache: bool, report: Report
+) -> ReferenceStatistics:
+    count = len(pack.images)
 
+    def compute() -> torch.Tensor:
+        advance = lambda n: report("reference", n, count)  # noqa: E731
+        return extractor.features(pack.images, batch_size=batch_size, advance=advance)[0]
 
-def _is_samples(record: Path) -> bool:
-    """Whether the JSON beside a safetensors file says that it holds samples; a pack's card says otherwise."""
-    return record.is_file() and read_json(record).get("kind") == "samples"
-
-
-def _run_of(samples: Path, info: dict[str, Any]) -> Run | None:
-    """The run that holds the samples file, or the one that its record names."""
-    named = info.get("run")
-    for folder in (samples.resolve().parent.parent, *([Path(named)] if isinstance(named, str) and named else [])):
-        if _is_run(folder):
-            return Run.open(folder)
-    return None
-
-
-def _require_same_size(found: Target, real: torch.Tensor, reference: str) -> None:
-    if found.images.shape[-2:] != real.shape[-2:]:
-        raise RefusedError(_sizes_differ(int(found.images.shape[-1]), int(real.shape[-1])))
-
-
-def _sizes_differ(generated: int, reference: int) -> str:
-    return (
-        f"the generated images are {generated} pixels wide and the reference {reference}: a score would compare the "
-        f"resizing; --image-size {generated} resizes the reference"
+    agreed = contract(extractor, digest=pack.digest, count=count, image_size=int(pack.images.shape[-1]))
+    return reference_statistics(
+        agreed, compute, use_cache=use_cache, notice=lambda line: print(line, file=sys.stderr, flush=True)
     )
+
+
+def _score(
+    found: Target,
+    real: ReferenceStatistics,
+    extractor: Extractor,
+    warnings: list[str],
+    label: str,
+    batch_size: int,
+    allow_collapsed: bool,
+    *,
+    report: Report,
+) -> _Round:
+    total = len(found.images)
+    generated, logits = extractor.features(
+        found.images, batch_size=batch_size, advance=lambda n: report(label, n, total)
+    )
+    scores = score_features(
+        generated, real.features, logits=logits, device=extractor.device, reference_moments=real.moments
+    )
+    collapse = collapse_warning(Moments.of(generated), real.moments, allow_collapsed=allow_collapsed)
+    return _Round(found, scores, warnings + ([collapse] if collapse else []))
+
+
+def _repeated(rounds: Sequence[Scores]) -> dict[str, dict[str, Any]]:
+    """Score name -> mean, sample standard deviation (None of one value) and all values in order of the seeds."""
+    found: dict[str, dict[str, Any]] = {}
+    for name in rounds[0].metrics:
+        values = [scores.metrics[name] for scores in rounds]
+        sd = statistics.stdev(values) if len(values) > 1 else None
+        found[name] = {"mean": statistics.fmean(values), "sd": sd, "values": values}
+    return found
 
 
 def _describe(found: Target, extractor: Extractor) -> dict[str, Any]:
@@ -307,7 +303,7 @@ def default_path(found: Target, document: dict[str, Any]) -> Path:
         document["weights"],
         f"step{document['step']}",
         f"n{document['num_images']}",
-        f"seed{document['seed']}",
+        f"seed{document['seed']}" + (f"x{len(document['repeats']['seeds'])}" if "repeats" in document else ""),
         document["reference"]["digest"][:8],
     )
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(str(p) for p in parts))

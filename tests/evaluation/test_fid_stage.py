@@ -63,12 +63,13 @@ def test_run_is_sampled_and_its_evaluation_records_what_the_number_depends_on(tm
     assert made.path.name == "encoder-tiny-abababab-one-step-1-ema-step30-n40-seed3-cdcdcdcd.json"
     assert json.loads(made.path.read_text()) == document
     assert document["name"] == "fid@40"
-    assert set(document["metrics"]) == {"fid", "kid_mean", "kid_std", "precision", "recall"}
+    assert set(document["metrics"]) == {"fid", "kid_mean", "kid_std", "precision", "recall", "density", "coverage"}
     assert document["extractor"] == {
         "name": "encoder:tiny", "version": "1", "weights_digest": "ab" * 32, "resize": "4x4 mean", "dim": 12,
     }  # fmt: skip
     assert document["reference"] == {
         "spec": "real", "digest": "cd" * 32, "count": 60, "image_size": 8, "is_training_data": True,
+        "from_cache": False,
     }  # fmt: skip
     assert {key: document[key] for key in ("run", "seed", "nfe", "sampler", "weights", "step", "num_images")} == {
         "run": "drift", "seed": 3, "nfe": 1, "sampler": "one-step", "weights": "ema", "step": 30, "num_images": 40,
@@ -166,3 +167,51 @@ def test_missing_target_and_reference(tmp_path, packs):
     write_json(tmp_path / "pack.json", {"kind": "pack"})
     with pytest.raises(MissingError, match="no such data"):
         evaluate(tmp_path, "unreal", features=tiny_extractor())
+
+
+def test_repeats_sample_with_other_seeds_and_record_mean_sd_and_every_value(tmp_path, packs, sampled):
+    run = make_run(tmp_path / "drift")
+    made = evaluate(run.path, "real", features=tiny_extractor(), num_images=40, sampling=Sampling(seed=5), repeats=3)
+    assert [request["seed"] for request in sampled] == [5, 6, 7]
+    repeats, metrics = made.document["repeats"], made.document["metrics"]
+    assert repeats["seeds"] == [5, 6, 7]
+    fid = repeats["metrics"]["fid"]
+    singles = [
+        evaluate(run.path, "real", features=tiny_extractor(), num_images=40, sampling=Sampling(seed=seed)).document
+        for seed in (5, 6, 7)
+    ]
+    assert fid["values"] == pytest.approx([single["metrics"]["fid"] for single in singles], rel=1e-12)
+    assert len(set(fid["values"])) == 3
+    assert fid["mean"] == metrics["fid"] == pytest.approx(sum(fid["values"]) / 3)
+    assert fid["sd"] == pytest.approx(torch.tensor(fid["values"], dtype=torch.float64).std().item())
+    assert "seed5x3" in made.path.name
+
+
+def test_repeats_of_images_that_are_there_already_are_refused(tmp_path, packs):
+    path = add_samples(make_run(tmp_path / "ddpm", "ddpm"))
+    with pytest.raises(UsageError, match="--repeats 2"):
+        evaluate(path, "real", features=tiny_extractor(), repeats=2)
+    with pytest.raises(UsageError, match="at least 1"):
+        evaluate(path, "real", features=tiny_extractor(), repeats=0)
+
+
+def test_second_call_takes_the_reference_from_the_cache_and_says_so(tmp_path, packs, capsys):
+    path = add_samples(make_run(tmp_path / "ddpm", "ddpm"))
+    seen = []
+
+    def score(**options):
+        done = lambda what, count, total: seen.append(what)  # noqa: E731
+        return evaluate(path, "real", features=tiny_extractor(), report=done, **options).document
+
+    first = score()
+    assert "reference" in seen
+    assert "cache" not in capsys.readouterr().err
+    seen.clear()
+    second = score()
+    assert "reference" not in seen
+    assert "features of 60 images taken from" in capsys.readouterr().err
+    assert second["reference"]["from_cache"] is True
+    assert second["metrics"] == first["metrics"]
+    assert second["floor"] == first["floor"]
+    assert score(use_cache=False)["reference"]["from_cache"] is False
+    assert "reference" in seen

@@ -17,7 +17,12 @@ def test_equal_distributions_score_near_the_floor():
     assert abs(scores.metrics["kid_mean"]) < 0.05
     assert scores.metrics["precision"] > 0.8
     assert scores.metrics["recall"] > 0.8
-    assert scores.settings == {"kid_subsets": 100, "kid_subset_size": 200, "prc_neighbours": 3, "prc_images": 400}
+    assert scores.metrics["density"] > 0.8
+    assert scores.metrics["coverage"] > 0.8
+    assert scores.settings == {
+        "kid_subsets": 100, "kid_subset_size": 200, "prc_neighbours": 3, "prc_images": 400,
+        "density_neighbours": 5, "density_images": 400,
+    }  # fmt: skip
     assert scores.omitted == []
 
 
@@ -38,7 +43,7 @@ def test_chunked_precision_and_recall_are_the_unchunked_ones(monkeypatch):
 def test_tiny_sets_leave_scores_out_and_say_so():
     scores = score_features(draw(3, 0), draw(9, 1))
     assert set(scores.metrics) == {"fid"}
-    assert len(scores.omitted) == 2
+    assert len(scores.omitted) == 3  # KID; precision and recall; density and coverage
 
 
 def test_inception_score_comes_from_logits_alone():
