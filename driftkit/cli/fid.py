@@ -1,11 +1,14 @@
 """`driftkit fid`: scores of generated images."""
 
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from driftkit.cli.output import JsonOption, emit, option, progress_bars
+from driftkit.cli.fid_table import show
+from driftkit.cli.output import JsonOption, emit, note, option, progress_bars
 
 JUDGE, HOW, FILES = "What judges", "How a run is sampled", "Where it goes"
 
@@ -21,11 +24,20 @@ def command(
     ],
     reference: Annotated[
         str,
-        option("--reference", "-r", help="Real images: shapes, cifar10, a folder, an archive or a pack.", panel=JUDGE),
+        option(
+            "--reference",
+            "-r",
+            help="Real images (shapes, cifar10, a folder, an archive, a pack), or a file of statistics.",
+            panel=JUDGE,
+        ),
     ],
     features: Annotated[
         str,
-        option("--features", help="inception, dinov2, or encoder:RUN with the folder of a MAE run.", panel=JUDGE),
+        option(
+            "--features",
+            help="inception, dinov2, clip, timm:MODEL, or encoder:RUN with the folder of a MAE run.",
+            panel=JUDGE,
+        ),
     ] = "inception",
     features_weights: Annotated[
         Path | None,
@@ -65,96 +77,145 @@ def command(
         bool,
         option("--allow-collapsed", help="Score images that are all alike, too (an untrained network).", panel=JUDGE),
     ] = False,
+    allow_jpeg: Annotated[
+        bool,
+        option("--allow-jpeg", help="Score images stored as JPEG against others, too.", panel=JUDGE),
+    ] = False,
+    training: Annotated[
+        str | None,
+        option(
+            "--training",
+            help="Training images among which copies are looked for.",
+            panel=JUDGE,
+            default="the run's own, else the reference",
+        ),
+    ] = None,
+    memorisation: Annotated[
+        bool,
+        option("--memorisation/--no-memorisation", help="Look for copies of training images.", panel=JUDGE),
+    ] = True,
     repeats: Annotated[
-        int, option("--repeats", help="Times a run is sampled and scored, each with its own seed.", panel=HOW)
-    ] = 1,
-    no_cache: Annotated[
-        bool, option("--no-cache", help="Compute the reference's features anew and keep nothing.", panel=JUDGE)
+        int | None,
+        option(
+            "--repeats",
+            help="Score that many seeds (of a run) or disjoint parts (of images): mean, sd and all values.",
+            panel=HOW,
+            default="1",
+        ),
+    ] = None,
+    all_checkpoints: Annotated[
+        bool,
+        option("--all-checkpoints", help="Score every checkpoint of the run: score against step.", panel=HOW),
     ] = False,
     device: Annotated[str, option("--device", help="auto, cpu or cuda.", panel=HOW)] = "auto",
+    cache: Annotated[
+        bool,
+        option(
+            "--cache/--no-cache",
+            help="Keep features of real images in DRIFTKIT_CACHE, and use those that are there.",
+            panel=FILES,
+        ),
+    ] = True,
+    write_statistics: Annotated[
+        Path | None,
+        option(
+            "--write-statistics",
+            help="Also write the reference's statistics here, as a --reference for others.",
+            panel=FILES,
+            default="none",
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         option("--output", "-o", help="JSON file.", panel=FILES, default="in RUN/evaluations, or beside the samples"),
     ] = None,
     as_json: JsonOption = False,
-) -> dict[str, Any]:
-    """Score images against real ones: FID, KID, precision and recall, beside what real images would score.
+) -> dict[str, Any] | None:
+    """Score images against real ones: FID and what it hides, beside what real images would score.
 
     [bold]Examples[/bold]
 
       driftkit fid outputs/drift_mocov2 --reference cifar10
       driftkit fid outputs/ddpm -r cifar10-test.zip --features encoder:outputs/mae -n 5000 --nfe 20
-      driftkit fid outputs/ddpm/samples/ddim.safetensors -r shapes --features encoder:outputs/mae
+      driftkit fid outputs/drift -r cifar10 -n 5000 --repeats 3
+      driftkit fid outputs/drift -r cifar10 -n 2000 --all-checkpoints
+      torchrun --nproc-per-node=8 -m driftkit fid outputs/drift -r cifar10
+
+    Exit code 5 means that a number would mislead: collapse, copies of one image, other sizes, JPEG against PNG.
     """
     from driftkit.errors import UsageError
     from driftkit.runtime.device import resolve_device
-    from driftkit.stages.fid import Sampling, evaluate
+    from driftkit.runtime.distributed import Ranks, local_rank
+    from driftkit.stages.fid import Judging, Sampling, open_judge
+    from driftkit.stages.fid_series import evaluate_checkpoints, evaluate_repeats
+
+    _check(weights, image_size, num_images, output, write_statistics)
+    if all_checkpoints and (repeats is not None or output is not None):
+        other = "--repeats" if repeats is not None else "--output"
+        raise UsageError(f"--all-checkpoints and {other} exclude each other: leave one out")
+    place = resolve_device(device, local_rank=local_rank())
+    # Features travel between processes as CPU tensors, whatever device makes them.
+    ranks = Ranks.start(device_type="cpu")
+    sampling = Sampling(sampler=sampler, nfe=nfe, weights=weights, seed=seed, step=step)  # type: ignore[arg-type]
+    try:
+        with _progress(shown=ranks.is_main) as report:
+            judge = open_judge(
+                reference,
+                features=features,
+                features_weights=features_weights,
+                image_size=image_size,
+                batch_size=batch_size,
+                device=place,
+                judging=Judging(memorisation, training, allow_collapsed, allow_jpeg),
+                cache=cache,
+                first_target=(target, sampling),
+                ranks=ranks,
+                report=report,
+                tell=note if ranks.is_main else lambda line: None,
+            )
+            if write_statistics is not None:
+                judge.write_statistics(write_statistics)
+            if all_checkpoints:
+                made = evaluate_checkpoints(judge, target, num_images=num_images, sampling=sampling)
+            elif repeats is not None:
+                made = evaluate_repeats(judge, target, repeats, num_images=num_images, sampling=sampling, output=output)
+            else:
+                made = judge.evaluate(target, num_images=num_images, sampling=sampling, output=output)
+    finally:
+        ranks.stop()
+    if not ranks.is_main:
+        return None
+    document = {"evaluation": str(made.path), **made.document}
+    emit(document, as_json=as_json, show=lambda: show(document))
+    return document
+
+
+def _check(
+    weights: str | None,
+    image_size: int | None,
+    num_images: int | None,
+    output: Path | None,
+    write_statistics: Path | None,
+) -> None:
+    from driftkit.errors import UsageError
 
     if weights not in (None, "ema", "raw"):
         raise UsageError(f"--weights {weights}: expected ema or raw")
     if image_size is not None and not 8 <= image_size <= 4096:
         raise UsageError(f"--image-size {image_size}: expected a side between 8 and 4096 pixels")
+    if num_images is not None and num_images < 1:
+        raise UsageError(f"--num-images {num_images}: expected at least 10")
     if output is not None and output.suffix != ".json":
         raise UsageError(f"--output {output}: expected a name that ends in .json")
+    if write_statistics is not None and write_statistics.suffix != ".safetensors":
+        raise UsageError(f"--write-statistics {write_statistics}: expected a name that ends in .safetensors")
+
+
+@contextlib.contextmanager
+def _progress(*, shown: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """Bars of the first process; the others work in silence."""
+    if not shown:
+        yield lambda what, done, total: None
+        return
     with progress_bars() as report:
-        made = evaluate(
-            target,
-            reference,
-            features=features,
-            features_weights=features_weights,
-            num_images=num_images,
-            sampling=Sampling(sampler=sampler, nfe=nfe, weights=weights, seed=seed, step=step),  # type: ignore[arg-type]
-            image_size=image_size,
-            batch_size=batch_size,
-            device=resolve_device(device),
-            output=output,
-            allow_collapsed=allow_collapsed,
-            repeats=repeats,
-            use_cache=not no_cache,
-            report=report,
-        )
-    document = {"evaluation": str(made.path), **made.document}
-    emit(document, as_json=as_json, show=lambda: _show(document))
-    return document
-
-
-def _show(document: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    console = Console(width=100, highlight=False)
-    metrics, floor, extractor, reference = (document[k] for k in ("metrics", "floor", "extractor", "reference"))
-    how = (
-        f"{document['sampler']}, {document['nfe']} NFE, {document['weights']} weights"
-        if document["sampler"]
-        else "images"
-    )
-    console.print(f"[bold]{escape(document['run'] or document['target'])}[/bold]  {escape(how)}")
-    console.print(
-        escape(
-            f"judged by {extractor['name']} ({extractor['dim']} features, weights {extractor['weights_digest'][:8]}) "
-            f"against {reference['count']:,} images of {reference['spec']} ({reference['digest'][:8]})"
-        )
-    )
-    if document["own_teacher"]:
-        console.print("[bold red]judged by its own teacher[/bold red]: the encoder it was trained with")
-    table = Table("score", "value", "real images would get")
-    real = f"{floor['fid']:.4g} (two halves of {floor['num_images']:,})" if floor else "-"
-    repeated = document.get("repeats")
-    sd = f" ± {repeated['metrics']['fid']['sd']:.2g}" if repeated else ""
-    table.add_row(document["name"], f"[bold]{metrics['fid']:.4g}[/bold]{sd}", real)
-    if "kid_mean" in metrics:
-        table.add_row("kid", f"{metrics['kid_mean']:.3g} ± {metrics['kid_std']:.2g}", "0")
-    for key in ("precision", "recall", "density", "coverage"):
-        if key in metrics:
-            table.add_row(key, f"{metrics[key]:.3f}", "")
-    if "inception_score_mean" in metrics:
-        table.add_row("IS", f"{metrics['inception_score_mean']:.3f} ± {metrics['inception_score_std']:.2g}", "")
-    console.print(table)
-    if repeated:
-        values = " ".join(f"{value:.4g}" for value in repeated["metrics"]["fid"]["values"])
-        console.print(f"means over {len(repeated['seeds'])} seeds; {document['name']} ± sd of {values}")
-    for warning in document["warnings"]:
-        console.print(f"[yellow]warning:[/yellow] {escape(warning)}")
-    console.print(escape(document["evaluation"]), soft_wrap=True)
+        yield report

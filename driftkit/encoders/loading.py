@@ -193,7 +193,7 @@ def _load_timm(
     if path is not None:
         state = _encoder_keys(spec, read_weights(path), path)
         digest = state_digest(state)
-        _put_in(network, state, path)
+        put_in(network, state, path)
     encoder = TimmEncoder(spec, network, input_size=size)
     encoder.random_weights, encoder.weights_digest = random_weights, digest
     encoder.freeze()
@@ -291,7 +291,7 @@ def _encoder_keys(spec: EncoderSpec, state: dict[str, torch.Tensor], path: Path)
     return {k: v for k, v in inner.items() if not k.startswith(spec.dropped_keys)}
 
 
-def _put_in(network: Any, state: dict[str, torch.Tensor], path: Path) -> None:
+def put_in(network: Any, state: dict[str, torch.Tensor], path: Path) -> None:
     """Load `state` strictly, after timm's own renaming and resizing of position embeddings for that family."""
     family = sys.modules[type(network).__module__]
     if hasattr(family, "checkpoint_filter_fn"):

@@ -1,102 +1,37 @@
-"""What turns images into the features that are scored, each with a name, a version and the digest of its weights."""
+"""The networks that judge, by name: Inception, the published transformers, and encoders trained here."""
 
 import io
 import os
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from driftkit.artifacts.files import sha256_file
 from driftkit.artifacts.images import to_float
+from driftkit.artifacts.run import Run
+from driftkit.encoders.specs import TIMM_PREFIX
 from driftkit.encoders.weights import HubFile, UrlFile, read_weights
-from driftkit.errors import MissingError, RefusedError, UsageError
+from driftkit.errors import MissingError, UsageError
+from driftkit.evaluation.features import Extractor
+from driftkit.evaluation.timm_extractors import CLIP_MODEL, DINOV2_MODEL, clip, dinov2, timm_model, timm_weights
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
 INCEPTION_DIGEST_PREFIX = "6726825d"
+INCEPTION_CLASSES = 1008
 INCEPTION_VARIABLE = "DRIFTKIT_INCEPTION_WEIGHTS"
-DINOV2_MODEL = "vit_large_patch14_dinov2.lvd142m"
-DINOV2_SIZE = 224
 ENCODER_PREFIX = "encoder:"
-NAMES = ("inception", "dinov2", "encoder:RUN")
-
-Embed = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]
-"""uint8 images [n, 3, H, W] on the device -> features [n, D] and, from a classifier, logits [n, K]."""
-
-
-@dataclass(frozen=True)
-class Extractor:
-    """A frozen network that judges images.
-
-    Attributes:
-        name: "inception", "dinov2" or "encoder:" and the run's folder name.
-        version: which implementation made the features.
-        weights_digest: sha256 of its weights; with `name` and `resize` it says which numbers may be compared.
-        resize: how images get to the network's size.
-        dim: length of a feature vector.
-        embed: the network with its resizing.
-        device: where `embed` expects its images.
-    """
-
-    name: str
-    version: str
-    weights_digest: str
-    resize: str
-    dim: int
-    embed: Embed
-    device: torch.device
-
-    def describe(self) -> dict[str, Any]:
-        """What an evaluation records of it."""
-        keys = ("name", "version", "weights_digest", "resize", "dim")
-        return {key: getattr(self, key) for key in keys}
-
-    def features(
-        self, images: torch.Tensor, *, batch_size: int = 64, advance: Callable[[int], None] | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Features of uint8 images [N, 3, H, W].
-
-        Args:
-            batch_size: images at a time; changes nothing beyond float32 rounding.
-            advance: called with the number of images just done.
-
-        Returns:
-            float32 [N, dim] on the CPU, and the logits [N, K] or None.
-
-        Raises:
-            RefusedError: a feature is not finite.
-        """
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"images: expected uint8 [N, 3, H, W], got {images.dtype} {list(images.shape)}")
-        features: list[torch.Tensor] = []
-        logits: list[torch.Tensor] = []
-        for batch in images.split(batch_size):
-            with torch.inference_mode():
-                values, scores = self.embed(batch.to(self.device))
-            if not bool(torch.isfinite(values).all()):
-                raise RefusedError(
-                    f"{self.name} gives features that are not finite for these images; nothing was scored"
-                )
-            features.append(values.float().cpu())
-            if scores is not None:
-                logits.append(scores.float().cpu())
-            if advance:
-                advance(len(batch))
-        return torch.cat(features), torch.cat(logits) if logits else None
+NAMES = ("inception", "dinov2", "clip", "encoder:RUN", "timm:MODEL")
+HUB_MODELS = {"dinov2": DINOV2_MODEL, "clip": CLIP_MODEL}
 
 
 def load_extractor(features: str, *, weights: Path | None = None, device: torch.device | str = "cpu") -> Extractor:
     """The extractor of that name.
 
     Args:
-        features: inception, dinov2 or encoder:RUN, with RUN the folder of a MAE run.
-        weights: a local weights file for inception and dinov2; None looks where they are kept and then downloads.
+        features: inception, dinov2, clip, encoder:RUN with RUN the folder of a MAE run, or timm:MODEL.
+        weights: a local weights file; None looks where they are kept and then downloads.
         device: where it runs.
 
     Raises:
@@ -106,8 +41,12 @@ def load_extractor(features: str, *, weights: Path | None = None, device: torch.
     place = torch.device(device)
     if features == "inception":
         return _inception(_inception_weights(weights), place)
-    if features == "dinov2":
-        return _dinov2(_dinov2_weights(weights), place)
+    if features in HUB_MODELS:
+        path = fetch_weights(features) if weights is None else _require_file(weights, f"the weights of {features}")
+        return (dinov2 if features == "dinov2" else clip)(path, place)
+    if features.startswith(TIMM_PREFIX) and features != TIMM_PREFIX:
+        given = None if weights is None else _require_file(weights, f"the weights of {features}")
+        return timm_model(features, timm_weights(features, given), place)
     if features.startswith(ENCODER_PREFIX) and features != ENCODER_PREFIX:
         if weights is not None:
             raise UsageError(f"--features-weights: {features} brings its own weights; leave the option out")
@@ -116,15 +55,14 @@ def load_extractor(features: str, *, weights: Path | None = None, device: torch.
 
 
 def published_weights(features: str) -> HubFile | UrlFile:
-    """The file that an extractor's weights are published in; `features` is inception or dinov2."""
+    """The file that the weights of inception, dinov2 or clip are published in."""
     if features == "inception":
         return UrlFile(INCEPTION_URL, f"sha256:{INCEPTION_DIGEST_PREFIX}")
-    assert features == "dinov2", features
-    return HubFile(f"timm/{DINOV2_MODEL}")
+    return HubFile(f"timm/{HUB_MODELS[features]}")
 
 
 def locate_weights(features: str) -> Path | None:
-    """Where the weights of inception or dinov2 lie on this machine, or None; no network is asked.
+    """Where the weights of inception, dinov2 or clip lie on this machine, or None; no network is asked.
 
     Raises:
         MissingError: the variable that names the file names none.
@@ -136,7 +74,7 @@ def locate_weights(features: str) -> Path | None:
 
 
 def fetch_weights(features: str) -> Path:
-    """The weights of inception or dinov2 from where they are kept, or downloaded to there.
+    """The weights of inception, dinov2 or clip from where they are kept, or downloaded to there.
 
     Raises:
         MissingError: they are not here and do not come, or are not the published ones.
@@ -157,10 +95,11 @@ def _run_encoder(path: Path, device: torch.device) -> Extractor:
     from driftkit.encoders.loading import load_encoder_file, load_run_encoder
 
     encoder = load_encoder_file(path, device=device) if path.is_file() else load_run_encoder(path, device=device)
+    head = None if path.is_file() else _classifier(path, device)
 
-    def embed(images: torch.Tensor) -> tuple[torch.Tensor, None]:
-        maps = encoder.maps(to_float(images))
-        return torch.cat([m.values.float().mean(dim=(2, 3)) for m in maps], dim=1), None
+    def embed(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        means = [m.values.float().mean(dim=(2, 3)) for m in encoder.maps(to_float(images))]
+        return torch.cat(means, dim=1), head(means[-1]) if head is not None else None
 
     size = encoder.input_size
     with torch.inference_mode():
@@ -173,7 +112,19 @@ def _run_encoder(path: Path, device: torch.device) -> Extractor:
         dim=dim,
         embed=embed,
         device=device,
+        num_classes=0 if head is None else head.out_features,
     )
+
+
+def _classifier(path: Path, device: torch.device) -> torch.nn.Linear | None:
+    """The linear head on the mean of the last map that a MAE run was fine-tuned with, if it was."""
+    weights = Run.open(path).checkpoint().weights("ema")
+    if "head.weight" not in weights:
+        return None
+    classes, width = weights["head.weight"].shape
+    head = torch.nn.Linear(width, classes)
+    head.load_state_dict({"weight": weights["head.weight"], "bias": weights["head.bias"]})
+    return head.requires_grad_(False).to(device)
 
 
 def _inception(path: Path, device: torch.device) -> Extractor:
@@ -208,6 +159,8 @@ def _inception(path: Path, device: torch.device) -> Extractor:
         dim=2048,
         embed=embed,
         device=device,
+        num_classes=INCEPTION_CLASSES,
+        scores_inception=True,
     )
 
 
@@ -218,77 +171,6 @@ def _inception_weights(given: Path | None) -> Path:
 
 def _named_inception() -> Path | None:
     return Path(os.environ[INCEPTION_VARIABLE]) if os.environ.get(INCEPTION_VARIABLE) else None
-
-
-def _dinov2(path: Path, device: torch.device, *, model: str = DINOV2_MODEL) -> Extractor:
-    """The class token of DINOv2 after its final norm, unscaled, as FD-DINOv2 takes it (Stein et al. 2023)."""
-    from driftkit.encoders.loading import state_digest
-
-    state = read_weights(path)
-    network = dinov2_network(state, path, model=model).to(device)
-    mean = torch.tensor(network.pretrained_cfg["mean"], device=device).view(1, 3, 1, 1)
-    std = torch.tensor(network.pretrained_cfg["std"], device=device).view(1, 3, 1, 1)
-
-    def embed(images: torch.Tensor) -> tuple[torch.Tensor, None]:
-        # Antialiasing selects the cubic kernel of PIL, and rounding its 8 bits: the convention resizes PIL images.
-        resized = F.interpolate(images.float(), size=(DINOV2_SIZE, DINOV2_SIZE), mode="bicubic", antialias=True)
-        inputs = (resized.clamp(0, 255).round() / 255 - mean) / std
-        return network.forward_features(inputs)[:, 0], None
-
-    return Extractor(
-        name="dinov2",
-        version=f"timm {version('timm')}, {model}, class token",
-        weights_digest=state_digest(state),
-        resize=f"{DINOV2_SIZE}x{DINOV2_SIZE} bicubic antialiased, rounded to 8 bits",
-        dim=int(network.num_features),
-        embed=embed,
-        device=device,
-    )
-
-
-def dinov2_network(state: dict[str, torch.Tensor], path: Path, *, model: str) -> Any:
-    """A DINOv2 for 224 pixels from a timm or an original state dict of the 518 pixel network.
-
-    Position embeddings are interpolated as the original code does, with its offset of 0.1 and without antialiasing;
-    timm's own interpolation gives other features.
-
-    Raises:
-        MissingError: the weights are of another network.
-    """
-    import timm
-
-    network: Any = timm.create_model(model, pretrained=False, num_classes=0, img_size=DINOV2_SIZE)
-    with torch.device("meta"):
-        native: Any = timm.create_model(model, pretrained=False, num_classes=0)
-    family = sys.modules[type(network).__module__]
-    problem = ""
-    try:
-        state = dict(family.checkpoint_filter_fn(dict(state), native))
-        side, wanted = native.patch_embed.grid_size[0], network.patch_embed.grid_size[0]
-        state["pos_embed"] = _resize_positions(state["pos_embed"], side, wanted)
-        network.load_state_dict(state)
-    except (KeyError, RuntimeError) as error:  # what torch raises for keys and shapes that do not fit
-        problem = str(error)
-    if problem:
-        raise MissingError(f"{path} does not hold the weights of {model}: {problem[:200]}")
-    return network.requires_grad_(False).eval()
-
-
-def _resize_positions(embedding: torch.Tensor, side: int, wanted: int) -> torch.Tensor:
-    """Class position and side x side patch positions [1, 1 + side^2, D] -> [1, 1 + wanted^2, D]."""
-    prefix = embedding.shape[1] - side * side
-    if prefix not in (0, 1):
-        raise KeyError(f"pos_embed has {embedding.shape[1]} positions, expected {side * side + 1}")
-    grid = embedding[:, prefix:].reshape(1, side, side, -1).permute(0, 3, 1, 2).float()
-    scale = (wanted + 0.1) / side
-    grid = F.interpolate(grid, scale_factor=(scale, scale), mode="bicubic", antialias=False)
-    return torch.cat([embedding[:, :prefix], grid.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
-
-
-def _dinov2_weights(given: Path | None) -> Path:
-    if given is not None:
-        return _require_file(given, "the DINOv2 weights")
-    return fetch_weights("dinov2")
 
 
 def _require_file(path: Path, what: str) -> Path:

@@ -4,12 +4,14 @@ import torch
 
 from driftkit.evaluation.moments import Moments
 
+SMALLEST_PIVOT = 1e-10  # of a Cholesky factor, squared, over the largest variance
+
 
 def frechet_distance(a: Moments, b: Moments) -> float:
     """Squared Fréchet (2-Wasserstein) distance between the Gaussians with these moments.
 
     |mean_a - mean_b|^2 + tr(C_a) + tr(C_b) - 2 tr((C_a C_b)^(1/2)). The last trace is the sum of the singular values
-    of R_a R_b with R the symmetric square roots: they come out to float64 precision of the largest one, where the
+    of R_a^T R_b with C = R R^T: they come out to float64 precision of the largest one, where the
     square root of the eigenvalues of C_a C_b would keep half the digits and may turn complex.
 
     Args:
@@ -34,7 +36,15 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
 
 def _root(covariance: torch.Tensor) -> torch.Tensor:
-    """A tall factor R [D, r] with R R^T = covariance, without the directions that are rounding noise."""
+    """A factor R [D, r] with R R^T = covariance, without the directions that are rounding noise.
+
+    Any such factor gives the same singular values. Cholesky's takes a tenth of the time of eigenvectors, and is as
+    exact unless the covariance is near singular: then it fails or its smallest pivot shows it.
+    """
+    factor: torch.Tensor
+    factor, failed = torch.linalg.cholesky_ex(covariance)
+    if not int(failed) and float(factor.diagonal().min()) ** 2 > SMALLEST_PIVOT * float(covariance.diagonal().max()):
+        return factor
     values, vectors = torch.linalg.eigh(covariance)
     noise = values[-1].clamp(min=0) * len(values) * torch.finfo(torch.float64).eps
     kept = values > noise

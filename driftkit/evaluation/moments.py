@@ -32,6 +32,13 @@ class Moments:
             moments.update(rows)
         return moments
 
+    @classmethod
+    def of_covariance(cls, mean: torch.Tensor, covariance: torch.Tensor, *, count: int = 2) -> "Moments":
+        """Moments of a Gaussian that is known by mean [D] and unbiased covariance [D, D] of `count` vectors."""
+        moments = cls(len(mean))
+        moments.count, moments.mean, moments.scatter = count, mean.double(), covariance.double() * (count - 1)
+        return moments
+
     def update(self, features: torch.Tensor) -> None:
         """Add the rows of [n, D].
 

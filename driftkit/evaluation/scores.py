@@ -1,19 +1,16 @@
-"""Scores of features: FID, density and coverage are ours; KID, precision, recall and IS torch-fidelity's."""
+"""Scores of generated features against real ones, and what real images would get in their place."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from driftkit.evaluation import density
+from driftkit.evaluation.features import ImageFeatures
 from driftkit.evaluation.frechet import frechet_distance
+from driftkit.evaluation.kernel_distance import KID_SUBSET_SIZE, KID_SUBSETS, RANDOM_SEED, kernel_distance
+from driftkit.evaluation.manifold import DENSITY_NEIGHBOURS, PRC_NEIGHBOURS, manifold_scores
 from driftkit.evaluation.moments import Moments
 
-KID_SUBSETS = 100
-KID_SUBSET_SIZE = 1000
-PRC_NEIGHBOURS = 3
-PRC_CHUNK = 2000  # rows of distances at a time: 2,000 x 50,000 float32 take 0.4 GB
-RANDOM_SEED = 2020  # torch-fidelity's own, so that its command line gives the same KID
 INCEPTION_SCORE_SPLITS = 10
 
 
@@ -22,8 +19,8 @@ class Scores:
     """Numbers, the settings they depend on, and what could not be computed.
 
     Attributes:
-        metrics: fid, kid_mean, kid_std, precision, recall, density, coverage, inception_score_mean and _std, where they
-            exist.
+        metrics: fid, kid_mean, kid_std, precision, recall, density, coverage, inception_score_mean and _std: those
+            that exist.
         settings: subset and neighbourhood sizes.
         omitted: one sentence per score left out.
     """
@@ -34,50 +31,56 @@ class Scores:
 
 
 def score_features(
-    generated: torch.Tensor,
-    reference: torch.Tensor,
+    generated: ImageFeatures,
+    reference: ImageFeatures,
     *,
-    logits: torch.Tensor | None = None,
+    inception_score: bool = False,
     device: torch.device | str = "cpu",
-    reference_moments: Moments | None = None,
 ) -> Scores:
-    """All scores of [N, D] generated features against [M, D] reference features.
+    """All scores of generated images.
 
-    KID draws 100 subsets of min(1000, half of the smaller set) images. Precision and recall take equally many images
-    of both sets, drawn with a fixed seed, since both numbers move with the counts; distances are computed in chunks.
+    The Fréchet distance takes the moments of all images, the others the features that were kept. KID draws 100 subsets
+    of min(1000, half of the smaller set) images. Precision, recall, density and coverage take equally many images of
+    both sets, drawn with a fixed seed, since all four move with the counts.
 
     Args:
-        generated, reference: float32 features of one extractor, at least 2 rows each.
-        logits: of the generated images, [N, K], for the Inception Score; None leaves it out.
-        device: where the distances are computed.
-        reference_moments: of `reference`, where they are known already.
+        generated, reference: of one extractor, at least 2 images each.
+        inception_score: whether the generated logits are those that the Inception Score is defined with.
+        device: where distances are computed.
     """
-    metrics = {"fid": frechet_distance(Moments.of(generated), reference_moments or Moments.of(reference))}
+    metrics = {"fid": frechet_distance(generated.moments, reference.moments)}
+    scores = score_rows(generated.rows, reference.rows, device=device)
+    settings, omitted = dict(scores.settings), list(scores.omitted)
+    if inception_score and generated.logits is not None:
+        if len(generated.logits) >= 2 * INCEPTION_SCORE_SPLITS:
+            settings["inception_score_splits"] = INCEPTION_SCORE_SPLITS
+            metrics |= inception_score_of(generated.logits)
+        else:
+            got = len(generated.logits)
+            omitted.append(f"the Inception Score needs at least {2 * INCEPTION_SCORE_SPLITS} images, got {got}")
+    return Scores({**metrics, **scores.metrics}, settings, omitted)
+
+
+def score_rows(generated: torch.Tensor, reference: torch.Tensor, *, device: torch.device | str = "cpu") -> Scores:
+    """KID, precision, recall, density and coverage of features [N, D] against [M, D]."""
+    metrics: dict[str, float] = {}
     settings: dict[str, int] = {}
     omitted: list[str] = []
     count = min(len(generated), len(reference))
     if count >= 4:
         settings |= {"kid_subsets": KID_SUBSETS, "kid_subset_size": min(KID_SUBSET_SIZE, count // 2)}
-        metrics |= _kid(generated, reference, subset_size=settings["kid_subset_size"])
+        metrics |= kernel_distance(generated, reference, subset_size=settings["kid_subset_size"], device=device)
     else:
-        omitted.append(f"KID needs at least 4 images on both sides, got {count}")
-    if count > PRC_NEIGHBOURS:
-        settings |= {"prc_neighbours": PRC_NEIGHBOURS, "prc_images": count}
-        metrics |= _precision_recall(_drawn(generated, count).to(device), _drawn(reference, count).to(device))
+        omitted.append(f"KID needs the features of at least 4 images on both sides, got {count}")
+    most = max(PRC_NEIGHBOURS, DENSITY_NEIGHBOURS)
+    if count > most:
+        settings |= {"prc_neighbours": PRC_NEIGHBOURS, "density_neighbours": DENSITY_NEIGHBOURS, "prc_images": count}
+        metrics |= manifold_scores(_drawn(generated, count), _drawn(reference, count), device=device)
     else:
-        omitted.append(f"precision and recall need more than {PRC_NEIGHBOURS} images on both sides, got {count}")
-    if count > density.NEIGHBOURS:
-        settings |= {"density_neighbours": density.NEIGHBOURS, "density_images": count}
-        drawn = [_drawn(features, count).to(device) for features in (generated, reference)]
-        metrics |= density.density_coverage(*drawn)
-    else:
-        omitted.append(f"density and coverage need more than {density.NEIGHBOURS} images on both sides, got {count}")
-    if logits is not None:
-        if len(logits) >= 2 * INCEPTION_SCORE_SPLITS:
-            settings["inception_score_splits"] = INCEPTION_SCORE_SPLITS
-            metrics |= _inception_score(logits)
-        else:
-            omitted.append(f"the Inception Score needs at least {2 * INCEPTION_SCORE_SPLITS} images, got {len(logits)}")
+        omitted.append(
+            f"precision, recall, density and coverage need the features of more than {most} images on both sides, "
+            f"got {count}"
+        )
     return Scores(metrics, settings, omitted)
 
 
@@ -88,36 +91,8 @@ def _drawn(features: torch.Tensor, count: int) -> torch.Tensor:
     return features[torch.randperm(len(features), generator=torch.Generator().manual_seed(RANDOM_SEED))[:count]]
 
 
-def _kid(generated: torch.Tensor, reference: torch.Tensor, *, subset_size: int) -> dict[str, float]:
-    from torch_fidelity import metric_kid
-
-    # float64, since the estimate is a small difference of sums of cubes
-    out: dict[str, Any] = metric_kid.kid_features_to_metric(
-        generated.double(),
-        reference.double(),
-        kid_subsets=KID_SUBSETS,
-        kid_subset_size=subset_size,
-        rng_seed=RANDOM_SEED,
-        verbose=False,
-    )
-    return {"kid_mean": out[metric_kid.KEY_METRIC_KID_MEAN], "kid_std": out[metric_kid.KEY_METRIC_KID_STD]}
-
-
-def _precision_recall(generated: torch.Tensor, reference: torch.Tensor) -> dict[str, float]:
-    from torch_fidelity import metric_prc
-
-    out: dict[str, Any] = metric_prc.prc_features_to_metric(
-        generated,
-        reference,
-        prc_neighborhood=PRC_NEIGHBOURS,
-        prc_batch_size=PRC_CHUNK,
-        save_cpu_ram=True,
-        verbose=False,
-    )
-    return {"precision": out[metric_prc.KEY_METRIC_PRECISION], "recall": out[metric_prc.KEY_METRIC_RECALL]}
-
-
-def _inception_score(logits: torch.Tensor) -> dict[str, float]:
+def inception_score_of(logits: torch.Tensor) -> dict[str, float]:
+    """`inception_score_mean` and `_std` over 10 splits of logits [N, 1008], as torch-fidelity has them."""
     from torch_fidelity import metric_isc
 
     out = metric_isc.isc_features_to_metric(logits, INCEPTION_SCORE_SPLITS, True, RANDOM_SEED)
@@ -127,20 +102,24 @@ def _inception_score(logits: torch.Tensor) -> dict[str, float]:
     }
 
 
-def real_floor(reference: torch.Tensor, *, num_images: int, seed: int = 0) -> dict[str, Any] | None:
-    """Fréchet distance between two disjoint random halves of the reference: what perfect samples would score.
+def real_floor(
+    rows: torch.Tensor, *, num_images: int, seed: int = 0, device: torch.device | str = "cpu"
+) -> dict[str, Any] | None:
+    """What perfect samples would score: two disjoint random halves of the reference against each other.
 
     Args:
-        reference: features of real images, [M, D].
+        rows: features of real images, [M, D].
         num_images: wanted images on each side; at most M / 2 are there.
         seed: of the split.
 
     Returns:
-        `fid`, `num_images` (on each side) and `seed`; None where the reference has fewer than 4 images.
+        `fid` and the scores of `score_rows`, with `num_images` (on each side) and `seed`; None where there are fewer
+        than 4 images.
     """
-    count = min(num_images, len(reference) // 2)
+    count = min(num_images, len(rows) // 2)
     if count < 2:
         return None
-    order = torch.randperm(len(reference), generator=torch.Generator().manual_seed(seed))
-    first, second = reference[order[:count]], reference[order[count : 2 * count]]
-    return {"fid": frechet_distance(Moments.of(first), Moments.of(second)), "num_images": count, "seed": seed}
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+    first, second = rows[order[:count]], rows[order[count : 2 * count]]
+    fid = frechet_distance(Moments.of(first), Moments.of(second))
+    return {"fid": fid, "num_images": count, "seed": seed, **score_rows(first, second, device=device).metrics}

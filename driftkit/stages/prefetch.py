@@ -19,7 +19,7 @@ from driftkit.evaluation import extractors
 from driftkit.runtime.network import host_of, unreachable_hosts
 
 EVALUATOR_PREFIX = "evaluator:"
-EVALUATORS = {"inception": "Inception v3", "dinov2": "DINOv2 ViT-L/14"}
+EVALUATORS = {"inception": "Inception v3", "dinov2": "DINOv2 ViT-L/14", "clip": "CLIP ViT-L/14, DataComp-XL"}
 WITHOUT_FILES = {PIXEL: "the encoder without weights", "shapes": "drawn, not fetched"}
 
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ def generate(
     run: Run,
     *,
     num_images: int,
+    first_image: int = 0,
     sampler: str | None = None,
     nfe: int | None = None,
     seed: int = 0,
@@ -65,6 +67,7 @@ def generate(
 
     Args:
         num_images: how many, > 0.
+        first_image: number of the first one.
         sampler: None takes the method's own (one-step, ddim).
         nfe: network evaluations per image; None takes the sampler's own.
         weights: "ema" is what one scores; "raw" are the last weights.
@@ -83,13 +86,77 @@ def generate(
         raise UsageError(f"--num-images {num_images}: expected at least 1")
     device = device or torch.device("cpu")
     network, config, checkpoint = load_network(run, weights=weights, step=step)
+    drawn = draw_images(
+        network.to(device, memory_format=torch.channels_last),  # type: ignore[call-overload]
+        config,
+        range(first_image, first_image + num_images),
+        sampler=sampler,
+        nfe=nfe,
+        seed=seed,
+        options=options,
+        batch_size=batch_size,
+        device=device,
+        advance=advance,
+        what=f"{run.path} at step {checkpoint.step}",
+    )
+    manifest = run.manifest()
+    info = {
+        "num_images": num_images,
+        "image_size": drawn.images.shape[-1],
+        "method": config.objective.name,
+        "encoder": (manifest.get("encoder") or {}).get("name"),
+        "sampler": drawn.sampler,
+        "nfe": drawn.nfe,
+        "sampler_options": options or {},
+        "seed": seed,
+        "weights": weights,
+        "step": checkpoint.step,
+        "run": str(run.path),
+        "data": config.data.spec,
+        "precision": drawn.precision,
+    }
+    return drawn.images, info
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Images of a network, and how they were drawn."""
+
+    images: torch.Tensor  # uint8 [N, 3, H, W]
+    sampler: str
+    nfe: int
+    precision: str
+
+
+def draw_images(
+    network: nn.Module,
+    config: TrainConfig,
+    numbers: range,
+    *,
+    sampler: str | None = None,
+    nfe: int | None = None,
+    seed: int = 0,
+    options: dict[str, Any] | None = None,
+    batch_size: int = SAMPLE_BATCH,
+    device: torch.device,
+    advance: Callable[[int], None] | None = None,
+    what: str = "the network",
+) -> Drawn:
+    """Images of a network in evaluation mode on the device; the arguments are those of `generate`.
+
+    Args:
+        numbers: of the images, which with the seed decide them.
+        what: how an error names the network.
+
+    Raises:
+        UsageError, RefusedError: as `generate`.
+    """
     name, draw = build_sampler(config.objective, sampler)
-    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     shape = (3, _image_size(config), _image_size(config))
     dtype = autocast_dtype(config.trainer.precision, device)
     images, used_nfe = [], 0
-    for first in range(0, num_images, batch_size):
-        indices = range(first, min(first + batch_size, num_images))
+    for first in range(0, len(numbers), batch_size):
+        indices = numbers[first : first + batch_size]
         noise = image_noise(seed, "sample", indices, shape).to(device)
 
         def step_noise(number: int, indices: range = indices) -> torch.Tensor:
@@ -99,29 +166,11 @@ def generate(
         with torch.inference_mode(), autocast(device, dtype):
             batch, used_nfe = draw(network, noise, request)
         if not bool(torch.isfinite(batch).all()):
-            raise RefusedError(
-                f"{run.path} at step {checkpoint.step} gives images that are not finite; nothing was written"
-            )
+            raise RefusedError(f"{what} gives images that are not finite; nothing was written")
         images.append(to_uint8(batch).cpu())
         if advance:
             advance(len(indices))
-    manifest = run.manifest()
-    info = {
-        "num_images": num_images,
-        "image_size": shape[-1],
-        "method": config.objective.name,
-        "encoder": (manifest.get("encoder") or {}).get("name"),
-        "sampler": name,
-        "nfe": used_nfe,
-        "sampler_options": options or {},
-        "seed": seed,
-        "weights": weights,
-        "step": checkpoint.step,
-        "run": str(run.path),
-        "data": config.data.spec,
-        "precision": str(dtype).removeprefix("torch."),
-    }
-    return torch.cat(images), info
+    return Drawn(torch.cat(images), name, used_nfe, str(dtype).removeprefix("torch."))
 
 
 def sample(run: Run, output: Path | None, **request: Any) -> SampleSet:

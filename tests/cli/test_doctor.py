@@ -37,7 +37,7 @@ def test_missing_things_are_reported_with_what_brings_them(alone):
     assert document["ok"]
     assert not document["problems"]
     files = {file["name"]: file for file in document["files"]}
-    assert set(files) == {*SPECS, "inception", "evaluator:dinov2", "cifar10"}
+    assert set(files) == {*SPECS, "inception", "evaluator:dinov2", "evaluator:clip", "cifar10"}
     assert all(file["path"] is None and file["fetch"] == f"driftkit prefetch {name}" for name, file in files.items())
     assert all(not host["reachable"] and host["reason"] == "no network" for host in document["hosts"])
     assert any("out of reach" in line for line in document["warnings"])
@@ -91,7 +91,7 @@ def test_text_fits_the_terminal_and_names_every_file(alone, monkeypatch, width):
     monkeypatch.setenv("COLUMNS", str(width))
     result = driftkit("doctor")
     assert result.exit_code == 0, result.output
-    for name in (*SPECS, "evaluator:dinov2", "cifar10"):
+    for name in (*SPECS, "evaluator:dinov2", "evaluator:clip", "cifar10"):
         assert f"driftkit prefetch {name}" in result.stdout
     lines = [line for line in result.stdout.splitlines() if not line.startswith("warning:")]
     assert all(len(line) <= width for line in lines)

@@ -1,36 +1,27 @@
 """`driftkit fid` as typed: its document, its text, its errors."""
 
 import json
+import os
+import re
+import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from typer.testing import CliRunner
 
 from driftkit.cli.app import app
-from driftkit.errors import MissingError
-from tests.evaluation.fakes import FakePack, add_samples, make_run, random_images, tiny_extractor
+from tests.conftest import TINY_DATA, driftkit, train_tiny
+from tests.evaluation.fakes import add_samples, make_pack, make_run, random_images, tiny_extractor
+
+TWO_PROCESSES = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
 
 @pytest.fixture
-def data(monkeypatch, tmp_path):
-    """One known reference, `real`."""
-
-    def open_dataset(spec, *, image_size=None, limit=None, **_):
-        if spec != "real":
-            raise MissingError(f"{spec}: no such data")
-        return FakePack(random_images(60, 50))
-
-    module = ModuleType("driftkit.datasets.sources")
-    module.open_dataset = open_dataset
-    monkeypatch.setitem(sys.modules, "driftkit.datasets.sources", module)
+def invoke(tmp_path, monkeypatch):
+    """Runs the command with a tiny judge; `real` is a reference."""
+    make_pack(tmp_path / "real.safetensors", random_images(60, 50))
     monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def invoke(data, monkeypatch):
-    """Runs the command with a tiny judge."""
     monkeypatch.setattr("driftkit.stages.fid.load_extractor", lambda name, **_: tiny_extractor())
     return lambda *words: CliRunner().invoke(app, ["fid", *map(str, words)])
 
@@ -50,9 +41,26 @@ def test_text_shows_score_floor_and_warnings(invoke, tmp_path):
     path = add_samples(make_run(tmp_path / "ddpm", "ddpm"))
     result = invoke(path, "--reference", "real", "--device", "cpu")
     assert result.exit_code == 0, result.stderr
-    for word in ("fid@16", "kid", "precision", "two halves", "warning:", "encoder:tiny"):
+    for word in ("fid@16", "kid", "precision", "coverage", "real images get (16 each)", "warning:", "encoder:tiny"):
         assert word in result.stdout
     assert max(map(len, result.stdout.splitlines()[:-1])) <= 100
+
+
+def test_second_call_says_where_the_reference_comes_from(invoke, tmp_path):
+    path = add_samples(make_run(tmp_path / "ddpm", "ddpm"))
+    first, second = (invoke(path, "-r", "real", "--device", "cpu") for _ in range(2))
+    assert "features of 60 images from" not in first.stderr
+    assert "features of 60 images from" in second.stderr
+    assert first.stdout == second.stdout
+    assert "features of" not in invoke(path, "-r", "real", "--device", "cpu", "--no-cache").stderr
+
+
+def test_written_statistics_are_a_reference(invoke, tmp_path):
+    path = add_samples(make_run(tmp_path / "ddpm", "ddpm"))
+    first = invoke(path, "-r", "real", "--write-statistics", "s.safetensors", "--json", "--device", "cpu")
+    second = invoke(path, "-r", "s.safetensors", "--json", "--device", "cpu")
+    assert second.exit_code == 0, second.stderr
+    assert json.loads(second.stdout)["metrics"]["kid_mean"] == json.loads(first.stdout)["metrics"]["kid_mean"]
 
 
 @pytest.mark.parametrize(
@@ -64,24 +72,93 @@ def test_text_shows_score_floor_and_warnings(invoke, tmp_path):
         (["{samples}", "-r", "real", "--nfe", "3"], 2, "--nfe"),
         (["{samples}", "-r", "real", "--weights", "best"], 2, "ema or raw"),
         (["{samples}", "-r", "real", "--num-images", "99"], 2, "holds 16"),
-        (["{samples}", "-r", "real", "--num-images", "1"], 5, "at least 2"),
+        (["{samples}", "-r", "real", "--num-images", "9"], 5, "at least 10"),
         (["{samples}", "-r", "real", "--batch-size", "0"], 2, "--batch-size"),
         (["{samples}", "-r", "real", "--output", "x.txt"], 2, ".json"),
         (["{samples}", "-r", "real", "--image-size", "2"], 2, "--image-size"),
         (["{samples}", "-r", "real", "--device", "tpu"], 2, "auto, cpu or cuda"),
+        (["{samples}", "-r", "real", "--repeats", "1"], 2, "at least 2"),
+        (["{samples}", "-r", "real", "--repeats", "9", "-n", "10"], 2, "holds 16"),
+        (["{samples}", "-r", "real", "--all-checkpoints"], 2, "no run"),
+        (["{samples}", "-r", "real", "--all-checkpoints", "--repeats", "2"], 2, "exclude"),
+        (["{samples}", "-r", "real", "--write-statistics", "x"], 2, ".safetensors"),
     ],
 )
 def test_errors_are_one_line_with_their_code(invoke, tmp_path, words, code, says):
     samples = add_samples(make_run(tmp_path / "ddpm", "ddpm"))
-    result = invoke(*(w.format(samples=samples) for w in words))
+    result = invoke(*(w.format(samples=samples) for w in words), *([] if "--device" in words else ["--device", "cpu"]))
     assert result.exit_code == code
     assert says in result.stderr
     assert result.stderr.strip().count("\n") == 0
     assert result.stdout == ""
 
 
-def test_unknown_features_are_a_usage_error(data, tmp_path):
+def test_unknown_features_are_a_usage_error(invoke, tmp_path, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
     samples = add_samples(make_run(tmp_path / "ddpm", "ddpm"))
     result = CliRunner().invoke(app, ["fid", str(samples), "-r", "real", "--features", "incepton", "--device", "cpu"])
     assert result.exit_code == 2
-    assert "expected inception, dinov2, encoder:RUN" in result.stderr
+    assert "expected inception, dinov2, clip, encoder:RUN, timm:MODEL" in result.stderr
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """A trained drifting run with its checkpoints, and a MAE that judges."""
+    train_tiny(tmp_path / "judge", "mae", "--set", "objective.finetune_from=0")
+    train_tiny(tmp_path / "drift", "drift", "--checkpoint-every", "1", "--set", "trainer.keep_every=1")
+    return ["-r", TINY_DATA[1], "--features", f"encoder:{tmp_path / 'judge'}", "-n", "48", "--device", "cpu"]
+
+
+def test_a_real_run_is_scored_with_everything_there_is(tmp_path, runs):
+    result = driftkit("fid", tmp_path / "drift", *runs, "--json", "--allow-collapsed")
+    assert result.exit_code == 0, result.stderr
+    document = json.loads(result.stdout)
+    assert document["memorisation"]["among"] == "training images"
+    assert document["reference"]["is_training_data"] is True
+    assert (Path(document["evaluation"]).parent / document["memorisation"]["picture"]).is_file()
+    assert document["classes"]["by"] == "predictions"
+    skipped = driftkit("fid", tmp_path / "drift", *runs, "--json", "--allow-collapsed", "--no-memorisation")
+    assert json.loads(skipped.stdout)["memorisation"] is None
+
+
+def test_repeats_and_curves_are_printed(tmp_path, runs):
+    repeats = driftkit("fid", tmp_path / "drift", *runs, "--allow-collapsed", "--repeats", "2")
+    assert repeats.exit_code == 0, repeats.stderr
+    assert "over 2 disjoint sets" in repeats.stdout
+    curve = driftkit("fid", tmp_path / "drift", *runs, "--allow-collapsed", "--all-checkpoints")
+    assert curve.exit_code == 0, curve.stderr
+    assert re.search(r"│ 1 .*\n.*│ 2 ", curve.stdout)
+    assert max(map(len, curve.stdout.splitlines()[:-1])) <= 100
+    again = driftkit("fid", tmp_path / "drift", *runs, "--allow-collapsed", "--all-checkpoints", "--json")
+    assert again.stderr.count("evaluated before") == 2
+    assert (tmp_path / "drift/evaluations/curves").is_dir()
+
+
+def test_two_processes_give_the_number_of_one(tmp_path, runs):
+    """Real processes over gloo; sampling and features are shared, rank 0 alone prints and writes."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    documents = []
+    for launcher in ([sys.executable], TWO_PROCESSES):
+        line = [*launcher, "-m", "driftkit", "fid", str(tmp_path / "drift"), *runs, "--json", "--allow-collapsed",
+                "--no-cache", "--batch-size", "10", "--output", str(tmp_path / f"{len(documents)}.json")]  # fmt: skip
+        done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr
+        documents.append(json.loads(done.stdout))
+    one, two = documents
+    assert (one["world_size"], two["world_size"]) == (1, 2)
+    assert two["metrics"] == pytest.approx(one["metrics"], rel=1e-6)
+    for key in ("floor", "classes", "memorisation", "compression"):
+        kept = [{k: v for k, v in d[key].items() if k != "picture"} for d in documents]
+        assert kept[0] == kept[1], key
+    pictures = [Path(d["evaluation"]).with_name(d["memorisation"]["picture"]).read_bytes() for d in documents]
+    assert pictures[0] == pictures[1]
+
+
+def test_a_refusal_of_one_process_ends_both(tmp_path, runs):
+    words = [w if w != "48" else "4" for w in runs]
+    line = [*TWO_PROCESSES, "-m", "driftkit", "fid", str(tmp_path / "drift"), *words, "--json"]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=240)
+    assert done.returncode != 0
+    assert "at least 10 images, got 4" in done.stderr
+    assert done.stdout == ""

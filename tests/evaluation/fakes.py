@@ -1,6 +1,5 @@
 """Stand-ins for what scoring and comparing needs: an extractor, packs, and run folders without any training."""
 
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import torch
 
 from driftkit.artifacts.images import save_grid, write_samples
 from driftkit.artifacts.run import Run
+from driftkit.datasets.packs import ImagePack, PackSource, write_pack
 from driftkit.evaluation.extractors import Extractor
 
 SIZE = 8
@@ -32,22 +32,12 @@ def tiny_extractor(name: str = "encoder:tiny", digest: str = "ab" * 32, dim: int
     return Extractor(name, "1", digest, "4x4 mean", dim, embed, torch.device("cpu"))
 
 
-@dataclass
-class FakePack:
-    """What evaluation reads of an image pack."""
-
-    images: torch.Tensor
-    digest: str = "cd" * 32
-    name: str = "fake"
-    classes: list[str] = field(default_factory=list)
-
-    @property
-    def labels(self) -> torch.Tensor:
-        return torch.full((len(self.images),), -1)
-
-    @property
-    def image_size(self) -> int:
-        return int(self.images.shape[-1])
+def make_pack(
+    path: Path, images: torch.Tensor, labels: torch.Tensor | None = None, classes: tuple[str, ...] = ()
+) -> ImagePack:
+    """A pack of these images; without labels, unlabelled."""
+    labels = torch.full((len(images),), -1) if labels is None else labels
+    return write_pack(path, images, labels, classes, source=PackSource(spec=str(path), kind="pack"), label=path.stem)
 
 
 def make_run(path: Path, objective: str = "drift", *, steps: int = 30, **manifest: Any) -> Run:

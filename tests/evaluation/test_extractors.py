@@ -6,9 +6,13 @@ import torch
 from torch_fidelity import feature_extractor_inceptionv3 as theirs
 
 from driftkit.artifacts.files import write_tensors
+from driftkit.artifacts.images import to_float
+from driftkit.artifacts.run import Run
 from driftkit.errors import MissingError, RefusedError, UsageError
-from driftkit.evaluation import extractors
+from driftkit.evaluation import extractors, timm_extractors
 from driftkit.evaluation.extractors import Extractor, load_extractor
+from driftkit.stages.sample import load_network
+from tests.conftest import train_tiny
 from tests.evaluation.fakes import random_images, tiny_extractor
 
 
@@ -48,9 +52,9 @@ def test_float_images_are_refused():
         tiny_extractor().features(torch.zeros(2, 3, 8, 8))
 
 
-@pytest.mark.parametrize("name", ["incepton", "encoder:", "clip"])
+@pytest.mark.parametrize("name", ["incepton", "encoder:", "timm:", "timm:no_such_model"])
 def test_unknown_extractors_are_usage_errors(name):
-    with pytest.raises(UsageError, match="inception"):
+    with pytest.raises(UsageError, match=r"inception|timm has no model"):
         load_extractor(name)
 
 
@@ -128,10 +132,61 @@ def test_dinov2_reads_timm_weights_and_refuses_others(tmp_path):
     torch.manual_seed(0)
     state = timm.create_model(model, pretrained=False, num_classes=0).state_dict()
     write_tensors(tmp_path / "model.safetensors", state)
-    extractor = extractors._dinov2(tmp_path / "model.safetensors", torch.device("cpu"), model=model)
+    extractor = timm_extractors.dinov2(tmp_path / "model.safetensors", torch.device("cpu"), model=model)
     features, logits = extractor.features(random_images(2, size=32))
     assert features.shape == (2, 384)
     assert logits is None
     write_tensors(tmp_path / "other.safetensors", {"weight": torch.zeros(3)})
     with pytest.raises(MissingError, match="weights of"):
-        extractors._dinov2(tmp_path / "other.safetensors", torch.device("cpu"), model=model)
+        timm_extractors.dinov2(tmp_path / "other.safetensors", torch.device("cpu"), model=model)
+
+
+def test_clip_is_the_class_token_before_the_projection(tmp_path):
+    model = "vit_base_patch32_clip_224.laion2b"
+    torch.manual_seed(0)
+    network = timm.create_model(model, pretrained=False).eval()
+    write_tensors(tmp_path / "model.safetensors", network.state_dict())
+    extractor = timm_extractors.clip(tmp_path / "model.safetensors", torch.device("cpu"), model=model)
+    images = random_images(2, size=224)
+    features, _ = extractor.features(images)
+    mean, std = (torch.tensor(network.pretrained_cfg[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+    with torch.inference_mode():
+        expected = network.forward_features((images.float() / 255 - mean) / std)[:, 0]
+    torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5)
+    assert (extractor.name, extractor.dim) == ("clip", 768)
+    assert network.num_classes == 512  # which the projection would have made of it
+
+
+def test_any_timm_model_judges_by_its_pooled_features(tmp_path):
+    torch.manual_seed(0)
+    network = timm.create_model("resnet18.tv_in1k", pretrained=False).eval()
+    path = tmp_path / "model.safetensors"
+    write_tensors(path, network.state_dict())
+    extractor = load_extractor("timm:resnet18.tv_in1k", weights=path)
+    features, logits = extractor.features(random_images(3, size=32))
+    assert features.shape == (3, 512)
+    assert logits is None
+    assert extractor.name == "timm:resnet18.tv_in1k"
+    assert "resnet18.tv_in1k, pooled features" in extractor.version
+    assert "224x224 bilinear" in extractor.resize
+    write_tensors(path, {"weight": torch.zeros(3)})
+    with pytest.raises(MissingError, match="does not fit"):
+        load_extractor("timm:resnet18.tv_in1k", weights=path)
+    with pytest.raises(MissingError, match="nothing"):
+        load_extractor("timm:resnet18.tv_in1k", weights=tmp_path / "absent")
+
+
+def test_run_encoder_has_the_classifier_it_was_fine_tuned_with(tmp_path):
+    train_tiny(tmp_path / "plain", "mae")
+    train_tiny(tmp_path / "tuned", "mae", "--set", "objective.finetune_from=0")
+    images = random_images(5)
+    plain, tuned = (load_extractor(f"encoder:{tmp_path / name}") for name in ("plain", "tuned"))
+    assert plain.num_classes == 0
+    features, logits = tuned.features(images)
+    assert logits.shape == (5, tuned.num_classes)
+    network, _, _ = load_network(Run.open(tmp_path / "tuned"))
+    with torch.inference_mode():
+        torch.testing.assert_close(logits, network(to_float(images), classify=True), rtol=1e-4, atol=1e-5)
+    exported = load_extractor(f"encoder:{tmp_path / 'tuned' / 'encoder.safetensors'}")
+    assert exported.num_classes == 0
+    torch.testing.assert_close(exported.features(images)[0], features)

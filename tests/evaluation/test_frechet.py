@@ -4,9 +4,11 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
 
-from driftkit.evaluation.frechet import frechet_distance
+from driftkit.evaluation.frechet import _root, frechet_distance
 from driftkit.evaluation.moments import Moments
 
 
@@ -94,6 +96,31 @@ def test_distance_is_symmetric_and_does_not_depend_on_order():
     forward = frechet_distance(Moments.of(a), Moments.of(b))
     assert frechet_distance(Moments.of(b), Moments.of(a)) == pytest.approx(forward, rel=1e-10)
     assert frechet_distance(Moments.of(a.flip(0)), Moments.of(b)) == pytest.approx(forward, rel=1e-9)
+
+
+@settings(max_examples=30, deadline=None)
+@given(dim=st.integers(1, 12), seed=st.integers(0, 999), power=st.floats(-3, 3), near=st.floats(0, 12))
+def test_distance_of_a_scaled_and_shifted_gaussian_is_the_closed_form(dim, seed, power, near):
+    """C and s^2 C commute, so the distance is |shift|^2 + (s - 1)^2 tr C, however near C is to singular."""
+    generator = torch.Generator().manual_seed(seed)
+    basis = torch.linalg.qr(torch.randn(dim, dim, generator=generator, dtype=torch.float64))[0]
+    values = 10 ** (-near * torch.rand(dim, generator=generator, dtype=torch.float64))
+    covariance, shift = basis * values @ basis.T, torch.randn(dim, generator=generator, dtype=torch.float64)
+    scale = 10**power
+    expected = float(shift.square().sum()) + (scale - 1) ** 2 * float(covariance.trace())
+    got = frechet_distance(gaussian(torch.zeros(dim), covariance), gaussian(shift, covariance * scale**2))
+    # The square root of rounding in the smallest directions: 1e-8 of the largest, times their number.
+    assert got == pytest.approx(expected, rel=1e-6, abs=1e-6 * scale * float(covariance.trace()))
+
+
+def test_factors_of_near_singular_covariances_are_not_taken_from_cholesky():
+    rows = features(12, 24).double()
+    covariance = Moments.of(rows).covariance()
+    root = _root(covariance)
+    assert root.shape == (24, 11)
+    torch.testing.assert_close(root @ root.T, covariance, rtol=1e-9, atol=1e-12)
+    whole = Moments.of(features(200, 24)).covariance()
+    torch.testing.assert_close(_root(whole) @ _root(whole).T, whole, rtol=1e-12, atol=1e-12)
 
 
 def test_distance_refuses_what_does_not_fit():

@@ -1,0 +1,305 @@
+"""Turning a set of images into what is scored: moments of all features, and the features themselves of up to 100,000.
+
+Ranks share the images of a set. Rank 0 ends up with what one process would have, since every rank takes whole batches.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from driftkit.errors import DriftkitError, RefusedError
+from driftkit.evaluation.moments import Moments
+from driftkit.evaluation.survey import Survey, survey_images
+from driftkit.runtime.distributed import Ranks
+
+MOST_ROWS = 100_000  # features kept of one set; at 2048 dimensions they take 0.8 GB
+BLOCK_ROWS = 4096  # that moments take at a time, whatever the batch size is
+ROW_SEED = 2020
+
+Embed = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]
+"""uint8 images [n, 3, H, W] on the device -> features [n, D] and, from a classifier, logits [n, K]."""
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A frozen network that judges images.
+
+    Attributes:
+        name: inception, dinov2, clip, "timm:MODEL", or "encoder:" and the run's folder name.
+        version: which implementation made the features.
+        weights_digest: sha256 of its weights; with `name` and `resize` it says which numbers may be compared.
+        resize: how images get to the network's size.
+        dim: length of a feature vector.
+        embed: the network with its resizing.
+        device: where `embed` expects its images.
+        num_classes: of its classifier; 0 where it has none.
+        scores_inception: whether its logits are those that the Inception Score is defined with.
+    """
+
+    name: str
+    version: str
+    weights_digest: str
+    resize: str
+    dim: int
+    embed: Embed
+    device: torch.device
+    num_classes: int = 0
+    scores_inception: bool = False
+
+    def describe(self) -> dict[str, Any]:
+        """What an evaluation records of it."""
+        keys = ("name", "version", "weights_digest", "resize", "dim")
+        return {key: getattr(self, key) for key in keys}
+
+    def batches(
+        self, images: torch.Tensor, *, batch_size: int
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
+        """Images, features and logits of one batch after another; see `features`."""
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"images: expected uint8 [N, 3, H, W], got {images.dtype} {list(images.shape)}")
+        for batch in images.split(batch_size) if len(images) else ():
+            with torch.inference_mode():
+                values, logits = self.embed(batch.to(self.device))
+            if not bool(torch.isfinite(values).all()):
+                raise RefusedError(
+                    f"{self.name} gives features that are not finite for these images; nothing was scored"
+                )
+            yield batch, values.float().cpu(), None if logits is None else logits.float().cpu()
+
+    def features(
+        self, images: torch.Tensor, *, batch_size: int = 64, advance: Callable[[int], None] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Features of uint8 images [N, 3, H, W].
+
+        Args:
+            batch_size: images at a time; changes nothing beyond float32 rounding.
+            advance: called with the number of images just done.
+
+        Returns:
+            float32 [N, dim] on the CPU, and the logits [N, K] or None.
+
+        Raises:
+            RefusedError: a feature is not finite.
+        """
+        features: list[torch.Tensor] = []
+        logits: list[torch.Tensor] = []
+        for batch, values, scores in self.batches(images, batch_size=batch_size):
+            features.append(values)
+            logits += [] if scores is None else [scores]
+            if advance:
+                advance(len(batch))
+        return torch.cat(features), torch.cat(logits) if logits else None
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """What an extractor made of a set of images.
+
+    Attributes:
+        moments: of the features of all images.
+        rows: features kept, float32 [R, D].
+        indices: which images they belong to, ascending, int64 [R].
+        survey: facts about all images; None for statistics that others wrote.
+        predictions: classes the extractor's classifier gives the kept images, int64 [R].
+        logits: of the kept images, float32 [R, K]; statistics on disk lack them.
+        labels: true classes of the kept images, int64 [R].
+    """
+
+    moments: Moments
+    rows: torch.Tensor
+    indices: torch.Tensor
+    survey: Survey | None
+    predictions: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    labels: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.moments.count
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which images of a set are this rank's: whole batches, so that every image meets the same ones in any world.
+
+    Attributes:
+        first, last: the range of them, without `last`.
+        total: of all ranks.
+    """
+
+    first: int
+    last: int
+    total: int
+
+    @classmethod
+    def of(cls, total: int, *, batch_size: int, ranks: Ranks) -> "Share":
+        batches = -(-total // batch_size)
+        first, last = (batches * r // ranks.world_size * batch_size for r in (ranks.rank, ranks.rank + 1))
+        return cls(min(first, total), min(last, total), total)
+
+    def __len__(self) -> int:
+        return self.last - self.first
+
+
+Result = TypeVar("Result")
+
+
+def together(work: Callable[[], Result], ranks: Ranks) -> Result:
+    """Do something on every rank that needs no other rank; where one fails, all stop instead of waiting for it.
+
+    Raises:
+        Exception: what `work` raised here.
+        DriftkitError: it failed elsewhere.
+    """
+    problem: Exception | None = None
+    try:
+        result = work()
+    except Exception as error:  # whatever it is, the others have to know before it goes on its way
+        problem = error
+    failed = float(ranks.max(torch.tensor([float(problem is not None)])))
+    if problem is not None:
+        raise problem
+    if failed:
+        raise DriftkitError("another process of this command failed; its message says why")
+    return result
+
+
+def kept_indices(total: int, most: int = MOST_ROWS) -> torch.Tensor:
+    """Which images of a set have their features kept: all, or a fixed random choice; int64, ascending."""
+    if total <= most:
+        return torch.arange(total)
+    return torch.randperm(total, generator=torch.Generator().manual_seed(ROW_SEED))[:most].sort().values
+
+
+@dataclass
+class _Part:
+    """What one rank made of its images."""
+
+    moments: Moments
+    rows: torch.Tensor
+    logits: torch.Tensor
+    survey: Survey
+
+
+def extract(
+    extractor: Extractor,
+    images: torch.Tensor,
+    share: Share,
+    *,
+    batch_size: int = 64,
+    ranks: Ranks | None = None,
+    labels: torch.Tensor | None = None,
+    advance: Callable[[int], None] | None = None,
+    most_rows: int = MOST_ROWS,
+) -> ImageFeatures:
+    """Features of a set that ranks share, streamed: beside `most_rows` of them only moments are held.
+
+    Args:
+        images: this rank's part, uint8 [len(share), 3, H, W].
+        labels: true classes of the whole set, int64 [N].
+        advance: called with the number of images just done here.
+
+    Returns:
+        Everything, on rank 0; nothing elsewhere.
+
+    Raises:
+        RefusedError: a feature is not finite.
+    """
+    ranks = ranks or Ranks()
+    kept = kept_indices(share.total, most_rows)
+    is_kept = torch.zeros(share.total, dtype=torch.bool)
+    is_kept[kept] = True
+    mine = is_kept[share.first : share.last]
+    part = together(lambda: _extract_part(extractor, images, mine, batch_size=batch_size, advance=advance), ranks)
+    moments = _merge(part.moments, ranks)
+    rows, logits = gather_rows(part.rows, ranks), gather_rows(part.logits, ranks)
+    survey = Survey(
+        gather_rows(part.survey.digests, ranks),
+        gather_rows(part.survey.flat.to(torch.uint8), ranks).bool(),
+        gather_rows(part.survey.steps, ranks),
+    )
+    if not ranks.is_main:
+        kept, labels = kept[:0], None
+    classified = extractor.num_classes > 0 and ranks.is_main
+    return ImageFeatures(
+        moments,
+        rows,
+        kept,
+        survey,
+        logits.argmax(dim=1) if classified else None,
+        logits if classified else None,
+        None if labels is None else labels[kept],
+    )
+
+
+def _extract_part(
+    extractor: Extractor,
+    images: torch.Tensor,
+    is_kept: torch.Tensor,
+    *,
+    batch_size: int,
+    advance: Callable[[int], None] | None,
+) -> _Part:
+    moments = Moments(extractor.dim)
+    rows, logits = [torch.empty(0, extractor.dim)], [torch.empty(0, extractor.num_classes)]
+    waiting: list[torch.Tensor] = []
+    done = 0
+    for batch, values, scores in extractor.batches(images, batch_size=batch_size):
+        here = is_kept[done : done + len(batch)]
+        done += len(batch)
+        rows.append(values[here])
+        logits += [] if scores is None else [scores[here]]
+        waiting.append(values)
+        if sum(map(len, waiting)) >= BLOCK_ROWS:
+            waiting = _digest(moments, waiting)
+        if advance:
+            advance(len(batch))
+    _digest(moments, waiting, everything=True)
+    return _Part(moments, torch.cat(rows), torch.cat(logits), survey_images(images))
+
+
+def _digest(moments: Moments, waiting: list[torch.Tensor], *, everything: bool = False) -> list[torch.Tensor]:
+    """Feed whole blocks to the moments, and give back what is left over."""
+    if not waiting:
+        return []
+    rows = torch.cat(waiting)
+    whole = len(rows) if everything else len(rows) // BLOCK_ROWS * BLOCK_ROWS
+    for block in rows[:whole].split(BLOCK_ROWS):
+        moments.update(block)
+    return [rows[whole:]]
+
+
+def _merge(moments: Moments, ranks: Ranks) -> Moments:
+    """The moments of all ranks, merged in their order, on rank 0; empty ones elsewhere."""
+    if ranks.world_size == 1:
+        return moments
+    dim = len(moments.mean)
+    flat = torch.cat([torch.tensor([float(moments.count)]).double(), moments.mean, moments.scatter.flatten()])
+    merged = Moments(dim)
+    for row in gather_rows(flat[None], ranks):
+        other = Moments(dim)
+        other.count, other.mean, other.scatter = int(row[0]), row[1 : dim + 1], row[dim + 1 :].view(dim, dim)
+        merged.merge(other)
+    return merged
+
+
+def gather_rows(rows: torch.Tensor, ranks: Ranks) -> torch.Tensor:
+    """Rows [n_r, *] of all ranks one after another, on the CPU of rank 0; none of them elsewhere.
+
+    Ranks may differ in n_r.
+    """
+    if ranks.world_size == 1:
+        return rows
+    counts = [torch.zeros(1, dtype=torch.int64) for _ in range(ranks.world_size)]
+    dist.all_gather(counts, torch.tensor([len(rows)]))
+    most = int(torch.cat(counts).max())
+    padded = rows.new_zeros((most, *rows.shape[1:]))
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in counts] if ranks.is_main else None
+    if padded.numel():
+        dist.gather(padded, parts)
+    if parts is None:
+        return rows[:0]
+    return torch.cat([part[: int(count)] for part, count in zip(parts, counts, strict=True)])

@@ -1,0 +1,142 @@
+"""Judges that come through timm: DINOv2 and CLIP as FD-DINOv2 and FD-CLIP take them, and any other model."""
+
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from driftkit.artifacts.files import state_digest
+from driftkit.encoders.loading import put_in, timm_spec
+from driftkit.encoders.specs import TIMM_PREFIX
+from driftkit.encoders.weights import fetch, read_weights
+from driftkit.errors import MissingError
+from driftkit.evaluation.features import Extractor
+
+DINOV2_MODEL = "vit_large_patch14_dinov2.lvd142m"
+DINOV2_SIZE = 224
+CLIP_MODEL = "vit_large_patch14_clip_224.datacompxl"
+MODES = ("bicubic", "bilinear")
+
+
+def dinov2(path: Path, device: torch.device, *, model: str = DINOV2_MODEL) -> Extractor:
+    """The class token of DINOv2 after its final norm, unscaled.
+
+    Source: Stein et al. 2023 (arXiv 2306.04675) and its code, dgm-eval: ViT-L/14 at 224x224, bicubic. Differs: images
+    are resized by torch instead of PIL, to the same 8 bits but for rounding.
+    """
+    state = read_weights(path)
+    network = dinov2_network(state, path, model=model).to(device)
+    digest = state_digest(state)
+    return _extractor("dinov2", network, digest, device, size=DINOV2_SIZE, model=model, reading="class token")
+
+
+def clip(path: Path, device: torch.device, *, model: str = CLIP_MODEL) -> Extractor:
+    """The class token of CLIP's image tower after its last norm, before the projection.
+
+    Source: as `dinov2`; dgm-eval takes ViT-L/14 trained on DataComp-XL. Differs: as there.
+    """
+    state = read_weights(path)
+    network = _network(model, state, path).to(device)
+    return _extractor("clip", network, state_digest(state), device, size=224, model=model, reading="class token")
+
+
+def timm_weights(name: str, given: Path | None) -> Path:
+    """The weights of timm:MODEL: the given file, or the published one from the cache or the hub.
+
+    Raises:
+        UsageError: timm has no such model.
+        MissingError: the weights are not here and do not come.
+    """
+    spec = timm_spec(name, input_size=None)
+    return given or fetch(spec)
+
+
+def timm_model(name: str, path: Path, device: torch.device) -> Extractor:
+    """The pooled features of any timm model, as its classifier would see them, at the model's own input size."""
+    model = name.removeprefix(TIMM_PREFIX)
+    state = read_weights(path)
+    network = _network(model, state, path).to(device)
+    cfg = network.pretrained_cfg
+    size, mode = int(cfg["input_size"][-1]), cfg.get("interpolation")
+    mode = mode if mode in MODES else MODES[0]
+    digest = state_digest(state)
+    return _extractor(name, network, digest, device, size=size, model=model, reading="pooled features", mode=mode)
+
+
+def _network(model: str, state: dict[str, torch.Tensor], path: Path) -> Any:
+    """A timm model without its classifier, in evaluation mode; MissingError where the weights are of another one."""
+    import timm
+
+    network: Any = timm.create_model(model, pretrained=False, num_classes=0)
+    put_in(network, state, path)
+    return network.requires_grad_(False).eval()
+
+
+def _extractor(
+    name: str, network: Any, digest: str, device: torch.device, *, size: int, model: str, reading: str,
+    mode: str = "bicubic",
+) -> Extractor:  # fmt: skip
+    mean = torch.tensor(network.pretrained_cfg["mean"], device=device).view(1, 3, 1, 1)
+    std = torch.tensor(network.pretrained_cfg["std"], device=device).view(1, 3, 1, 1)
+
+    def embed(images: torch.Tensor) -> tuple[torch.Tensor, None]:
+        # Antialiasing selects the cubic kernel of PIL, and rounding its 8 bits: the convention resizes PIL images.
+        resized = F.interpolate(images.float(), size=(size, size), mode=mode, antialias=True)
+        inputs = (resized.clamp(0, 255).round() / 255 - mean) / std
+        if reading == "class token":
+            return network.forward_features(inputs)[:, 0], None
+        return network(inputs), None
+
+    with torch.inference_mode():
+        dim = embed(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=device))[0].shape[1]
+    return Extractor(
+        name=name,
+        version=f"timm {version('timm')}, {model}, {reading}",
+        weights_digest=digest,
+        resize=f"{size}x{size} {mode} antialiased, rounded to 8 bits",
+        dim=int(dim),
+        embed=embed,
+        device=device,
+    )
+
+
+def dinov2_network(state: dict[str, torch.Tensor], path: Path, *, model: str) -> Any:
+    """A DINOv2 for 224 pixels from a timm or an original state dict of the 518 pixel network.
+
+    Position embeddings are interpolated as the original code does, with its offset of 0.1 and without antialiasing;
+    timm's own interpolation gives other features.
+
+    Raises:
+        MissingError: the weights are of another network.
+    """
+    import timm
+
+    network: Any = timm.create_model(model, pretrained=False, num_classes=0, img_size=DINOV2_SIZE)
+    with torch.device("meta"):
+        native: Any = timm.create_model(model, pretrained=False, num_classes=0)
+    family = sys.modules[type(network).__module__]
+    problem = ""
+    try:
+        state = dict(family.checkpoint_filter_fn(dict(state), native))
+        side, wanted = native.patch_embed.grid_size[0], network.patch_embed.grid_size[0]
+        state["pos_embed"] = _resize_positions(state["pos_embed"], side, wanted)
+        network.load_state_dict(state)
+    except (KeyError, RuntimeError) as error:  # what torch raises for keys and shapes that do not fit
+        problem = str(error)
+    if problem:
+        raise MissingError(f"{path} does not hold the weights of {model}: {problem[:200]}")
+    return network.requires_grad_(False).eval()
+
+
+def _resize_positions(embedding: torch.Tensor, side: int, wanted: int) -> torch.Tensor:
+    """Class position and side x side patch positions [1, 1 + side^2, D] -> [1, 1 + wanted^2, D]."""
+    prefix = embedding.shape[1] - side * side
+    if prefix not in (0, 1):
+        raise KeyError(f"pos_embed has {embedding.shape[1]} positions, expected {side * side + 1}")
+    grid = embedding[:, prefix:].reshape(1, side, side, -1).permute(0, 3, 1, 2).float()
+    scale = (wanted + 0.1) / side
+    grid = F.interpolate(grid, scale_factor=(scale, scale), mode="bicubic", antialias=False)
+    return torch.cat([embedding[:, :prefix], grid.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)

@@ -1,0 +1,205 @@
+"""What an evaluation says: the scores of a target, the signs that they mislead, and all that they depend on."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from driftkit import __version__
+from driftkit.artifacts.run import Run, now
+from driftkit.evaluation.checks import (
+    collapse_warning,
+    compression,
+    count_warnings,
+    floor_warnings,
+    require_scorable,
+    survey_warnings,
+)
+from driftkit.evaluation.classes import class_scores
+from driftkit.evaluation.features import Extractor, ImageFeatures
+from driftkit.evaluation.memorisation import Memorisation, baseline_distances, look_for_copies
+from driftkit.evaluation.reference_statistics import cached_figures
+from driftkit.evaluation.scores import real_floor, score_features
+from driftkit.evaluation.survey import Survey
+from driftkit.stages.references import Bench, Reference, Training, training_digest
+from driftkit.stages.targets import Target
+
+FORMAT = 1
+SCORES_VERSION = 2  # part of an evaluation's identity: counted up when the same images would get other numbers
+
+
+@dataclass(frozen=True)
+class Judging:
+    """How strictly and with what help images are judged.
+
+    Attributes:
+        memorisation: look for copies of training images.
+        training: data SPEC of the training images; None takes the run's own, else the reference.
+        allow_collapsed: score images that are all alike, with a warning, instead of refusing.
+        allow_jpeg: score images stored as JPEG against others, with a warning, instead of refusing.
+    """
+
+    memorisation: bool = True
+    training: str | None = None
+    allow_collapsed: bool = False
+    allow_jpeg: bool = False
+
+
+def image_warnings(found: Target, survey: Survey, reference: Reference, judging: Judging) -> tuple[Any, list[str]]:
+    """The marks of compression for the record, and sentences about the images.
+
+    Raises:
+        RefusedError: images that no score means anything for.
+    """
+    theirs = reference.statistics
+    warnings = [*found.notes, *require_scorable(survey, str(found.path), allow_collapsed=judging.allow_collapsed)]
+    warnings += survey_warnings(survey, "generated")
+    marks, said = compression(
+        survey,
+        theirs.features.survey,
+        generated_formats=found.formats,
+        reference_formats=theirs.data.get("formats") or {},
+        allow_jpeg=judging.allow_jpeg,
+    )
+    if found.info.get("digest") == reference.digest:
+        said.append("the target and the reference are the same images: this score says nothing about a generator")
+    if theirs.is_foreign:
+        said.append("foreign statistics: what made them, of how many images and how resized, is unknown")
+    return marks, warnings + said
+
+
+def evaluation_document(
+    found: Target,
+    generated: ImageFeatures,
+    reference: Reference,
+    training: Training | None,
+    judging: Judging,
+    bench: Bench,
+) -> tuple[dict[str, Any], Memorisation | None]:
+    """The document of an evaluation, and the pairs of which a picture belongs beside it.
+
+    Raises:
+        RefusedError: a number would mislead.
+    """
+    theirs, extractor = reference.statistics.features, bench.extractor
+    assert generated.survey is not None
+    marks, warnings = image_warnings(found, generated.survey, reference, judging)
+    own_teacher = is_own_teacher(found.run, extractor)
+    if own_teacher:
+        warnings.append("judged by its own teacher: the encoder that the run was trained with flatters it")
+    collapse = collapse_warning(generated.moments, theirs.moments, allow_collapsed=judging.allow_collapsed)
+    scores = score_features(generated, theirs, inception_score=extractor.scores_inception, device=bench.device)
+    floor = floor_of(reference, len(generated), bench)
+    classes, class_warnings = class_scores(
+        generated, theirs, classes=_common_classes(found, reference.statistics.data.get("classes") or [])
+    )
+    warnings += ([collapse] if collapse else []) + class_warnings
+    warnings += count_warnings(len(generated), reference.statistics.data["count"], dim=extractor.dim)
+    warnings += scores.omitted + floor_warnings(floor, scores.metrics["fid"], len(generated))
+    metrics = dict(scores.metrics)
+    if classes:
+        metrics["class_entropy"] = classes["entropy"]
+    copies = _copies(generated, reference, training, bench)
+    if copies:
+        metrics |= {"nearest_ratio": copies.record["ratio"], "near_share": copies.record["near_share"]}
+        warnings += copies.warnings
+    elif training and training.problem:
+        warnings.append(training.problem)
+    document = {
+        **_describe(found),
+        "own_teacher": own_teacher,
+        "metrics": metrics,
+        "metric_settings": scores.settings,
+        "floor": floor,
+        "extractor": extractor.describe(),
+        "reference": {
+            "spec": reference.spec,
+            **{key: reference.statistics.data[key] for key in ("digest", "count", "image_size")},
+            "is_training_data": training_digest(found.run) == reference.digest,
+        },
+        "compression": marks,
+        "classes": classes,
+        "memorisation": {**copies.record, **training.describe()} if copies and training else None,
+        "warnings": warnings,
+        "precision": "float32",
+        "device": str(bench.device),
+        "batch_size": bench.batch_size,
+        "world_size": bench.ranks.world_size,
+    }
+    return document, copies
+
+
+def floor_of(reference: Reference, num_images: int, bench: Bench) -> dict[str, Any] | None:
+    """What real images would get at that count; see `real_floor`."""
+    statistics = reference.statistics
+    rows = statistics.features.rows
+    count = min(num_images, len(rows) // 2)
+    name = f"floor-{count}-scores{SCORES_VERSION}-{bench.device.type}"
+    return cached_figures(
+        statistics, name, lambda: real_floor(rows, num_images=count, device=bench.device), use=bench.cache
+    )
+
+
+def _copies(
+    generated: ImageFeatures, reference: Reference, training: Training | None, bench: Bench
+) -> Memorisation | None:
+    if training is None or training.statistics is None or not len(generated.rows):
+        return None
+    known, real = training.statistics, reference.statistics.features
+    held_out = real if len(real.rows) and not training.is_reference else None
+    name = f"baseline-{'itself' if held_out is None else reference.digest[:16]}-{bench.device.type}"
+    baseline = cached_figures(
+        known, name, lambda: baseline_distances(known.features, held_out, device=bench.device), use=bench.cache
+    )
+    return None if baseline is None else look_for_copies(generated, known.features, baseline, device=bench.device)
+
+
+def _common_classes(found: Target, classes: list[str]) -> list[str]:
+    """The reference's classes, unless the target is labelled by other ones."""
+    return classes if not found.classes or list(found.classes) == classes else []
+
+
+def _describe(found: Target) -> dict[str, Any]:
+    info = found.info
+    count = found.share.total
+    return {
+        "format": FORMAT,
+        "kind": "evaluation",
+        "driftkit": __version__,
+        "created": now(),
+        "name": f"fid@{count}",
+        "num_images": count,
+        "target": str(found.path),
+        "run": found.run.name if found.run else None,
+        **{key: info.get(key) for key in ("method", "encoder", "sampler", "nfe", "weights", "step", "seed")},
+        "sampler_options": info.get("sampler_options") or {},
+    }
+
+
+def is_own_teacher(run: Run | None, extractor: Extractor) -> bool:
+    """Whether the run was trained with the very weights that now judge it."""
+    if run is None:
+        return False
+    encoder = run.manifest().get("encoder")
+    digest = encoder.get("weights_digest") if isinstance(encoder, dict) else None
+    return digest is not None and digest not in ("random", "none") and digest == extractor.weights_digest
+
+
+def default_path(found: Target, document: dict[str, Any]) -> Path:
+    """Where an evaluation belongs: in its run, or beside images that no run here made."""
+    if found.run is None:
+        return found.path.with_name(f"{found.path.name.removesuffix('.safetensors')}.evaluation.json")
+    extractor = document["extractor"]
+    options = "".join(f"-{key}{value}" for key, value in sorted(document["sampler_options"].items()))
+    parts = (
+        f"{extractor['name']}-{extractor['weights_digest'][:8]}",
+        f"{document['sampler']}{options}",
+        document["nfe"],
+        document["weights"],
+        f"step{document['step']}",
+        f"n{document['num_images']}",
+        f"seed{document['seed']}",
+        document["reference"]["digest"][:8],
+    )
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(str(p) for p in parts))
+    return found.run.path / "evaluations" / f"{name}.json"

@@ -1,0 +1,173 @@
+"""Several evaluations of one target: over disjoint seeds, and over all checkpoints of a run."""
+
+import re
+import statistics
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from driftkit import __version__
+from driftkit.artifacts.files import atomic_path, read_json, write_json
+from driftkit.artifacts.run import Run, now
+from driftkit.errors import DriftkitError, MissingError, RefusedError, UsageError
+from driftkit.evaluation.score_curve import score_curve
+from driftkit.stages.fid import DEFAULT_NUM_IMAGES, Evaluation, Judge, Sampling
+from driftkit.stages.targets import is_run
+
+FORMAT = 1
+
+
+def evaluate_repeats(
+    judge: Judge,
+    target: Path,
+    repeats: int,
+    *,
+    num_images: int | None = None,
+    sampling: Sampling | None = None,
+    output: Path | None = None,
+) -> Evaluation:
+    """Score a run with `repeats` seeds from its seed on, or as many disjoint parts of images that are there.
+
+    Every score is written as an evaluation of its own; the summary has mean, standard deviation and all values.
+
+    Raises:
+        UsageError: fewer than two repeats, or too few images for disjoint parts.
+    """
+    if repeats < 2:
+        raise UsageError(f"--repeats {repeats}: expected at least 2")
+    sampling = sampling or Sampling()
+    first = sampling.seed or 0
+    made: list[Evaluation] = []
+    for number in range(repeats):
+        each = None if output is None else output.with_name(f"{output.stem}-{number}.json")
+        if is_run(target):
+            chosen = replace(sampling, seed=first + number)
+            made.append(judge.evaluate(target, num_images=num_images, sampling=chosen, output=each))
+        else:
+            if each is None and judge.is_main:
+                each = target.with_name(f"{target.name.removesuffix('.safetensors')}-{number}.evaluation.json")
+            part = (number, repeats)
+            made.append(judge.evaluate(target, num_images=num_images, sampling=sampling, part=part, output=each))
+    if not judge.is_main:
+        return Evaluation({}, target)
+    document = repeats_summary(made)
+    path = output or _beside(made[0].path, f"repeats-{repeats}")
+    write_json(path, document)
+    return Evaluation(document, path)
+
+
+def repeats_summary(made: Sequence[Evaluation]) -> dict[str, Any]:
+    """Means as metrics, beside the standard deviation and all values of each; the rest is that of the first one."""
+    documents = [m.document for m in made]
+    names = [n for n in documents[0]["metrics"] if all(n in d["metrics"] for d in documents)]
+    spread = {name: spread_of([d["metrics"][name] for d in documents]) for name in names}
+    shared = ("name", "num_images", "target", "run", "method", "encoder", "sampler", "nfe", "weights", "step",
+              "own_teacher", "floor", "extractor", "reference")  # fmt: skip
+    return {
+        "format": FORMAT,
+        "kind": "evaluation repeats",
+        "driftkit": __version__,
+        "created": now(),
+        **{key: documents[0][key] for key in shared},
+        "metrics": {name: entry["mean"] for name, entry in spread.items()},
+        "repeats": {"seeds": [d["seed"] for d in documents], "metrics": spread},
+        "warnings": list(dict.fromkeys(w for d in documents for w in d["warnings"])),
+        "evaluations": [str(m.path) for m in made],
+    }
+
+
+def spread_of(values: Sequence[float]) -> dict[str, Any]:
+    """`mean`, `sd` (of the sample, over n - 1) and `values`."""
+    return {"mean": statistics.fmean(values), "sd": statistics.stdev(values), "values": list(values)}
+
+
+def evaluate_checkpoints(
+    judge: Judge, target: Path, *, num_images: int | None = None, sampling: Sampling | None = None
+) -> Evaluation:
+    """Score all checkpoints of a run, and write the curve of score against step with its figure.
+
+    Evaluations that are there already, of the same weights, images, extractor and seed, are not made again. A
+    checkpoint whose score is refused (a network that has just begun) is a point without a score that says why.
+
+    Raises:
+        UsageError: no run, or a step given.
+        MissingError: the run has no checkpoint.
+        RefusedError: no checkpoint could be scored.
+    """
+    sampling = sampling or Sampling()
+    if not is_run(target):
+        raise UsageError(f"--all-checkpoints: {target} is no run")
+    if sampling.step is not None:
+        raise UsageError("--all-checkpoints and --step exclude each other: leave one out")
+    run, count = Run.open(target), num_images or DEFAULT_NUM_IMAGES
+    checkpoints = run.checkpoints()
+    if not checkpoints:
+        raise MissingError(f"{target} holds no checkpoint yet")
+    known = known_evaluations(run)
+    points: list[dict[str, Any]] = []
+    document: dict[str, Any] = {}
+    for checkpoint in checkpoints:
+        chosen = replace(sampling, step=checkpoint.step)
+        found = known.get(judge.identity(run, count, chosen))
+        state = checkpoint.state()
+        point = {"step": checkpoint.step, **{key: state.get(key) for key in ("images_seen", "train_seconds")}}
+        if found is not None and judge.is_main:
+            judge.bench.tell(f"step {checkpoint.step}: evaluated before")
+        try:
+            made = found or judge.evaluate(target, num_images=num_images, sampling=chosen)
+        except RefusedError as error:
+            points.append({**point, "metrics": None, "refused": str(error)})
+            judge.bench.tell(f"step {checkpoint.step}: {error}")
+            continue
+        document = made.document or document
+        points.append({**point, "metrics": made.document.get("metrics"), "evaluation": str(made.path)})
+    if not judge.is_main:
+        return Evaluation({}, target)
+    if not document:
+        raise RefusedError(f"{target}: none of {len(points)} checkpoints could be scored: {points[-1]['refused']}")
+    return _write_curve(run, document, points)
+
+
+def known_evaluations(run: Run) -> dict[str, Evaluation]:
+    """Evaluations in a run by identity; files that are none are passed over."""
+    found = {}
+    for path in sorted((run.path / "evaluations").glob("*.json")):
+        try:
+            document = read_json(path)
+        except DriftkitError:
+            continue  # cut off or foreign: it is evaluated anew
+        if document.get("kind") == "evaluation" and isinstance(document.get("identity"), str):
+            found[document["identity"]] = Evaluation(document, path)
+    return found
+
+
+def _write_curve(run: Run, last: dict[str, Any], points: list[dict[str, Any]]) -> Evaluation:
+    keys = ("name", "num_images", "run", "method", "encoder", "sampler", "nfe", "weights", "seed", "floor", "extractor",
+            "reference", "own_teacher")  # fmt: skip
+    document = {
+        "format": FORMAT,
+        "kind": "evaluation curve",
+        "driftkit": __version__,
+        "created": now(),
+        **{key: last[key] for key in keys},
+        "points": points,
+    }
+    extractor = last["extractor"]
+    label = "-".join(
+        str(part)
+        for part in (extractor["name"], extractor["weights_digest"][:8], last["sampler"], last["nfe"], last["weights"],
+                     f"n{last['num_images']}", f"seed{last['seed']}", last["reference"]["digest"][:8])
+    )  # fmt: skip
+    path = run.path / "evaluations" / "curves" / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', label)}.json"
+    figure = score_curve(document)
+    with atomic_path(path.with_suffix(".png")) as temporary:
+        temporary.write_bytes(figure)
+    document["figure"] = path.with_suffix(".png").name
+    write_json(path, document)
+    return Evaluation(document, path)
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    """A file in the folder `repeats` beside evaluations, whose readers expect nothing else among them."""
+    return path.parent / "repeats" / f"{path.stem}-{suffix}.json"
