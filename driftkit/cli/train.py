@@ -29,6 +29,7 @@ CONFIG_KEYS = {
     "compile": "trainer.compile",
     "checkpoint_every": "trainer.checkpoint_every",
     "sample_every": "trainer.sample_every",
+    "eval_every": "evaluation.every",
     "seed": "seed",
 }
 
@@ -161,6 +162,16 @@ def command(
     ] = None,
     sample_every: Annotated[
         int | None, option("--sample-every", help="Steps between sample grids.", panel=FILES, default="500")
+    ] = None,
+    eval_every: Annotated[
+        int | None,
+        option(
+            "--eval-every",
+            help="Steps between fid scores of the averaged weights; by whom, against what and of how many images: "
+            "--set evaluation.features, .reference, .num_images.",
+            panel=FILES,
+            default="0: none",
+        ),
     ] = None,
     resume: Annotated[
         str, option("--resume", help="auto: go on with what the folder holds; never: refuse to.", panel=FILES)

@@ -147,7 +147,8 @@ def _storable(value: Any) -> Any:
 def _group(config: Mapping[str, Any], encoder_digest: str | None, data_digest: str | None) -> str:
     """The same for runs that differ in their seed alone; encoders and images count by content, not by name."""
     by_content = {"objective.encoder"} if encoder_digest else set()
-    kept = {key: value for key, value in config.items() if key not in APART and key not in by_content}
+    scored = {key for key in config if key.startswith("evaluation.")}  # scores on the way change no training
+    kept = {key: value for key, value in config.items() if key not in by_content.union(APART, scored)}
     return digest_json([kept, encoder_digest, data_digest or config.get("data.spec")])[:12]
 
 

@@ -21,6 +21,8 @@ from driftkit.training.loop import TrainerConfig
 FREE_ON_RESUME = {
     "trainer.steps", "trainer.log_every", "trainer.sample_every", "trainer.checkpoint_every", "trainer.keep_every",
     "trainer.tracker", "trainer.measure_every", "trainer.micro_batch",
+    "evaluation.every", "evaluation.reference", "evaluation.features", "evaluation.features_weights",
+    "evaluation.num_images",
 }  # fmt: skip
 
 
@@ -38,6 +40,22 @@ class DataConfig(BaseModel):
     horizontal_flip: bool = Field(True, description="mirror half of the images")
 
 
+class EvaluationConfig(BaseModel):
+    """The score of the averaged weights while a generator trains, logged with its other signals of health."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    every: int = Field(0, ge=0, description="steps between scores; 0: none")
+    reference: str | None = Field(
+        None, description="data SPEC or statistics file of the real images; None: the training images"
+    )
+    features: str = Field("inception", description="what judges: inception, dinov2, clip, timm:MODEL or encoder:RUN")
+    features_weights: str | None = Field(
+        None, description="local weights file of the judge; None: cache, then download"
+    )
+    num_images: int = Field(2000, ge=10, description="images per score; few, since this is for the curve alone")
+
+
 class TrainConfig(BaseModel):
     """Everything that decides a run."""
 
@@ -48,6 +66,7 @@ class TrainConfig(BaseModel):
     objective: Annotated[DriftingConfig | DDPMConfig | MAEConfig, Field(discriminator="name")] = DriftingConfig()
     model: Annotated[UNetConfig | MAEResNetConfig, Field(discriminator="kind")] = UNetConfig()
     trainer: TrainerConfig = TrainerConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
 
 
 def resolve_config(

@@ -16,9 +16,9 @@ from driftkit.errors import RefusedError, UsageError
 from driftkit.evaluation.checks import collapse_warning, require_scorable
 from driftkit.evaluation.extractors import load_extractor
 from driftkit.evaluation.features import Extractor, Share, extract, together
+from driftkit.evaluation.frechet import frechet_distance
 from driftkit.evaluation.memorisation import PAIRS, Memorisation, save_pairs
 from driftkit.evaluation.reference_statistics import write_statistics
-from driftkit.evaluation.scores import score_features
 from driftkit.runtime.distributed import Ranks
 from driftkit.stages.fid_record import SCORES_VERSION, Judging, default_path, evaluation_document
 from driftkit.stages.references import Bench, Reference, Training, open_reference, open_training
@@ -153,8 +153,8 @@ class Judge:
         if self.is_main:
             write_statistics(path, statistics.features, statistics.contract)
 
-    def score_images(self, images: torch.Tensor) -> dict[str, float]:
-        """The metrics of uint8 images [N, 3, H, W] in this process alone; nothing is written.
+    def fid(self, images: torch.Tensor) -> float:
+        """The Fréchet distance of uint8 images [N, 3, H, W], in this process alone; nothing is written.
 
         Raises:
             RefusedError: they are not scorable.
@@ -165,7 +165,7 @@ class Judge:
         require_scorable(generated.survey, "samples", allow_collapsed=self.judging.allow_collapsed)
         real = self.reference.statistics.features
         collapse_warning(generated.moments, real.moments, allow_collapsed=self.judging.allow_collapsed)
-        return score_features(generated, real, device=self.bench.device).metrics
+        return frechet_distance(generated.moments, real.moments)
 
     def _require_same_size(self, found: Target) -> None:
         size = self.reference.image_size

@@ -17,8 +17,9 @@ from driftkit.runtime.device import autocast_dtype, resolve_device
 from driftkit.runtime.distributed import Ranks, local_rank
 from driftkit.runtime.random import generator_for, stream_seed
 from driftkit.stages.config import FREE_ON_RESUME, TrainConfig
+from driftkit.stages.training_scores import open_scoring
 from driftkit.training.feed import Feed
-from driftkit.training.loop import Trainer
+from driftkit.training.loop import Scoring, Trainer
 
 Resume = Literal["auto", "never"]
 
@@ -67,6 +68,7 @@ def train(
     _check_batch(config, kind, ranks)
     setting = _setting(config, pack, place, ranks)
     built = kind.build(config.objective, setting)
+    scoring = open_scoring(config, built.encoder, place, is_main=ranks.is_main)
     torch.manual_seed(stream_seed(config.seed, "initial weights"))
     network = build_network(config.model, image_size=pack.image_size)
     document = config.model_dump(mode="json")
@@ -82,7 +84,7 @@ def train(
     elif existing:
         _require_same_inputs(run, pack, built.encoder, ranks)
     ranks.barrier()
-    trainer = _trainer(config, setting, built, network, run)
+    trainer = _trainer(config, setting, built, network, run, scoring)
     resumed = trainer.resume() if existing else False
     start = trainer.step
     if resumed and start < config.trainer.steps and ranks.is_main:
@@ -114,7 +116,9 @@ def _setting(config: TrainConfig, pack: ImagePack, device: torch.device, ranks: 
     )
 
 
-def _trainer(config: TrainConfig, setting: Setting, built: BuiltObjective, network: nn.Module, run: Run) -> Trainer:
+def _trainer(
+    config: TrainConfig, setting: Setting, built: BuiltObjective, network: nn.Module, run: Run, scoring: Scoring | None
+) -> Trainer:
     feed = Feed(
         setting.pack.images,
         setting.pack.labels,
@@ -136,6 +140,7 @@ def _trainer(config: TrainConfig, setting: Setting, built: BuiltObjective, netwo
         ranks=setting.ranks,
         device=setting.device,
         header={"driftkit": "weights", "config": config.model_dump(mode="json")},
+        scoring=scoring,
     )
 
 

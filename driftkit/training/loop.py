@@ -2,7 +2,8 @@
 
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from types import FrameType
 from typing import Any, Self
@@ -69,6 +70,19 @@ class TrainerConfig(BaseModel):
         return self
 
 
+@dataclass(frozen=True)
+class Scoring:
+    """Scores of the averaged network that are made while it trains, by rank 0.
+
+    Attributes:
+        every: steps between them; the last step is always scored.
+        score: gives named numbers for the network in evaluation mode.
+    """
+
+    every: int
+    score: Callable[[nn.Module], Mapping[str, float]]
+
+
 REPEAT_S = 2.0
 
 
@@ -110,6 +124,7 @@ class Trainer:
         feed: where batches come from.
         run: its folder, with a manifest.
         header: what weights files say about themselves.
+        scoring: scores to be made on the way, which do not count as training time.
     """
 
     def __init__(
@@ -125,6 +140,7 @@ class Trainer:
         ranks: Ranks,
         device: torch.device,
         header: Mapping[str, Any],
+        scoring: Scoring | None = None,
     ):
         self.objective, self.feed, self.run, self.config = objective, feed, run, config
         self.seed, self.image_size, self.ranks, self.device, self.header = seed, image_size, ranks, device, header
@@ -144,6 +160,7 @@ class Trainer:
         self.tracker: Tracker = NoTracker()
         if ranks.is_main:
             self.tracker = open_tracker(config.tracker, run.path, header)
+        self.scoring = scoring
         self.step = 0
         self.saved_step: int | None = None
         self.images_seen = 0
@@ -244,13 +261,18 @@ class Trainer:
     def _measure_when_due(self, outcome: StepLoss) -> bool:
         every = self.config.measure_every or self.config.sample_every
         last = self.step == self.config.steps
-        if not last and (not every or self.step % every):
+        measuring = last or (every > 0 and self.step % every == 0)
+        scoring = self.scoring if self.scoring and (last or self.step % self.scoring.every == 0) else None
+        if not measuring and not scoring:
             return False
         started = time.monotonic()  # like pictures, measurements do not count as training time
-        if self.ranks.is_main:
+        measured: dict[str, float] = {}
+        if self.ranks.is_main and measuring:
             with torch.inference_mode(), autocast(self.device, self.dtype):
-                measured = self.objective.measure(self.ema.module.eval())
-            outcome.health |= {name: torch.tensor(value) for name, value in measured.items()}
+                measured |= self.objective.measure(self.ema.module.eval())
+        if self.ranks.is_main and scoring:
+            measured |= scoring.score(self.ema.module.eval())
+        outcome.health |= {name: torch.tensor(value) for name, value in measured.items()}
         self._window_start += time.monotonic() - started
         return True
 

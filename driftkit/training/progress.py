@@ -77,6 +77,7 @@ def describe(record: Mapping[str, Any]) -> str:
     health = record.get("health", {})
     parts += [f"{key.replace('_', ' ')} {health[key]:.3g}" for key in ("drift_norm", "spread") if key in health]
     parts += [f"{label} {health[key]:.1%}" for key, label in ACCURACIES.items() if key in health]
+    parts += [f"{key} {value:.4g}" for key, value in health.items() if key.startswith("fid@")]
     split = record.get("seconds_per_step", {})
     total = sum(split.values())
     if total > 0:

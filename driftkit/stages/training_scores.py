@@ -1,0 +1,77 @@
+"""Scores while a generator trains: its averaged weights sampled and judged with few images, for the curve alone."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from driftkit.errors import RefusedError, UsageError
+from driftkit.objectives.registry import OBJECTIVES
+from driftkit.runtime.progress import warn
+from driftkit.stages.config import TrainConfig
+from driftkit.stages.fid import Judging, open_judge
+from driftkit.stages.sample import SAMPLE_BATCH, draw_images
+from driftkit.training.loop import Scoring
+
+SEED = 0  # the same noise at every score of every run
+
+
+def open_scoring(
+    config: TrainConfig, encoder: Mapping[str, Any] | None, device: torch.device, *, is_main: bool
+) -> Scoring | None:
+    """What the training loop calls every `evaluation.every` steps; None where that is 0.
+
+    Weights and real images are opened now, so that what is missing stops the run before it begins. A network whose
+    images cannot be scored yet gets a warning and no number.
+
+    Args:
+        encoder: what the manifest says of the run's own encoder.
+        is_main: whether this is the rank that scores; the others only keep step with it.
+
+    Raises:
+        UsageError: the method generates no images.
+        MissingError, RefusedError: weights or real images are absent, or of another size.
+    """
+    wanted = config.evaluation
+    if not wanted.every:
+        return None
+    if not OBJECTIVES[config.objective.name].samplers:
+        raise UsageError(
+            f"--eval-every {wanted.every}: a {config.objective.name} run generates no images; leave it out"
+        )
+    if not is_main:
+        return Scoring(wanted.every, lambda network: {})
+    weights = Path(wanted.features_weights) if wanted.features_weights else None
+    judge = open_judge(
+        wanted.reference or config.data.spec,
+        features=wanted.features,
+        features_weights=weights,
+        image_size=config.data.image_size if wanted.reference is None else None,
+        device=device,
+        judging=Judging(memorisation=False),
+        tell=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    size = judge.reference.image_size
+    if size is not None and size != config.data.image_size:
+        raise RefusedError(
+            f"evaluation.reference {wanted.reference}: its images are {size} pixels wide, the run's "
+            f"{config.data.image_size}; name images of that size"
+        )
+    if encoder and encoder.get("weights_digest") == judge.bench.extractor.weights_digest:
+        warn(f"{wanted.features} is the encoder that this run is trained with: its own teacher flatters it")
+    name = f"fid@{wanted.num_images}"
+
+    def score(network: nn.Module) -> dict[str, float]:
+        try:
+            drawn = draw_images(
+                network, config, range(wanted.num_images), seed=SEED, batch_size=SAMPLE_BATCH, device=device
+            )
+            return {name: judge.fid(drawn.images)}
+        except RefusedError as error:
+            warn(f"no {name} at this step: {error}")
+            return {}
+
+    return Scoring(wanted.every, score)
