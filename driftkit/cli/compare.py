@@ -21,7 +21,13 @@ def command(
     ] = False,
     reference: Annotated[
         str | None,
-        option("--reference", "-r", help="Real images to score against, as in fid.", panel=SCORES, default="none"),
+        option(
+            "--reference",
+            "-r",
+            help="Real images to score against, or a file of statistics, as in fid.",
+            panel=SCORES,
+            default="none",
+        ),
     ] = None,
     features: Annotated[str, option("--features", help="What judges, as in fid.", panel=SCORES)] = "inception",
     features_weights: Annotated[
@@ -85,7 +91,7 @@ def command(
     from driftkit.runtime.device import autocast_dtype, resolve_device
     from driftkit.stages.compare import compare
     from driftkit.stages.comparison_pictures import NeighbourSearch
-    from driftkit.stages.missing_scores import Judging
+    from driftkit.stages.missing_scores import MissingScores
 
     if speed_batch is not None and speed_batch < 1:
         raise UsageError(f"--speed-batch {speed_batch}: expected at least 1")
@@ -99,12 +105,12 @@ def command(
         raise UsageError(f"--reference {reference}: scores are made with --evaluate only; add it")
     if neighbours_by not in ("pixels", "features"):
         raise UsageError(f"--neighbours-by {neighbours_by}: expected pixels or features")
-    if num_images is not None and num_images < 2:
-        raise UsageError(f"--num-images {num_images}: expected at least 2")
+    if num_images is not None and num_images < 10:
+        raise UsageError(f"--num-images {num_images}: expected at least 10")
     place = resolve_device(device)
-    judging = None
+    missing = None
     if reference is not None:
-        judging = Judging(
+        missing = MissingScores(
             reference,
             features,
             features_weights,
@@ -130,11 +136,12 @@ def command(
         made = compare(
             runs,
             output,
-            judging=judging,
+            missing=missing,
             speed=settings if speed else None,
             neighbours=NeighbourSearch(neighbours_in, extractor) if neighbours else None,
             device=place,
             report=report,
+            tell=note,
         )
     for entry in made.document["skipped"]:
         note(f"left out {entry['path']}: {entry['reason']}")

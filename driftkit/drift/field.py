@@ -180,6 +180,14 @@ def workspace_bytes(*, num_rows: int, num_columns: int, channels: int, num_taus:
     return 4 * (per_pair + num_columns * channels + num_taus * num_rows * channels)
 
 
+def field_flops(*, num_rows: int, num_columns: int, channels: int, num_taus: int) -> int:
+    """Floating point operations of one field's matrix products: one of all pairs, and one per temperature.
+
+    The arguments are those of `workspace_bytes`.
+    """
+    return 2 * num_rows * num_columns * channels * (1 + num_taus)
+
+
 class _Computation:
     """One call: its points, its options and the workspace in which some fields at a time are computed."""
 

@@ -1,6 +1,5 @@
 """Features of many images, of as many vectors of each group as a probe can look at."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -9,10 +8,8 @@ from driftkit.artifacts.images import to_float
 from driftkit.encoders.features import FeatureGroup, FeatureSet
 from driftkit.encoders.networks import FrozenEncoder
 from driftkit.errors import DriftkitError
+from driftkit.runtime.progress import Report
 from driftkit.runtime.random import generator_for
-
-Report = Callable[[str, int, int], None]
-"""(what, just done, total)"""
 
 Bank = dict[str, torch.Tensor]
 """Group name -> its picked vectors, [L, N, C] float32."""

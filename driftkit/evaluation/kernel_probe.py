@@ -16,7 +16,7 @@ from driftkit.encoders.features import FeatureSet
 from driftkit.encoders.networks import FrozenEncoder
 from driftkit.errors import DriftkitError
 from driftkit.evaluation.corruptions import CORRUPTIONS, ONE_CLASS, CorruptionSpec
-from driftkit.evaluation.feature_bank import Bank, Extractor, GroupShape, Report
+from driftkit.evaluation.feature_bank import Bank, Extractor, GroupShape
 from driftkit.evaluation.feature_statistics import (
     distance_concentration,
     effective_rank,
@@ -28,6 +28,7 @@ from driftkit.evaluation.feature_statistics import (
 )
 from driftkit.evaluation.probe_measurement import EncoderMeasurement, GroupMeasurement, KernelMeasurement, Separation
 from driftkit.evaluation.restoration import restoration
+from driftkit.runtime.progress import Report
 from driftkit.runtime.random import generator_for
 
 STATISTIC_VECTORS = 4  # of a group, in neighbour purity and rank, whose cost grows with the square of the images

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from driftkit.drift.field import CHUNK_BYTES, workspace_bytes
+from driftkit.drift.field import CHUNK_BYTES, field_flops, workspace_bytes
 from driftkit.encoders.features import FieldCall, feature_set, field_calls
 from driftkit.encoders.networks import FrozenEncoder
 
@@ -54,17 +54,15 @@ def probe_shapes(
             for name, shape in shapes.items()
         ],
         "field_calls": [{"channels": call.channels, "vectors": call.vectors} for call in calls],
-        "field_gflop": [field_flops(call, batch_size=batch_size) / 1e9 for call in calls],
+        "field_gflop": [_field_gflop(call, batch_size) for call in calls],
         "memory": field_memory(calls, batch_size=batch_size),
     }
 
 
-def field_flops(call: FieldCall, *, batch_size: int, num_taus: int = DEFAULT_TAUS) -> int:
-    """Floating point operations of a field call's matrix products, for N = `batch_size` generated and N real images.
-
-    One product of the generated features with all features, and one per temperature of the affinities with them.
-    """
-    return (1 + num_taus) * 2 * call.vectors * batch_size * 2 * batch_size * call.channels
+def _field_gflop(call: FieldCall, batch_size: int) -> float:
+    """For `batch_size` generated and as many real images, with the usual number of temperatures."""
+    one = field_flops(num_rows=batch_size, num_columns=2 * batch_size, channels=call.channels, num_taus=DEFAULT_TAUS)
+    return call.vectors * one / 1e9
 
 
 def field_memory(calls: list[FieldCall], *, batch_size: int) -> dict[str, Any]:

@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterator
 
 PLAIN_INTERVAL_S = 5.0
 
+Report = Callable[[str, int, int], None]
+"""(what is being worked on, units done since the last call, units in all or 0 when nobody knows)"""
+
 
 @contextlib.contextmanager
 def progress(title: str, total: int, *, unit: str = "images") -> Iterator[Callable[[int], None]]:

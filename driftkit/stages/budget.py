@@ -11,7 +11,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from driftkit.drift.affinity import Affinity
-from driftkit.drift.field import CHUNK_BYTES, KEPT_CHUNKS, SHARPEST_FLOAT32, workspace_bytes
+from driftkit.drift.field import CHUNK_BYTES, KEPT_CHUNKS, SHARPEST_FLOAT32, field_flops, workspace_bytes
 from driftkit.encoders.features import feature_set, field_calls
 from driftkit.encoders.loading import load_encoder, native_image_size
 from driftkit.encoders.networks import FrozenEncoder
@@ -119,11 +119,6 @@ class Budget:
     seconds: float
 
 
-def field_flops(calls: tuple[tuple[int, int], ...], *, rows: int, columns: int, num_taus: int) -> int:
-    """Operations of the field's products: one of all pairs, and one per temperature, for `rows` of x on this rank."""
-    return sum(2 * vectors * rows * columns * channels * (1 + num_taus) for vectors, channels in calls)
-
-
 def gathered_bytes(calls: tuple[tuple[int, int], ...], *, rows: int, ranks: int) -> int:
     """Float32 features, generated and real, that a rank receives from the others."""
     return sum(2 * (ranks - 1) * rows * vectors * channels * FLOAT_BYTES for vectors, channels in calls)
@@ -148,7 +143,10 @@ def budget(shapes: Shapes, *, images: int, ranks: int, machine: Machine | None =
     how = shapes.field or FieldShape()
     seen = min(rows, shapes.micro_batch or rows)
     again = seen < rows  # everything generated is made once more, for its gradient
-    flops = field_flops(shapes.calls, rows=rows, columns=columns, num_taus=how.num_taus)
+    flops = sum(
+        vectors * field_flops(num_rows=rows, num_columns=columns, channels=channels, num_taus=how.num_taus)
+        for vectors, channels in shapes.calls
+    )
     gathered = gathered_bytes(shapes.calls, rows=rows, ranks=ranks)
     gradients = int(2 * (ranks - 1) / ranks * shapes.parameters * FLOAT_BYTES)
     drifting = shapes.field is not None

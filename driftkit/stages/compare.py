@@ -21,13 +21,12 @@ from driftkit.evaluation.speed import Speed, SpeedSettings
 from driftkit.evaluation.summary import RunSummary, differences, equality_notes, summarise, unique_labels
 from driftkit.evaluation.table import ScoreTable, read_evaluations, score_tables
 from driftkit.evaluation.verdict import cautions, findings
+from driftkit.runtime.progress import Report
 from driftkit.stages.comparison_pictures import NeighbourSearch, Pictures, make_pictures
 from driftkit.stages.comparison_speed import time_runs
-from driftkit.stages.missing_scores import Judging, fill_missing
+from driftkit.stages.missing_scores import MissingScores, fill_missing
 
 FORMAT = 2
-Report = Callable[[str, int, int], None]
-"""(what is being worked on, done since the last call, all)"""
 
 
 @dataclass(frozen=True)
@@ -55,23 +54,25 @@ def compare(
     paths: Sequence[Path],
     output: Path,
     *,
-    judging: Judging | None = None,
+    missing: MissingScores | None = None,
     speed: SpeedSettings | None = None,
     neighbours: NeighbourSearch | None = None,
     device: torch.device | None = None,
     report: Report = lambda what, done, total: None,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> Comparison:
     """Compare runs and write report.html, compare.json, compare.csv and the figures into `output`.
 
     Args:
         paths: run folders; those that are none are left out and named.
         output: folder of the report; made if it is not there.
-        judging: how scores that are missing are made first, in the runs; None makes none.
+        missing: scores to make first where they are missing, in the runs; None makes none.
         speed: settings under which samplers are timed; None measures nothing.
         neighbours: where the real images nearest to samples are sought; None seeks none. Without an extractor of its
             own it takes pixels.
         device: where samples are made for runs that have none.
         report: told how far it is.
+        tell: told in one line what a user should know while it runs.
 
     Raises:
         MissingError: none of the paths is a run that generates images; or the judge or its reference is absent.
@@ -84,7 +85,7 @@ def compare(
             f"{only} left to compare ({reasons or 'encoders generate no images'}); name runs of drift or ddpm"
         )
     runs = [summary for _, summary in found.generators]
-    notes = fill_missing(found.generators, judging, report)[1] if judging is not None else []
+    notes = fill_missing(found.generators, missing, report, tell) if missing is not None else []
     tables = _tables(found, notes)
     notes = equality_notes(runs, scored=bool(tables)) + notes
     speeds = time_runs(found.generators, tables, speed, notes, report) if speed else []

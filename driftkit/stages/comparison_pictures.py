@@ -1,6 +1,6 @@
 """The pictures of a comparison that need the runs themselves: samples, nearest real images, frames of training."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,12 @@ from driftkit.evaluation.figures import Figure
 from driftkit.evaluation.neighbours import nearest
 from driftkit.evaluation.pictures import Evolution, evolution, grid_figure, neighbour_figure
 from driftkit.evaluation.summary import RunSummary
+from driftkit.runtime.progress import Report
 
 GRID_IMAGES = 64
 SEED = 0
 NEIGHBOUR_COLUMNS, NEIGHBOUR_ROWS = 8, 2
 MAX_FRAMES = 16
-
-Report = Callable[[str, int, int], None]
 
 
 @dataclass

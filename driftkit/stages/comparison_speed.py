@@ -1,6 +1,6 @@
 """Timing the samplers of the runs that are compared."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -9,12 +9,11 @@ from driftkit.errors import DriftkitError
 from driftkit.evaluation.speed import Speed, SpeedCase, SpeedSettings, measure_speeds
 from driftkit.evaluation.summary import RunSummary
 from driftkit.evaluation.table import ScoreTable
+from driftkit.runtime.progress import Report
 
 # What the samplers of a method are timed at, beside every NFE that was scored.
 SPEED_NFE: Mapping[str, tuple[int, ...]] = {"one-step": (1,), "ddim": (10, 50, 100)}
 BUSY = 1.5  # slowest over fastest timing above which the report says so
-
-Report = Callable[[str, int, int], None]
 
 
 def time_runs(

@@ -20,12 +20,12 @@ from driftkit.evaluation.frechet import frechet_distance
 from driftkit.evaluation.memorisation import PAIRS, Memorisation, save_pairs
 from driftkit.evaluation.reference_statistics import write_statistics
 from driftkit.runtime.distributed import Ranks
+from driftkit.runtime.progress import Report
 from driftkit.stages.fid_record import SCORES_VERSION, Judging, default_path, evaluation_document
 from driftkit.stages.references import Bench, Reference, Training, open_reference, open_training
 from driftkit.stages.targets import (
     DEFAULT_NUM_IMAGES,
     Opening,
-    Report,
     Sampling,
     Target,
     is_run,

@@ -8,25 +8,24 @@ import torch
 
 from driftkit.artifacts.run import Run
 from driftkit.errors import DriftkitError
-from driftkit.evaluation.extractors import Extractor, load_extractor
 from driftkit.evaluation.reading import count, mapping, text
 from driftkit.evaluation.summary import RunSummary
 from driftkit.evaluation.table import read_evaluations
+from driftkit.runtime.progress import Report
+from driftkit.stages.fid import DEFAULT_NUM_IMAGES, Judge, Judging, Sampling, open_judge
 
 CURVE_NFE = (1, 2, 5, 10, 20, 50, 100)
 # Samplers whose quality is shown over their cost; None stands for a sampler with nothing to choose.
 CURVE_SAMPLERS = {"one-step": None, "ddim": CURVE_NFE, "dpm-solver": CURVE_NFE}
 
-Report = Callable[[str, int, int], None]
-
 
 @dataclass(frozen=True)
-class Judging:
-    """How missing scores are made, the same for all runs.
+class MissingScores:
+    """Which scores are made where they are missing, the same for all runs.
 
     Attributes:
-        reference: data SPEC of the real images.
-        features: what judges: inception, dinov2, encoder:RUN and whatever else `fid` takes.
+        reference: data SPEC of the real images, or a file of statistics.
+        features: what judges, as in `fid`.
         features_weights: local weights of it.
         num_images: per score.
         nfe: evaluations per image at which samplers of many steps are scored; None takes 1, 2, 5, 10, 20, 50, 100.
@@ -57,54 +56,60 @@ class Way:
 
 
 def fill_missing(
-    generators: Sequence[tuple[Run, RunSummary]], judging: Judging, report: Report
-) -> tuple[Extractor, list[str]]:
+    generators: Sequence[tuple[Run, RunSummary]],
+    wanted: MissingScores,
+    report: Report,
+    tell: Callable[[str], None] = lambda line: None,
+) -> list[str]:
     """Evaluate what is not there yet; the results go into the runs, where `fid` would put them.
 
+    Args:
+        tell: told in one line what a user should know while it runs.
+
     Returns:
-        The judge, for further use, and one sentence for every score that could not be made.
+        One sentence for every score that could not be made.
 
     Raises:
         MissingError: the judge or the reference is not there.
         UsageError: a wrong name of either.
     """
-    from driftkit.datasets.sources import open_dataset
-    from driftkit.stages.fid import DEFAULT_NUM_IMAGES, Sampling, evaluate
-
-    extractor = load_extractor(judging.features, weights=judging.features_weights, device=judging.device)
-    reference = open_dataset(judging.reference)
-    num_images = judging.num_images or DEFAULT_NUM_IMAGES
+    judge = open_judge(
+        wanted.reference,
+        features=wanted.features,
+        features_weights=wanted.features_weights,
+        batch_size=wanted.batch_size,
+        device=wanted.device,
+        judging=Judging(allow_collapsed=wanted.allow_collapsed),
+        report=report,
+        tell=tell,
+    )
+    num_images = wanted.num_images or DEFAULT_NUM_IMAGES
     missing: list[tuple[Run, RunSummary, Way]] = []
     problems = []
     for run, summary in generators:
         try:
-            ways = ways_of(run, judging)
+            ways = ways_of(run, wanted)
         except DriftkitError as error:
             problems.append(f"{summary.label} was not scored: {error}")
             continue
-        done = _done(run, extractor, reference.digest, num_images, judging.seed)
+        done = _done(run, judge, num_images, wanted.seed)
         missing += [(run, summary, way) for way in ways if way not in done]
     for run, summary, way in missing:
         report("scores", 0, len(missing))
         try:
-            evaluate(
+            judge.evaluate(
                 run.path,
-                judging.reference,
-                features=extractor,
                 num_images=num_images,
-                sampling=Sampling(sampler=way.sampler, nfe=way.nfe, weights="ema", seed=judging.seed, step=way.step),
-                batch_size=judging.batch_size,
-                device=judging.device,
-                allow_collapsed=judging.allow_collapsed,
+                sampling=Sampling(sampler=way.sampler, nfe=way.nfe, weights="ema", seed=wanted.seed, step=way.step),
             )
         except DriftkitError as error:
             at = f"{way.sampler}{f' at {way.nfe} NFE' if way.nfe else ''}, step {way.step}"
             problems.append(f"{summary.label} was not scored ({at}): {error}")
         report("scores", 1, len(missing))
-    return extractor, problems
+    return problems
 
 
-def ways_of(run: Run, judging: Judging) -> list[Way]:
+def ways_of(run: Run, wanted: MissingScores) -> list[Way]:
     """What is to be scored of a run: every sampler of the cost curve at the last step, and the default at the others.
 
     Raises:
@@ -119,25 +124,23 @@ def ways_of(run: Run, judging: Judging) -> list[Way]:
     for name in samplers:
         if name not in CURVE_SAMPLERS:
             continue
-        for nfe in (1,) if CURVE_SAMPLERS[name] is None else judging.nfe or CURVE_NFE:
+        for nfe in (1,) if CURVE_SAMPLERS[name] is None else wanted.nfe or CURVE_NFE:
             ways.append(Way(name, nfe, last))
-    if judging.all_checkpoints:
+    if wanted.all_checkpoints:
         name = next(iter(samplers))
-        nfe = 1 if CURVE_SAMPLERS[name] is None else max(judging.nfe or (50,))
+        nfe = 1 if CURVE_SAMPLERS[name] is None else max(wanted.nfe or (50,))
         ways += [Way(name, nfe, c.step) for c in run.checkpoints() if c.step != last]
     return ways
 
 
-def _done(run: Run, extractor: Extractor, reference: str, num_images: int, seed: int) -> list[Way]:
+def _done(run: Run, judge: Judge, num_images: int, seed: int) -> list[Way]:
     """The ways that were scored by this judge, against these images, with that count and seed."""
     found = []
     for document in read_evaluations(run)[0]:
-        judge = mapping(document.get("extractor"))
+        theirs, ours = mapping(document.get("extractor")), judge.bench.extractor.describe()
         same = (
-            judge.get("name") == extractor.name
-            and judge.get("weights_digest") == extractor.weights_digest
-            and judge.get("resize") == extractor.resize
-            and mapping(document.get("reference")).get("digest") == reference
+            all(theirs.get(key) == ours[key] for key in ("name", "weights_digest", "resize"))
+            and mapping(document.get("reference")).get("digest") == judge.reference.digest
             and count(document.get("num_images")) == num_images
             and document.get("weights") == "ema"
             and document.get("seed") == seed

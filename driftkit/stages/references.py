@@ -24,7 +24,8 @@ from driftkit.evaluation.reference_statistics import (
     write_statistics,
 )
 from driftkit.runtime.distributed import Ranks
-from driftkit.stages.targets import Report, file_formats
+from driftkit.runtime.progress import Report
+from driftkit.stages.targets import file_formats
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,13 +15,11 @@ from driftkit.errors import DriftkitError, MissingError, RefusedError, UsageErro
 from driftkit.evaluation.checks import require_uint8
 from driftkit.evaluation.features import Share
 from driftkit.runtime.distributed import Ranks
+from driftkit.runtime.progress import Report
 
 DEFAULT_NUM_IMAGES = 50_000
 PART_SEED = 2020
 FORMAT_NAMES = {"jpg": "jpeg", "jpe": "jpeg", "jfif": "jpeg", "tif": "tiff"}
-
-Report = Callable[[str, int, int], None]
-"""(what is being worked on, images done since the last call, images in all)"""
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from driftkit.drift import aggregated_drift
+from driftkit.drift.field import field_flops
 from driftkit.errors import UsageError
 from driftkit.objectives.registry import OBJECTIVES, build_network
 from driftkit.protocols import Execution
 from driftkit.runtime.device import autocast
 from driftkit.runtime.distributed import Ranks
-from driftkit.stages.budget import FieldShape, budget, field_bytes, field_flops, gathered_bytes, training_shapes
+from driftkit.stages.budget import FieldShape, budget, field_bytes, gathered_bytes, training_shapes
 from driftkit.stages.config import TrainConfig, resolve_config
 from driftkit.training.ema import averaged
 from driftkit.training.feed import Feed
@@ -34,7 +35,7 @@ def test_field_flops_are_those_that_torch_counts(scale_over):
     with FlopCounterMode(display=False) as counter:
         aggregated_drift(x, pos, taus=(0.05, 0.2), scale_over=scale_over)
     combining = 2 * 5 * 12 * 7 * 2  # V of the temperatures added up
-    want = field_flops(((5, 7),), rows=12, columns=24, num_taus=2) + combining
+    want = 5 * field_flops(num_rows=12, num_columns=24, channels=7, num_taus=2) + combining
     assert counter.get_total_flops() == want
 
 
