@@ -17,13 +17,13 @@ from driftkit.encoders.specs import INTERPOLATION, PIXEL, SPECS
 from driftkit.encoders.weights import locate
 from driftkit.errors import UsageError
 from driftkit.evaluation.encoder_speed import measure_encoder_speed
-from driftkit.evaluation.feature_bank import Report
 from driftkit.evaluation.feature_statistics import chance_purity
 from driftkit.evaluation.kernel_probe import NUM_CLASSES, ProbeImages, measure_encoder, one_class_count
 from driftkit.evaluation.probe import probe_shapes
 from driftkit.evaluation.probe_figure import probe_panel
 from driftkit.evaluation.probe_verdict import judge
 from driftkit.runtime.device import describe_device
+from driftkit.runtime.progress import Report
 from driftkit.runtime.random import generator_for
 
 LISTED = (
