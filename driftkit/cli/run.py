@@ -18,7 +18,11 @@ def command(
     stages: Annotated[list[str] | None, option("--stage", help="Run only the stage of this name; repeatable.")] = None,
     nproc: Annotated[
         int | None,
-        option("--nproc", help="Start every training by torchrun with this many processes.", default="the file's own"),
+        option(
+            "--nproc",
+            help="Start every train and fid stage by torchrun with this many processes.",
+            default="the file's own",
+        ),
     ] = None,
     force: Annotated[bool, option("--force", help="Run stages that are done, too.")] = False,
     dry_run: Annotated[bool, option("--dry-run", help="Print every stage's command and whether it would run.")] = False,

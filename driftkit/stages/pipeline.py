@@ -9,7 +9,7 @@
     objective = "mae"                   # its options, under their long names
     output = "{output}/mae"
     set = { trainer.steps = 600 }       # becomes --set trainer.steps=600
-    nproc = 8                           # start it by torchrun with 8 processes (train only)
+    nproc = 8                           # start it by torchrun with 8 processes (train and fid)
 
     [[stage]]
     each = ["pixel", "mocov2"]          # a stage for each; {each} stands for it, in the name as well
@@ -77,6 +77,7 @@ READ_KEYS = (
     "config",
 )
 LAUNCH_KEYS = ("name", "command", "nproc")
+SHARED = ("train", "fid")  # commands whose work several processes share
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def load_pipeline(path: Path, *, output: Path | None = None, nproc: int | None =
 
     Args:
         output: replaces the file's own `output`.
-        nproc: processes of every training stage, whatever the file says.
+        nproc: processes of every stage that several can share, whatever the file says.
 
     Raises:
         MissingError: the file is not there.
@@ -136,7 +137,7 @@ def load_pipeline(path: Path, *, output: Path | None = None, nproc: int | None =
         for names, row in _each(path, number, table)
     )
     if nproc is not None:
-        stages = tuple(replace(stage, nproc=nproc) if stage.command == "train" else stage for stage in stages)
+        stages = tuple(replace(stage, nproc=nproc) if stage.command in SHARED else stage for stage in stages)
     names = [stage.name for stage in stages]
     for name in names:
         if names.count(name) > 1:
@@ -169,8 +170,10 @@ def _parse_stage(path: Path, number: int, table: dict[str, Any], names: dict[str
             f"{path}: stage {name}: command {command!r}, expected one of {', '.join(POSITIONAL)}"
             f"{did_you_mean(str(command), POSITIONAL)}"
         )
-    if not isinstance(nproc, int) or nproc < 1 or (nproc > 1 and command != "train"):
-        raise UsageError(f"{path}: stage {name}: nproc {nproc!r}, expected a count of processes, for train alone")
+    if not isinstance(nproc, int) or nproc < 1 or (nproc > 1 and command not in SHARED):
+        raise UsageError(
+            f"{path}: stage {name}: nproc {nproc!r}, expected a count of processes, for {' or '.join(SHARED)}"
+        )
     arguments: list[str] = []
     reads: list[str] = []
     for key, value in table.items():
@@ -245,6 +248,7 @@ def run_pipeline(
         started = time.monotonic()
         identity = _identity(stage)
         before = fingerprint(stage)
+        unscored = fingerprint(stage, evaluations=False) if stage.command == "compare" else None
         arguments = _make_room(pipeline, stage, force=force)
         result = _launch(stage) if stage.nproc > 1 else execute([stage.command, *arguments])
         seconds = round(time.monotonic() - started, 3)
@@ -255,6 +259,8 @@ def run_pipeline(
             "command_line": stage.command_line(),
         }
         products = _products(stage, result)
+        if unscored is not None and fingerprint(stage, evaluations=False) == unscored:
+            before = fingerprint(stage)  # with the evaluations that `compare --evaluate` has added itself
         _remember(pipeline, stage, before, {**record, "identity": identity, "result": result, "products": products})
         report(number, stage, "done", seconds)
         records.append({**record, "result": result})
@@ -262,8 +268,10 @@ def run_pipeline(
 
 
 def _launch(stage: Stage) -> dict[str, Any]:
-    line = [sys.executable, "-m", "torch.distributed.run", *stage.command_line()[1:]]
-    child = subprocess.Popen(line, stdout=sys.stderr)
+    """Start the stage by torchrun; gives the document that its first process prints."""
+    asked = [] if "--json" in stage.arguments else ["--json"]
+    line = [sys.executable, "-m", "torch.distributed.run", *stage.command_line()[1:], *asked]
+    child = subprocess.Popen(line, stdout=subprocess.PIPE, text=True)
     stopped: list[int] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
@@ -273,7 +281,8 @@ def _launch(stage: Stage) -> dict[str, Any]:
     # torchrun's workers live in sessions of their own: only torchrun can stop them, so it is told and awaited.
     previous = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        code = child.wait()
+        printed, _ = child.communicate()
+        code = child.returncode
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
@@ -282,7 +291,13 @@ def _launch(stage: Stage) -> dict[str, Any]:
         raise InterruptedRunError(f"stage {stage.name} was stopped; the same command goes on with it", exit_code)
     if code:
         raise DriftkitError(f"stage {stage.name} failed with exit code {code}: {shlex.join(stage.command_line())}")
-    return {"exit_code": code}
+    try:
+        document = json.loads(printed)
+    except ValueError:
+        raise DriftkitError(
+            f"stage {stage.name} printed no JSON document but {printed[:80]!r}: {shlex.join(stage.command_line())}"
+        ) from None
+    return dict(document)
 
 
 def _make_room(pipeline: Pipeline, stage: Stage, *, force: bool) -> list[str]:
@@ -336,8 +351,12 @@ def _identity(stage: Stage) -> str:
     return fingerprint(replace(stage, arguments=tuple(arguments)), version="any")
 
 
-def fingerprint(stage: Stage, *, version: str = __version__) -> str:
-    """Digest of the command line, driftkit's version and the content of everything the stage reads."""
+def fingerprint(stage: Stage, *, version: str = __version__, evaluations: bool = True) -> str:
+    """Digest of the command line, driftkit's version and the content of everything the stage reads.
+
+    Args:
+        evaluations: whether those of the runs that a `compare` stage reads count.
+    """
     return digest_json(
         {
             "arguments": [stage.command, *stage.arguments],
@@ -348,7 +367,9 @@ def fingerprint(stage: Stage, *, version: str = __version__) -> str:
                 for key, value in sorted(os.environ.items())
                 if key.startswith(f"DRIFTKIT_{stage.command.upper().replace('-', '_')}_")
             },
-            "reads": {path: _content(path, evaluations=stage.command == "compare") for path in stage.reads},
+            "reads": {
+                path: _content(path, evaluations=evaluations and stage.command == "compare") for path in stage.reads
+            },
         }
     )
 

@@ -27,3 +27,10 @@ def test_noise_is_standard_normal():
 def test_an_epoch_visits_every_image_once():
     assert sorted(shuffled_indices(0, 3, 50).tolist()) == list(range(50))
     assert shuffled_indices(0, 3, 50).tolist() != shuffled_indices(0, 4, 50).tolist()
+
+
+def test_noise_of_an_image_is_that_of_a_generator_of_its_own():
+    noise = image_noise(3, "sampler", [4, 9], (3, 5, 5), step=7)
+    for row, index in zip(noise, (4, 9), strict=True):
+        own = torch.Generator().manual_seed(stream_seed(3, "sampler", 7, index))
+        assert torch.equal(row, torch.randn(3, 5, 5, generator=own))

@@ -136,6 +136,62 @@ def test_dry_run_shows_commands_and_touches_nothing(tmp_path):
     assert not Path("out").exists()
 
 
+SCORED = (
+    CHAIN[: CHAIN.index('[[stage]]\nname = "sample"')]
+    + """
+[[stage]]
+name = "judge"
+command = "train"
+objective = "mae"
+data = "{output}/shapes.safetensors"
+steps = 1
+batch_size = 4
+set = { model.base_channels = 8, objective.finetune_from = -1 }
+output = "{output}/judge"
+
+[[stage]]
+name = "fid"
+command = "fid"
+target = "{output}/ddpm"
+reference = "{output}/shapes.safetensors"
+features = "encoder:{output}/judge"
+num_images = 20
+nfe = 1
+batch_size = 5
+allow_collapsed = true
+nproc = 2
+
+[[stage]]
+name = "report"
+command = "compare"
+runs = ["{output}/ddpm"]
+evaluate = true
+reference = "{output}/shapes.safetensors"
+features = "encoder:{output}/judge"
+num_images = 10
+nfe = "1"
+allow_collapsed = true
+speed = false
+neighbours = false
+output = "{output}/report"
+"""
+)
+
+
+def test_scores_are_shared_by_processes_and_made_once(tmp_path):
+    path = write(tmp_path, SCORED)
+    result = driftkit("run", path, "--json")
+    assert result.exit_code == 0, result.output
+    fid = next(s["result"] for s in json.loads(result.stdout)["stages"] if s["name"] == "fid")
+    assert (fid["world_size"], fid["num_images"]) == (2, 20)
+    evaluation = Path(fid["evaluation"])
+    assert set(states(path).values()) == {"skipped"}  # the evaluations that `compare` made itself are no news to it
+    evaluation.write_text(evaluation.read_text().replace('"seed": 0', '"seed": 1'))
+    assert [name for name, state in states(path).items() if state == "done"] == ["report"]
+    evaluation.unlink()
+    assert {"fid", "report"} == {name for name, state in states(path).items() if state == "done"}
+
+
 def test_several_processes_are_started_by_torchrun(tmp_path):
     path = write(tmp_path, CHAIN.replace("steps = 2", "steps = 2\nnproc = 8"))
     (stage,) = [s for s in load_pipeline(path).stages if s.name == "ddpm"]
@@ -175,7 +231,7 @@ def test_a_stage_for_each_of_several_rows(tmp_path):
     assert pipeline.stages[0].arguments == (
         "--encoder", "o/mae", "--steps", "3", "--set", "trainer.log_every=3", "--output", "o/a",
     )  # fmt: skip
-    assert [stage.nproc for stage in pipeline.stages] == [2, 2, 1, 1]
+    assert [stage.nproc for stage in pipeline.stages] == [2, 2, 2, 2]
     assert pipeline.stages[3].arguments == ("o/b",)
 
 
@@ -196,7 +252,7 @@ def test_a_failing_stage_stops_the_pipeline_with_its_code_and_keeps_what_is_done
         ('name = "sample"', 'name = "ddpm"', "two stages are called ddpm"),
         ("num_images = 4", "num_image = 4", "--num-image"),
         ("nfe = 2", 'nfe = "two"', "two"),
-        ("nfe = 2", "nproc = 2", "for train alone"),
+        ("nfe = 2", "nproc = 2", "for train or fid"),
         ('name = "probe"', "", "needs a name"),
         ("set = {", "set = 3 #", "expected a table"),
         ("[[stage]]", "[[stages]]", "unknown key stages"),
