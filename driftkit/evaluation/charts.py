@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from driftkit.evaluation.figures import Figure, cost_figure, curve_figure, history_figure, score_figure
+from driftkit.evaluation.drawing import Figure
+from driftkit.evaluation.figures import cost_figure, curve_figure, history_figure, score_figure
 from driftkit.evaluation.speed import Speed
 from driftkit.evaluation.summary import RunSummary
 from driftkit.evaluation.table import ScoreTable
@@ -26,6 +27,15 @@ def all_charts(
                      from_zero=True,
                      caption="Normalised drifting loss: flat by construction, shown so that nobody waits for it."),
     ]  # fmt: skip
+    judges = dict.fromkeys(r.scored_by for r in runs if r.scored_by)
+    for number, judge in enumerate(judges, start=1):
+        judged = [r for r in runs if r.scored_by == judge]
+        name = judge.split(" ")[0]
+        curves.insert(
+            number - 1,
+            curve_figure(judged, "score", name=f"score-on-the-way-{number}", ylabel=name, colours=colours,
+                         caption=f"Scores while they trained: {judge}, of the averaged weights."),
+        )  # fmt: skip
     sections: dict[str, list[Figure]] = {"curves": [c for c in curves if c]}
     for table in tables:
         pictures: list[Figure | None] = [cost_figure(table, "nfe", colours=colours)]

@@ -1,28 +1,16 @@
 """Charts of a comparison: scores against cost and training, losses and health. Each in a light and a dark edition."""
 
-import io
-import math
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from driftkit.evaluation.drawing import INK, PALETTES, Figure, draw_figure, legend, plain_label, scale_y
 from driftkit.evaluation.formats import format_score, way_name
 from driftkit.evaluation.records import speed_of
 from driftkit.evaluation.speed import Speed
 from driftkit.evaluation.summary import RunSummary
 from driftkit.evaluation.table import ScoreRow, ScoreTable
 
-DPI = 160
-# Told apart by people with colour-blindness, too; the dark edition is lighter.
-PALETTES = {
-    "light": ("#3b5bdb", "#d9480f", "#2b8a3e", "#9c36b5", "#0b7285", "#e03131", "#5f3dc4", "#846358"),
-    "dark": ("#91a7ff", "#ffa94d", "#69db7c", "#e599f7", "#66d9e8", "#ff8787", "#b197fc", "#d0bfb4"),
-}
-INK = {"light": "#343a40", "dark": "#ced4da"}
-GRID = {"light": "#dee2e6", "dark": "#3b4048"}
 MARKS = "osD^vPX<>"
-LABEL = 40  # characters of a run's name beside a chart; the middle of longer ones is left out
 DASHES = ("-", "--", ":", "-.")
 AXIS_NAMES = {
     "nfe": "network evaluations per image (NFE)",
@@ -32,31 +20,6 @@ AXIS_NAMES = {
     "seconds": "seconds of training",
 }
 TRAINING_UNITS = (("hours", 3600.0), ("minutes", 60.0), ("seconds", 1.0))
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One picture.
-
-    Attributes:
-        name: file name without suffix.
-        alt: what it shows, for those who do not see it.
-        caption: what a reader should know.
-        light, dark: what the page embeds, with `media_type`; `dark` is None where one edition serves both.
-        png, svg: what lies beside the page; `svg` is None for pictures made of pixels.
-        width, height: in CSS pixels.
-    """
-
-    name: str
-    alt: str
-    caption: str
-    light: bytes
-    png: bytes
-    dark: bytes | None = None
-    svg: bytes | None = None
-    media_type: str = "image/png"
-    width: int = 0
-    height: int = 0
 
 
 def colour_of(labels: Sequence[str]) -> dict[str, int]:
@@ -90,26 +53,28 @@ def curve_figure(
     def draw(axes: Any, theme: str) -> None:
         for place, (label, points) in enumerate(drawn):
             steps, values = zip(*points, strict=True)
-            axes.plot(steps, values, color=PALETTES[theme][colours[label]], linewidth=1.6, label=_plain(label),
+            axes.plot(steps, values, color=PALETTES[theme][colours[label]], linewidth=1.6, label=plain_label(label),
                       linestyle=_dash(place, colours))  # fmt: skip
         if from_zero:
             axes.set_ylim(0, 1.25 * max(value for _, points in drawn for _, value in points))
         else:
-            _scale_y(axes, [value for _, points in drawn for _, value in points])
+            scale_y(axes, [value for _, points in drawn for _, value in points])
         axes.set_xlim(left=0)
         axes.set_xlabel(AXIS_NAMES["step"])
         axes.set_ylabel(ylabel)
-        _legend(axes, theme)
+        legend(axes, theme)
 
     ends = "; ".join(f"{label} from {points[0][1]:.3g} to {points[-1][1]:.3g}" for label, points in drawn)
-    return _figure(draw, name=name, alt=f"{ylabel} over training steps: {ends}.", caption=caption, entries=len(drawn))
+    return draw_figure(
+        draw, name=name, alt=f"{ylabel} over training steps: {ends}.", caption=caption, entries=len(drawn)
+    )
 
 
 def score_figure(table: ScoreTable, *, colours: Mapping[str, int]) -> Figure:
     """One bar for the best row of every run, with its real-vs-real floor as a mark."""
     best = [row for row in table.rows if row is table.best(row.run)]
     rows = best[::-1]
-    names = [_plain(f"{r.run}\n{way_name(r.sampler, r.nfe)}") for r in rows]
+    names = [plain_label(f"{r.run}\n{way_name(r.sampler, r.nfe)}") for r in rows]
 
     def draw(axes: Any, theme: str) -> None:
         scores = [r.metrics["fid"] for r in rows]
@@ -130,10 +95,10 @@ def score_figure(table: ScoreTable, *, colours: Mapping[str, int]) -> Figure:
         axes.set_xlabel(f"{table.name} (lower is better)")
         axes.grid(False, axis="y")
         if floors:
-            _legend(axes, theme)
+            legend(axes, theme)
 
     said = "; ".join(f"{r.run} {way_name(r.sampler, r.nfe)}: {format_score(r.metrics['fid'])}" for r in best)
-    return _figure(
+    return draw_figure(
         draw,
         name=f"scores-{table.key}",
         alt=f"{table.name} by {table.title}: {said}.",
@@ -172,7 +137,7 @@ def cost_figure(
             errors = [p[1].spread.get("fid", 0.0) for p in points]
             axes.errorbar(
                 x, y, yerr=errors if any(errors) else None, color=PALETTES[theme][colours.get(run, 0)],
-                label=_plain(label), linewidth=1.6, marker=mark, markersize=7 if single else 4.5, capsize=2,
+                label=plain_label(label), linewidth=1.6, marker=mark, markersize=7 if single else 4.5, capsize=2,
                 linestyle="none" if single else DASHES[nth % len(DASHES)],
             )  # fmt: skip
         _floor_line(axes, table, theme)
@@ -180,13 +145,13 @@ def cost_figure(
         axes.set_ylabel(f"{table.name} (lower is better)")
         _scale_scores(axes, table, [p[1].metrics["fid"] for points in lines.values() for p in points])
         _scale_x(axes, sorted(costs), named=axis == "nfe")
-        _legend(axes, theme)
+        legend(axes, theme)
 
     said = "; ".join(
         f"{run} {way}: " + ", ".join(f"{format_score(r.metrics['fid'])} at {cost:.3g}" for cost, r in sorted(
             points, key=lambda p: p[0])) for (run, way), points in lines.items())  # fmt: skip
     what = "evaluations of the network" if axis == "nfe" else "the time that sampling takes"
-    return _figure(
+    return draw_figure(
         draw,
         name=f"{axis}-{table.key}",
         alt=f"{table.name} over {AXIS_NAMES[axis]}. {said}.",
@@ -229,7 +194,7 @@ def history_figure(
         for (run, sampler, nfe, raw), points in lines.items():
             nth = drawn[run] = drawn.get(run, -1) + 1
             label = " · ".join(part for part in (run, way_name(sampler, nfe), raw) if part)
-            axes.plot(*zip(*points, strict=True), color=PALETTES[theme][colours.get(run, 0)], label=_plain(label),
+            axes.plot(*zip(*points, strict=True), color=PALETTES[theme][colours.get(run, 0)], label=plain_label(label),
                       linewidth=1.6, marker="osD^v"[nth % 5], markersize=4.5,
                       linestyle=DASHES[nth % len(DASHES)])  # fmt: skip
         _floor_line(axes, table, theme)
@@ -237,13 +202,13 @@ def history_figure(
         axes.set_ylabel(f"{table.name} (lower is better)")
         _scale_scores(axes, table, [y for points in lines.values() for _, y in points])
         axes.set_xlim(left=0)
-        _legend(axes, theme)
+        legend(axes, theme)
 
     said = "; ".join(
         f"{way[0]} {way_name(way[1], way[2])} from {format_score(points[0][1])} to {format_score(points[-1][1])}"
         for way, points in lines.items()
     )
-    return _figure(
+    return draw_figure(
         draw,
         name=f"{cost}-{table.key}",
         alt=f"{table.name} over {axis_name}: {said}.",
@@ -267,73 +232,11 @@ def _dash(place: int, colours: Mapping[str, int]) -> str:
     return DASHES[place // len(PALETTES["light"]) % len(DASHES)]
 
 
-def _plain(label: str) -> str:
-    """Text that matplotlib shows as it is: no formulas between dollars, no label hidden for its underscore."""
-    lines = [
-        line if len(line) <= LABEL else f"{line[: LABEL // 2]}…{line[-LABEL // 2 :]}" for line in label.split("\n")
-    ]
-    escaped = "\n".join(lines).replace("$", r"\$")
-    return f" {escaped}" if escaped.startswith("_") else escaped
-
-
-def _figure(
-    draw: Callable[[Any, str], None], *, name: str, alt: str, caption: str, height: float = 3.2, entries: int = 0
-) -> Figure:
-    """Draw both editions on a transparent ground; `entries` of the legend, two to a row, make it taller."""
-    import matplotlib as mpl
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure as Canvas
-
-    height += 0.2 * math.ceil(entries / 2)
-    editions = {}
-    png = b""
-    with mpl.rc_context({"svg.hashsalt": "driftkit"}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # scripts that the one font here lacks
-        for theme in ("light", "dark"):
-            canvas = Canvas(figsize=(6.4, height), layout="constrained")
-            FigureCanvasAgg(canvas)
-            axes = canvas.add_subplot()
-            _style(axes, theme)
-            draw(axes, theme)
-            memory = io.BytesIO()
-            canvas.savefig(memory, format="svg", transparent=True, metadata={"Date": None})
-            editions[theme] = memory.getvalue()
-            if theme == "light":
-                memory = io.BytesIO()
-                canvas.savefig(memory, format="png", dpi=DPI, facecolor="white")
-                png = memory.getvalue()
-    light, dark = editions["light"], editions["dark"]
-    return Figure(name, alt, caption, light, png, dark, light, "image/svg+xml", width=640, height=round(100 * height))
-
-
-def _style(axes: Any, theme: str) -> None:
-    axes.grid(True, color=GRID[theme], linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=INK[theme], labelsize=8.5, length=0, which="both")
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(GRID[theme])
-    axes.xaxis.label.set_color(INK[theme])
-    axes.yaxis.label.set_color(INK[theme])
-
-
-def _scale_y(axes: Any, values: Sequence[float]) -> None:
-    """Logarithmic with plain numbers at 1, 2, 5 where the values are positive and span a factor of 3."""
-    if not values or min(values) <= 0 or max(values) < 3 * min(values):
-        return
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_locator(NullLocator())
-
-
 def _scale_scores(axes: Any, table: ScoreTable, scores: Sequence[float]) -> None:
     """Room for the scores and for the floor below them."""
     floor = _floor_of(table)
     values = [*scores, *([floor] if floor else [])]
-    _scale_y(axes, values)
+    scale_y(axes, values)
     if axes.get_yscale() == "log":
         axes.set_ylim(bottom=0.75 * min(values))
     else:
@@ -352,11 +255,3 @@ def _scale_x(axes: Any, values: Sequence[float], *, named: bool) -> None:
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_locator(NullLocator())
-
-
-def _legend(axes: Any, theme: str) -> None:
-    """Above the axes, where it hides nothing."""
-    axes.legend(
-        frameon=False, labelcolor=INK[theme], fontsize=8.5, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.3,
-        ncols=2, handlelength=1.8, columnspacing=1.4, borderpad=0,
-    )  # fmt: skip

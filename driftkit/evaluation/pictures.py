@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torchvision.utils import make_grid
 
-from driftkit.evaluation.figures import Figure
+from driftkit.evaluation.drawing import Figure
 
 GRID_TILE = 64
 GAP = 3

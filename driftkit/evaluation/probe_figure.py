@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from driftkit.evaluation.figures import DPI, GRID, INK, PALETTES
+from driftkit.evaluation.drawing import DPI, GRID, INK, PALETTES
 
 ROW_INCHES = 0.27
 WIDTH_INCHES = 15.0

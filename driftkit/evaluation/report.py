@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from driftkit.evaluation.budgets import Budget, nfe_budgets, training_budgets
-from driftkit.evaluation.figures import Figure
+from driftkit.evaluation.drawing import Figure
 from driftkit.evaluation.formats import (
     METRIC_NAMES,
     format_count,

@@ -1,8 +1,9 @@
 """The picture of a run's score against its training steps."""
 
-import io
 from collections.abc import Mapping
 from typing import Any
+
+from driftkit.evaluation.drawing import INK, PALETTES, draw_figure, legend, plain_label, scale_y
 
 MARGIN = 1.15
 
@@ -13,29 +14,28 @@ def score_curve(document: Mapping[str, Any]) -> bytes:
     Args:
         document: of kind "evaluation curve".
     """
-    from matplotlib.figure import Figure
-
     points = document["points"]
     scored = [(p["step"], p["metrics"]["fid"]) for p in points if p["metrics"]]
     refused = [p["step"] for p in points if not p["metrics"]]
-    figure = Figure(figsize=(6.4, 3.8), dpi=130, layout="constrained")
-    axes = figure.subplots()
-    axes.plot(*zip(*scored, strict=True), marker="o", color="#1f6f8b", label=document["name"])
     floor = document.get("floor")
-    if floor:
-        count = floor["num_images"]
-        axes.axhline(floor["fid"], color="#777777", linestyle="--", label=f"real images, {count:,} against {count:,}")
-    values = [value for _, value in scored if value > 0] + ([floor["fid"]] if floor and floor["fid"] > 0 else [])
-    if values and max(values) > 10 * min(values):
-        axes.set_yscale("log")
-    if refused:
-        top = [max(value for _, value in scored) * MARGIN] * len(refused)
-        axes.plot(refused, top, linestyle="", marker="x", color="#b03a2e", label="not scorable")
-    axes.set_xlabel("training step")
-    axes.set_ylabel(document["name"])
-    axes.set_title(f"{document['run']}, judged by {document['extractor']['name']}", fontsize=10)
-    axes.legend(frameon=False, fontsize=8)
-    axes.grid(alpha=0.25)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    values = [value for _, value in scored] + ([floor["fid"]] if floor and floor["fid"] > 0 else [])
+
+    def draw(axes: Any, theme: str) -> None:
+        main, _, _, _, _, wrong, *_ = PALETTES[theme]
+        axes.plot(*zip(*scored, strict=True), marker="o", color=main, label=document["name"])
+        if floor:
+            axes.axhline(floor["fid"], color=INK[theme], linewidth=1, linestyle=(0, (1, 2)),
+                         label=f"real images, {floor['num_images']:,} against {floor['num_images']:,}")  # fmt: skip
+        if refused:
+            top = [max(value for _, value in scored) * MARGIN] * len(refused)
+            axes.plot(refused, top, linestyle="", marker="x", color=wrong, label="not scorable")
+        scale_y(axes, values)
+        axes.set_xlim(left=0)
+        axes.set_xlabel("training step")
+        by = f"{document['name']} by {document['extractor']['name']}"
+        axes.set_ylabel(plain_label(by))
+        axes.set_title(plain_label(str(document["run"])), fontsize=10, loc="right", color=INK[theme])
+        legend(axes, theme)
+
+    figure = draw_figure(draw, name="score-curve", alt="", caption="", height=3.8, entries=1 + bool(floor))
+    return figure.png

@@ -28,7 +28,8 @@ class RunSummary:
         path: the folder as it was given.
         group: equal for runs that differ in their seed alone.
         kind: method, encoder and feature set in words.
-        curve: at most 300 points of step, images, seconds, loss, drift_norm and spread (None where there is none).
+        scored_by: what the scores on the way (`train --eval-every`) are: equal for runs whose scores one may compare.
+        curve: at most 300 points of step, images, seconds, loss, drift_norm, spread and score, None where one is not.
         config: the resolved config, dotted key -> value.
         warnings: sentences on the run itself.
     """
@@ -56,6 +57,7 @@ class RunSummary:
     loss: float | None
     drift_norm: float | None
     spread: float | None
+    scored_by: str | None = None
     curve: list[dict[str, float | None]] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
@@ -129,10 +131,20 @@ def summarise(run: Run, *, label: str) -> RunSummary:
         loss=last.get("loss"),
         drift_norm=last.get("drift_norm"),
         spread=last.get("spread"),
+        scored_by=_scored_by(config),
         curve=curve,
         config=flat,
         warnings=warnings,
     )
+
+
+def _scored_by(config: Mapping[str, Any]) -> str | None:
+    """The scores on the way in words; None where none are made."""
+    wanted = mapping(config.get("evaluation"))
+    if not count(wanted.get("every")):
+        return None
+    reference = text(wanted.get("reference")) or text(mapping(config.get("data")).get("spec"))
+    return f"fid@{count(wanted.get('num_images'))} by {text(wanted.get('features'))} against {reference}"
 
 
 def _storable(value: Any) -> Any:
@@ -162,8 +174,13 @@ def thin(records: Sequence[Mapping[str, Any]], *, most: int = MAX_CURVE_POINTS) 
         point["loss"] = mean(r.get("loss") for r in group)
         for key in ("drift_norm", "spread"):
             point[key] = mean(mapping(r.get("health")).get(key) for r in group)
+        point["score"] = mean(value for r in group for key, value in mapping(r.get("health")).items() if _is_score(key))
         points.append(point)
     return points
+
+
+def _is_score(key: str) -> bool:
+    return key.startswith("fid@")
 
 
 def unique_labels(paths: Sequence[Path]) -> list[str]:

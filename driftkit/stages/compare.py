@@ -13,7 +13,8 @@ from driftkit.artifacts.run import Run, now
 from driftkit.errors import DriftkitError, MissingError
 from driftkit.evaluation.budgets import nfe_budgets, training_budgets
 from driftkit.evaluation.charts import all_charts
-from driftkit.evaluation.figures import Figure, colour_of
+from driftkit.evaluation.drawing import Figure
+from driftkit.evaluation.figures import colour_of
 from driftkit.evaluation.reading import mapping
 from driftkit.evaluation.records import score_records, to_csv
 from driftkit.evaluation.report import render_report

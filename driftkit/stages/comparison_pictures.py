@@ -11,8 +11,8 @@ from driftkit.artifacts.images import SampleSet, read_grid, read_samples
 from driftkit.artifacts.run import Run
 from driftkit.datasets.packs import ImagePack
 from driftkit.errors import DriftkitError, MissingError
+from driftkit.evaluation.drawing import Figure
 from driftkit.evaluation.extractors import Extractor
-from driftkit.evaluation.figures import Figure
 from driftkit.evaluation.neighbours import nearest
 from driftkit.evaluation.pictures import Evolution, evolution, grid_figure, neighbour_figure
 from driftkit.evaluation.summary import RunSummary

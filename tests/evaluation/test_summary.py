@@ -33,10 +33,24 @@ def test_random_weights_and_unfinished_training_are_warned_about(tmp_path):
     assert "interrupted" in summary.warnings[1]
 
 
+def test_scores_on_the_way_are_read_with_what_made_them(tmp_path):
+    run = make_run(tmp_path / "drift")
+    assert summarise(run, label="drift").scored_by is None
+    config = run.manifest()["config"]
+    how = {"every": 10, "features": "inception", "num_images": 500, "reference": "photos.zip"}
+    run.update(config={**config, "evaluation": how})
+    run.append_metrics({"step": 40, "health": {"fid@500": 3.5}})
+    summary = summarise(run, label="drift")
+    assert summary.scored_by == "fid@500 by inception against photos.zip"
+    assert [p["score"] for p in summary.curve] == [None, None, None, 3.5]
+
+
 def test_curves_are_thinned_by_averaging():
     points = thin([{"step": i, "loss": float(i), "health": {}} for i in range(1, 1001)], most=100)
     assert len(points) == 100
-    assert points[0] == {"step": 10.0, "images": None, "seconds": None, "loss": 5.5, "drift_norm": None, "spread": None}
+    assert points[0] == {
+        "step": 10.0, "images": None, "seconds": None, "loss": 5.5, "drift_norm": None, "spread": None, "score": None
+    }  # fmt: skip
 
 
 def test_labels_are_told_apart_by_as_many_parents_as_it_takes(tmp_path):
