@@ -12,6 +12,7 @@ METRIC_NAMES = {
     "density": "Density",
     "coverage": "Coverage",
     "inception_score_mean": "IS",
+    "nearest_ratio": "Novelty",
 }
 SHARES = ("precision", "recall", "density", "coverage")
 BLOCKS = "▁▂▃▄▅▆▇█"

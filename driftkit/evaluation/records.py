@@ -11,10 +11,11 @@ from driftkit.evaluation.table import ScoreRow, ScoreTable
 
 FIELDS = (
     "table", "score", "evaluator", "evaluator_weights", "reference", "reference_digest", "num_images", "rank", "run",
-    "group", "kind", "method", "encoder", "feature_set", "training_seed", "step", "sampler", "nfe", "weights",
-    "fid", "fid_sd", "fid_values", "floor", "floor_images", "kid_mean", "kid_sd", "precision", "recall", "density",
-    "coverage", "inception_score_mean", "images_per_second", "speed_scaled", "steps", "images_seen", "train_seconds",
-    "parameters", "peak_memory_gib", "drift_norm", "spread", "loss", "badges", "warnings", "path",
+    "group", "kind", "method", "encoder", "feature_set", "training_seed", "step", "sampler", "nfe", "weights", "fid",
+    "fid_sd", "fid_values", "floor", "floor_images", "kid_mean", "kid_sd", "precision", "recall", "density",
+    "coverage", "inception_score_mean", "nearest_ratio", "near_share", "class_entropy", "images_per_second",
+    "speed_scaled", "steps", "images_seen", "train_seconds", "parameters", "peak_memory_gib", "drift_norm", "spread",
+    "loss", "badges", "warnings", "path",
 )  # fmt: skip
 
 
@@ -58,7 +59,8 @@ def _run_fields(run: RunSummary | None) -> dict[str, Any]:
 
 def _row_fields(row: ScoreRow, speeds: Sequence[Speed]) -> dict[str, Any]:
     speed = speed_of(speeds, row.run, row.sampler, row.nfe)
-    metrics = ("fid", "kid_mean", "precision", "recall", "density", "coverage", "inception_score_mean")
+    metrics = ("fid", "kid_mean", "precision", "recall", "density", "coverage", "inception_score_mean", "nearest_ratio",
+               "near_share", "class_entropy")  # fmt: skip
     return {
         "run": row.run,
         "step": row.step,

@@ -8,6 +8,7 @@ from typing import Any
 from driftkit.artifacts.files import digest_json, read_json
 from driftkit.artifacts.run import Run
 from driftkit.errors import MissingError
+from driftkit.evaluation.memorisation import NEAR_SHARE
 from driftkit.evaluation.reading import count, mapping, number, numbers, text
 from driftkit.evaluation.summary import RunSummary
 
@@ -17,6 +18,7 @@ RANDOM_WEIGHTS = "random weights"
 RAW_WEIGHTS = "raw weights"
 SMALL_N = "small N"
 UNFINISHED = "not finished"
+COPIES = "near copies of training images"
 ON_TRAINING_DATA = "against its training images"
 
 
@@ -247,6 +249,7 @@ def _badges(documents: Sequence[Mapping[str, Any]], run: RunSummary | None) -> l
         RAW_WEIGHTS: first.get("weights") == "raw",
         ON_TRAINING_DATA: reference.get("is_training_data") is True,
         SMALL_N: int(first["num_images"]) < SMALL_COUNT,
+        COPIES: any((number(mapping(d.get("metrics")).get("near_share")) or 0) > NEAR_SHARE for d in documents),
         UNFINISHED: run is not None and run.state not in (None, "done"),
     }
     return [badge for badge, applies in signs.items() if applies]

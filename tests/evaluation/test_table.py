@@ -108,3 +108,9 @@ def test_warnings_of_the_run_stand_beside_its_score(tmp_path):
     document = evaluation(5.0, reference={**evaluation(5.0)["reference"], "is_training_data": True})
     (table,) = score_tables([("drift", document)], [summarise(run, label="drift")])
     assert table.rows[0].badges == ["random weights", "against its training images", "small N", "not finished"]
+
+
+def test_near_copies_of_training_images_are_a_badge():
+    metrics = {"fid": 1.0, "nearest_ratio": 0.4, "near_share": 0.2}
+    (table,) = score_tables([("a", evaluation(1.0, metrics=metrics)), ("b", evaluation(2.0))])
+    assert [r.badges for r in table.rows] == [["small N", "near copies of training images"], ["small N"]]
