@@ -228,6 +228,8 @@ def open_pack(path: Path) -> ImagePack:
     path = pack_path(Path(path))
     side = card_path(path)
     if path.is_file() and not side.is_file():
+        if read_tensors(path)[1].get("driftkit") != "pack":
+            raise MissingError(f"{path} is no pack of images: it has no card {side.name}; name images or a pack")
         raise MissingError(f"{path} has no card {side.name}: an unfinished import; delete it or import again")
     tensors, header = read_tensors(path)
     card = _read_card(side)

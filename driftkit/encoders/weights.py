@@ -176,8 +176,14 @@ def locate(spec: EncoderSpec) -> Path | None:
     return published(spec).locate()
 
 
-def fetch(spec: EncoderSpec) -> Path:
+ENCODER_ADVICE = "place the file and give --encoder-weights PATH (or --random-weights to try shapes and speed)"
+
+
+def fetch(spec: EncoderSpec, *, otherwise: str = ENCODER_ADVICE) -> Path:
     """The published weights, from the cache or, where there is a network, downloaded into it.
+
+    Args:
+        otherwise: what the user may do where that fails, for the message.
 
     Raises:
         MissingError: they are not here and do not come, or are not what is published.
@@ -189,10 +195,7 @@ def fetch(spec: EncoderSpec) -> Path:
     try:
         return file.download()
     except MissingError as error:
-        raise MissingError(
-            f"weights of {spec.name} are missing: {error}; "
-            "place the file and give --encoder-weights PATH (or --random-weights to try shapes and speed)"
-        ) from None
+        raise MissingError(f"weights of {spec.name} are missing: {error}; {otherwise}") from None
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:

@@ -51,7 +51,7 @@ def timm_weights(name: str, given: Path | None) -> Path:
         MissingError: the weights are not here and do not come.
     """
     spec = timm_spec(name, input_size=None)
-    return given or fetch(spec)
+    return given or fetch(spec, otherwise="place the file and give --features-weights PATH")
 
 
 def timm_model(name: str, path: Path, device: torch.device) -> Extractor:
