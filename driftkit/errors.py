@@ -32,9 +32,17 @@ class MissingError(DriftkitError):
 
 
 class ResourceError(DriftkitError):
-    """Out of memory, or a device that is not there; exit code 4."""
+    """Out of memory or disk, a device that is not there, a folder that is in use; exit code 4."""
 
     exit_code = EXIT_RESOURCES
+
+
+class StorageError(ResourceError):
+    """A disk that is full, over quota, read-only or failing; exit code 4."""
+
+
+class BusyError(ResourceError):
+    """A folder that another living process writes; exit code 4."""
 
 
 class RefusedError(DriftkitError):

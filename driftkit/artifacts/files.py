@@ -1,11 +1,14 @@
-"""Writing a file or a folder so that its final name never holds half of it."""
+"""Files that driftkit writes and reads back: JSON and safetensors, and the digests that vouch for them.
 
-import contextlib
+Who vouches for what: a record (a JSON document) names the sha256 of the files it stands for and is written after them;
+the record itself ends with its `seal`, the sha256 of all else in it. So a process may be killed between any two writes:
+what was written last is at most not vouched for yet, never contradicted.
+"""
+
 import hashlib
 import json
 import os
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,66 +16,60 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from driftkit.errors import MissingError
+from driftkit.artifacts.atomic import atomic_folder, atomic_path
+from driftkit.errors import MissingError, StorageError
+
+__all__ = [
+    "SEAL",
+    "atomic_folder",
+    "atomic_path",
+    "digest_json",
+    "file_record",
+    "read_json",
+    "read_sealed",
+    "read_tensors",
+    "require_recorded",
+    "require_written",
+    "sha256_file",
+    "state_digest",
+    "tensor_bytes",
+    "write_json",
+    "write_tensors",
+]
+
+SEAL = "seal"
 
 
-@contextlib.contextmanager
-def atomic_path(target: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `target`; on success it is flushed to disk and renamed, on failure removed.
-
-    The temporary keeps the suffix of the target, since some writers choose their format by it.
-    """
-    target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.stem}.{os.getpid()}.partial{target.suffix}")
-    try:
-        yield temporary
-        _flush(temporary)
-        os.replace(temporary, target)
-        _flush(target.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def atomic_folder(target: Path) -> Iterator[Path]:
-    """Like `atomic_path` for a folder of files; a folder already at `target` is replaced."""
-    target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    replaced = target.with_name(f".{target.name}.{os.getpid()}.replaced")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        yield temporary
-        for path in temporary.rglob("*"):
-            _flush(path)
-        if target.exists():
-            os.replace(target, replaced)
-        os.replace(temporary, target)
-        _flush(target.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_json(path: Path, document: Mapping[str, Any]) -> None:
-    """Write one JSON document; NaN is refused, since no other reader accepts it."""
-    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+def write_json(path: Path, document: Mapping[str, Any]) -> str:
+    """Write one JSON document and its seal, which is given back; NaN is refused, since no other reader accepts it."""
+    plain = json.loads(json.dumps(document, allow_nan=False))  # as a reader will see it: tuples are lists
+    plain.pop(SEAL, None)
+    seal = digest_json(plain)
+    text = json.dumps({**plain, SEAL: seal}, indent=2, ensure_ascii=False) + "\n"
+    content = text.encode("utf-8", "backslashreplace")  # bytes of paths that are no UTF-8 become JSON's \\udcXX
+    with atomic_path(path, num_bytes=len(content)) as temporary:
+        temporary.write_bytes(content)
+    return seal
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read one JSON object.
+    """Read one JSON object, without its seal, with which it is compared. Documents without one are taken as they are.
+
+    Raises:
+        MissingError: the file is absent, is no JSON, holds something other than an object, or was changed since it
+            was sealed.
+    """
+    document, seal = read_sealed(path)
+    if seal is not None and not seal_fits(seal, document):
+        raise MissingError(
+            f"{path} is not as driftkit wrote it: its content does not fit its seal; restore it from a copy, or, "
+            f'if the change is yours, remove the line "{SEAL}" from it'
+        )
+    return document
+
+
+def read_sealed(path: Path) -> tuple[dict[str, Any], str | None]:
+    """One JSON object and its seal, None where it has none; whether they fit is not asked.
 
     Raises:
         MissingError: the file is absent, is no JSON or holds something other than an object.
@@ -85,15 +82,25 @@ def read_json(path: Path) -> dict[str, Any]:
         raise MissingError(f"{path} is not readable JSON: {error}") from None
     if not isinstance(document, dict):
         raise MissingError(f"{path}: expected a JSON object, got {type(document).__name__}")
-    return document
+    seal = document.pop(SEAL, None)
+    return document, None if seal is None else str(seal)
+
+
+def seal_fits(seal: str, document: Mapping[str, Any]) -> bool:
+    """Whether a document is the one that was sealed."""
+    try:
+        return digest_json(document) == seal
+    except ValueError:  # NaN or infinity, which driftkit writes nowhere
+        return False
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], *, header: Mapping[str, Any] | None = None) -> None:
     """Write tensors as safetensors; `header` values other than strings are stored as JSON text."""
     metadata = {k: v if isinstance(v, str) else json.dumps(v) for k, v in (header or {}).items()}
     contiguous = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
-    with atomic_path(path) as temporary:
-        save_file(contiguous, temporary, metadata=metadata)
+    with atomic_path(path, num_bytes=tensor_bytes(contiguous)) as temporary:
+        # Without tensors, safetensors 0.8.0 writes an empty mapping of metadata as what it cannot read back.
+        save_file(contiguous, temporary, metadata=metadata or None)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -109,6 +116,71 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         raise MissingError(f"{path} is not there") from None
     except (OSError, SafetensorError) as error:
         raise MissingError(f"{path} is not a readable safetensors file: {error}") from None
+
+
+def tensor_bytes(tensors: Mapping[str, torch.Tensor]) -> int:
+    """Bytes that tensors take, in memory and in a file."""
+    return sum(tensor.nbytes for tensor in tensors.values())
+
+
+def file_record(path: Path) -> dict[str, Any]:
+    """What a record says of a file: `sha256` and `bytes`."""
+    return {"sha256": sha256_file(path), "bytes": path.stat().st_size}
+
+
+def require_recorded(path: Path, record: Mapping[str, Any]) -> None:
+    """Read a file and compare it with what a record says of it.
+
+    Raises:
+        MissingError: it is absent, cut off, or holds something else.
+    """
+    try:
+        there, expected = path.stat().st_size, record.get("bytes")
+        if expected is not None and there != expected:
+            state = "cut off" if there < expected else "changed"
+            raise MissingError(f"{path} is {state}: it has {there:,} bytes and was written with {expected:,}")
+        got = sha256_file(path)
+    except FileNotFoundError:
+        raise MissingError(f"{path} is not there") from None
+    except OSError as error:
+        raise MissingError(f"{path} is not readable: {error.strerror}") from None
+    if got != record.get("sha256"):
+        raise MissingError(
+            f"{path} is damaged, or another file: its sha256 is {got[:12]}, expected {str(record.get('sha256'))[:12]}"
+        )
+
+
+def require_written(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """Read back a file of tensors that was just written, from the disk where the system allows; gives its record.
+
+    Raises:
+        StorageError: it does not hold what was written.
+    """
+    _forget_cached(path)
+    back, _ = read_tensors(path)
+    same = back.keys() == tensors.keys() and all(
+        torch.equal(_bytes_of(back[name]), _bytes_of(tensor)) for name, tensor in tensors.items()
+    )
+    if not same:
+        raise StorageError(
+            f"{path} does not read back as it was written: the disk or the memory fails; what was there before is kept"
+        )
+    return file_record(path)
+
+
+def _bytes_of(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8)  # NaN equals NaN, and 0 is not -0
+
+
+def _forget_cached(path: Path) -> None:
+    if not hasattr(os, "posix_fadvise"):
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)  # only what the disk has can be forgotten
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(descriptor)
 
 
 def sha256_file(path: Path) -> str:

@@ -10,7 +10,16 @@ import torch
 from PIL import Image
 from torchvision.utils import make_grid
 
-from driftkit.artifacts.files import atomic_path, read_json, read_tensors, sha256_file, write_json, write_tensors
+from driftkit.artifacts.files import (
+    atomic_path,
+    file_record,
+    read_json,
+    read_tensors,
+    require_recorded,
+    write_json,
+    write_tensors,
+)
+from driftkit.artifacts.lock import locked_file
 from driftkit.errors import MissingError
 
 FORMAT = 1
@@ -72,11 +81,13 @@ class SampleSet:
 
 def write_samples(path: Path, images: torch.Tensor, info: Mapping[str, Any]) -> SampleSet:
     """Write `path` (.safetensors), its JSON beside it and a PNG grid of the first 64 images, uncurated."""
-    path.with_suffix(".json").unlink(missing_ok=True)  # an old record must never stand beside new images
-    write_tensors(path, {"images": images})
-    document = {"format": FORMAT, "kind": "samples", **info, "sha256": sha256_file(path)}
-    save_grid(path.with_suffix(".png"), images[:64], columns=8)
-    write_json(path.with_suffix(".json"), document)
+    with locked_file(path):
+        path.with_suffix(".json").unlink(missing_ok=True)  # an old record must never stand beside new images
+        write_tensors(path, {"images": images})
+        save_grid(path.with_suffix(".png"), images[:64], columns=8)
+        document = {"format": FORMAT, "kind": "samples", **info, **file_record(path)}
+        document["grid"] = file_record(path.with_suffix(".png"))
+        write_json(path.with_suffix(".json"), document)
     return SampleSet(path, images, document)
 
 
@@ -84,7 +95,7 @@ def read_samples(path: Path) -> SampleSet:
     """Open what `write_samples` wrote.
 
     Raises:
-        MissingError: no such file, no `images` of uint8 [N, 3, H, W] in it, or its JSON is of another file.
+        MissingError: no such file, no `images` of uint8 [N, 3, H, W] in it, damaged, or its JSON is of another file.
     """
     tensors, _ = read_tensors(path)
     images = tensors.get("images")
@@ -97,4 +108,6 @@ def read_samples(path: Path) -> SampleSet:
         raise MissingError(
             f"{side}: expected the record of {len(images)} samples, got {info.get('kind')} of {info.get('num_images')}"
         )
+    if "sha256" in info:
+        require_recorded(path, info)
     return SampleSet(path, images, info)

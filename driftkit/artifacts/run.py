@@ -1,16 +1,21 @@
 """A run folder: manifest, metrics, checkpoints, samples and evaluations of one training run.
 
-RUN/manifest.json                         resolved config and origins, inputs, versions, state, step, seconds
+RUN/manifest.json                         resolved config and origins, inputs, versions, state, step, seconds, products
 RUN/metrics.jsonl                         one record per logged step
 RUN/checkpoints/step-00002000/            ema.safetensors, raw.safetensors, optimizer.safetensors, state.json
 RUN/samples/                              step-*.png from fixed noise while it trains, and what `sample` wrote
 RUN/evaluations/*.json                    what `fid` wrote
+
+`state.json` vouches for the checkpoint's other files, by sha256, and says of which run and step it is. The `products`
+of the manifest vouch for what training wrote: checkpoints by the seal of their state, grids, the metrics so far.
+Samples and evaluations, which other processes write, come with sealed records of their own.
 """
 
+import hashlib
 import json
 import platform
 import re
-import shutil
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,39 +25,89 @@ from typing import Any, Literal
 import torch
 
 from driftkit import __version__
-from driftkit.artifacts.files import (
+from driftkit.artifacts.atomic import (
     atomic_folder,
     atomic_path,
+    flush,
+    is_temporary,
+    remove_all_temporaries,
+    remove_folder,
+    require_free,
+    storage_errors,
+)
+from driftkit.artifacts.files import (
+    file_record,
     read_json,
     read_tensors,
+    require_recorded,
+    require_written,
+    tensor_bytes,
     write_json,
     write_tensors,
 )
 from driftkit.errors import MissingError
 
 FORMAT = 1
+METRICS_FILE = "metrics.jsonl"
 Weights = Literal["ema", "raw"]
 _STEP = re.compile(r"step-(\d{8,})")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One saved step of a run."""
+    """One saved step of a run.
+
+    Attributes:
+        run: id of the run it is to be of; None where that is not known, as in old runs.
+    """
 
     path: Path
     step: int
+    run: str | None = None
 
     def weights(self, which: Weights) -> dict[str, torch.Tensor]:
-        """Network weights under their plain names, on the CPU."""
-        return read_tensors(self.path / f"{which}.safetensors")[0]
+        """Network weights under their plain names, on the CPU.
+
+        Raises:
+            MissingError: the file is absent, damaged, or not the one this checkpoint was written with.
+        """
+        return self._tensors(f"{which}.safetensors")
 
     def optimizer(self) -> dict[str, torch.Tensor]:
-        """Optimizer state as `training.optim` flattened it."""
-        return read_tensors(self.path / "optimizer.safetensors")[0]
+        """Optimizer state as `training.optim` flattened it; raises as `weights`."""
+        return self._tensors("optimizer.safetensors")
 
     def state(self) -> dict[str, Any]:
-        """Step, images seen and training seconds."""
-        return read_json(self.path / "state.json")
+        """Step, images seen, training seconds, and what the checkpoint's files hold."""
+        return read_json(self.state_path)
+
+    @property
+    def state_path(self) -> Path:
+        return self.path / "state.json"
+
+    def files(self) -> dict[str, dict[str, Any]]:
+        """What the checkpoint's other files were written with; empty in checkpoints older than such records.
+
+        Raises:
+            MissingError: the state is unreadable, or of a checkpoint of another step.
+        """
+        state = self.state()
+        files = state.get("files")
+        if not isinstance(files, dict):
+            return {}
+        if state.get("step") != self.step:
+            raise MissingError(f"{self.path} holds the checkpoint of step {state.get('step')}; remove or rename it")
+        if self.run is not None and state.get("run") not in (None, self.run):
+            raise MissingError(f"{self.path} is the checkpoint of another run; remove it")
+        return files
+
+    def _tensors(self, name: str) -> dict[str, torch.Tensor]:
+        files = self.files()
+        if files and name not in files:
+            raise MissingError(f"{self.path / name} is not listed in {self.state_path.name}; remove the checkpoint")
+        if files:
+            require_recorded(self.path / name, files[name])
+        return read_tensors(self.path / name)[0]
 
 
 class Run:
@@ -64,6 +119,8 @@ class Run:
 
     def __init__(self, path: Path):
         self.path = Path(path)
+        self._written: dict[str, Any] = {}  # products that the manifest does not list yet
+        self._metrics: tuple[int, Any] | None = None  # bytes of the metrics that this process knows, and their sha256
 
     @classmethod
     def open(cls, path: Path) -> "Run":
@@ -78,7 +135,8 @@ class Run:
         if not run.manifest_path.is_file():
             raise MissingError(f"{path} is no driftkit run: it has no manifest.json")
         manifest = run.manifest()
-        if manifest.get("kind") != "run" or not isinstance(manifest.get("config"), dict):
+        parts = (manifest.get("config"), manifest.get("products", {}))
+        if manifest.get("kind") != "run" or not all(isinstance(part, dict) for part in parts):
             raise MissingError(
                 f"{run.manifest_path}: expected the manifest of a run, got kind {manifest.get('kind')!r}"
             )
@@ -98,7 +156,7 @@ class Run:
 
     @property
     def metrics_path(self) -> Path:
-        return self.path / "metrics.jsonl"
+        return self.path / METRICS_FILE
 
     def manifest(self) -> dict[str, Any]:
         """The manifest as it is on disk now."""
@@ -120,6 +178,7 @@ class Run:
             {
                 "format": FORMAT,
                 "kind": "run",
+                "id": secrets.token_hex(8),
                 "config": dict(config),
                 "origins": dict(origins),
                 "inputs": dict(inputs),
@@ -127,21 +186,36 @@ class Run:
                 "created": now(),
                 "state": "created",
                 "step": 0,
+                "products": {},
                 **more,
             },
         )
 
     def update(self, **fields: Any) -> None:
-        """Replace top-level fields of the manifest."""
-        write_json(self.manifest_path, {**self.manifest(), **fields, "updated": now()})
+        """Replace top-level fields of the manifest, and list what was written since the last time."""
+        self._update(fields, forget=set())
+
+    def _update(self, fields: Mapping[str, Any], *, forget: set[str]) -> None:
+        manifest = self.manifest()
+        products = {**manifest.get("products", {}), **self._written}
+        if self.metrics_path.is_file():
+            products[METRICS_FILE] = self._metrics_record()
+        kept = {name: record for name, record in products.items() if name not in forget}
+        write_json(self.manifest_path, {**manifest, **fields, "products": kept, "updated": now()})
+        self._written = {}
+
+    def wrote(self, path: Path) -> None:
+        """Have the next `update` list a file of the run with its digest."""
+        self._written[path.relative_to(self.path).as_posix()] = file_record(path)
 
     def checkpoints(self) -> list[Checkpoint]:
         """All saved steps, oldest first. Folders still being written have other names."""
         folder = self.path / "checkpoints"
         if not folder.is_dir():
             return []
+        run = self.manifest().get("id") if self.manifest_path.is_file() else None
         found = [(_STEP.fullmatch(p.name), p) for p in folder.iterdir()]
-        return sorted((Checkpoint(p, int(m[1])) for m, p in found if m), key=lambda c: c.step)
+        return sorted((Checkpoint(p, int(m[1]), run) for m, p in found if m), key=lambda c: c.step)
 
     def checkpoint(self, step: int | None = None) -> Checkpoint:
         """The checkpoint of `step`, or the last one.
@@ -181,28 +255,67 @@ class Run:
             state: what resuming needs beside tensors; all random draws follow from the seed and the step.
         """
         path = self.path / "checkpoints" / f"step-{step:08d}"
-        with atomic_folder(path) as folder:
-            write_tensors(folder / "raw.safetensors", raw, header={**header, "weights": "raw"})
-            write_tensors(folder / "ema.safetensors", ema, header={**header, "weights": "ema"})
-            write_tensors(folder / "optimizer.safetensors", optimizer)
-            write_json(folder / "state.json", state)
-        return Checkpoint(path, step)
+        tensors = {"raw": raw, "ema": ema, "optimizer": optimizer}
+        headers = {which: {**header, "weights": which} for which in ("raw", "ema")}
+        num_bytes = sum(map(tensor_bytes, tensors.values()))
+        require_free(path, num_bytes, f"the checkpoint of step {step}")
+        with atomic_folder(path, num_bytes=num_bytes) as folder:
+            files = {}
+            for name, held in tensors.items():
+                file = folder / f"{name}.safetensors"
+                write_tensors(file, held, header=headers.get(name))
+                files[file.name] = require_written(file, held)
+            of = {"format": FORMAT, "run": self.manifest().get("id"), **state, "files": files}
+            seal = write_json(folder / "state.json", of)
+        self._written[path.relative_to(self.path).as_posix()] = {"sha256": seal}
+        return Checkpoint(path, step, of["run"])
 
     def prune_checkpoints(self, *, keep_every: int) -> None:
-        """Remove all but the last checkpoint and, if `keep_every` > 0, those whose step it divides."""
-        for checkpoint in self.checkpoints()[:-1]:
-            if keep_every <= 0 or checkpoint.step % keep_every != 0:
-                shutil.rmtree(checkpoint.path)
+        """Remove all but the last checkpoint and, if `keep_every` > 0, those whose step it divides.
+
+        The manifest no longer lists them by then, so that a kill in between leaves one too many and none missing.
+        """
+        old = [c for c in self.checkpoints()[:-1] if keep_every <= 0 or c.step % keep_every != 0]
+        if old:
+            self._update({}, forget={c.path.relative_to(self.path).as_posix() for c in old})
+        for checkpoint in old:
+            remove_folder(checkpoint.path)
 
     def remove_partial_checkpoints(self) -> None:
-        """Remove what a killed process left half-written."""
-        for path in (self.path / "checkpoints").glob(".step-*"):
-            shutil.rmtree(path)
+        """Remove what killed processes left half-written; for the one process that writes the run."""
+        for folder in (self.path, self.path / "checkpoints", self.path / "samples"):
+            remove_all_temporaries(folder, "*" if folder == self.path else "step-*")
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
-        """Add one line to metrics.jsonl."""
-        with open(self.metrics_path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record, allow_nan=False) + "\n")
+        """Add one line to metrics.jsonl, whole or not at all.
+
+        Raises:
+            StorageError: the disk takes no more; the lines before are as they were.
+        """
+        line = (json.dumps(record, allow_nan=False) + "\n").encode()
+        size, digest = self._known_metrics()
+        with storage_errors(self.metrics_path, len(line)), open(self.metrics_path, "ab", buffering=0) as file:
+            try:
+                rest = memoryview(line)
+                while rest:
+                    rest = rest[file.write(rest) :]
+            except OSError:
+                file.truncate(size)  # needs no room
+                raise
+        digest.update(line)
+        self._metrics = (size + len(line), digest)
+
+    def _known_metrics(self) -> tuple[int, Any]:
+        if self._metrics is None:
+            content = self.metrics_path.read_bytes() if self.metrics_path.is_file() else b""
+            self._metrics = (len(content), hashlib.sha256(content))
+        return self._metrics
+
+    def _metrics_record(self) -> dict[str, Any]:
+        """Of the lines so far: those that follow do not make it wrong."""
+        flush(self.metrics_path)
+        size, digest = self._known_metrics()
+        return {"sha256": digest.hexdigest(), "bytes": size}
 
     def metrics(self) -> list[dict[str, Any]]:
         """All metric records in order; a last line cut off by a kill is left out.
@@ -228,14 +341,31 @@ class Run:
         return records
 
     def rewind_metrics(self, step: int) -> None:
-        """Drop the records after `step`, which a resumed training writes again."""
+        """Drop the records after `step`, which a resumed training writes again, and what the manifest lists of then."""
+        manifest = self.manifest()
+        later = {name for name in manifest.get("products", {}) if (_step_of(name) or 0) > step}
         kept = [r for r in self.metrics() if r.get("step", 0) <= step]
-        with atomic_path(self.metrics_path) as temporary:
-            temporary.write_text("".join(json.dumps(r) + "\n" for r in kept), encoding="utf-8")
+        content = "".join(json.dumps(r) + "\n" for r in kept).encode()
+        if not later and self.metrics_path.is_file() and self.metrics_path.read_bytes() == content:
+            return
+        listed = {k: v for k, v in manifest.get("products", {}).items() if k not in later | {METRICS_FILE}}
+        write_json(self.manifest_path, {**manifest, "products": listed})
+        with atomic_path(self.metrics_path, num_bytes=len(content)) as temporary:
+            temporary.write_bytes(content)
+        self._metrics = None
 
     def evaluations(self) -> list[dict[str, Any]]:
         """All evaluation documents, by file name."""
-        return [read_json(p) for p in sorted((self.path / "evaluations").glob("*.json"))]
+        return [read_json(p) for p in self.evaluation_paths()]
+
+    def evaluation_paths(self) -> list[Path]:
+        """Their files, by name; those still being written are left out."""
+        return [p for p in sorted((self.path / "evaluations").glob("*.json")) if not is_temporary(p)]
+
+
+def _step_of(product: str) -> int | None:
+    found = _STEP.search(product)
+    return int(found[1]) if found else None
 
 
 def now() -> str:

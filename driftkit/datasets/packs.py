@@ -13,11 +13,13 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from driftkit.artifacts.files import read_json, read_tensors, write_json, write_tensors
+from driftkit.artifacts.lock import locked_file
 from driftkit.errors import MissingError
 
 FORMAT = 1
 SUFFIX = ".safetensors"
 UNLABELLED = -1
+_VERIFIED: set[tuple[int | str, ...]] = set()  # files whose content this process has read and found to be right
 
 
 class PackSource(BaseModel):
@@ -101,14 +103,22 @@ class ImagePack:
         return {**named, "(unlabelled)": counts[0]} if counts[0] else named
 
     def verify(self) -> None:
-        """Read everything and compare with the card.
+        """Read everything and compare with the card; done once for a file as it is, however often it is opened.
 
         Raises:
             MissingError: the content is not what the card says.
         """
+        status = self.path.stat()
+        key = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, self.card.sha256)
+        if key in _VERIFIED:
+            return
         got = content_sha256(self.images, self.labels)
         if got != self.card.sha256:
-            raise MissingError(f"{self.path}: content has sha256 {got}, expected {self.card.sha256}; import it again")
+            raise MissingError(
+                f"{self.path} is damaged: its content has sha256 {got[:12]}, expected {self.card.sha256[:12]}; "
+                "import it again"
+            )
+        _VERIFIED.add(key)
 
     def limited(self, limit: int) -> "ImagePack":
         """At most `limit` of the images: the first of every class in equal shares, in the order they have here.
@@ -207,13 +217,14 @@ def write_pack(
         notes=tuple(notes),
     )
     side = card_path(path)
-    if side.exists() and _header_sha256(path) != sha256:
-        # The old card must not stand beside the new tensors. Equal content keeps its card, so that a reader beside
-        # a second writer of the same import finds a whole pack at every moment.
-        side.unlink()
-    write_tensors(path, {"images": images, "labels": labels}, header={"driftkit": "pack", "sha256": sha256})
-    write_json(side, card.model_dump(mode="json"))
-    return open_pack(path)
+    with locked_file(path):
+        if side.exists() and _header_sha256(path) != sha256:
+            # The old card must not stand beside the new tensors. Equal content keeps its card, so that a reader beside
+            # a second writer of the same import finds a whole pack at every moment.
+            side.unlink()
+        write_tensors(path, {"images": images, "labels": labels}, header={"driftkit": "pack", "sha256": sha256})
+        write_json(side, card.model_dump(mode="json"))
+        return open_pack(path)
 
 
 def open_pack(path: Path) -> ImagePack:

@@ -11,6 +11,7 @@ from urllib.parse import parse_qsl
 from pydantic import ValidationError
 
 from driftkit.artifacts.files import digest_json
+from driftkit.artifacts.lock import locked_file
 from driftkit.datasets.cifar10 import SPLITS, Cifar10Source, archive_url, find_cifar10, is_cifar10
 from driftkit.datasets.containers import open_container
 from driftkit.datasets.folder import FolderSource
@@ -126,6 +127,8 @@ def open_dataset(
         if isinstance(source, ImagePack):
             require_size(source, image_size, spec)
             pack = source
+            if ranks.is_main:
+                pack.verify()
         else:
             path = import_path(source, data_dir)
             if not ranks.is_main and not is_finished(path):
@@ -133,7 +136,7 @@ def open_dataset(
                     f"{spec}: the first rank left no pack at {path}; its message says why, "
                     "or DRIFTKIT_DATA_DIR is not shared between the machines"
                 )
-            pack = open_pack(path) if is_finished(path) else import_source(source, path)
+            pack = _import_once(source, path) if ranks.is_main else open_pack(path)
     finally:
         # In a `finally`, so that an error here does not leave the other ranks waiting.
         if ranks.is_main:
@@ -184,6 +187,17 @@ def import_path(source: Source, data_dir: Path | None = None) -> Path:
     key = digest_json({"layout": LAYOUT, "kind": source.kind, "digest": source.digest(), **source.recorded_options()})
     readable = re.sub(r"[^A-Za-z0-9._-]+", "-", source.name).strip("-.") or source.kind
     return data_directory(data_dir) / f"{readable}-{key[:12]}{SUFFIX}"
+
+
+def _import_once(source: Source, path: Path) -> ImagePack:
+    """The pack of a source: the one that is there, or that another process is making, or an import."""
+    if not is_finished(path):
+        with locked_file(path):
+            if not is_finished(path):  # nobody made it while this process waited
+                return import_source(source, path)
+    pack = open_pack(path)
+    pack.verify()
+    return pack
 
 
 def import_source(source: Source, path: Path) -> ImagePack:

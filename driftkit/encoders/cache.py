@@ -2,10 +2,14 @@
 
 A cache is a folder whose name is a digest of everything its content follows from. It holds a card and shards of
 consecutive images; a shard is written whole or not at all, so that an interrupted build goes on where it stopped.
+Every image's features come with a checksum, which is looked at when they are first used: reading tens of GiB at every
+start would take longer than many a run.
 """
 
+import contextlib
 import math
 import shutil
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,8 +17,9 @@ from typing import Any
 
 import torch
 
-from driftkit.artifacts.files import digest_json, read_tensors, state_digest, write_json, write_tensors
+from driftkit.artifacts.files import digest_json, read_json, read_tensors, state_digest, write_json, write_tensors
 from driftkit.artifacts.images import to_float
+from driftkit.artifacts.lock import locked_file
 from driftkit.encoders.features import FeatureGroup, FeatureSet
 from driftkit.encoders.networks import FrozenEncoder
 from driftkit.errors import DriftkitError, MissingError, ResourceError
@@ -22,7 +27,8 @@ from driftkit.protocols import Execution
 from driftkit.runtime.distributed import Ranks
 from driftkit.runtime.progress import progress, silent
 
-FORMAT = 1
+FORMAT = 2
+KIND = "feature cache"
 SHARD_IMAGES = 1024
 BATCH = 128  # images the encoder sees at a time while the cache is built
 DTYPE = torch.bfloat16
@@ -119,11 +125,12 @@ class FeatureCache:
         folder: of the cache.
         layout: what stands where.
         offset: mean features, float32 [width].
-        shards: bfloat16 [n, orientations, width] each, mapped.
+        shards: what each file holds, mapped.
     """
 
-    def __init__(self, folder: Path, layout: CacheLayout, offset: torch.Tensor, shards: Sequence[torch.Tensor]):
+    def __init__(self, folder: Path, layout: CacheLayout, offset: torch.Tensor, shards: Sequence["Shard"]):
         self.folder, self.layout, self.offset, self.shards = folder, layout, offset, shards
+        self._seen = torch.zeros(layout.count, 1 + layout.flips, dtype=torch.bool)
 
     def groups(self, indices: torch.Tensor, flips: torch.Tensor, *, device: torch.device) -> list[FeatureGroup]:
         """Feature groups of images of the pack.
@@ -134,19 +141,60 @@ class FeatureCache:
 
         Returns:
             Groups of [L, N, C], float32 on the device, in the order of the feature set.
+
+        Raises:
+            MissingError: features are not those that were written.
         """
-        size = self.layout.shard_images
         self.offset = self.offset.to(device)
-        rows = [
-            self.shards[image // size][image % size, int(flip)]
-            for image, flip in zip(indices.tolist(), flips.tolist(), strict=True)
-        ]
+        rows = [self._row(image, int(flip)) for image, flip in zip(indices.tolist(), flips.tolist(), strict=True)]
         features = torch.stack(rows).to(device).float() + self.offset
         parts = features.split([g.vectors * g.channels for g in self.layout.groups], dim=1)
         return [
             FeatureGroup(g.map, g.kind, part.view(len(rows), g.vectors, g.channels).transpose(0, 1))
             for g, part in zip(self.layout.groups, parts, strict=True)
         ]
+
+    def _row(self, image: int, flip: int) -> torch.Tensor:
+        number, place = divmod(image, self.layout.shard_images)
+        shard = self.shards[number]
+        row = shard.features[place, flip]
+        if not self._seen[image, flip]:
+            if checksum(row) != int(shard.checksums[place, flip]):
+                raise MissingError(
+                    f"{_shard_path(self.folder, number)} is damaged: the features of image {image} are not those that "
+                    "were written; remove the file to have it made anew"
+                )
+            self._seen[image, flip] = True
+        return row
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Features of consecutive images, as differences from the pack's mean.
+
+    Attributes:
+        features: bfloat16 [n, orientations, width].
+        checksums: CRC-32 of each image's features, int64 [n, orientations].
+    """
+
+    features: torch.Tensor
+    checksums: torch.Tensor
+
+    def damaged(self) -> list[int]:
+        """Places of images whose features are not those that were written; reads everything."""
+        return sorted(
+            {
+                place
+                for place, rows in enumerate(self.features)
+                for flip, row in enumerate(rows)
+                if checksum(row) != int(self.checksums[place, flip])
+            }
+        )
+
+
+def checksum(row: torch.Tensor) -> int:
+    """CRC-32 of the bytes of a tensor."""
+    return zlib.crc32(row.contiguous().view(torch.uint8).numpy().data)
 
 
 def open_cache(
@@ -175,34 +223,102 @@ def open_cache(
         CachedGroup(g.map, g.kind, g.values.shape[0], g.values.shape[2]) for g in source.groups(images[:1])
     )
     layout = CacheLayout(described, len(images), flips, shard_images)
-    document = {"format": FORMAT, "kind": "feature cache", **source.key, "layout": asdict(layout)}
+    document = {"format": FORMAT, "kind": KIND, **source.key, "layout": asdict(layout)}
     folder = root / digest_json(document)[:32]
-    # What is missing for one rank is missing for all: their file systems may show them different folders.
-    absent = torch.tensor([float(not _shard_path(folder, s).is_file()) for s in range(layout.num_shards)])
-    missing = ranks.max(absent.to(source.device)).nonzero().flatten().tolist()
-    if missing:
+    if missing := _missing(folder, layout, source, ranks):
         if ranks.is_main:
             _require_room(folder, layout, missing)
-            _begin(folder, document, images, source)
-        ranks.barrier()
-        mine = missing[ranks.rank :: ranks.world_size]
-        total = sum(layout.shape_of(shard)[0] for shard in mine)
-        offset = _read(folder / OFFSET_FILE, "offset", (layout.width,), torch.float32)
-        title = f"encoding real images once ({layout.num_bytes / 2**30:.2f} GiB)"
-        with progress(title, total) if ranks.is_main else silent() as advance:
-            for shard in mine:
-                rows = _encode_shard(images[layout.images_of(shard)], source, offset, layout, advance)
-                header = {"offset": state_digest({"offset": offset})}
-                write_tensors(_shard_path(folder, shard), {"features": rows}, header=header)
-        ranks.barrier()
-    offset = _read(folder / OFFSET_FILE, "offset", (layout.width,), torch.float32)
-    # Two processes that begin one cache at once may each write an offset: shards of the one that lost say so.
-    digest = state_digest({"offset": offset})
-    shards = [
-        _read(_shard_path(folder, shard), "features", layout.shape_of(shard), DTYPE, offset_digest=digest)
-        for shard in range(layout.num_shards)
-    ]
-    return FeatureCache(folder, layout, offset, shards)
+        with locked_file(folder) if ranks.is_main else contextlib.nullcontext():
+            ranks.barrier()
+            # Another process may have made them while this one waited for the lock.
+            if missing := _missing(folder, layout, source, ranks):
+                _build(folder, document, layout, images, source, ranks, missing)
+    return read_cache(folder, layout)
+
+
+def _missing(folder: Path, layout: CacheLayout, source: FeatureSource, ranks: Ranks) -> list[int]:
+    """What is missing for one rank is missing for all: their file systems may show them different folders."""
+    absent = torch.tensor([float(not _shard_path(folder, s).is_file()) for s in range(layout.num_shards)])
+    return ranks.max(absent.to(source.device)).nonzero().flatten().tolist()
+
+
+def _build(
+    folder: Path,
+    document: Mapping[str, Any],
+    layout: CacheLayout,
+    images: torch.Tensor,
+    source: FeatureSource,
+    ranks: Ranks,
+    missing: list[int],
+) -> None:
+    if ranks.is_main:
+        _begin(folder, document, images, source)
+    ranks.barrier()
+    mine = missing[ranks.rank :: ranks.world_size]
+    total = sum(layout.shape_of(shard)[0] for shard in mine)
+    offset = read_offset(folder, layout)
+    title = f"encoding real images once ({layout.num_bytes / 2**30:.2f} GiB)"
+    with progress(title, total) if ranks.is_main else silent() as advance:
+        for shard in mine:
+            rows = _encode_shard(images[layout.images_of(shard)], source, offset, layout, advance)
+            _write_shard(folder, shard, rows, offset)
+    ranks.barrier()
+
+
+def read_cache(folder: Path, layout: CacheLayout) -> FeatureCache:
+    """A complete cache that is there.
+
+    Raises:
+        MissingError: a file is absent, damaged, or one of another place or cache.
+    """
+    offset = read_offset(folder, layout)
+    return FeatureCache(
+        folder, layout, offset, [read_shard(folder, n, layout, offset) for n in range(layout.num_shards)]
+    )
+
+
+def read_card(folder: Path) -> CacheLayout:
+    """The layout of the cache in a folder.
+
+    Raises:
+        MissingError: its card is absent, damaged, of another version or of another cache.
+    """
+    path = folder / "card.json"
+    card = read_json(path)
+    if card.get("kind") != KIND or card.get("format") != FORMAT:
+        raise MissingError(
+            f"{path} is of kind {card.get('kind')!r} and format {card.get('format')!r}, this driftkit reads "
+            f"{KIND} {FORMAT}; remove the folder to have it made anew"
+        )
+    if digest_json(card)[:32] != folder.resolve().name:
+        raise MissingError(f"{path} is the card of another cache; remove the folder to have it made anew")
+    try:
+        found = dict(card["layout"])
+        return CacheLayout(**{**found, "groups": tuple(CachedGroup(**group) for group in found["groups"])})
+    except (KeyError, TypeError) as error:
+        raise MissingError(f"{path} describes no cache: {error}; remove the folder to have it made anew") from None
+
+
+def read_shard(folder: Path, number: int, layout: CacheLayout, offset: torch.Tensor) -> Shard:
+    """One file of a cache, mapped; its checksums are not looked at.
+
+    Raises:
+        MissingError: it is absent, damaged, or one of another place or cache.
+    """
+    path = _shard_path(folder, number)
+    shape = layout.shape_of(number)
+    tensors, header = _read(path, {"features": (DTYPE, shape), "checksums": (torch.int64, shape[:2])})
+    if header.get("shard") != str(number) or header.get("cache") != folder.resolve().name:
+        raise MissingError(f"{path} is the file of another place or cache; remove it to have it made anew")
+    if header.get("offset") != state_digest({"offset": offset}):
+        raise MissingError(f"{path} was made with another {OFFSET_FILE}; remove the file to have it made anew")
+    return Shard(tensors["features"], tensors["checksums"])
+
+
+def _write_shard(folder: Path, number: int, rows: torch.Tensor, offset: torch.Tensor) -> None:
+    checksums = torch.tensor([[checksum(row) for row in both] for both in rows])
+    header = {"offset": state_digest({"offset": offset}), "shard": str(number), "cache": folder.resolve().name}
+    write_tensors(_shard_path(folder, number), {"features": rows, "checksums": checksums}, header=header)
 
 
 def _require_room(folder: Path, layout: CacheLayout, missing: list[int]) -> None:
@@ -220,7 +336,8 @@ def _begin(folder: Path, document: Mapping[str, Any], images: torch.Tensor, sour
     """The card, and the mean features of some images, which every shard needs. Both stay as they are once there."""
     if not (folder / OFFSET_FILE).is_file():
         some = images[torch.linspace(0, len(images) - 1, min(OFFSET_IMAGES, len(images))).long()]
-        write_tensors(folder / OFFSET_FILE, {"offset": torch.cat([source.rows(p) for p in some.split(BATCH)]).mean(0)})
+        offset = torch.cat([source.rows(p) for p in some.split(BATCH)]).mean(0)
+        write_tensors(folder / OFFSET_FILE, {"offset": offset}, header={"sha256": state_digest({"offset": offset})})
     write_json(folder / "card.json", document)
 
 
@@ -243,18 +360,32 @@ def _encode_shard(
     return rows
 
 
+def read_offset(folder: Path, layout: CacheLayout) -> torch.Tensor:
+    """The mean features from which all others are differences, float32 [width].
+
+    Raises:
+        MissingError: they are absent or damaged.
+    """
+    path = folder / OFFSET_FILE
+    tensors, header = _read(path, {"offset": (torch.float32, (layout.width,))})
+    if header.get("sha256") != state_digest(tensors):
+        raise MissingError(f"{path} is damaged; remove the folder to have the cache made anew")
+    return tensors["offset"]
+
+
 def _read(
-    path: Path, name: str, shape: tuple[int, ...], dtype: torch.dtype, *, offset_digest: str | None = None
-) -> torch.Tensor:
+    path: Path, expected: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     if not path.is_file():
         raise MissingError(f"{path} is not there: processes on several machines need one DRIFTKIT_CACHE they all see")
     tensors, header = read_tensors(path)
-    tensor = tensors.get(name)
-    if tensor is None or tensor.dtype != dtype or tuple(tensor.shape) != shape:
-        raise MissingError(f"{path} is damaged: expected {name} {list(shape)}; remove the file to have it made anew")
-    if offset_digest is not None and header.get("offset") != offset_digest:
-        raise MissingError(f"{path} was made with another {OFFSET_FILE}; remove the file to have it made anew")
-    return tensor
+    for name, (dtype, shape) in expected.items():
+        tensor = tensors.get(name)
+        if tensor is None or tensor.dtype != dtype or tuple(tensor.shape) != shape:
+            raise MissingError(
+                f"{path} is damaged: expected {name} {list(shape)}; remove the file to have it made anew"
+            )
+    return tensors, header
 
 
 def _shard_path(folder: Path, shard: int) -> Path:

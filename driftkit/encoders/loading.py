@@ -106,7 +106,12 @@ def export_encoder(run: Run) -> Path:
     """Write the EMA encoder of a MAE run into one file, `encoder.safetensors`, which `--encoder` takes like the run."""
     config = run.manifest()["config"]
     weights = encoder_part(run.checkpoint().weights("ema"))
-    header = {"driftkit": "encoder", "model": config["model"], "image_size": config["data"]["image_size"]}
+    header = {
+        "driftkit": "encoder",
+        "model": config["model"],
+        "image_size": config["data"]["image_size"],
+        "sha256": state_digest(weights),
+    }
     path = run.path / ENCODER_FILE
     write_tensors(path, weights, header=header)
     return path
@@ -130,6 +135,8 @@ def load_encoder_file(
     weights, header = read_tensors(path)
     if header.get("driftkit") != "encoder":
         raise UsageError(f"encoder {path}: this file was not exported by a MAE run; expected its {ENCODER_FILE}")
+    if header.get("sha256", state_digest(weights)) != state_digest(weights):
+        raise MissingError(f"{path} is damaged: its weights are not those it was written with; train again, or copy it")
     size = input_size or int(header["image_size"])
     return _mae_encoder(str(path), json.loads(header["model"]), weights, size, taps, device)
 

@@ -88,7 +88,7 @@ class ScoreTable:
 def read_evaluations(run: Run) -> tuple[list[dict[str, Any]], list[str]]:
     """The evaluation documents of a run, and one sentence for each file that is none."""
     found, problems = [], []
-    for path in sorted((run.path / "evaluations").glob("*.json")):
+    for path in run.evaluation_paths():
         try:
             document = read_json(path)
         except MissingError as error:

@@ -9,6 +9,7 @@ import torch
 
 from driftkit import __version__
 from driftkit.artifacts.files import atomic_path, read_json, write_json
+from driftkit.artifacts.lock import locked_file
 from driftkit.artifacts.run import Run, now
 from driftkit.errors import DriftkitError, MissingError
 from driftkit.evaluation.budgets import nfe_budgets, training_budgets
@@ -208,6 +209,18 @@ def _write(
     table: str,
 ) -> Path:
     """Figures first and the report last, so that a report never lacks what it names."""
+    with locked_file(output):
+        return _write_files(output, document, page, figures, pictures, table)
+
+
+def _write_files(
+    output: Path,
+    document: dict[str, Any],
+    page: str,
+    figures: Mapping[str, Sequence[Figure]],
+    pictures: Pictures,
+    table: str,
+) -> Path:
     files = {f"{f.name}.png": f.png for section in figures.values() for f in section}
     files |= {f"{f.name}.svg": f.svg for section in figures.values() for f in section if f.svg}
     files |= {f"{e.name}.webp": e.animation for e in pictures.evolutions}

@@ -84,7 +84,7 @@ def same_noise_samples(run: Run, device: torch.device) -> tuple[torch.Tensor, Ma
     default = next(iter(OBJECTIVES[run.manifest()["config"]["objective"]["name"]].samplers))
     best: SampleSet | None = None
     wanted = {"seed": SEED, "step": run.manifest().get("step"), "weights": "ema", "sampler": default}
-    for path in sorted((run.path / "samples").glob("*.safetensors")):
+    for path in sorted((run.path / "samples").glob("[!.]*.safetensors")):
         samples = _readable(path)
         if samples is None or samples.info.get("sampler_options"):
             continue

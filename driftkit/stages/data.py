@@ -108,6 +108,7 @@ def _read(named: Source | ImagePack, image_size: int | None, limit: int | None) 
     if not isinstance(named, ImagePack) and is_finished(import_path(named)):
         named, image_size = open_pack(import_path(named)), None  # imported at that size already
     if isinstance(named, ImagePack):
+        named.verify()
         card = named.card
         raw = RawImages(named.images, named.labels, named.classes, card.notes, card.source.verified)
         label = card.label

@@ -132,7 +132,7 @@ def evaluate_checkpoints(
 def known_evaluations(run: Run) -> dict[str, Evaluation]:
     """Evaluations in a run by identity; files that are none are passed over."""
     found = {}
-    for path in sorted((run.path / "evaluations").glob("*.json")):
+    for path in run.evaluation_paths():
         try:
             document = read_json(path)
         except DriftkitError:

@@ -400,7 +400,7 @@ def _content(path: str, *, evaluations: bool) -> str:
     for checkpoint in run.checkpoints()[-1:]:
         parts |= {f.name: sha256_file(f) for f in sorted(checkpoint.path.glob("*.safetensors"))}
     if evaluations:
-        parts |= {f.name: sha256_file(f) for f in sorted((place / "evaluations").glob("*.json"))}
+        parts |= {f.name: sha256_file(f) for f in run.evaluation_paths()}
     return digest_json(parts)
 
 

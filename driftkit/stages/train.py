@@ -1,5 +1,6 @@
 """Training: from a config to a run folder."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -7,11 +8,14 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from driftkit.artifacts.atomic import is_temporary, require_free
+from driftkit.artifacts.lock import is_lock, locked_folder
 from driftkit.artifacts.run import Run
 from driftkit.config.layers import flatten
 from driftkit.datasets.packs import ImagePack
 from driftkit.datasets.sources import open_dataset
-from driftkit.errors import InterruptedRunError, UsageError
+from driftkit.errors import InterruptedRunError, StorageError, UsageError
+from driftkit.evaluation.features import together
 from driftkit.objectives.registry import OBJECTIVES, BuiltObjective, ObjectiveKind, Setting, build_network
 from driftkit.runtime.device import autocast_dtype, resolve_device
 from driftkit.runtime.distributed import Ranks, local_rank
@@ -54,12 +58,23 @@ def train(
 
     Raises:
         UsageError: `output` holds another run, or one that must not be resumed.
+        BusyError: another living process trains into `output`.
+        StorageError: the disk cannot take a checkpoint.
         MissingError: data or weights are absent.
         InterruptedRunError: a signal stopped it after saving.
     """
     place = resolve_device(device, local_rank=local_rank())  # first: a rank without a GPU must say so
     ranks = Ranks.start(device_type=place.type)
     run = Run(output)
+    _existing_run(run, config, resume)  # what is refused is refused before anything is made
+    with ExitStack() as held:
+        together(lambda: held.enter_context(locked_folder(output)) if ranks.is_main else None, ranks)
+        return _train(config, run, origins=origins, place=place, resume=resume, ranks=ranks)
+
+
+def _train(
+    config: TrainConfig, run: Run, *, origins: dict[str, str], place: torch.device, resume: Resume, ranks: Ranks
+) -> TrainResult:
     existing = _existing_run(run, config, resume)
     ranks.barrier()  # no rank may look for a run that another has just begun
     pack = open_dataset(config.data.spec, image_size=config.data.image_size, limit=config.data.limit, ranks=ranks)
@@ -71,6 +86,7 @@ def train(
     scoring = open_scoring(config, built.encoder, place, is_main=ranks.is_main)
     torch.manual_seed(stream_seed(config.seed, "initial weights"))
     network = build_network(config.model, image_size=pack.image_size)
+    together(lambda: require_free(run.path, checkpoint_bytes(network), "one checkpoint"), ranks)
     document = config.model_dump(mode="json")
     all_origins = {key: origins.get(key, "default") for key in flatten(document)}
     if ranks.is_main and not existing:
@@ -95,11 +111,25 @@ def train(
         raise
     except Exception as error:
         if ranks.is_main:
-            run.update(state="failed", failure=f"{type(error).__name__}: {error}")
+            _record_failure(run, error)
         raise
     if kind.export and ranks.is_main:
         kind.export(run)
     return TrainResult(run, start if resumed else None, ranks)
+
+
+def _record_failure(run: Run, error: Exception) -> None:
+    try:
+        run.update(state="failed", failure=f"{type(error).__name__}: {error}")
+    except StorageError as second:  # most likely the same full disk: the first error is the one to be told
+        error.add_note(f"the manifest still says that it runs: {second}")
+
+
+def checkpoint_bytes(network: nn.Module) -> int:
+    """About what a checkpoint takes on the disk: the weights, their average, and two moments of each parameter."""
+    weights = sum(tensor.nbytes for tensor in network.state_dict().values())
+    moments = sum(2 * parameter.nbytes for parameter in network.parameters())
+    return 2 * weights + moments
 
 
 def _setting(config: TrainConfig, pack: ImagePack, device: torch.device, ranks: Ranks) -> Setting:
@@ -148,7 +178,7 @@ def _existing_run(run: Run, config: TrainConfig, resume: Resume) -> bool:
     """Whether `run` is there and may be resumed with this config."""
     if not run.path.exists():
         return False
-    if run.path.is_dir() and all(".partial" in path.name for path in run.path.iterdir()):
+    if run.path.is_dir() and all(is_temporary(path) or is_lock(path) for path in run.path.iterdir()):
         return False  # empty, or left by a process that was killed while it wrote the first manifest
     if not run.manifest_path.is_file():
         raise UsageError(f"--output {run.path} is not empty and holds no run; give another folder")

@@ -336,6 +336,7 @@ class Trainer:
         path = self.run.path / "samples" / f"step-{self.step:08d}.png"
         # 8 columns, or 9 for triplets, so that triplets of one image never break across rows
         save_grid(path, to_uint8(images).cpu(), columns=8 if len(images) == count else 9)
+        self.run.wrote(path)
         self.tracker.grid(to_uint8(images).cpu(), self.step)
 
     def _save_checkpoint(self) -> None:

@@ -1,12 +1,12 @@
 """Packs: what is written comes back mapped, and a pack that is not whole is never taken for one."""
 
-import json
 import os
 import time
 
 import pytest
 import torch
 
+from driftkit.artifacts.files import read_json, write_json
 from driftkit.datasets.packs import PackSource, balanced_indices, open_pack, write_pack
 from driftkit.errors import MissingError
 
@@ -54,7 +54,7 @@ def test_tensors_without_a_card_are_an_unfinished_import(pack):
 )
 def test_card_of_other_tensors_is_refused(pack, key, value, named):
     side = pack.path.with_suffix(".json")
-    side.write_text(json.dumps({**json.loads(side.read_text()), key: value}))
+    write_json(side, {**read_json(side), key: value})
     with pytest.raises(MissingError, match=named):
         open_pack(pack.path)
 
@@ -62,7 +62,7 @@ def test_card_of_other_tensors_is_refused(pack, key, value, named):
 @pytest.mark.parametrize("change", [{"format": 2}, {"kind": "samples"}, {"surprise": 1}])
 def test_card_of_another_kind_is_refused(pack, change):
     side = pack.path.with_suffix(".json")
-    side.write_text(json.dumps({**json.loads(side.read_text()), **change}))
+    write_json(side, {**read_json(side), **change})
     with pytest.raises(MissingError, match=r"few\.json"):
         open_pack(pack.path)
 

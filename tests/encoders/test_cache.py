@@ -8,7 +8,7 @@ from collections import namedtuple
 import pytest
 import torch
 
-from driftkit.artifacts.files import read_tensors, write_tensors
+from driftkit.artifacts.files import read_tensors, state_digest, write_tensors
 from driftkit.artifacts.images import to_float
 from driftkit.encoders.cache import FeatureSource, open_cache
 from driftkit.encoders.features import feature_set
@@ -173,6 +173,7 @@ def test_the_gradient_with_cached_features_is_that_without(encoder, tmp_path):
 def test_shards_of_another_offset_are_refused(encoder, tmp_path):
     folder = opened(encoder, tmp_path).folder
     offset = read_tensors(folder / "offset.safetensors")[0]["offset"]
-    write_tensors(folder / "offset.safetensors", {"offset": offset + 1})
+    other = {"offset": offset + 1}
+    write_tensors(folder / "offset.safetensors", other, header={"sha256": state_digest(other)})
     with pytest.raises(MissingError, match="another offset"):
         opened(encoder, tmp_path)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from driftkit.artifacts.files import read_json, write_json
 from driftkit.stages.pipeline import is_done, load_pipeline
 from tests.conftest import driftkit
 
@@ -98,9 +99,9 @@ def test_force_trains_anew_and_variables_count(tmp_path, monkeypatch):
 def test_a_new_version_of_driftkit_keeps_the_runs(tmp_path, monkeypatch):
     path = write(tmp_path)
     states(path)
-    saved = json.loads(Path("out/pipeline.json").read_text())
+    saved = read_json(Path("out/pipeline.json"))
     saved["stages"]["ddpm"]["fingerprint"] = "that of another version"
-    Path("out/pipeline.json").write_text(json.dumps(saved))
+    write_json(Path("out/pipeline.json"), saved)
     weights = Path("out/ddpm/checkpoints/step-00000002/raw.safetensors")
     before = weights.stat().st_mtime_ns
     assert states(path)["ddpm"] == "done"

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from driftkit.artifacts.files import read_json, read_tensors
+from driftkit.artifacts.files import read_json, read_tensors, write_json
 from driftkit.artifacts.run import Run
 from driftkit.datasets.sources import open_dataset
 from driftkit.stages.train import hold_out
@@ -224,7 +224,7 @@ def test_fine_tuning_needs_classes_and_says_how_to_do_without(tmp_path):
 def test_a_run_from_before_a_setting_existed_goes_on(tmp_path):
     train_tiny(tmp_path / "run", "ddpm", steps=2)
     path = tmp_path / "run" / "manifest.json"
-    manifest = json.loads(path.read_text())
+    manifest = read_json(path)
     del manifest["config"]["data"]["holdout"], manifest["config"]["trainer"]["micro_batch"]
-    path.write_text(json.dumps(manifest))
+    write_json(path, manifest)
     assert "resumed from step 2" in train_tiny(tmp_path / "run", "ddpm", steps=3).stderr
