@@ -30,9 +30,11 @@ __all__ = [
     "read_tensors",
     "require_recorded",
     "require_written",
+    "sha256",
     "sha256_file",
     "state_digest",
     "tensor_bytes",
+    "write_bytes",
     "write_json",
     "write_tensors",
 ]
@@ -46,10 +48,14 @@ def write_json(path: Path, document: Mapping[str, Any]) -> str:
     plain.pop(SEAL, None)
     seal = digest_json(plain)
     text = json.dumps({**plain, SEAL: seal}, indent=2, ensure_ascii=False) + "\n"
-    content = text.encode("utf-8", "backslashreplace")  # bytes of paths that are no UTF-8 become JSON's \\udcXX
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))  # what is no UTF-8 in paths becomes JSON's \\udcXX
+    return seal
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
     with atomic_path(path, num_bytes=len(content)) as temporary:
         temporary.write_bytes(content)
-    return seal
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -181,6 +187,11 @@ def _forget_cached(path: Path) -> None:
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:
         os.close(descriptor)
+
+
+def sha256(content: bytes) -> str:
+    """Hex digest of bytes."""
+    return hashlib.sha256(content).hexdigest()
 
 
 def sha256_file(path: Path) -> str:

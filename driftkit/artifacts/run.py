@@ -27,7 +27,6 @@ import torch
 from driftkit import __version__
 from driftkit.artifacts.atomic import (
     atomic_folder,
-    atomic_path,
     flush,
     is_temporary,
     remove_all_temporaries,
@@ -42,6 +41,7 @@ from driftkit.artifacts.files import (
     require_recorded,
     require_written,
     tensor_bytes,
+    write_bytes,
     write_json,
     write_tensors,
 )
@@ -343,15 +343,18 @@ class Run:
     def rewind_metrics(self, step: int) -> None:
         """Drop the records after `step`, which a resumed training writes again, and what the manifest lists of then."""
         manifest = self.manifest()
-        later = {name for name in manifest.get("products", {}) if (_step_of(name) or 0) > step}
+        later = {
+            name
+            for name in manifest.get("products", {})
+            if (_step_of(name) or 0) > step or not (self.path / name).exists()
+        }
         kept = [r for r in self.metrics() if r.get("step", 0) <= step]
         content = "".join(json.dumps(r) + "\n" for r in kept).encode()
         if not later and self.metrics_path.is_file() and self.metrics_path.read_bytes() == content:
             return
         listed = {k: v for k, v in manifest.get("products", {}).items() if k not in later | {METRICS_FILE}}
         write_json(self.manifest_path, {**manifest, "products": listed})
-        with atomic_path(self.metrics_path, num_bytes=len(content)) as temporary:
-            temporary.write_bytes(content)
+        write_bytes(self.metrics_path, content)
         self._metrics = None
 
     def evaluations(self) -> list[dict[str, Any]]:

@@ -10,12 +10,12 @@ import typer
 from typer.core import TyperGroup
 
 from driftkit import __version__
-from driftkit.cli import compare, data, doctor, export, fid, prefetch, probe_encoder, run, sample, train
+from driftkit.cli import compare, data, doctor, export, fid, prefetch, probe_encoder, run, sample, train, verify
 from driftkit.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_RESOURCES, EXIT_USAGE, DriftkitError, UsageError
 
 EXIT_CODES = (
-    "Exit codes: 0 ok, 1 failure, 2 usage, 3 data or weights missing, 4 out of memory or no such device, "
-    "5 a check on results refused, 130 interrupted, 143 terminated after saving."
+    "Exit codes: 0 ok, 1 failure, 2 usage, 3 data or weights missing, 4 out of memory or disk, no such "
+    "device, or the folder is in use, 5 a check on results refused, 130 interrupted, 143 terminated after saving."
 )
 
 
@@ -104,6 +104,7 @@ app.command("compare")(compare.command)
 app.command("export")(export.command)
 app.command("run")(run.command)
 app.command("prefetch")(prefetch.command)
+app.command("verify")(verify.command)
 app.command("doctor")(doctor.command)
 
 

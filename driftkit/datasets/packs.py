@@ -110,15 +110,18 @@ class ImagePack:
         """
         status = self.path.stat()
         key = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, self.card.sha256)
-        if key in _VERIFIED:
-            return
+        if key not in _VERIFIED:
+            self.require_content()
+            _VERIFIED.add(key)
+
+    def require_content(self) -> None:
+        """The same, however often it was done before."""
         got = content_sha256(self.images, self.labels)
         if got != self.card.sha256:
             raise MissingError(
                 f"{self.path} is damaged: its content has sha256 {got[:12]}, expected {self.card.sha256[:12]}; "
                 "import it again"
             )
-        _VERIFIED.add(key)
 
     def limited(self, limit: int) -> "ImagePack":
         """At most `limit` of the images: the first of every class in equal shares, in the order they have here.

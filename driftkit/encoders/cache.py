@@ -161,7 +161,7 @@ class FeatureCache:
         if not self._seen[image, flip]:
             if checksum(row) != int(shard.checksums[place, flip]):
                 raise MissingError(
-                    f"{_shard_path(self.folder, number)} is damaged: the features of image {image} are not those that "
+                    f"{shard_path(self.folder, number)} is damaged: the features of image {image} are not those that "
                     "were written; remove the file to have it made anew"
                 )
             self._seen[image, flip] = True
@@ -238,7 +238,7 @@ def open_cache(
 
 def _missing(folder: Path, layout: CacheLayout, source: FeatureSource, ranks: Ranks) -> list[int]:
     """What is missing for one rank is missing for all: their file systems may show them different folders."""
-    absent = torch.tensor([float(not _shard_path(folder, s).is_file()) for s in range(layout.num_shards)])
+    absent = torch.tensor([float(not shard_path(folder, s).is_file()) for s in range(layout.num_shards)])
     return ranks.max(absent.to(source.device)).nonzero().flatten().tolist()
 
 
@@ -305,7 +305,7 @@ def read_shard(folder: Path, number: int, layout: CacheLayout, offset: torch.Ten
     Raises:
         MissingError: it is absent, damaged, or one of another place or cache.
     """
-    path = _shard_path(folder, number)
+    path = shard_path(folder, number)
     shape = layout.shape_of(number)
     tensors, header = _read(path, {"features": (DTYPE, shape), "checksums": (torch.int64, shape[:2])})
     if header.get("shard") != str(number) or header.get("cache") != folder.resolve().name:
@@ -318,7 +318,7 @@ def read_shard(folder: Path, number: int, layout: CacheLayout, offset: torch.Ten
 def _write_shard(folder: Path, number: int, rows: torch.Tensor, offset: torch.Tensor) -> None:
     checksums = torch.tensor([[checksum(row) for row in both] for both in rows])
     header = {"offset": state_digest({"offset": offset}), "shard": str(number), "cache": folder.resolve().name}
-    write_tensors(_shard_path(folder, number), {"features": rows, "checksums": checksums}, header=header)
+    write_tensors(shard_path(folder, number), {"features": rows, "checksums": checksums}, header=header)
 
 
 def _require_room(folder: Path, layout: CacheLayout, missing: list[int]) -> None:
@@ -388,5 +388,6 @@ def _read(
     return tensors, header
 
 
-def _shard_path(folder: Path, shard: int) -> Path:
+def shard_path(folder: Path, shard: int) -> Path:
+    """The file of a shard."""
     return folder / f"shard-{shard:05d}.safetensors"

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from driftkit import __version__
-from driftkit.artifacts.files import atomic_path, read_json, write_json
+from driftkit.artifacts.files import read_json, sha256, write_bytes, write_json
 from driftkit.artifacts.lock import locked_file
 from driftkit.artifacts.run import Run, now
 from driftkit.errors import DriftkitError, MissingError
@@ -225,14 +225,14 @@ def _write_files(
     files |= {f"{f.name}.svg": f.svg for section in figures.values() for f in section if f.svg}
     files |= {f"{e.name}.webp": e.animation for e in pictures.evolutions}
     for name, content in files.items():
-        with atomic_path(output / "figures" / name) as temporary:
-            temporary.write_bytes(content)
+        write_bytes(output / "figures" / name, content)
     _remove_stale(output, set(files))
-    with atomic_path(output / "compare.csv") as temporary:
-        temporary.write_text(table, encoding="utf-8")
-    write_json(output / "compare.json", document)
-    with atomic_path(output / "report.html") as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    files = {f"figures/{name}": content for name, content in files.items()}
+    files |= {"compare.csv": table.encode(), "report.html": page.encode()}
+    write_bytes(output / "compare.csv", files["compare.csv"])
+    digests = {name: {"sha256": sha256(content), "bytes": len(content)} for name, content in files.items()}
+    write_json(output / "compare.json", {**document, "files": digests})
+    write_bytes(output / "report.html", files["report.html"])
     return output / "report.html"
 
 

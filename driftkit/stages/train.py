@@ -127,7 +127,7 @@ def _record_failure(run: Run, error: Exception) -> None:
 
 def checkpoint_bytes(network: nn.Module) -> int:
     """About what a checkpoint takes on the disk: the weights, their average, and two moments of each parameter."""
-    weights = sum(tensor.nbytes for tensor in network.state_dict().values())
+    weights: int = sum(tensor.nbytes for tensor in network.state_dict().values())
     moments = sum(2 * parameter.nbytes for parameter in network.parameters())
     return 2 * weights + moments
 

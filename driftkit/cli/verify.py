@@ -1,0 +1,68 @@
+"""`driftkit verify`: whether files are what was written."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from driftkit.cli.output import JsonOption, emit
+
+COLOURS = {"in use": "cyan", "unknown": "dim"}
+
+
+def command(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(help="Runs, packs, caches, statistics, samples, evaluations, or folders of these."),
+    ],
+    as_json: JsonOption = False,
+) -> dict[str, Any]:
+    """Read files and compare them with the digests they were written with; name what is damaged, and what to do.
+
+    [bold]Examples[/bold]
+
+      driftkit verify outputs/drift
+      driftkit verify outputs data ~/.cache/driftkit
+      driftkit verify data/photos.safetensors --json
+
+    A problem is a flipped bit, a file cut off, exchanged or missing, or one of a newer version: exit code 3. What was
+    left half-written by a process that was killed, what older versions wrote without digests, and files that driftkit
+    does not know are notes. Nothing is changed.
+    """
+    from driftkit.errors import MissingError
+    from driftkit.stages.verify import verify
+
+    found = verify(paths)
+    document = found.document()
+    emit(document, as_json=as_json, show=lambda: _show(document))
+    if not found.ok:
+        count = len(document["problems"])
+        raise MissingError(f"{count} problem{'s' if count > 1 else ''} in what was read; each is named with its fix")
+    return document
+
+
+def _show(document: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.filesize import decimal
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    if document["problems"]:
+        table = Table("file", "state", "problem", "fix", box=None, padding=(0, 2, 0, 0))
+        for column in table.columns:
+            column.overflow = "fold"
+        for row in document["problems"]:
+            state = f"[red]{row['kind']}[/]"
+            table.add_row(escape(row["path"]), state, escape(row["problem"]), escape(row["fix"]))
+        console.print(table)
+    if document["notes"]:
+        table = Table("file", "state", "note", box=None, padding=(0, 2, 0, 0))
+        for column in table.columns:
+            column.overflow = "fold"
+        for row in document["notes"]:
+            colour = COLOURS.get(row["kind"], "yellow")
+            table.add_row(escape(row["path"]), f"[{colour}]{row['kind']}[/]", escape(row["note"]))
+        console.print(table)
+    checked = ", ".join(f"{kind} ({count})" for kind, count in document["checked"].items())
+    console.print(f"[bold]as written:[/] {escape(checked or 'nothing')}; {decimal(document['bytes'])} read")
