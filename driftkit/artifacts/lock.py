@@ -12,6 +12,7 @@ import os
 import shlex
 import socket
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -26,16 +27,20 @@ SWITCH = "DRIFTKIT_LOCKS"
 BUSY = (errno.EAGAIN, errno.EACCES)
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 POLL_S = 0.2
+COMMAND_LENGTH = 100
 PATIENCE_S = 0.5  # for one that is just letting go, or that only asks who holds it
 SAY_AFTER_S = 2.0
 _held: dict[Path, int] = {}  # this process's own, which it may take again
 
 
 @contextlib.contextmanager
-def locked_folder(folder: Path) -> Iterator[None]:
+def locked_folder(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Hold a folder, which is made if need be, so that no other process writes it as a whole.
 
     A folder that was made for this and is still empty at the end is removed.
+
+    Args:
+        wait: until others are done, instead of refusing.
 
     Raises:
         BusyError: another living process holds it; the message names that process.
@@ -45,7 +50,7 @@ def locked_folder(folder: Path) -> Iterator[None]:
     with storage_errors(folder):
         make_folder(folder)
     try:
-        with _held_lock(folder / LOCK_FILE, wait=False, what=str(folder)):
+        with _held_lock(folder / LOCK_FILE, wait=wait, what=folder):
             yield
     finally:
         if made:
@@ -54,15 +59,19 @@ def locked_folder(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def locked_file(path: Path) -> Iterator[None]:
-    """Hold a file or folder that others may want to write, too; waits until they are done and says for whom.
+def locked_file(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold a file or folder that others may want to write, too, by a lock beside it.
+
+    Args:
+        wait: until others are done, saying for whom, instead of refusing.
 
     Raises:
+        BusyError: another living process holds it, and `wait` is not given.
         StorageError: the folder around it cannot be written, or its file system knows no locks.
     """
     with storage_errors(path):
         make_folder(path.parent)
-    with _held_lock(path.with_name(f".{path.name[:200]}{LOCK_FILE}"), wait=True, what=str(path)):
+    with _held_lock(path.with_name(f".{path.name[:200]}{LOCK_FILE}"), wait=wait, what=path):
         yield
 
 
@@ -87,7 +96,7 @@ def is_lock(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _held_lock(lock: Path, *, wait: bool, what: str) -> Iterator[None]:
+def _held_lock(lock: Path, *, wait: bool, what: Path) -> Iterator[None]:
     key = lock.absolute()
     if _held.get(key) or os.environ.get(SWITCH) == "off":
         _held[key] = _held.get(key, 0) + 1
@@ -106,13 +115,13 @@ def _held_lock(lock: Path, *, wait: bool, what: str) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _acquire(lock: Path, *, wait: bool, what: str) -> int:
+def _acquire(lock: Path, *, wait: bool, what: Path) -> int:
     started, said = time.monotonic(), False
     while True:
-        with storage_errors(lock):
+        with storage_errors(what):
             descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         try:
-            if _try(descriptor, lock):
+            if _try(descriptor, lock, what):
                 return descriptor
             owner = _owner(descriptor)
         except BaseException:
@@ -130,7 +139,7 @@ def _acquire(lock: Path, *, wait: bool, what: str) -> int:
         time.sleep(POLL_S)
 
 
-def _try(descriptor: int, lock: Path) -> bool:
+def _try(descriptor: int, lock: Path, what: Path) -> bool:
     """Take the lock and write the owner's name, unless another holds it or has just removed the file."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -149,7 +158,7 @@ def _try(descriptor: int, lock: Path) -> bool:
     except FileNotFoundError:
         return False
     try:
-        with storage_errors(lock):
+        with storage_errors(what):
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps(_own_record()).encode(), 0)
     except StorageError:
@@ -162,7 +171,7 @@ def _own_record() -> dict[str, Any]:
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])[:500],
+        "command": textwrap.shorten(shlex.join(["driftkit", *sys.argv[1:]]), COMMAND_LENGTH, placeholder=" ..."),
         "since": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

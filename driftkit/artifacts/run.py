@@ -45,7 +45,7 @@ from driftkit.artifacts.files import (
     write_json,
     write_tensors,
 )
-from driftkit.errors import MissingError
+from driftkit.errors import MissingError, StorageError
 
 FORMAT = 1
 METRICS_FILE = "metrics.jsonl"
@@ -210,10 +210,13 @@ class Run:
 
     def checkpoints(self) -> list[Checkpoint]:
         """All saved steps, oldest first. Folders still being written have other names."""
+        return self.checkpoints_of(self.manifest().get("id") if self.manifest_path.is_file() else None)
+
+    def checkpoints_of(self, run: str | None) -> list[Checkpoint]:
+        """The same, where the id that they are to bear is known already or cannot be."""
         folder = self.path / "checkpoints"
         if not folder.is_dir():
             return []
-        run = self.manifest().get("id") if self.manifest_path.is_file() else None
         found = [(_STEP.fullmatch(p.name), p) for p in folder.iterdir()]
         return sorted((Checkpoint(p, int(m[1]), run) for m, p in found if m), key=lambda c: c.step)
 
@@ -258,17 +261,22 @@ class Run:
         tensors = {"raw": raw, "ema": ema, "optimizer": optimizer}
         headers = {which: {**header, "weights": which} for which in ("raw", "ema")}
         num_bytes = sum(map(tensor_bytes, tensors.values()))
-        require_free(path, num_bytes, f"the checkpoint of step {step}")
-        with atomic_folder(path, num_bytes=num_bytes) as folder:
-            files = {}
-            for name, held in tensors.items():
-                file = folder / f"{name}.safetensors"
-                write_tensors(file, held, header=headers.get(name))
-                files[file.name] = require_written(file, held)
-            of = {"format": FORMAT, "run": self.manifest().get("id"), **state, "files": files}
-            seal = write_json(folder / "state.json", of)
+        run = self.manifest().get("id") if self.manifest_path.is_file() else None
+        try:
+            require_free(path, num_bytes, f"the checkpoint of step {step}")
+            with atomic_folder(path, num_bytes=num_bytes) as folder:
+                files = {}
+                for name, held in tensors.items():
+                    file = folder / f"{name}.safetensors"
+                    write_tensors(file, held, header=headers.get(name))
+                    files[file.name] = require_written(file, held)
+                seal = write_json(folder / "state.json", {"format": FORMAT, "run": run, **state, "files": files})
+        except StorageError as error:
+            last = max((c.step for c in self.checkpoints()), default=None)
+            kept = "there is no earlier checkpoint" if last is None else f"the checkpoint of step {last} is kept"
+            raise StorageError(f"{error}; {kept}") from error
         self._written[path.relative_to(self.path).as_posix()] = {"sha256": seal}
-        return Checkpoint(path, step, of["run"])
+        return Checkpoint(path, step, run)
 
     def prune_checkpoints(self, *, keep_every: int) -> None:
         """Remove all but the last checkpoint and, if `keep_every` > 0, those whose step it divides.

@@ -1,5 +1,6 @@
 """The program: its subcommands, how errors become one line and an exit code, and `--debug`."""
 
+import errno
 import itertools
 import os
 import sys
@@ -63,6 +64,8 @@ def explain(error: Exception, words: Sequence[str]) -> tuple[int, str]:
         or "can't allocate memory" in str(error)
     ):
         return EXIT_RESOURCES, f"error: out of memory ({_one_line(str(error))}); lower --batch-size or --input-size"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        return EXIT_RESOURCES, f"error: {_one_line(str(error))}; free some space, or choose another disk"
     if isinstance(error, OSError):
         return EXIT_FAILURE, f"error: {_one_line(str(error))}"
     return EXIT_FAILURE, f"error: {type(error).__name__}: {_one_line(str(error))} (a bug: --debug shows where)"

@@ -9,7 +9,7 @@ import torch
 
 from driftkit import __version__
 from driftkit.artifacts.files import read_json, sha256, write_bytes, write_json
-from driftkit.artifacts.lock import locked_file
+from driftkit.artifacts.lock import locked_folder
 from driftkit.artifacts.run import Run, now
 from driftkit.errors import DriftkitError, MissingError
 from driftkit.evaluation.budgets import nfe_budgets, training_budgets
@@ -209,7 +209,7 @@ def _write(
     table: str,
 ) -> Path:
     """Figures first and the report last, so that a report never lacks what it names."""
-    with locked_file(output):
+    with locked_folder(output, wait=True):
         return _write_files(output, document, page, figures, pictures, table)
 
 

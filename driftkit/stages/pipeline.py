@@ -39,6 +39,7 @@ from typing import Any
 
 from driftkit import __version__
 from driftkit.artifacts.files import digest_json, read_json, sha256_file, write_json
+from driftkit.artifacts.lock import holder_of, locked_file
 from driftkit.artifacts.run import Run
 from driftkit.config.layers import did_you_mean, flatten, read_toml
 from driftkit.datasets.containers import open_container
@@ -46,6 +47,7 @@ from driftkit.datasets.packs import pack_path
 from driftkit.errors import (
     EXIT_INTERRUPTED,
     EXIT_TERMINATED,
+    BusyError,
     DriftkitError,
     InterruptedRunError,
     MissingError,
@@ -230,12 +232,24 @@ def run_pipeline(
         One record per stage: name, state (done or skipped), seconds, command line and result.
 
     Raises:
+        BusyError: another process runs the pipeline.
         DriftkitError: a stage failed; the earlier ones stay done.
     """
     for name in only:
         if name not in [s.name for s in pipeline.stages]:
             known = [s.name for s in pipeline.stages]
             raise UsageError(f"--stage {name}: {pipeline.name} has {', '.join(known)}{did_you_mean(name, known)}")
+    with locked_file(_state_path(pipeline), wait=False):
+        return _run_stages(pipeline, execute, only, force, report)
+
+
+def _run_stages(
+    pipeline: Pipeline,
+    execute: Execute,
+    only: Sequence[str],
+    force: bool,
+    report: Callable[[int, Stage, str, float], None],
+) -> list[dict[str, Any]]:
     records: list[dict[str, Any]] = []
     for number, stage in enumerate(pipeline.stages, start=1):
         if only and stage.name not in only:
@@ -323,7 +337,13 @@ def _make_room(pipeline: Pipeline, stage: Stage, *, force: bool) -> list[str]:
 
 
 def _set_aside(path: Path) -> None:
-    """Rename a run to the first free NAME.old-N beside it."""
+    """Rename a run to the first free NAME.old-N beside it.
+
+    Raises:
+        BusyError: it is being trained.
+    """
+    if holder := holder_of(path):
+        raise BusyError(f"{path} was made with other settings and is being written by {holder}; stop that first")
     number = 1
     while (old := path.with_name(f"{path.name}.old-{number}")).exists():
         number += 1

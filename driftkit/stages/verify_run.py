@@ -68,10 +68,7 @@ def _verify(folder: Path, found: Findings) -> None:
 
 
 def _checkpoints(folder: Path, run_id: str | None, listed: dict[str, Any], found: Findings) -> None:
-    try:
-        saved = Run(folder).checkpoints()
-    except MissingError:  # the manifest is broken, which is told
-        saved = []
+    saved = Run(folder).checkpoints_of(run_id)
     on_disk = {f"checkpoints/{c.path.name}" for c in saved}
     for name in sorted(listed):
         if name.startswith("checkpoints/") and name not in on_disk:
@@ -86,7 +83,7 @@ def _checkpoints(folder: Path, run_id: str | None, listed: dict[str, Any], found
 def _checkpoint(
     checkpoint: Checkpoint, run_id: str | None, entry: Any, owners: dict[str, str], found: Findings
 ) -> None:
-    fix = f"{FROM_COPY}, or remove the folder: training goes on from the one before"
+    fix = f"{FROM_COPY}, or remove the folder: training goes on from the one before, or from the start"
     path = checkpoint.path
     state = verify_files.record(checkpoint.state_path, found, fix)
     if state is None:
@@ -171,7 +168,7 @@ def _grids(folder: Path, listed: dict[str, Any], found: Findings) -> None:
 
 
 def _metrics(folder: Path, entry: Any, found: Findings) -> None:
-    path, fix = folder / METRICS_FILE, f"{FROM_COPY}; training needs no metrics of before"
+    path, fix = folder / METRICS_FILE, f"{FROM_COPY}, or remove it: training goes on without the records of before"
     if not path.is_file():
         if isinstance(entry, dict):
             found.problem(path, "missing", "is not there", fix)
