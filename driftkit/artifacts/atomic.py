@@ -104,12 +104,13 @@ def remove_folder(path: Path) -> None:
         shutil.rmtree(doomed)
 
 
-def make_folder(path: Path) -> None:
-    """Make a folder and its parents, and have the disk know of each."""
+def make_folder(path: Path) -> list[Path]:
+    """Make a folder and its parents, and have the disk know of each; gives those that were not there, deepest first."""
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     for folder in reversed(missing):
         folder.mkdir(exist_ok=True)
         flush(folder.parent)
+    return missing
 
 
 def flush(path: Path) -> None:
@@ -256,8 +257,12 @@ def _temporaries_of(target: Path) -> list[Path]:
 def _shortened(target: Path, suffix: str) -> str:
     """The target's stem, cut such that the temporary's name is no longer than names may be."""
     stem = target.name.removesuffix(suffix) if suffix else target.name
-    room = LONGEST_NAME - 60 - len(os.fsencode(suffix))
-    return os.fsencode(stem)[:room].decode("utf-8", "ignore")
+    return shortened(stem, LONGEST_NAME - 60 - len(os.fsencode(suffix)))
+
+
+def shortened(name: str, room: int) -> str:
+    """The beginning of a name that takes at most so many bytes."""
+    return os.fsencode(name)[:room].decode("utf-8", "ignore")
 
 
 @cache

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from driftkit.artifacts.atomic import make_folder, storage_errors
+from driftkit.artifacts.atomic import make_folder, shortened, storage_errors
 from driftkit.errors import BusyError, StorageError
 
 LOCK_FILE = ".lock"
@@ -37,7 +37,7 @@ _held: dict[Path, int] = {}  # this process's own, which it may take again
 def locked_folder(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Hold a folder, which is made if need be, so that no other process writes it as a whole.
 
-    A folder that was made for this and is still empty at the end is removed.
+    Folders that were made for this and are still empty at the end are removed.
 
     Args:
         wait: until others are done, instead of refusing.
@@ -46,21 +46,15 @@ def locked_folder(folder: Path, *, wait: bool = False) -> Iterator[None]:
         BusyError: another living process holds it; the message names that process.
         StorageError: the folder cannot be written, or its file system knows no locks.
     """
-    made = not folder.exists()
-    with storage_errors(folder):
-        make_folder(folder)
-    try:
-        with _held_lock(folder / LOCK_FILE, wait=wait, what=folder):
-            yield
-    finally:
-        if made:
-            with contextlib.suppress(OSError):  # not empty: it was for something
-                folder.rmdir()
+    with _made(folder), _held_lock(folder / LOCK_FILE, wait=wait, what=folder):
+        yield
 
 
 @contextlib.contextmanager
 def locked_file(path: Path, *, wait: bool = True) -> Iterator[None]:
     """Hold a file or folder that others may want to write, too, by a lock beside it.
+
+    Folders that were made for this and are still empty at the end are removed.
 
     Args:
         wait: until others are done, saying for whom, instead of refusing.
@@ -69,9 +63,8 @@ def locked_file(path: Path, *, wait: bool = True) -> Iterator[None]:
         BusyError: another living process holds it, and `wait` is not given.
         StorageError: the folder around it cannot be written, or its file system knows no locks.
     """
-    with storage_errors(path):
-        make_folder(path.parent)
-    with _held_lock(path.with_name(f".{path.name[:200]}{LOCK_FILE}"), wait=wait, what=path):
+    lock = path.with_name(f".{shortened(path.name, 200)}{LOCK_FILE}")
+    with _made(path.parent), _held_lock(lock, wait=wait, what=path):
         yield
 
 
@@ -93,6 +86,18 @@ def holder_of(folder: Path) -> str | None:
 def is_lock(path: Path) -> bool:
     """Whether the name is that of a lock."""
     return path.name.startswith(".") and path.name.endswith(LOCK_FILE)
+
+
+@contextlib.contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    with storage_errors(folder):
+        made = make_folder(folder)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # not empty: they were for something
+            for empty in made:
+                empty.rmdir()
 
 
 @contextlib.contextmanager
@@ -119,6 +124,7 @@ def _acquire(lock: Path, *, wait: bool, what: Path) -> int:
     started, said = time.monotonic(), False
     while True:
         with storage_errors(what):
+            make_folder(lock.parent)  # whoever let go of the lock may have removed it, empty as it was
             descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         try:
             if _try(descriptor, lock, what):

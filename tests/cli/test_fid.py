@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from driftkit.artifacts.files import read_json
 from driftkit.cli.app import app
 from tests.conftest import TINY_DATA, driftkit, train_tiny
 from tests.evaluation.fakes import add_samples, make_pack, make_run, random_images, tiny_extractor
@@ -33,7 +34,7 @@ def test_json_is_one_document_and_the_evaluation_lies_in_the_run(invoke, tmp_pat
     document = json.loads(result.stdout)
     assert document["name"] == "fid@16"
     assert document["metrics"]["fid"] > 0
-    written = json.loads(Path(document["evaluation"]).read_text())
+    written = read_json(Path(document["evaluation"]))
     assert written == {key: value for key, value in document.items() if key != "evaluation"}
 
 

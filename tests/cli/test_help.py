@@ -9,7 +9,19 @@ from typer.testing import CliRunner
 from driftkit.cli.app import app, check
 from driftkit.errors import UsageError
 
-COMMANDS = ["probe-encoder", "data", "train", "sample", "fid", "compare", "export", "run", "prefetch", "doctor"]
+COMMANDS = [
+    "probe-encoder",
+    "data",
+    "train",
+    "sample",
+    "fid",
+    "compare",
+    "export",
+    "run",
+    "prefetch",
+    "verify",
+    "doctor",
+]
 
 
 @pytest.mark.parametrize("command", [[], *([c] for c in COMMANDS)], ids=lambda c: c[0] if c else "driftkit")
@@ -57,6 +69,7 @@ def test_help_leads_with_examples_and_does_not_import_torch(command):
         (["probe-encoder", "nope"], 2, "pixel"),
         (["probe-encoder", "pixel", "--features", "nope"], 2, "multires"),
         (["run", "absent.toml"], 3, "absent.toml"),
+        (["verify", "absent"], 3, "1 problem"),
         (["prefetch"], 2, "--all"),
         (["prefetch", "mocv2"], 2, "did you mean mocov2"),
         (["prefetch", "fid:dinov2"], 2, "did you mean evaluator:dinov2"),

@@ -5,6 +5,7 @@ import json
 import pytest
 from PIL import Image
 
+from driftkit.artifacts.files import read_json
 from driftkit.encoders.specs import names
 from tests.conftest import driftkit, train_tiny
 
@@ -51,7 +52,7 @@ def test_pixels_on_data_give_every_number_a_verdict_and_a_picture(tmp_path):
     assert group["name"] == "pixels/locations"
     assert [k["tau"] for k in group["kernel"]] == [0.02, 0.05, 0.1, 0.2, 0.5]
     assert {"noise", "blur", "shuffle", "shift"} <= set(group["separation"])
-    assert json.loads((tmp_path / "probe" / "probe.json").read_text()) == document
+    assert read_json(tmp_path / "probe" / "probe.json") == document
     with Image.open(tmp_path / "probe" / "probe.png") as picture:
         assert picture.width > 1000
 
