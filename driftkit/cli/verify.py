@@ -48,21 +48,17 @@ def _show(document: dict[str, Any]) -> None:
     from rich.table import Table
 
     console = Console(highlight=False)
-    if document["problems"]:
-        table = Table("file", "state", "problem", "fix", box=None, padding=(0, 2, 0, 0))
-        for column in table.columns:
-            column.overflow = "fold"
-        for row in document["problems"]:
-            state = f"[red]{row['kind']}[/]"
-            table.add_row(escape(row["path"]), state, escape(row["problem"]), escape(row["fix"]))
-        console.print(table)
-    if document["notes"]:
-        table = Table("file", "state", "note", box=None, padding=(0, 2, 0, 0))
-        for column in table.columns:
-            column.overflow = "fold"
-        for row in document["notes"]:
-            colour = COLOURS.get(row["kind"], "yellow")
-            table.add_row(escape(row["path"]), f"[{colour}]{row['kind']}[/]", escape(row["note"]))
+    for title, rows in (("problems", document["problems"]), ("notes", document["notes"])):
+        if not rows:
+            continue
+        table = Table("state", f"file and {title[:-1]}", box=None, padding=(0, 2, 0, 0))
+        table.columns[0].no_wrap, table.columns[1].overflow = True, "fold"
+        for row in rows:
+            colour = "red" if title == "problems" else COLOURS.get(row["kind"], "yellow")
+            text = f"[bold]{escape(row['path'])}[/]: {escape(row.get('problem') or row['note'])}"
+            table.add_row(f"[{colour}]{row['kind']}[/]", text)
+            if "fix" in row:
+                table.add_row("", f"fix: {escape(row['fix'])}")
         console.print(table)
     checked = ", ".join(f"{kind} ({count})" for kind, count in document["checked"].items())
     console.print(f"[bold]as written:[/] {escape(checked or 'nothing')}; {decimal(document['bytes'])} read")

@@ -54,7 +54,7 @@ class Findings:
         return not self.problems
 
     def problem(self, path: Path, kind: ProblemKind, problem: str, fix: str) -> None:
-        self.problems.append(Problem(str(path), kind, problem, fix))
+        self.problems.append(Problem(str(path), kind, problem.removeprefix("is "), fix))
 
     def refused(self, path: Path, error: DriftkitError, fix: str) -> None:
         """A reader's refusal, without the path it begins with; its own fix stands before the one given."""

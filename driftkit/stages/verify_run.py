@@ -1,6 +1,7 @@
 """Checking a run: its manifest, and everything that training wrote; samples and scores stand for themselves."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,8 @@ def verify_checkpoint(folder: Path) -> Findings:
     for checkpoint in saved:
         if checkpoint.path.name == folder.resolve().name:
             entry = manifest.get("products", {}).get(f"checkpoints/{checkpoint.path.name}")
-            _checkpoint(checkpoint, manifest.get("id"), entry, _owners(saved), found)
+            named = replace(checkpoint, path=folder)
+            _checkpoint(named, manifest.get("id"), entry, _owners(saved), found)
     return found
 
 
