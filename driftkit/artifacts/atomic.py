@@ -89,6 +89,8 @@ def atomic_folder(target: Path, *, num_bytes: int | None = None) -> Iterator[Pat
                 os.replace(target, replaced)
                 os.replace(temporary, target)
             flush(target.parent)
+        except StorageError as error:  # of a file within: people know it by its final place
+            raise StorageError(str(error).replace(str(temporary), str(target))) from error
         finally:
             if replaced.exists() and not target.exists():
                 os.replace(replaced, target)

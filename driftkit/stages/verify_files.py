@@ -36,6 +36,7 @@ KNOWN_FORMATS = {
     "comparison": compare.FORMAT,
     "export": export.FORMAT,
 }
+BESIDE = ("pack", "samples", reference_statistics.KIND, None)  # counted with the files they are records of
 REMADE = {
     "evaluation": "driftkit fid makes it again",
     "comparison": "driftkit compare makes it again",
@@ -71,8 +72,8 @@ def record(path: Path, found: Findings, fix: str = "restore it from a copy") -> 
             REMADE.get(str(kind), fix) + ', or, if the change is yours, remove the line "seal"',
         )
         return None
-    else:
-        found.good(str(kind or "record"), path.stat().st_size)
+    elif kind not in BESIDE:
+        found.good(str(kind), path.stat().st_size)
     return document
 
 
