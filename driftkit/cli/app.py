@@ -15,7 +15,7 @@ from driftkit.cli import compare, data, doctor, export, fid, prefetch, probe_enc
 from driftkit.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_RESOURCES, EXIT_USAGE, DriftkitError, UsageError
 
 EXIT_CODES = (
-    "Exit codes: 0 ok, 1 failure, 2 usage, 3 data or weights missing, 4 out of memory or disk, no such "
+    "Exit codes: 0 ok, 1 failure, 2 usage, 3 data or weights missing or damaged, 4 out of memory or disk, no such "
     "device, or the folder is in use, 5 a check on results refused, 130 interrupted, 143 terminated after saving."
 )
 
