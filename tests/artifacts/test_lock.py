@@ -1,12 +1,9 @@
 """One process writes a folder at a time; the others wait or are refused, and a dead one holds nothing."""
 
-import contextlib
 import errno
 import fcntl
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,29 +11,7 @@ import pytest
 from driftkit.artifacts import lock
 from driftkit.artifacts.lock import holder_of, is_lock, locked_file, locked_folder
 from driftkit.errors import BusyError, StorageError
-
-HOLD = """
-import sys
-from pathlib import Path
-from driftkit.artifacts.lock import locked_file, locked_folder
-with (locked_folder if sys.argv[1] == "folder" else locked_file)(Path(sys.argv[2])):
-    print("held", flush=True)
-    sys.stdin.readline()
-"""
-
-
-@contextlib.contextmanager
-def another_process(kind, path):
-    """A process that holds a lock until it is told to end."""
-    child = subprocess.Popen(
-        [sys.executable, "-c", HOLD, kind, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert child.stdout.readline() == "held\n"
-        yield child
-    finally:
-        with contextlib.suppress(BrokenPipeError):
-            child.communicate("\n")
+from tests.locks import another_process
 
 
 def test_a_folder_that_another_process_holds_is_refused_with_its_name(tmp_path):
