@@ -37,6 +37,7 @@ from driftkit.artifacts.atomic import (
 from driftkit.artifacts.files import (
     file_record,
     read_json,
+    read_sealed,
     read_tensors,
     require_recorded,
     require_written,
@@ -351,6 +352,7 @@ class Run:
     def rewind_metrics(self, step: int) -> None:
         """Drop the records after `step`, which a resumed training writes again, and what the manifest lists of then."""
         manifest = self.manifest()
+        self._list_checkpoints(manifest)
         later = {
             name
             for name in manifest.get("products", {})
@@ -364,6 +366,13 @@ class Run:
         write_json(self.manifest_path, {**manifest, "products": listed})
         write_bytes(self.metrics_path, content)
         self._metrics = None
+
+    def _list_checkpoints(self, manifest: Mapping[str, Any]) -> None:
+        """Have the next `update` list checkpoints that a process wrote right before it was killed."""
+        for checkpoint in self.checkpoints():
+            name = checkpoint.path.relative_to(self.path).as_posix()
+            if name not in manifest.get("products", {}) and checkpoint.files():
+                self._written[name] = {"sha256": read_sealed(checkpoint.state_path)[1]}
 
     def evaluations(self) -> list[dict[str, Any]]:
         """All evaluation documents, by file name."""

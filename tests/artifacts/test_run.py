@@ -147,6 +147,15 @@ def test_rewinding_forgets_what_will_be_written_again_before_it_goes(run):
     assert "metrics.jsonl" in products(again)
 
 
+def test_a_checkpoint_written_right_before_a_kill_is_listed_by_the_next_training(run):
+    save(run, 2)
+    assert products(run) == set()
+    again = Run(run.path)
+    again.rewind_metrics(2)
+    again.update()
+    assert products(again) == {"checkpoints/step-00000002", "metrics.jsonl"}
+
+
 def test_a_checkpoint_of_another_run_or_step_is_not_loaded(run, tmp_path):
     save(run, 2)
     other = Run(tmp_path / "other")
