@@ -10,7 +10,6 @@ EXIT_MISSING = 3
 EXIT_RESOURCES = 4
 EXIT_REFUSED = 5
 EXIT_INTERRUPTED = 130
-EXIT_TERMINATED = 143
 
 
 class DriftkitError(ValueError):
@@ -63,8 +62,12 @@ class NonFiniteError(DriftkitError):
         self.fields = fields
 
 
+class LostRankError(DriftkitError):
+    """Another process of a run has died or cannot be reached; exit code 1."""
+
+
 class InterruptedRunError(DriftkitError):
-    """The run was told to stop and has saved its state; exit code 130 (SIGINT) or 143 (SIGTERM)."""
+    """The run was told to stop and has saved its state; exit code 128 + the number of the signal."""
 
     def __init__(self, message: str, exit_code: int):
         super().__init__(message)

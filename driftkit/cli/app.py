@@ -13,10 +13,12 @@ from typer.core import TyperGroup
 from driftkit import __version__
 from driftkit.cli import compare, data, doctor, export, fid, prefetch, probe_encoder, run, sample, train, verify
 from driftkit.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_RESOURCES, EXIT_USAGE, DriftkitError, UsageError
+from driftkit.runtime.signals import StoppedError, ending_cleanly, exit_code
 
 EXIT_CODES = (
     "Exit codes: 0 ok, 1 failure, 2 usage, 3 data or weights missing or damaged, 4 out of memory or disk, no such "
-    "device, or the folder is in use, 5 a check on results refused, 130 interrupted, 143 terminated after saving."
+    "device, or the folder is in use, 5 a check on results refused, 130, 143 or 129 stopped by SIGINT, SIGTERM or "
+    "SIGHUP: a training saves first."
 )
 
 
@@ -32,16 +34,17 @@ class DriftkitGroup(TyperGroup):
         standalone = bool(options.pop("standalone_mode", True))
         options["prog_name"] = "driftkit"
         try:
-            result = super().main(words, standalone_mode=False, **options)
+            with ending_cleanly():
+                result = super().main(words, standalone_mode=False, **options)
         except Exception as error:
             if debug and not hasattr(error, "format_message"):
                 raise
             code, message = explain(error, words)
             sys.stderr.write(message + "\n")
             result = code
-        except KeyboardInterrupt:
-            sys.stderr.write("interrupted\n")
-            result = EXIT_INTERRUPTED
+        except StoppedError as stopped:
+            sys.stderr.write(f"stopped by {stopped}; nothing half-written is left, the same command starts over\n")
+            result = exit_code(stopped.number)
         if standalone:
             sys.stdout.flush()
             sys.exit(result if isinstance(result, int) else 0)
@@ -56,7 +59,7 @@ def explain(error: Exception, words: Sequence[str]) -> tuple[int, str]:
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "driftkit"
         return EXIT_USAGE, f"error: {_usage_message(error, words)} (see {command} --help)"
-    if type(error).__name__ == "Abort":
+    if type(error).__name__ == "Abort":  # click's word for Ctrl-C where no handler of ours stands
         return EXIT_INTERRUPTED, "interrupted"
     if (
         isinstance(error, MemoryError)

@@ -16,7 +16,7 @@ from driftkit.evaluation.reading import count, mapping, mean, number, text
 MAX_CURVE_POINTS = 300
 # What two runs of one group may differ in: the seed, and what changes neither the numbers nor their cost.
 APART = ("seed", "trainer.log_every", "trainer.sample_every", "trainer.checkpoint_every", "trainer.keep_every",
-         "trainer.measure_every", "trainer.tracker", "data.spec")  # fmt: skip
+         "trainer.measure_every", "trainer.tracker", "trainer.rank_timeout", "data.spec")  # fmt: skip
 
 
 @dataclass(frozen=True)

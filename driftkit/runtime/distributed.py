@@ -1,16 +1,23 @@
 """The process group. World size 1 takes the same path as world size 64: every collective is then the identity."""
 
+import contextlib
 import datetime
 import functools
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+import socket
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.distributed as dist
 
-from driftkit.errors import DriftkitError
+from driftkit.errors import DriftkitError, LostRankError
+
+NAME_BYTES = 96
+DEATH_S = 2.0  # until the system has noticed that a process is gone whose connections have just closed
+DEFAULT_TIMEOUT_S = 7200.0  # longer than the slowest download that is let go on, for which the other ranks wait
 
 
 def local_rank() -> int:
@@ -24,6 +31,34 @@ class Traffic:
 
     gathers: int = 0
     gathered_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A process of the group."""
+
+    host: str
+    pid: int
+
+    def is_gone(self) -> bool:
+        """Whether it runs no longer; False where that cannot be told, as on another machine."""
+        if self.host != socket.gethostname():
+            return False
+        try:
+            with open(f"/proc/{self.pid}/stat", encoding="utf-8", errors="replace") as file:
+                return file.read().rpartition(")")[2].split()[0] in "ZX"  # dead, though its parent does not know yet
+        except OSError:  # gone, or a system without /proc
+            return not _exists(self.pid)
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 class Gathering:
@@ -55,10 +90,15 @@ class Ranks:
     rank: int = 0
     world_size: int = 1
     traffic: Traffic = field(default_factory=Traffic, compare=False)
+    peers: tuple[Peer, ...] = ()  # by rank
 
     @classmethod
-    def start(cls, *, device_type: str) -> "Ranks":
-        """Join the group that torchrun's variables describe, or be a world of one without them."""
+    def start(cls, *, device_type: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> "Ranks":
+        """Join the group that torchrun's variables describe, or be a world of one without them.
+
+        Args:
+            timeout_s: how long a rank waits for the others before it gives up.
+        """
         world_size = int(os.environ.get("WORLD_SIZE", "1"))
         if world_size == 1:
             return cls()
@@ -67,9 +107,52 @@ class Ranks:
             if device_type == "cuda":
                 backend, device = "nccl", torch.device("cuda", local_rank())
                 torch.cuda.set_device(device)  # else every rank's first collective would start on GPU 0
-            # Longer than the slowest download that is let go on, for which the other ranks wait.
-            dist.init_process_group(backend, timeout=datetime.timedelta(hours=2), device_id=device)
-        return cls(dist.get_rank(), dist.get_world_size())
+            timeout = datetime.timedelta(seconds=timeout_s)
+            dist.init_process_group(
+                backend, timeout=timeout, device_id=device, store=_own_store(timeout), rank=int(os.environ["RANK"]),
+                world_size=world_size,
+            )  # fmt: skip
+        ranks = cls(dist.get_rank(), dist.get_world_size())
+        return replace(ranks, peers=ranks._meet("cuda" if device_type == "cuda" else "cpu"))
+
+    def _meet(self, device: str) -> tuple[Peer, ...]:
+        """Who the others are, told as plain bytes."""
+        own = f"{os.getpid()} {socket.gethostname()}".encode()[:NAME_BYTES].ljust(NAME_BYTES, b" ")
+        mine = torch.tensor(list(own), dtype=torch.uint8, device=device)
+        theirs = mine.new_empty(self.world_size * NAME_BYTES)
+        dist.all_gather_into_tensor(theirs, mine)
+        names = [bytes(row).decode(errors="replace").split() for row in theirs.cpu().view(-1, NAME_BYTES).tolist()]
+        return tuple(Peer(host, int(pid)) for pid, host in names)
+
+    @contextlib.contextmanager
+    def naming_the_lost(self) -> Iterator[None]:
+        """Say which rank has died, where that is why the others cannot go on.
+
+        Raises:
+            LostRankError: a collective operation failed.
+        """
+        try:
+            yield
+        except RuntimeError as error:  # gloo raises it as it is, NCCL a kind of it
+            lost = self._lost()
+            if lost:
+                named = ", ".join(f"rank {rank} (process {self.peers[rank].pid})" for rank in lost)
+                raise LostRankError(f"{named} has died, and rank {self.rank} cannot go on without it") from error
+            if self.world_size > 1 and _is_from_collective(error):
+                first = str(error).strip().splitlines()[0][:160]
+                raise LostRankError(
+                    f"rank {self.rank} has lost the others, most likely one on another machine: {first}"
+                ) from error
+            raise
+
+    def _lost(self) -> list[int]:
+        deadline = time.monotonic() + DEATH_S
+        while self.world_size > 1:
+            gone = [rank for rank, peer in enumerate(self.peers) if rank != self.rank and peer.is_gone()]
+            if gone or time.monotonic() > deadline:
+                return gone
+            time.sleep(0.1)
+        return []
 
     def stop(self) -> None:
         """Leave the group."""
@@ -148,3 +231,20 @@ class Ranks:
         for grad in grads:
             grad.copy_(flat[offset : offset + grad.numel()].view_as(grad))
             offset += grad.numel()
+
+
+def _own_store(timeout: datetime.timedelta) -> dist.Store:
+    """Where the ranks of this attempt find one another.
+
+    On one machine torchrun hands the same store to the ranks that it starts again, with the addresses of the dead in
+    it. On several it makes a new one, and its counts of restarts differ between machines.
+    """
+    store, *_ = next(iter(dist.rendezvous("env://", timeout=timeout)))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    alone = os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]
+    return dist.PrefixStore(f"attempt {attempt}", store) if alone else store
+
+
+def _is_from_collective(error: RuntimeError) -> bool:
+    kinds = (dist.DistError, dist.DistBackendError, dist.DistNetworkError)
+    return isinstance(error, kinds) or "gloo" in str(error).lower() or "Connection" in str(error)

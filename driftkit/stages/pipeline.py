@@ -45,14 +45,13 @@ from driftkit.config.layers import did_you_mean, flatten, read_toml
 from driftkit.datasets.containers import open_container
 from driftkit.datasets.packs import pack_path
 from driftkit.errors import (
-    EXIT_INTERRUPTED,
-    EXIT_TERMINATED,
     BusyError,
     DriftkitError,
     InterruptedRunError,
     MissingError,
     UsageError,
 )
+from driftkit.runtime.signals import STOP_SIGNALS, exit_code
 
 # The positional argument of each command, as a stage names it.
 POSITIONAL = {
@@ -293,7 +292,7 @@ def _launch(stage: Stage) -> dict[str, Any]:
         child.send_signal(number)
 
     # torchrun's workers live in sessions of their own: only torchrun can stop them, so it is told and awaited.
-    previous = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    previous = {number: signal.signal(number, pass_on) for number in STOP_SIGNALS}
     try:
         printed, _ = child.communicate()
         code = child.returncode
@@ -301,8 +300,9 @@ def _launch(stage: Stage) -> dict[str, Any]:
         for number, handler in previous.items():
             signal.signal(number, handler)
     if stopped:
-        exit_code = EXIT_TERMINATED if stopped[0] == signal.SIGTERM else EXIT_INTERRUPTED
-        raise InterruptedRunError(f"stage {stage.name} was stopped; the same command goes on with it", exit_code)
+        raise InterruptedRunError(
+            f"stage {stage.name} was stopped; the same command goes on with it", exit_code(stopped[0])
+        )
     if code:
         raise DriftkitError(f"stage {stage.name} failed with exit code {code}: {shlex.join(stage.command_line())}")
     try:

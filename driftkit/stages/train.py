@@ -3,13 +3,12 @@
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from driftkit.artifacts.atomic import is_temporary, require_free
-from driftkit.artifacts.lock import is_lock, locked_folder
+from driftkit.artifacts.atomic import require_free
+from driftkit.artifacts.lock import locked_folder
 from driftkit.artifacts.run import Run
 from driftkit.config.layers import flatten
 from driftkit.datasets.packs import ImagePack
@@ -19,20 +18,15 @@ from driftkit.evaluation.features import together
 from driftkit.objectives.registry import OBJECTIVES, BuiltObjective, ObjectiveKind, Setting, build_network
 from driftkit.runtime.device import autocast_dtype, resolve_device
 from driftkit.runtime.distributed import Ranks, local_rank
+from driftkit.runtime.progress import warn
 from driftkit.runtime.random import generator_for, stream_seed
-from driftkit.stages.config import FREE_ON_RESUME, TrainConfig
+from driftkit.stages.config import TrainConfig
+from driftkit.stages.resuming import Resume, continuation, require_same_inputs
 from driftkit.stages.training_scores import open_scoring
 from driftkit.training.feed import Feed
 from driftkit.training.loop import Scoring, Trainer
 
-Resume = Literal["auto", "never"]
-
 MOST_HELD_OUT = 1000
-FOLLOWS_FROM_DATA = (
-    "data.image_size",
-    "data.holdout",
-    "model.num_classes",
-)  # left open in a config, filled in from the images
 
 
 @dataclass(frozen=True)
@@ -64,10 +58,10 @@ def train(
         InterruptedRunError: a signal stopped it after saving.
     """
     place = resolve_device(device, local_rank=local_rank())  # first: a rank without a GPU must say so
-    ranks = Ranks.start(device_type=place.type)
+    ranks = Ranks.start(device_type=place.type, timeout_s=60 * config.trainer.rank_timeout)
     run = Run(output)
-    _existing_run(run, config, resume)  # what is refused is refused before anything is made
-    with ExitStack() as held:
+    continuation(run, config, resume, ranks)  # what is refused is refused before anything is made
+    with ExitStack() as held, ranks.naming_the_lost():
         together(lambda: held.enter_context(locked_folder(output)) if ranks.is_main else None, ranks)
         return _train(config, run, origins=origins, place=place, resume=resume, ranks=ranks)
 
@@ -75,12 +69,17 @@ def train(
 def _train(
     config: TrainConfig, run: Run, *, origins: dict[str, str], place: torch.device, resume: Resume, ranks: Ranks
 ) -> TrainResult:
-    existing = _existing_run(run, config, resume)
+    going_on = continuation(run, config, resume, ranks)
     ranks.barrier()  # no rank may look for a run that another has just begun
+    kind = OBJECTIVES[config.objective.name]
+    if going_on is not None and going_on.is_finished:  # before seconds go into an encoder that nobody needs
+        return _finished(run, kind, ranks)
+    global_batch = config.trainer.batch_size * ranks.world_size
+    if going_on is not None:
+        config, global_batch = going_on.config, going_on.global_batch
     pack = open_dataset(config.data.spec, image_size=config.data.image_size, limit=config.data.limit, ranks=ranks)
     config = _completed(config, pack)
-    kind = OBJECTIVES[config.objective.name]
-    _check_batch(config, kind, ranks)
+    _check_batch(config, kind, global_batch)
     setting = _setting(config, pack, place, ranks)
     built = kind.build(config.objective, setting)
     scoring = open_scoring(config, built.encoder, place, is_main=ranks.is_main)
@@ -89,24 +88,29 @@ def _train(
     together(lambda: require_free(run.path, checkpoint_bytes(network), "one checkpoint"), ranks)
     document = config.model_dump(mode="json")
     all_origins = {key: origins.get(key, "default") for key in flatten(document)}
-    if ranks.is_main and not existing:
+    if going_on is not None:
+        require_same_inputs(run, pack, built.encoder)
+    elif ranks.is_main:
         run.create(
             config=document,
             origins=all_origins,
             inputs={"data": {"spec": config.data.spec, "digest": pack.digest, "count": len(pack)}},
             parameters=sum(p.numel() for p in network.parameters()),
             encoder=built.encoder,
+            global_batch=global_batch,
+            world_size=ranks.world_size,
         )
-    elif existing:
-        _require_same_inputs(run, pack, built.encoder, ranks)
     ranks.barrier()
-    trainer = _trainer(config, setting, built, network, run, scoring)
-    resumed = trainer.resume() if existing else False
+    trainer = _trainer(config, setting, built, network, run, scoring, per_rank=global_batch // ranks.world_size)
+    resumed = trainer.resume() if going_on is not None else False
     start = trainer.step
-    if resumed and start < config.trainer.steps and ranks.is_main:
-        run.update(config=document, origins=all_origins)
+    if going_on is not None and resumed and ranks.is_main:
+        run.update(config=document, origins=all_origins, global_batch=global_batch)
+        for sentence in going_on.notes:
+            warn(f"{run.path}: {sentence}")
     try:
-        trainer.train()
+        with ranks.naming_the_lost():
+            trainer.train()
     except InterruptedRunError:
         raise
     except Exception as error:
@@ -116,6 +120,13 @@ def _train(
     if kind.export and ranks.is_main:
         kind.export(run)
     return TrainResult(run, start if resumed else None, ranks)
+
+
+def _finished(run: Run, kind: ObjectiveKind, ranks: Ranks) -> TrainResult:
+    """A run with nothing left to train; it may have been killed before it exported."""
+    if kind.export and ranks.is_main:
+        kind.export(run)
+    return TrainResult(run, run.checkpoint().step, ranks)
 
 
 def _record_failure(run: Run, error: Exception) -> None:
@@ -147,12 +158,19 @@ def _setting(config: TrainConfig, pack: ImagePack, device: torch.device, ranks: 
 
 
 def _trainer(
-    config: TrainConfig, setting: Setting, built: BuiltObjective, network: nn.Module, run: Run, scoring: Scoring | None
+    config: TrainConfig,
+    setting: Setting,
+    built: BuiltObjective,
+    network: nn.Module,
+    run: Run,
+    scoring: Scoring | None,
+    *,
+    per_rank: int,
 ) -> Trainer:
     feed = Feed(
         setting.pack.images,
         setting.pack.labels,
-        batch_size=config.trainer.batch_size,
+        batch_size=per_rank,
         horizontal_flip=config.data.horizontal_flip,
         seed=config.seed,
         ranks=setting.ranks,
@@ -172,46 +190,6 @@ def _trainer(
         header={"driftkit": "weights", "config": config.model_dump(mode="json")},
         scoring=scoring,
     )
-
-
-def _existing_run(run: Run, config: TrainConfig, resume: Resume) -> bool:
-    """Whether `run` is there and may be resumed with this config."""
-    if not run.path.exists():
-        return False
-    if run.path.is_dir() and all(is_temporary(path) or is_lock(path) for path in run.path.iterdir()):
-        return False  # empty, or left by a process that was killed while it wrote the first manifest
-    if not run.manifest_path.is_file():
-        raise UsageError(f"--output {run.path} is not empty and holds no run; give another folder")
-    if resume == "never":
-        raise UsageError(f"--resume never: {run.path} already holds a run; give another --output or remove it")
-    wanted = flatten(config.model_dump(mode="json"))
-    saved = {**_before(config), **flatten(Run.open(run.path).manifest()["config"])}
-    for key in FOLLOWS_FROM_DATA:
-        if wanted.get(key) is None and key in saved:
-            wanted[key] = saved[key]
-    different = sorted(
-        k for k in saved.keys() | wanted.keys() if k not in FREE_ON_RESUME and saved.get(k) != wanted.get(k)
-    )
-    if different:
-        shown = "; ".join(f"{k} is {saved.get(k)!r} there and {wanted.get(k)!r} here" for k in different[:3])
-        raise UsageError(f"{run.path} holds a run with another config ({shown}); give another --output")
-    reached = max((c.step for c in run.checkpoints()), default=0)
-    if reached > config.trainer.steps:
-        raise UsageError(
-            f"{run.path} is at step {reached}, past --steps {config.trainer.steps}; give more steps or another --output"
-        )
-    return True
-
-
-def _before(config: TrainConfig) -> dict[str, Any]:
-    """What settings that an older manifest does not have stood for when it was written: their defaults, mostly."""
-    defaults = type(config).model_validate(
-        {"objective": {"name": config.objective.name}, "model": {"kind": config.model.kind}}
-    )
-    later: dict[str, Any] = {"data.holdout": 0}
-    if config.objective.name == "mae":
-        later |= {"objective.min_crop": 1.0}
-    return {**flatten(defaults.model_dump(mode="json")), **later}
 
 
 def _completed(config: TrainConfig, pack: ImagePack) -> TrainConfig:
@@ -240,28 +218,9 @@ def hold_out(count: int, held_out: int) -> tuple[torch.Tensor, torch.Tensor]:
     return order[held_out:].sort().values, order[:held_out].sort().values
 
 
-def _check_batch(config: TrainConfig, kind: ObjectiveKind, ranks: Ranks) -> None:
-    total = config.trainer.batch_size * ranks.world_size
-    if total < kind.min_batch:
+def _check_batch(config: TrainConfig, kind: ObjectiveKind, global_batch: int) -> None:
+    if global_batch < kind.min_batch:
         raise UsageError(
             f"--batch-size {config.trainer.batch_size}: {kind.name} needs at least {kind.min_batch} images, "
             "since generated images push one another"
         )
-
-
-def _require_same_inputs(run: Run, pack: ImagePack, encoder: dict[str, Any] | None, ranks: Ranks) -> None:
-    manifest = run.manifest()
-    processes = manifest.get("world_size", ranks.world_size)
-    if processes != ranks.world_size:
-        raise UsageError(
-            f"{run.path} was trained by {processes} processes and this is {ranks.world_size}: the field would see "
-            f"another batch; start {processes} processes, or give another --output"
-        )
-    before = manifest["inputs"]["data"]["digest"]
-    if before != pack.digest:
-        raise UsageError(
-            f"{run.path} was trained on other images ({before[:12]}, now {pack.digest[:12]}); give another --output"
-        )
-    saved = manifest.get("encoder") or {}
-    if encoder is not None and saved.get("weights_digest") != encoder["weights_digest"]:
-        raise UsageError(f"{run.path} was trained with other weights of {encoder['name']}; give another --output")

@@ -1,11 +1,9 @@
 """The only training loop: steps, averaging, logging, grids, checkpoints, resuming and stopping."""
 
-import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from types import FrameType
 from typing import Any, Self
 
 import torch
@@ -14,7 +12,7 @@ from torch import nn
 
 from driftkit.artifacts.images import save_grid, to_float, to_uint8
 from driftkit.artifacts.run import Checkpoint, Run
-from driftkit.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, InterruptedRunError
+from driftkit.errors import InterruptedRunError
 from driftkit.protocols import Execution, Objective, StepLoss
 from driftkit.runtime.device import (
     Precision,
@@ -25,8 +23,9 @@ from driftkit.runtime.device import (
     reset_peak_memory,
     synchronize,
 )
-from driftkit.runtime.distributed import Ranks
+from driftkit.runtime.distributed import DEFAULT_TIMEOUT_S, Ranks
 from driftkit.runtime.random import image_noise, seed_global_generators
+from driftkit.runtime.signals import StopRequest, exit_code
 from driftkit.runtime.timing import StepClock
 from driftkit.training.ema import averaged
 from driftkit.training.feed import Feed
@@ -62,6 +61,9 @@ class TrainerConfig(BaseModel):
     )
     tracker: TrackerName = Field("none", description="copy metrics and grids to: none, tensorboard or wandb")
     keep_every: int = Field(0, ge=0, description="checkpoints of these steps are kept; 0: only the last one is")
+    rank_timeout: float = Field(
+        DEFAULT_TIMEOUT_S / 60, gt=0, description="minutes that a rank waits for the others before it gives up"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -81,38 +83,6 @@ class Scoring:
 
     every: int
     score: Callable[[nn.Module], Mapping[str, float]]
-
-
-REPEAT_S = 2.0
-
-
-class StopRequest:
-    """Turns SIGTERM and SIGINT into a wish to stop after the step; a second signal, REPEAT_S later, acts at once."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-        self._previous: dict[int, Any] = {}
-        self._asked = 0.0
-
-    def __enter__(self) -> Self:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            try:
-                self._previous[number] = signal.signal(number, self._ask)
-            except ValueError:  # not the main thread: whoever runs us there handles signals
-                break
-        return self
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        # timeout, uv and torchrun pass on a signal that the process got already: copies within REPEAT_S are one wish.
-        if self.signal is None:
-            self.signal, self._asked = number, time.monotonic()
-        elif time.monotonic() - self._asked > REPEAT_S:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
 
 
 class Trainer:
@@ -320,8 +290,9 @@ class Trainer:
         if self.saved_step != self.step:  # known to all ranks alike, unlike what their file systems show
             self._save_checkpoint()
         self._update_manifest("interrupted")
-        code = EXIT_TERMINATED if number == signal.SIGTERM else EXIT_INTERRUPTED
-        raise InterruptedRunError(f"stopped at step {self.step}, state saved; the same command resumes", code)
+        raise InterruptedRunError(
+            f"stopped at step {self.step}, state saved; the same command resumes", exit_code(number)
+        )
 
     def _save_grid(self) -> None:
         """What the averaged network gives from noise that is the same at every step."""

@@ -1,8 +1,15 @@
 """Two ranks give the gradient of one process with the whole batch."""
 
+import contextlib
+import itertools
 import os
+import re
+import shutil
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,12 +17,14 @@ import torch.multiprocessing as mp
 
 from driftkit.artifacts.run import Run
 from driftkit.drift import aggregated_drift
+from driftkit.errors import MissingError, UsageError
 from driftkit.objectives.registry import OBJECTIVES, build_network
 from driftkit.protocols import Execution
 from driftkit.runtime.distributed import Ranks
 from driftkit.stages.config import resolve_config
+from driftkit.stages.resuming import continuation
 from driftkit.training.feed import Feed
-from tests.conftest import TINY_DATA, TINY_LOOP, TINY_UNET, setting
+from tests.conftest import TINY_DATA, TINY_LOOP, TINY_UNET, driftkit, setting, train_tiny
 
 BATCH = 12
 MAE_SETS = ["model.base_channels=8", "model.num_classes=3", "objective.finetune_from=0", "objective.finetune_ramp=1"]
@@ -76,6 +85,151 @@ def test_ranks_share_one_field_and_one_gradient(tmp_path, monkeypatch):
         joined = torch.cat([p[f"field/{scale_over}"] for p in parts], dim=1)
         assert (joined - whole.v).norm() <= 1e-5 * whole.v.norm()
         assert torch.allclose(parts[1][f"norm/{scale_over}"], whole.drift_scale, rtol=1e-5)
+
+
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+TRAIN = ["train", "--encoder", "pixel", *TINY_DATA, *TINY_UNET, *TINY_LOOP, "--checkpoint-every", "2"]
+STEPS = 24
+PORTS = itertools.count(31500 + os.getpid() % 1000)
+
+
+def launch(output, steps, *more, restarts=0):
+    """Start two ranks that train into `output`."""
+    line = [*LAUNCH, f"--master-port={next(PORTS)}", f"--max-restarts={restarts}", "-m", "driftkit", *TRAIN,
+            "--steps", str(steps), "--output", str(output), *more]  # fmt: skip
+    return subprocess.Popen(
+        line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+
+
+def finish(process, code=0):
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == code or code is None, errors
+    return errors
+
+
+def worker(process, rank):
+    """Process number of a rank."""
+    while True:
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+                if parent == process.pid and f"\0RANK={rank}\0" in (folder / "environ").read_text():
+                    return int(folder.name)
+        time.sleep(0.05)
+
+
+def wait_for_step(run, step):
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        with contextlib.suppress(MissingError):
+            if Run(run).checkpoint().step >= step:
+                return
+        time.sleep(0.02)
+    raise AssertionError(f"{run} did not come to step {step}")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks") / "whole"
+    errors = finish(launch(folder, STEPS))
+    assert "error" not in errors
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
+def test_a_rank_that_dies_is_named_and_torchrun_starts_again(tmp_path, undisturbed):
+    process = launch(tmp_path / "run", STEPS, restarts=1)
+    wait_for_step(tmp_path / "run", 10)
+    victim = worker(process, 1)
+    os.kill(victim, signal.SIGKILL)
+    errors = finish(process)
+    # Once in many times the operation that waits for the dead does not notice, and torchrun ends it after 30 s.
+    assert f"rank 1 (process {victim}) has died" in errors or "forcefully exiting via 9" in errors
+    assert "Traceback" not in errors
+    assert_equal_runs(tmp_path / "run", undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
+def test_ranks_stop_at_one_step_and_go_on_as_other_numbers_of_them(tmp_path, undisturbed):
+    process = launch(tmp_path / "run", STEPS)
+    wait_for_step(tmp_path / "run", 4)
+    os.kill(worker(process, 1), signal.SIGTERM)
+    errors = finish(process, code=None)
+    assert process.returncode != 0
+    steps = set(re.findall(r"stopped at step (\d+), state saved", errors))
+    assert len(steps) == 1, errors
+    assert Run(tmp_path / "run").checkpoint().step == int(steps.pop())
+    for name in ("one", "two"):
+        shutil.copytree(tmp_path / "run", tmp_path / name)
+    finish(launch(tmp_path / "two", STEPS))
+    assert_equal_runs(tmp_path / "two", undisturbed)
+    line = [*TRAIN, "--steps", str(STEPS), "--output", tmp_path / "one"]
+    result = driftkit(*line)
+    assert result.exit_code == 0, result.output
+    assert "2 processes trained it so far and 1 go on, with 8 images each" in result.stderr
+    assert driftkit(*line).exit_code == 0
+    assert [r["images"] for r in Run(tmp_path / "one").metrics()] == [8 * step for step in range(1, STEPS + 1)]
+
+
+def test_another_number_of_processes_keeps_the_global_batch(tmp_path):
+    """Resumed alone, steps with 2 x 4 images are steps with 8: the numbers differ by rounding (no dropout here)."""
+    sets = ["--set", "model.dropout=0.0", "--set", "trainer.checkpoint_every=0"]
+    train_tiny(tmp_path / "whole", "drift", *sets, "--batch-size", 8, steps=6)
+    mp.start_processes(train_part, args=(2, str(tmp_path / "run"), sets), nprocs=2, start_method="spawn")
+    assert "go on, with 8 images each" in train_tiny(tmp_path / "run", "drift", *sets, steps=6).stderr
+    whole, run = (Run(tmp_path / name).checkpoint().weights("raw") for name in ("whole", "run"))
+    for name, tensor in whole.items():
+        assert (run[name] - tensor).norm() <= 2e-3 * tensor.norm() + 1e-5, name
+
+
+def train_part(rank, world, output, sets):
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(30100 + os.getppid() % 1000), RANK=str(rank),
+                      WORLD_SIZE=str(world), LOCAL_RANK=str(rank))  # fmt: skip
+    train_tiny(Path(output), "drift", *sets, steps=3)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--batch-size", "6"], "was begun with 4 images per step and --batch-size 6 makes 6 of them"),
+        (["--set", "model.dropout=0.5"], "another config (model.dropout is 0.1 there and 0.5 here)"),
+    ],
+)
+def test_another_global_batch_is_refused(words, says, tmp_path):
+    train_tiny(tmp_path / "run", "ddpm")
+    line = ["train", "--objective", "ddpm", *TINY_DATA, *TINY_UNET, *TINY_LOOP, "--output", tmp_path / "run"]
+    result = driftkit(*line, "--steps", 4, *words)
+    assert result.exit_code == 2
+    assert says in result.stderr
+
+
+def test_a_batch_that_processes_cannot_share_is_refused(tmp_path):
+    run = Run(tmp_path / "run")
+    train_tiny(run.path, "ddpm")
+    config, _ = resolve_config(objective="ddpm", options=nested(run.manifest()["config"]))
+    with pytest.raises(UsageError, match="begun with 4 images per step, which 3 processes cannot share evenly"):
+        continuation(run, config, "auto", Ranks(rank=0, world_size=3))
+
+
+def nested(config):
+    return {key: value for key, value in config.items() if key != "seed"}
+
+
+def assert_equal_runs(run, other):
+    """Bit for bit, but for clock readings."""
+    ours, theirs = (Run(folder).checkpoint() for folder in (run, other))
+    assert ours.step == theirs.step
+    for which in ("raw", "ema"):
+        weights = theirs.weights(which)
+        assert all(torch.equal(tensor, weights[name]) for name, tensor in ours.weights(which).items())
+    records = [
+        [{k: r[k] for k in ("step", "images", "loss", "health")} for r in Run(f).metrics()] for f in (run, other)
+    ]
+    assert records[0] == records[1]
 
 
 @pytest.mark.slow
