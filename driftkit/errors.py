@@ -3,6 +3,8 @@
 A message says what was got, what was expected and one fix, on one line. Everything else that escapes is a bug.
 """
 
+from collections.abc import Sequence
+
 EXIT_OK = 0
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
@@ -12,11 +14,15 @@ EXIT_REFUSED = 5
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
 
+UNTOUCHED = "nothing was updated, the last checkpoint is whole"
+
 
 class DriftkitError(ValueError):
     """A failure that a user can understand and mend; exit code 1."""
 
     exit_code = EXIT_FAILURE
+    on_all_ranks = False
+    """Whether every process of a distributed run raises the same, so that the first one's message is enough."""
 
 
 class UsageError(DriftkitError):
@@ -53,6 +59,29 @@ class NonFiniteError(DriftkitError):
     def __init__(self, fields: list[int]):
         super().__init__(f"features of field {fields[0]} are not finite (fields {fields}); nothing was updated")
         self.fields = fields
+
+
+class NonFiniteStepError(DriftkitError):
+    """A training step in which something is not finite; nothing was updated with it. Raised on every rank; exit code 1.
+
+    Attributes:
+        step: its number.
+        what: "loss", "gradient", "features" or "weights".
+        names: loss terms, parameters, or feature groups; empty where they have to be looked for.
+    """
+
+    on_all_ranks = True
+
+    def __init__(self, what: str, step: int, names: Sequence[str] = (), *, more: str = ""):
+        verb = "is" if what in ("loss", "gradient") else "are"
+        shown = f": {', '.join(names)}" if names else ""
+        super().__init__(f"{what} {verb} not finite at step {step}{shown}{more}; {UNTOUCHED}")
+        self.what, self.step, self.names = what, step, tuple(names)
+
+    def retold(self, message: str) -> "NonFiniteStepError":
+        """The same in other words."""
+        self.args = (message,)
+        return self
 
 
 class InterruptedRunError(DriftkitError):

@@ -36,7 +36,8 @@ class DriftkitGroup(TyperGroup):
             if debug and not hasattr(error, "format_message"):
                 raise
             code, message = explain(error, words)
-            sys.stderr.write(message + "\n")
+            if not (getattr(error, "on_all_ranks", False) and int(os.environ.get("RANK", "0")) > 0):
+                sys.stderr.write(message + "\n")
             result = code
         except KeyboardInterrupt:
             sys.stderr.write("interrupted\n")

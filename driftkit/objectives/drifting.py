@@ -13,7 +13,7 @@ from driftkit.drift.sampler import generate_one_step
 from driftkit.encoders.cache import FeatureCache
 from driftkit.encoders.features import FeatureGroup, FieldCall, feature_set, field_calls
 from driftkit.encoders.networks import FrozenEncoder
-from driftkit.errors import DriftkitError, NonFiniteError
+from driftkit.errors import NonFiniteError, NonFiniteStepError
 from driftkit.protocols import Batch, Execution, StepLoss
 from driftkit.runtime.distributed import Ranks
 from driftkit.runtime.random import image_noise, seed_global_generators
@@ -174,10 +174,13 @@ class Drifting:
                 shared=shared,
             )
         except NonFiniteError as error:
-            named = sorted({gen.groups[int(membership[field])].name for field in error.fields})
-            raise DriftkitError(
-                f"features are not finite at step {step}: {', '.join(named)}; nothing was updated"
-            ) from None
+            points = shared.points()
+            names = []
+            for side, (which, *_) in (("generated", (points.x,)), ("real", points.others)):
+                broken = (~torch.isfinite(which)).flatten(1).any(dim=1).tolist()
+                found = {gen.groups[int(membership[field])].name for field in error.fields if broken[field]}
+                names += [f"{side} {name}" for name in sorted(found)]
+            raise NonFiniteStepError("features", step, names) from None
 
     def _health(self, told: "Sequence[tuple[FeatureGroup, _Told]]") -> dict[str, torch.Tensor]:
         """Means over the fields of each map, over maps, and over both by temperature."""

@@ -16,6 +16,7 @@ from driftkit.errors import MissingError, RefusedError, UsageError
 from driftkit.objectives.registry import OBJECTIVES, build_network, build_sampler
 from driftkit.protocols import SampleRequest
 from driftkit.runtime.device import autocast, autocast_dtype
+from driftkit.runtime.finite import require_finite
 from driftkit.runtime.random import image_noise
 from driftkit.stages.config import TrainConfig
 
@@ -25,7 +26,12 @@ SAMPLE_BATCH = 256
 def load_network(
     run: Run, *, weights: Weights = "ema", step: int | None = None
 ) -> tuple[nn.Module, TrainConfig, Checkpoint]:
-    """The trained network of a run in evaluation mode, its config and the checkpoint it came from."""
+    """The trained network of a run in evaluation mode, its config and the checkpoint it came from.
+
+    Raises:
+        MissingError: the run, its config or the checkpoint is absent or not readable.
+        RefusedError: weights that are not finite.
+    """
     try:
         config = TrainConfig.model_validate(run.manifest()["config"])
     except ValidationError as error:
@@ -37,6 +43,11 @@ def load_network(
     checkpoint = run.checkpoint(step)
     network = build_network(config.model, image_size=_image_size(config))
     network.load_state_dict(checkpoint.weights(weights))
+    require_finite(
+        network.state_dict(),
+        f"{checkpoint.path}: {weights} weights",
+        fix="take an earlier one by --step, or train anew",
+    )
     network.requires_grad_(False)
     return network.eval(), config, checkpoint
 

@@ -66,7 +66,7 @@ def train(
     config = _completed(config, pack)
     kind = OBJECTIVES[config.objective.name]
     _check_batch(config, kind, ranks)
-    setting = _setting(config, pack, place, ranks)
+    setting = setting_of(config, pack, place, ranks)
     built = kind.build(config.objective, setting)
     scoring = open_scoring(config, built.encoder, place, is_main=ranks.is_main)
     torch.manual_seed(stream_seed(config.seed, "initial weights"))
@@ -102,7 +102,8 @@ def train(
     return TrainResult(run, start if resumed else None, ranks)
 
 
-def _setting(config: TrainConfig, pack: ImagePack, device: torch.device, ranks: Ranks) -> Setting:
+def setting_of(config: TrainConfig, pack: ImagePack, device: torch.device, ranks: Ranks) -> Setting:
+    """What the objective of a complete config is built in."""
     training, held_out = hold_out(len(pack), config.data.holdout or 0)
     return Setting(
         pack,
@@ -116,10 +117,9 @@ def _setting(config: TrainConfig, pack: ImagePack, device: torch.device, ranks: 
     )
 
 
-def _trainer(
-    config: TrainConfig, setting: Setting, built: BuiltObjective, network: nn.Module, run: Run, scoring: Scoring | None
-) -> Trainer:
-    feed = Feed(
+def feed_of(config: TrainConfig, setting: Setting) -> Feed:
+    """Where a run's batches come from."""
+    return Feed(
         setting.pack.images,
         setting.pack.labels,
         batch_size=config.trainer.batch_size,
@@ -129,10 +129,15 @@ def _trainer(
         device=setting.device,
         indices=setting.training,
     )
+
+
+def _trainer(
+    config: TrainConfig, setting: Setting, built: BuiltObjective, network: nn.Module, run: Run, scoring: Scoring | None
+) -> Trainer:
     return Trainer(
         built.objective,
         network,
-        feed,
+        feed_of(config, setting),
         run,
         config.trainer,
         seed=config.seed,

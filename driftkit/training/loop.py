@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
@@ -14,7 +15,7 @@ from torch import nn
 
 from driftkit.artifacts.images import save_grid, to_float, to_uint8
 from driftkit.artifacts.run import Checkpoint, Run
-from driftkit.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, InterruptedRunError
+from driftkit.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, InterruptedRunError, NonFiniteStepError
 from driftkit.protocols import Execution, Objective, StepLoss
 from driftkit.runtime.device import (
     Precision,
@@ -26,11 +27,13 @@ from driftkit.runtime.device import (
     synchronize,
 )
 from driftkit.runtime.distributed import Ranks
+from driftkit.runtime.finite import named, not_finite, require_finite
 from driftkit.runtime.random import image_noise, seed_global_generators
 from driftkit.runtime.timing import StepClock
 from driftkit.training.ema import averaged
 from driftkit.training.feed import Feed
 from driftkit.training.finite import FiniteWatch
+from driftkit.training.inspection import explained, repeat, save_inspection
 from driftkit.training.optim import adamw, optimizer_tensors, restore_optimizer
 from driftkit.training.progress import TrainingProgress
 from driftkit.training.tracking import NoTracker, Tracker, TrackerName, open_tracker
@@ -185,13 +188,18 @@ class Trainer:
         self.step, self.images_seen = int(state["step"]), int(state["images_seen"])
         self.train_seconds = float(state["train_seconds"])
         self.saved_step = self.step
+        require_finite(
+            self._state_tensors(), f"{checkpoint.path}: tensors",
+            fix="remove that folder to go on from an earlier checkpoint, or give another --output",
+        )  # fmt: skip
 
     def train(self) -> None:
         """Train to the last step, saving on the way.
 
         Raises:
             InterruptedRunError: a signal asked to stop; the state was saved first.
-            DriftkitError: a loss or gradient that is not finite; nothing was updated with it.
+            NonFiniteStepError: a loss, gradient, feature or weight is not finite; nothing was updated with it, and the
+                step lies in RUN/inspect.
         """
         if self.saved_step is not None and self.step >= self.config.steps:
             self._mark("done")  # the record of how it was trained stays
@@ -202,9 +210,29 @@ class Trainer:
         self._update_manifest("running")
         try:
             self._train_to_the_end()
+        except NonFiniteStepError as error:
+            raise self._inspected(error) from None
         finally:
             self.tracker.close()
         self._update_manifest("done")
+
+    def _inspected(self, error: NonFiniteStepError) -> NonFiniteStepError:
+        """The error with its cause, after the step was repeated and saved. All ranks come here."""
+        try:
+            self.watch.check()
+        except NonFiniteStepError as earlier:  # which nobody had asked for yet; nothing was updated since
+            error = earlier
+        repeated = repeat(
+            self.objective, self.model, self.network, self.feed, self.execution, self.ranks, step=error.step
+        )
+        saved: Path | str = ""
+        if self.ranks.is_main:
+            try:
+                saved = save_inspection(self.run, self.network, self.feed, repeated, error=error, header=self.header)
+            except OSError as reason:
+                saved = f"it could not be saved for inspection: {reason}"
+        self.ranks.barrier()  # torchrun ends the others when the first one leaves
+        return explained(error, repeated.findings, saved)
 
     def _train_to_the_end(self) -> None:
         with (
@@ -338,8 +366,17 @@ class Trainer:
         save_grid(path, to_uint8(images).cpu(), columns=8 if len(images) == count else 9)
         self.tracker.grid(to_uint8(images).cpu(), self.step)
 
+    def _state_tensors(self) -> dict[str, torch.Tensor]:
+        """Weights, their average, and moments, under names that tell them apart."""
+        state = {f"raw/{name}": value for name, value in self.network.state_dict().items()}
+        state |= {f"ema/{name}": value for name, value in self.ema.module.state_dict().items()}
+        return state | optimizer_tensors(self.optimizer, self.network)
+
     def _save_checkpoint(self) -> None:
         self.watch.check()
+        broken = not_finite(self._state_tensors())  # the last update may have spoilt what no step has seen yet
+        if int(self.ranks.max(torch.tensor(len(broken), device=self.device))):
+            raise NonFiniteStepError("weights", self.step, [named(list(broken))])
         if self.ranks.is_main:
             self.run.save_checkpoint(
                 self.step,

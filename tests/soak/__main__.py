@@ -1,4 +1,4 @@
-"""`python -m tests.soak --steps 20000`: prints slopes, writes results/OBJECTIVE.json and .png; ends with 1 if not flat."""
+"""`python -m tests.soak --steps 20000`: prints slopes, writes results/OBJECTIVE.json and .png; 1 if not flat."""
 
 import argparse
 import sys
