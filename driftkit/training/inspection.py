@@ -71,7 +71,7 @@ class Findings:
         if self.features:
             return f"features: {named(self.features)}"
         if self.terms:
-            signals = f" with {named(self.health)}" if self.health else ""
+            signals = f" with {named(self.health[::-1])}" if self.health else ""  # the most particular are told last
             return f"loss terms: {named(self.terms)}{signals}"
         if self.gradients:
             return f"gradients of {named(list(self.gradients))}"
