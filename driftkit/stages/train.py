@@ -58,6 +58,7 @@ def train(
         InterruptedRunError: a signal stopped it after saving.
     """
     place = resolve_device(device, local_rank=local_rank())  # first: a rank without a GPU must say so
+    _check_collapse(config)
     ranks = Ranks.start(device_type=place.type)
     run = Run(output)
     existing = _existing_run(run, config, resume)
@@ -221,6 +222,14 @@ def _check_batch(config: TrainConfig, kind: ObjectiveKind, ranks: Ranks) -> None
         raise UsageError(
             f"--batch-size {config.trainer.batch_size}: {kind.name} needs at least {kind.min_batch} images, "
             "since generated images push one another"
+        )
+
+
+def _check_collapse(config: TrainConfig) -> None:
+    if config.trainer.fail_on_collapse and not OBJECTIVES[config.objective.name].tells_spread:
+        raise UsageError(
+            f"--fail-on-collapse: a step of {config.objective.name} generates no images, so collapse does not show in "
+            "training; leave it out (drift only)"
         )
 
 

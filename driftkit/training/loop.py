@@ -15,7 +15,7 @@ from torch import nn
 
 from driftkit.artifacts.images import save_grid, to_float, to_uint8
 from driftkit.artifacts.run import Checkpoint, Run
-from driftkit.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, InterruptedRunError, NonFiniteStepError
+from driftkit.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, InterruptedRunError, NonFiniteStepError, RefusedError
 from driftkit.protocols import Execution, Objective, StepLoss
 from driftkit.runtime.device import (
     Precision,
@@ -30,6 +30,7 @@ from driftkit.runtime.distributed import Ranks
 from driftkit.runtime.finite import named, not_finite, require_finite
 from driftkit.runtime.random import image_noise, seed_global_generators
 from driftkit.runtime.timing import StepClock
+from driftkit.training.collapse import CollapseWatch
 from driftkit.training.ema import averaged
 from driftkit.training.feed import Feed
 from driftkit.training.finite import FiniteWatch
@@ -65,6 +66,14 @@ class TrainerConfig(BaseModel):
     )
     tracker: TrackerName = Field("none", description="copy metrics and grids to: none, tensorboard or wandb")
     keep_every: int = Field(0, ge=0, description="checkpoints of these steps are kept; 0: only the last one is")
+    collapse_spread: float = Field(
+        0.1,
+        ge=0,
+        lt=1,
+        description="spread of generated features over that of real ones below which they collapse; 0: never",
+    )
+    collapse_patience: int = Field(500, ge=0, description="steps that it has to lie below for that")
+    fail_on_collapse: bool = Field(False, description="save and stop when generated features collapse")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -157,6 +166,7 @@ class Trainer:
         self.clock = StepClock(device)
         # Asking a GPU at every step whether numbers are finite would keep it waiting for the next one's orders.
         self.watch = FiniteWatch(ranks, deferred=device.type == "cuda")
+        self.collapse = CollapseWatch(threshold=config.collapse_spread, patience=config.collapse_patience)
         self.execution = Execution(
             micro_batch=config.micro_batch, autocast=partial(autocast, device, self.dtype), clock=self.clock
         )
@@ -187,6 +197,7 @@ class Trainer:
         state = checkpoint.state()
         self.step, self.images_seen = int(state["step"]), int(state["images_seen"])
         self.train_seconds = float(state["train_seconds"])
+        self.collapse.restore(state.get("collapse", {}))
         self.saved_step = self.step
         require_finite(
             self._state_tensors(), f"{checkpoint.path}: tensors",
@@ -322,10 +333,44 @@ class Trainer:
             "health": {name: float(value) for name, value in outcome.health.items()},
         }
         self._window_start, self._window_images, self._window_steps = now, 0, 0
+        collapsed = self._see_collapse(record, progress)
         if self.ranks.is_main:
             self.run.append_metrics(record)
             self.tracker.record(record)
             progress.record(record)
+        if collapsed and self.config.fail_on_collapse:
+            self._stop_collapsed()
+
+    def _see_collapse(self, record: dict[str, Any], progress: TrainingProgress) -> bool:
+        """Judge the record's spread, and say so in the record while generated features are collapsed."""
+        spread = record["health"].get("spread")
+        if spread is None:
+            return False
+        begins = self.collapse.see(spread, step=self.step)
+        known = self.collapse.known
+        if known.now:
+            record["health"]["collapsed"] = 1.0
+        if begins and self.ranks.is_main:
+            self.run.update(collapse=self.collapse.document())
+            progress.warn(
+                f"collapse: since step {known.below_since} generated features spread less than "
+                f"{self.config.collapse_spread:g} of what real ones do, {spread:.2g} at step {self.step}; look at "
+                "samples/, try a lower learning rate, smaller temperatures or another encoder"
+            )
+        return known.now
+
+    def _stop_collapsed(self) -> None:
+        """Save and refuse to go on; the spread is equal on all ranks, so that all come here."""
+        if self.saved_step != self.step:
+            self._save_checkpoint()
+        known = self.collapse.known
+        error = RefusedError(
+            f"the generator has collapsed: since step {known.below_since} its features spread less than "
+            f"{self.config.collapse_spread:g} of what real ones do (least {known.worst_spread:.2g} at step "
+            f"{known.worst_step}); stopped at step {self.step}, state saved; without --fail-on-collapse it goes on"
+        )
+        error.on_all_ranks = True
+        raise error
 
     def _time_split(self) -> dict[str, float]:
         """Seconds per step since the last record, by what they were spent on."""
@@ -383,7 +428,12 @@ class Trainer:
                 raw=self.network.state_dict(),
                 ema=self.ema.module.state_dict(),
                 optimizer=optimizer_tensors(self.optimizer, self.network),
-                state={"step": self.step, "images_seen": self.images_seen, "train_seconds": self.train_seconds},
+                state={
+                    "step": self.step,
+                    "images_seen": self.images_seen,
+                    "train_seconds": self.train_seconds,
+                    "collapse": self.collapse.state(),
+                },
                 header={**self.header, "step": self.step, "ema_decay": self.config.ema_decay},
             )
             self.run.prune_checkpoints(keep_every=self.config.keep_every)
@@ -407,4 +457,5 @@ class Trainer:
                 device=describe_device(self.device),
                 world_size=self.ranks.world_size,
                 precision=str(self.dtype).removeprefix("torch."),
+                collapse=self.collapse.document(),
             )

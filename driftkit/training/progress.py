@@ -9,6 +9,8 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from driftkit.runtime.progress import warn
+
 PLAIN_INTERVAL_S = 15.0
 ACCURACIES = {"knn_accuracy": "kNN", "linear_accuracy": "linear"}
 
@@ -70,12 +72,20 @@ class TrainingProgress:
             sys.stderr.write(f"step {record['step']}/{self.total}  {status}  {left:.0f} s left\n")
             sys.stderr.flush()
 
+    def warn(self, message: str) -> None:
+        """One line that stays, above the bar where there is one."""
+        if self.bar:
+            self.bar.console.print(f"warning: {message}", markup=False, highlight=False, soft_wrap=True)
+        else:
+            warn(message)
+
 
 def describe(record: Mapping[str, Any]) -> str:
     """One line on a metric record: speed, loss, and the health signals that tell of progress."""
     parts = [f"{record['images_per_second']:.3g} images/s", f"loss {record['loss']:.4g}"]
     health = record.get("health", {})
     parts += [f"{key.replace('_', ' ')} {health[key]:.3g}" for key in ("drift_norm", "spread") if key in health]
+    parts += ["COLLAPSED"] if health.get("collapsed") else []
     parts += [f"{label} {health[key]:.1%}" for key, label in ACCURACIES.items() if key in health]
     parts += [f"{key} {value:.4g}" for key, value in health.items() if key.startswith("fid@")]
     split = record.get("seconds_per_step", {})
