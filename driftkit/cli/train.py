@@ -147,7 +147,7 @@ def command(
         option(
             "--fail-on-collapse/--no-fail-on-collapse",
             help="Save and end with exit code 5 when generated features collapse (500 steps with less than a tenth of "
-            "the spread of real ones: trainer.collapse_spread, .collapse_patience); else there is a warning. Drift only.",
+            "the spread of real ones: trainer.collapse_spread, .collapse_patience); else it warns. Drift only.",
             panel=HOW,
             default="no-fail-on-collapse",
             envvar="DRIFTKIT_TRAIN_FAIL_ON_COLLAPSE",

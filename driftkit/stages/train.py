@@ -17,6 +17,7 @@ from driftkit.runtime.device import autocast_dtype, resolve_device
 from driftkit.runtime.distributed import Ranks, local_rank
 from driftkit.runtime.random import generator_for, stream_seed
 from driftkit.stages.config import FREE_ON_RESUME, TrainConfig
+from driftkit.stages.training_memory import TrainingMemory
 from driftkit.stages.training_scores import open_scoring
 from driftkit.training.feed import Feed
 from driftkit.training.loop import Scoring, Trainer
@@ -55,6 +56,7 @@ def train(
     Raises:
         UsageError: `output` holds another run, or one that must not be resumed.
         MissingError: data or weights are absent.
+        ResourceError: memory ran out; the message says what would fit.
         InterruptedRunError: a signal stopped it after saving.
     """
     place = resolve_device(device, local_rank=local_rank())  # first: a rank without a GPU must say so
@@ -68,7 +70,9 @@ def train(
     kind = OBJECTIVES[config.objective.name]
     _check_batch(config, kind, ranks)
     setting = setting_of(config, pack, place, ranks)
-    built = kind.build(config.objective, setting)
+    memory = TrainingMemory(config, ranks.world_size, place)
+    with memory.explained():
+        built = kind.build(config.objective, setting)
     scoring = open_scoring(config, built.encoder, place, is_main=ranks.is_main)
     torch.manual_seed(stream_seed(config.seed, "initial weights"))
     network = build_network(config.model, image_size=pack.image_size)
@@ -91,7 +95,8 @@ def train(
     if resumed and start < config.trainer.steps and ranks.is_main:
         run.update(config=document, origins=all_origins)
     try:
-        trainer.train()
+        with memory.explained():
+            trainer.train()
     except InterruptedRunError:
         raise
     except Exception as error:
