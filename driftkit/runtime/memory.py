@@ -21,6 +21,8 @@ PHASES = {
     "evaluation": "the judge",
     "datasets": "reading images",
 }
+# Of torch's allocator, the system, C++ and oneDNN, which says no more than that.
+_WORDS = ("can't allocate memory", "cannot allocate memory", "std::bad_alloc", "could not create a primitive")
 _ASKED = re.compile(r"tried to allocate ([\d.]+) ?(bytes|[KMGT]iB)", re.IGNORECASE)
 _UNITS = {"bytes": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 
@@ -30,7 +32,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     text = str(error).lower()
-    return isinstance(error, RuntimeError | OSError) and ("can't allocate memory" in text or "cannot allocate" in text)
+    return isinstance(error, RuntimeError | OSError) and any(words in text for words in _WORDS)
 
 
 def phase_of(error: BaseException) -> str:

@@ -8,14 +8,15 @@ import torch
 
 from driftkit.drift.field import CHUNK_BYTES
 from driftkit.errors import ResourceError
-from driftkit.runtime.memory import gib, is_out_of_memory, phase_of, release, room
+from driftkit.runtime.memory import gib, is_out_of_memory, release, room
 from driftkit.runtime.memory import told as begun
 from driftkit.stages.budget import Budget, Shapes, budget, training_shapes
 from driftkit.stages.config import TrainConfig
 
-# Of the memory that is there, what a step may take on paper: allocators lose some to rounding, and convolutions and
-# attention take a workspace that is not counted.
-SHARE = 0.7
+# Of the memory that is there, what a step may take on paper: gradients of activations, the workspaces of convolutions
+# and attention, and what allocators lose are not counted. At 0.7 the advice was seen to fail on a CPU.
+SHARE = 0.5
+FIXED = 64 * 2**20  # libraries that are loaded on the way, threads
 STEP = 0.5  # advice is at most this share of what ran out, however much the paper says would fit
 
 
@@ -48,15 +49,18 @@ class TrainingMemory:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            where, first = phase_of(error), begun(error, self.device)
+            first = begun(error, self.device)
             release(error, self.device)
             try:
-                numbers = self._numbers(where)
-            except MemoryError:  # too little is left to count: say what is known
+                numbers = self._numbers()
+            except Exception as second:
+                if not is_out_of_memory(second):
+                    raise
+                # Too little is left to count: say what is known.
                 numbers = f"lower --micro-batch or --batch-size ({self.config.trainer.batch_size})"
             raise ResourceError(f"{first}; {numbers}; the last checkpoint is whole") from None
 
-    def _numbers(self, where: str) -> str:
+    def _numbers(self) -> str:
         trainer = self.config.trainer
         shapes, _ = training_shapes(self.config)
         spent = self._budget(shapes, trainer.batch_size)
@@ -73,7 +77,7 @@ class TrainingMemory:
 
     def _advice(self, shapes: Shapes, spent: Budget) -> str:
         """What would fit: smaller micro-batches first, since their gradient is the same."""
-        most = min(SHARE * self.at_start, STEP * spent.memory_bytes)
+        most = min(SHARE * (self.at_start - FIXED), STEP * spent.memory_bytes)
         batch = self.config.trainer.batch_size
         micro = self._largest(replace(shapes, micro_batch=None), batch, min(batch, shapes.micro_batch or batch), most)
         advice = []
