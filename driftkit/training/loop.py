@@ -36,6 +36,7 @@ from driftkit.training.feed import Feed
 from driftkit.training.finite import FiniteWatch
 from driftkit.training.inspection import explained, repeat, save_inspection
 from driftkit.training.optim import adamw, optimizer_tensors, restore_optimizer
+from driftkit.training.pacing import MOST_GRIDS, MOST_RECORDS, is_due
 from driftkit.training.progress import TrainingProgress
 from driftkit.training.tracking import NoTracker, Tracker, TrackerName, open_tracker
 
@@ -58,8 +59,10 @@ class TrainerConfig(BaseModel):
     micro_batch: int | None = Field(
         None, ge=1, description="images that networks see at a time, with the gradient of the whole batch; None: all"
     )
-    log_every: int = Field(10, ge=1, description="steps between metric records")
-    sample_every: int = Field(500, ge=0, description="steps between sample grids; 0: none")
+    log_every: int = Field(10, ge=1, description="steps between metric records; doubles as 100,000 are exceeded")
+    sample_every: int = Field(
+        500, ge=0, description="steps between sample grids; doubles as 1,000 are exceeded; 0: none"
+    )
     checkpoint_every: int = Field(1000, ge=0, description="steps between checkpoints; 0: only the last")
     measure_every: int = Field(
         0, ge=0, description="steps between measurements on held-out images; 0: with the sample grids"
@@ -254,7 +257,7 @@ class Trainer:
             while self.step < self.config.steps:
                 outcome = self._train_step()
                 measured = self._measure_when_due(outcome)
-                if measured or self.step % self.config.log_every == 0 or self.step == self.config.steps:
+                if measured or self._is_record_due():
                     self._log(outcome, progress)
                 progress.step(self.step)
                 self._save_when_due()
@@ -297,10 +300,13 @@ class Trainer:
         warmup = self.config.warmup_steps
         return self.config.learning_rate * min(1.0, (self.step + 1) / warmup if warmup else 1.0)
 
+    def _is_record_due(self) -> bool:
+        return self.step == self.config.steps or is_due(self.step, self.config.log_every, most=MOST_RECORDS)
+
     def _measure_when_due(self, outcome: StepLoss) -> bool:
         every = self.config.measure_every or self.config.sample_every
         last = self.step == self.config.steps
-        measuring = last or (every > 0 and self.step % every == 0)
+        measuring = last or is_due(self.step, every, most=MOST_GRIDS)
         scoring = self.scoring if self.scoring and (last or self.step % self.scoring.every == 0) else None
         if not measuring and not scoring:
             return False
@@ -379,7 +385,7 @@ class Trainer:
     def _save_when_due(self) -> None:
         started = time.monotonic()  # pictures and checkpoints do not count as training time
         last = self.step == self.config.steps
-        if self.config.sample_every and (self.step % self.config.sample_every == 0 or last):
+        if last or is_due(self.step, self.config.sample_every, most=MOST_GRIDS):
             self._save_grid()
         if last or (self.config.checkpoint_every and self.step % self.config.checkpoint_every == 0):
             self._save_checkpoint()

@@ -16,7 +16,7 @@ UNET = ["--set", "model.base_channels=8", "--set", "model.channel_multipliers=[1
         "--set", "model.attention_resolutions=[]", "--set", "model.num_res_blocks=1"]  # fmt: skip
 MAE = ["--set", "model.base_channels=8", "--set", "model.num_blocks=[1,1,1,1]"]
 LOG_EVERY = 10
-WARM_UP = 0.2  # share of the looks left out: allocators and caches fill
+WARM_UP = 0.2  # share of the steps left out: allocators and caches fill
 RSS_ALLOWED_MIB = 4.0
 WHOLE = 0.5  # of a handle or a thread
 PLAIN_LINES_S = 15.0  # a training writes a line at most this often where there is no terminal
@@ -105,9 +105,14 @@ def judge_soak(
     return Soak(objective, steps, code, last.seconds, len(samples), trends, totals, tuple(complaints))
 
 
+def warm(samples: Sequence[Sample]) -> Sequence[Sample]:
+    """The looks after warm-up."""
+    return [s for s in samples if s.step >= WARM_UP * samples[-1].step]
+
+
 def trends_of(samples: Sequence[Sample]) -> tuple[Trend, ...]:
     """What is to stay flat, after warm-up."""
-    seen = samples[int(WARM_UP * len(samples)) :]
+    seen = warm(samples)
     steps = [s.step for s in seen]
     kept = [s.kept_mib for s in seen]
     per_record = [s.records_bytes * LOG_EVERY / s.step for s in seen]
@@ -143,12 +148,12 @@ def draw(result: Soak, samples: Sequence[Sample], path: Path) -> None:
     }  # fmt: skip
     lines = {t.name: t for t in result.trends}
     figure = Figure(figsize=(11, 6), layout="constrained")
-    warm = samples[int(WARM_UP * len(samples)) :]
-    middle = sum(s.step for s in warm) / len(warm)
+    seen = warm(samples)
+    middle = sum(s.step for s in seen) / len(seen)
     for axis, (name, (key, unit)) in zip(figure.subplots(2, 3).flat, panels.items(), strict=True):
         axis.plot([s.step for s in samples], [getattr(s, key) for s in samples], lw=0.8)
         if name in lines:
-            ends = (warm[0].step, warm[-1].step)
+            ends = (seen[0].step, seen[-1].step)
             axis.plot(ends, [lines[name].mean + lines[name].slope / 1000 * (x - middle) for x in ends], lw=1.5)
             axis.set_title(f"{name}: {lines[name].slope:+.2g} {unit} per 1,000 steps", fontsize=9)
         else:
