@@ -42,14 +42,14 @@ class Soak:
     complaints: tuple[str, ...]
 
 
-def soak(folder: Path, *, objective: str, steps: int, every_s: float) -> tuple[Soak, list[Sample]]:
-    """Train for `steps` steps in `folder`, which must not exist, with about 40 checkpoints, grids and scores.
+def soak(folder: Path, *, objective: str, steps: int, every_s: float, writes: int = 40) -> tuple[Soak, list[Sample]]:
+    """Train for `steps` steps in `folder`, which must not exist, with `writes` checkpoints, grids and scores.
 
     Raises:
         RuntimeError: the judge of the scores could not be trained.
     """
     folder.mkdir(parents=True)
-    often = max(1, steps // 40)
+    often = steps // writes
     judge = folder / "judge"
     made = subprocess.run(
         driftkit("mae", judge, *MAE, "--steps", "20", "--sample-every", "0"),

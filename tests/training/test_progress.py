@@ -62,7 +62,7 @@ def shown_lines(written):
 def test_a_narrow_terminal_keeps_the_count_and_its_width(columns):
     lines = shown_lines(on_terminal(columns))
     drawn = [line for line in lines if "/3000" in line]
-    assert any(line.startswith("2000/3000 COLL") for line in drawn)
+    assert any(line.startswith("2000/3000 C") for line in drawn)
     assert all(len(line) <= columns for line in drawn)
     assert "warning: collapse: [bold]look[/bold]" in lines
 
