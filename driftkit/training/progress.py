@@ -43,7 +43,7 @@ class TrainingProgress:
         self._last_plain = 0.0
         self._begun = time.monotonic()
         if shown and not self.plain:
-            self.bar = Progress(*_columns(narrow=self.narrow), console=console)
+            self.bar = Progress(*_columns(total, narrow=self.narrow), console=console)
             self.task = self.bar.add_task("train", total=total, completed=start, status="")
 
     def __enter__(self) -> Self:
@@ -82,9 +82,11 @@ class TrainingProgress:
             warn(message)
 
 
-def _columns(*, narrow: bool) -> list[ProgressColumn]:
+def _columns(total: int, *, narrow: bool) -> list[ProgressColumn]:
     """What one line shows; where it is short, the last part gives way, never the count of steps."""
-    counter = TextColumn("{task.completed}/{task.total}", table_column=Column(no_wrap=True, overflow="crop"))
+    counter = TextColumn(
+        "{task.completed}/{task.total}", table_column=Column(no_wrap=True, min_width=len(f"{total}/{total}"))
+    )
     status = TextColumn("{task.fields[status]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1))
     if narrow:
         return [counter, status]
