@@ -21,8 +21,14 @@ PHASES = {
     "evaluation": "the judge",
     "datasets": "reading images",
 }
-# Of torch's allocator, the system, C++ and oneDNN, which says no more than that.
-_WORDS = ("can't allocate memory", "cannot allocate memory", "std::bad_alloc", "could not create a primitive")
+# Of torch's allocator, the system, C++, oneDNN, which says no more than that, and a thread without room for its stack.
+_WORDS = (
+    "can't allocate memory",
+    "cannot allocate memory",
+    "std::bad_alloc",
+    "could not create a primitive",
+    "resource temporarily unavailable",
+)
 _ASKED = re.compile(r"tried to allocate ([\d.]+) ?(bytes|[KMGT]iB)", re.IGNORECASE)
 _UNITS = {"bytes": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 
