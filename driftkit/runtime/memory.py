@@ -128,6 +128,7 @@ def fitting_batch(
         begun = told(error, device)
         release(error, device)
         fits = largest_fitting(attempt, batch_size // 2, device)
+        fits = min(fits, max(1, fits // 2))  # the next attempt may find memory in smaller pieces
         advice = f"{option} {fits} fits" if fits else "not even one image fits; free memory, or use another device"
         raise ResourceError(f"{begun}: {what} takes {batch_size} images at a time; {advice}") from None
 
