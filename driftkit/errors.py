@@ -3,6 +3,8 @@
 A message says what was got, what was expected and one fix, on one line. Everything else that escapes is a bug.
 """
 
+from collections.abc import Sequence
+
 EXIT_OK = 0
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
@@ -11,11 +13,15 @@ EXIT_RESOURCES = 4
 EXIT_REFUSED = 5
 EXIT_INTERRUPTED = 130
 
+UNTOUCHED = "nothing was updated, the last checkpoint is whole"
+
 
 class DriftkitError(ValueError):
     """A failure that a user can understand and mend; exit code 1."""
 
     exit_code = EXIT_FAILURE
+    on_all_ranks = False
+    """Whether every process of a distributed run raises the same, so that the first one's message is enough."""
 
 
 class UsageError(DriftkitError):
@@ -64,6 +70,29 @@ class NonFiniteError(DriftkitError):
 
 class LostRankError(DriftkitError):
     """Another process of a run has died or cannot be reached; exit code 1."""
+
+
+class NonFiniteStepError(DriftkitError):
+    """A training step in which something is not finite; nothing was updated with it. Raised on every rank; exit code 1.
+
+    Attributes:
+        step: its number.
+        what: "loss", "gradient", "features" or "weights".
+        names: loss terms, parameters, or feature groups; empty where they have to be looked for.
+    """
+
+    on_all_ranks = True
+
+    def __init__(self, what: str, step: int, names: Sequence[str] = (), *, more: str = ""):
+        verb = "is" if what in ("loss", "gradient") else "are"
+        shown = f": {', '.join(names)}" if names else ""
+        super().__init__(f"{what} {verb} not finite at step {step}{shown}{more}; {UNTOUCHED}")
+        self.what, self.step, self.names = what, step, tuple(names)
+
+    def retold(self, message: str) -> "NonFiniteStepError":
+        """The same in other words."""
+        self.args = (message,)
+        return self
 
 
 class InterruptedRunError(DriftkitError):

@@ -65,7 +65,9 @@ class StepLoss:
 
     total: torch.Tensor  # scalar
     terms: dict[str, torch.Tensor] = field(default_factory=dict)  # named parts of the total
-    health: dict[str, torch.Tensor] = field(default_factory=dict)  # signals that are not minimised
+    # Signals that are not minimised, equal on all ranks. `spread`, where it is among them, is that of the features of
+    # generated images over that of real ones, about 1 when all is well: collapse is judged by it.
+    health: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 class Objective(Protocol):

@@ -40,7 +40,8 @@ class DriftkitGroup(TyperGroup):
             if debug and not hasattr(error, "format_message"):
                 raise
             code, message = explain(error, words)
-            sys.stderr.write(message + "\n")
+            if not (getattr(error, "on_all_ranks", False) and int(os.environ.get("RANK", "0")) > 0):
+                sys.stderr.write(message + "\n")
             result = code
         except StoppedError as stopped:
             sys.stderr.write(f"stopped by {stopped}; nothing half-written is left, the same command starts over\n")
@@ -61,17 +62,34 @@ def explain(error: Exception, words: Sequence[str]) -> tuple[int, str]:
         return EXIT_USAGE, f"error: {_usage_message(error, words)} (see {command} --help)"
     if type(error).__name__ == "Abort":  # click's word for Ctrl-C where no handler of ours stands
         return EXIT_INTERRUPTED, "interrupted"
-    if (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or "can't allocate memory" in str(error)
-    ):
-        return EXIT_RESOURCES, f"error: out of memory ({_one_line(str(error))}); lower --batch-size or --input-size"
+    if _is_out_of_memory(error):
+        return EXIT_RESOURCES, f"error: {_out_of_memory(error)}"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
         return EXIT_RESOURCES, f"error: {_one_line(str(error))}; free some space, or choose another disk"
     if isinstance(error, OSError):
         return EXIT_FAILURE, f"error: {_one_line(str(error))}"
     return EXIT_FAILURE, f"error: {type(error).__name__}: {_one_line(str(error))} (a bug: --debug shows where)"
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if "torch" not in sys.modules:  # which nobody else may bring in just to say so
+        return isinstance(error, MemoryError)
+    from driftkit.runtime.memory import is_out_of_memory
+
+    return is_out_of_memory(error)
+
+
+def _out_of_memory(error: Exception) -> str:
+    """Where memory ran out, for work that does not know itself what would fit."""
+    fix = "lower --batch-size, --num-images or --input-size"
+    if "torch" not in sys.modules:
+        return f"out of memory; {fix}"
+    import torch
+
+    from driftkit.runtime.memory import told
+
+    cuda = isinstance(error, torch.OutOfMemoryError) and torch.cuda.is_available()
+    return f"{told(error, torch.device('cuda' if cuda else 'cpu'))}; {fix}"
 
 
 def _usage_message(error: Any, words: Sequence[str]) -> str:

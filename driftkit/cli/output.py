@@ -30,11 +30,22 @@ def note(message: str) -> None:
 
 @contextlib.contextmanager
 def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
-    """Bars on stderr; gives `report(what, just done, total)`, which adds a bar for every new `what`."""
+    """Bars on stderr, lines now and then where it is no terminal; gives `report(what, just done, total)`."""
     from rich.console import Console
     from rich.progress import Progress, TaskID
 
-    with Progress(console=Console(stderr=True), transient=True) as bars:
+    from driftkit.runtime.progress import is_live, plain_lines
+
+    console = Console(stderr=True)
+    if not is_live(console):
+        lines: dict[str, Callable[[int], None]] = {}
+
+        def tell(what: str, done: int, total: int) -> None:
+            lines.setdefault(what, plain_lines(what, total, "images"))(done)
+
+        yield tell
+        return
+    with Progress(console=console, transient=True) as bars:
         tasks: dict[str, TaskID] = {}
 
         def report(what: str, done: int, total: int) -> None:

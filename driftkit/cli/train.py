@@ -30,6 +30,7 @@ CONFIG_KEYS = {
     "checkpoint_every": "trainer.checkpoint_every",
     "sample_every": "trainer.sample_every",
     "eval_every": "evaluation.every",
+    "fail_on_collapse": "trainer.fail_on_collapse",
     "seed": "seed",
 }
 
@@ -139,6 +140,17 @@ def command(
             panel=HOW,
             default="no-compile",
             envvar="DRIFTKIT_TRAIN_COMPILE",
+        ),
+    ] = None,
+    fail_on_collapse: Annotated[
+        bool | None,
+        option(
+            "--fail-on-collapse/--no-fail-on-collapse",
+            help="Save and end with exit code 5 when generated features collapse (500 steps with less than a tenth of "
+            "the spread of real ones: trainer.collapse_spread, .collapse_patience); else it warns. Drift only.",
+            panel=HOW,
+            default="no-fail-on-collapse",
+            envvar="DRIFTKIT_TRAIN_FAIL_ON_COLLAPSE",
         ),
     ] = None,
     seed: Annotated[

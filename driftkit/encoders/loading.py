@@ -27,6 +27,7 @@ from driftkit.encoders.specs import PIXEL, SPECS, TIMM_PREFIX, EncoderSpec, name
 from driftkit.encoders.weights import fetch, read_weights
 from driftkit.errors import MissingError, UsageError
 from driftkit.nn.mae_resnet import MAEResNet, MAEResNetConfig
+from driftkit.runtime.finite import require_finite
 
 ENCODER_FILE = "encoder.safetensors"
 
@@ -54,6 +55,7 @@ def load_encoder(
     Raises:
         UsageError: no such encoder or layer, or an input size that does not fit it.
         MissingError: weights that are absent, unreadable or of another network.
+        RefusedError: weights that are not finite.
     """
     known = name in SPECS or name.startswith(TIMM_PREFIX)
     if not known and (weights is not None or random_weights):
@@ -157,6 +159,7 @@ def _mae_encoder(
         network.load_state_dict(part, strict=False)
     except RuntimeError as error:
         raise MissingError(f"{name} does not hold the encoder its config describes: {error}") from None
+    require_finite(part, f"encoder {name}: weights", fix="take another checkpoint or run")
     encoder = MAEEncoder(name, network, input_size=input_size, taps=taps)
     encoder.weights_digest = state_digest(part)
     encoder.freeze()
@@ -199,6 +202,7 @@ def _load_timm(
     digest = "random"
     if path is not None:
         state = _encoder_keys(spec, read_weights(path), path)
+        require_finite(state, f"{path}: weights", fix="remove the file to have it fetched again, or give another")
         digest = state_digest(state)
         put_in(network, state, path)
     encoder = TimmEncoder(spec, network, input_size=size)

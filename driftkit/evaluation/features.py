@@ -5,6 +5,7 @@ Ranks share the images of a set. Rank 0 ends up with what one process would have
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -14,6 +15,7 @@ from driftkit.errors import DriftkitError, RefusedError
 from driftkit.evaluation.moments import Moments
 from driftkit.evaluation.survey import Survey, survey_images
 from driftkit.runtime.distributed import Ranks
+from driftkit.runtime.memory import fitting_batch
 
 MOST_ROWS = 100_000  # features kept of one set; at 2048 dimensions they take 0.8 GB
 BLOCK_ROWS = 4096  # that moments take at a time, whatever the batch size is
@@ -61,13 +63,17 @@ class Extractor:
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"images: expected uint8 [N, 3, H, W], got {images.dtype} {list(images.shape)}")
         for batch in images.split(batch_size) if len(images) else ():
-            with torch.inference_mode():
-                values, logits = self.embed(batch.to(self.device))
+            with fitting_batch(self.name, len(batch), partial(self._try, batch), device=self.device):
+                values, logits = self._try(batch, len(batch))
             if not bool(torch.isfinite(values).all()):
                 raise RefusedError(
                     f"{self.name} gives features that are not finite for these images; nothing was scored"
                 )
             yield batch, values.float().cpu(), None if logits is None else logits.float().cpu()
+
+    def _try(self, images: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        with torch.inference_mode():
+            return self.embed(images[:count].to(self.device))
 
     def features(
         self, images: torch.Tensor, *, batch_size: int = 64, advance: Callable[[int], None] | None = None

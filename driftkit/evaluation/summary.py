@@ -102,6 +102,7 @@ def summarise(run: Run, *, label: str) -> RunSummary:
         warnings.append("random weights: the encoder of this run was never trained")
     if state not in (None, "done"):
         warnings.append(f"the training is not finished: its state is {state}")
+    warnings += collapse_warnings(mapping(manifest.get("collapse")))
     last = curve[-1] if curve else {}
     method = text(objective.get("name")) or "unknown"
     flat = {key: _storable(value) for key, value in flatten(config).items()}
@@ -136,6 +137,22 @@ def summarise(run: Run, *, label: str) -> RunSummary:
         config=flat,
         warnings=warnings,
     )
+
+
+def collapse_warnings(collapse: Mapping[str, Any]) -> list[str]:
+    """A sentence where a manifest tells of collapse while it was trained."""
+    first, worst, at = (
+        count(collapse.get("first_step")),
+        number(collapse.get("worst_spread")),
+        collapse.get("worst_step"),
+    )
+    if first is None or worst is None:
+        return []
+    over = "" if collapse.get("now") is True else ", which it recovered from"
+    return [
+        f"collapse in training from step {first:,}: generated features spread {worst:.2g} of what real ones do at step "
+        f"{count(at) or 0:,}{over}"
+    ]
 
 
 def _scored_by(config: Mapping[str, Any]) -> str | None:

@@ -13,10 +13,13 @@ from driftkit.drift.sampler import generate_one_step
 from driftkit.encoders.cache import FeatureCache
 from driftkit.encoders.features import FeatureGroup, FieldCall, feature_set, field_calls
 from driftkit.encoders.networks import FrozenEncoder
-from driftkit.errors import DriftkitError, NonFiniteError
+from driftkit.errors import NonFiniteError, NonFiniteStepError
 from driftkit.protocols import Batch, Execution, StepLoss
 from driftkit.runtime.distributed import Ranks
 from driftkit.runtime.random import image_noise, seed_global_generators
+
+# Of real features. Where some of a map's vectors are the same in all images, as at black borders, the others count.
+SMALLEST_VARIANCE = 1e-24
 
 
 class DriftingConfig(BaseModel):
@@ -133,8 +136,9 @@ class Drifting:
         spreads = []
         for gen, x, y_pos, shared in _one_ahead(self._shared(generated, positives)):
             result = self._one_call(gen, x, y_pos, shared, step=step)
-            spreads.append(_spread(x.detach()) / _spread(y_pos).clamp(min=1e-12))
             sizes = [group.values.shape[0] for group in gen.groups]
+            variances = zip(_variance(x.detach()).split(sizes), _variance(y_pos).split(sizes), strict=True)
+            spreads += [(made.mean() / real.mean().clamp(min=SMALLEST_VARIANCE)).sqrt() for made, real in variances]
             drift = result.drift
             per_tau = torch.stack([drift.drift_scale, drift.effective_points, drift.logit_range]).split(sizes, dim=2)
             for group, loss, values in zip(gen.groups, result.per_field.split(sizes), per_tau, strict=True):
@@ -145,7 +149,7 @@ class Drifting:
             gradients |= {g.name: grad for g, grad in zip(gen.groups, x.grad.split(sizes), strict=True)}
         terms = {name: term.detach() for name, term in terms.items()}
         health = self._health(told)
-        health["spread"] = self.ranks.mean(torch.cat(spreads).mean())
+        health["spread"] = self.ranks.mean(torch.stack(spreads).mean())
         return StepLoss(torch.stack(list(terms.values())).sum(), terms, health), gradients
 
     def _shared(
@@ -174,10 +178,13 @@ class Drifting:
                 shared=shared,
             )
         except NonFiniteError as error:
-            named = sorted({gen.groups[int(membership[field])].name for field in error.fields})
-            raise DriftkitError(
-                f"features are not finite at step {step}: {', '.join(named)}; nothing was updated"
-            ) from None
+            points = shared.points()
+            names = []
+            for side, (which, *_) in (("generated", (points.x,)), ("real", points.others)):
+                broken = (~torch.isfinite(which)).flatten(1).any(dim=1).tolist()
+                found = {gen.groups[int(membership[field])].name for field in error.fields if broken[field]}
+                names += [f"{side} {name}" for name in sorted(found)]
+            raise NonFiniteStepError("features", step, names) from None
 
     def _health(self, told: "Sequence[tuple[FeatureGroup, _Told]]") -> dict[str, torch.Tensor]:
         """Means over the fields of each map, over maps, and over both by temperature."""
@@ -244,6 +251,6 @@ def _joined(parts: list[list[FeatureGroup]]) -> list[FeatureGroup]:
     ]
 
 
-def _spread(features: torch.Tensor) -> torch.Tensor:
-    """Root mean square distance to the mean, per field: [G, N, C] -> [G]."""
-    return features.var(dim=1, unbiased=False).mean(dim=-1).sqrt()
+def _variance(features: torch.Tensor) -> torch.Tensor:
+    """Mean square distance to the mean, per field: [G, N, C] -> [G]."""
+    return features.var(dim=1, unbiased=False).mean(dim=-1)

@@ -76,6 +76,7 @@ class ObjectiveKind:
         samplers: sampler name -> function of the objective's config that makes the sampler; the first is the default.
             Empty where the method generates no images.
         min_batch: images that the global batch must have.
+        tells_spread: whether its steps generate images, so that their collapse shows while it trains.
         holdout: share of the images kept out of training to measure on, unless data.holdout says how many.
         complete: fills in what the network's config leaves to the images.
         export: writes what the finished run is used for elsewhere.
@@ -86,6 +87,7 @@ class ObjectiveKind:
     build: Callable[[Any, Setting], BuiltObjective]
     samplers: Mapping[str, Callable[[Any], Sampler]] = field(default_factory=dict)
     min_batch: int = 1
+    tells_spread: bool = False
     holdout: float = 0.0
     complete: Callable[[Any, Any, ImagePack], Any] = lambda objective, model, pack: model
     export: Callable[[Run], Path] | None = None
@@ -168,6 +170,7 @@ OBJECTIVES = {
             _build_drifting,
             {"one-step": lambda config: sample_one_step},
             min_batch=2,  # generated images push one another
+            tells_spread=True,
         ),
         ObjectiveKind(
             "ddpm",

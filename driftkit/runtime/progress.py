@@ -4,6 +4,10 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 PLAIN_INTERVAL_S = 5.0
 
@@ -24,8 +28,8 @@ def progress(title: str, total: int, *, unit: str = "images") -> Iterator[Callab
     from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
-    if not console.is_terminal:
-        yield _plain(title, total, unit)
+    if not is_live(console):
+        yield plain_lines(title, total, unit)
         return
     counter = DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
     columns = (TextColumn(f"[bold]{title}", markup=True), BarColumn(), counter, TimeRemainingColumn())
@@ -40,7 +44,13 @@ def silent() -> Iterator[Callable[[int], None]]:
     yield lambda done: None
 
 
-def _plain(title: str, total: int, unit: str) -> Callable[[int], None]:
+def is_live(console: "Console") -> bool:
+    """Whether lines can be rewritten there: a terminal that knows more than to print."""
+    return console.is_terminal and not console.is_dumb_terminal
+
+
+def plain_lines(title: str, total: int, unit: str) -> Callable[[int], None]:
+    """A function that is told how many further units are done, and writes a line on stderr now and then."""
     done, last = 0, time.monotonic()
 
     def advance(count: int) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from driftkit.artifacts.files import atomic_path, write_json
+from driftkit.artifacts.images import to_float
 from driftkit.datasets.packs import ImagePack, balanced_indices
 from driftkit.datasets.sources import open_dataset
 from driftkit.encoders.features import feature_set
@@ -23,6 +24,7 @@ from driftkit.evaluation.probe import probe_shapes
 from driftkit.evaluation.probe_figure import probe_panel
 from driftkit.evaluation.probe_verdict import judge
 from driftkit.runtime.device import describe_device
+from driftkit.runtime.memory import fitting_batch
 from driftkit.runtime.progress import Report
 from driftkit.runtime.random import generator_for
 
@@ -175,15 +177,22 @@ def _measured(
     report: Report,
 ) -> dict[str, Any]:
     images, labels, omitted = _choose(pack, probing, batch_size)
-    measurement = measure_encoder(
-        encoder,
-        feature_set(features),
-        images,
-        batch_size=batch_size,
-        taus=probing.taus,
-        seed=probing.seed,
-        report=report,
-    )
+
+    def attempt(count: int) -> None:
+        with torch.inference_mode():
+            some = to_float(images.real[:count].to(device))
+            feature_set(features)(encoder.maps(some), some)
+
+    with fitting_batch("probing", batch_size, attempt, device=device):
+        measurement = measure_encoder(
+            encoder,
+            feature_set(features),
+            images,
+            batch_size=batch_size,
+            taus=probing.taus,
+            seed=probing.seed,
+            report=report,
+        )
     chance = None if labels is None else chance_purity(labels)
     verdict = judge(measurement, chance=chance, input_size=encoder.input_size, random_weights=encoder.random_weights)
     measured, judged = asdict(measurement), asdict(verdict)

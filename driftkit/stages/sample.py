@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from driftkit.errors import MissingError, RefusedError, UsageError
 from driftkit.objectives.registry import OBJECTIVES, build_network, build_sampler
 from driftkit.protocols import SampleRequest
 from driftkit.runtime.device import autocast, autocast_dtype
+from driftkit.runtime.finite import require_finite
+from driftkit.runtime.memory import fitting_batch
 from driftkit.runtime.random import image_noise
 from driftkit.stages.config import TrainConfig
 
@@ -25,7 +28,12 @@ SAMPLE_BATCH = 256
 def load_network(
     run: Run, *, weights: Weights = "ema", step: int | None = None
 ) -> tuple[nn.Module, TrainConfig, Checkpoint]:
-    """The trained network of a run in evaluation mode, its config and the checkpoint it came from."""
+    """The trained network of a run in evaluation mode, its config and the checkpoint it came from.
+
+    Raises:
+        MissingError: the run, its config or the checkpoint is absent or not readable.
+        RefusedError: weights that are not finite.
+    """
     try:
         config = TrainConfig.model_validate(run.manifest()["config"])
     except ValidationError as error:
@@ -37,6 +45,11 @@ def load_network(
     checkpoint = run.checkpoint(step)
     network = build_network(config.model, image_size=_image_size(config))
     network.load_state_dict(checkpoint.weights(weights))
+    require_finite(
+        network.state_dict(),
+        f"{checkpoint.path}: {weights} weights",
+        fix="take an earlier one by --step, or train anew",
+    )
     network.requires_grad_(False)
     return network.eval(), config, checkpoint
 
@@ -81,6 +94,7 @@ def generate(
     Raises:
         UsageError: a sampler, NFE or option that does not fit the run.
         RefusedError: the network gave values that are not finite.
+        ResourceError: memory ran out; the message names a batch that fits.
     """
     if num_images < 1:
         raise UsageError(f"--num-images {num_images}: expected at least 1")
@@ -163,7 +177,9 @@ def draw_images(
             return image_noise(seed, "sampler", indices, shape, step=number).to(device)
 
         request = SampleRequest(nfe=nfe, step_noise=step_noise, options=options or {})
-        with torch.inference_mode(), autocast(device, dtype):
+        once = partial(_evaluate, network, noise, device=device, dtype=dtype)
+        explained = fitting_batch("sampling", len(indices), once, device=device)
+        with explained, torch.inference_mode(), autocast(device, dtype):
             batch, used_nfe = draw(network, noise, request)
         if not bool(torch.isfinite(batch).all()):
             raise RefusedError(f"{what} gives images that are not finite; nothing was written")
@@ -171,6 +187,15 @@ def draw_images(
         if advance:
             advance(len(indices))
     return Drawn(torch.cat(images), name, used_nfe, str(dtype).removeprefix("torch."))
+
+
+def _evaluate(
+    network: nn.Module, noise: torch.Tensor, count: int, *, device: torch.device, dtype: torch.dtype
+) -> torch.Tensor:
+    """One evaluation of the network for the first `count` images, which is most of what sampling takes."""
+    with torch.inference_mode(), autocast(device, dtype):
+        made: torch.Tensor = network(noise[:count], torch.zeros(count, dtype=torch.long, device=device))
+    return made
 
 
 def sample(run: Run, output: Path | None, **request: Any) -> SampleSet:

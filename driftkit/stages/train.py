@@ -22,6 +22,7 @@ from driftkit.runtime.progress import warn
 from driftkit.runtime.random import generator_for, stream_seed
 from driftkit.stages.config import TrainConfig
 from driftkit.stages.resuming import Resume, continuation, require_same_inputs
+from driftkit.stages.training_memory import TrainingMemory
 from driftkit.stages.training_scores import open_scoring
 from driftkit.training.feed import Feed
 from driftkit.training.loop import Scoring, Trainer
@@ -55,9 +56,11 @@ def train(
         BusyError: another living process trains into `output`.
         StorageError: the disk cannot take a checkpoint.
         MissingError: data or weights are absent.
+        ResourceError: memory ran out; the message says what would fit.
         InterruptedRunError: a signal stopped it after saving.
     """
     place = resolve_device(device, local_rank=local_rank())  # first: a rank without a GPU must say so
+    _check_collapse(config)
     ranks = Ranks.start(device_type=place.type, timeout_s=60 * config.trainer.rank_timeout)
     run = Run(output)
     continuation(run, config, resume, ranks)  # what is refused is refused before anything is made
@@ -80,8 +83,11 @@ def _train(
     pack = open_dataset(config.data.spec, image_size=config.data.image_size, limit=config.data.limit, ranks=ranks)
     config = _completed(config, pack)
     _check_batch(config, kind, global_batch)
-    setting = _setting(config, pack, place, ranks)
-    built = kind.build(config.objective, setting)
+    running = with_batch(config, global_batch // ranks.world_size)
+    setting = setting_of(config, pack, place, ranks)
+    memory = TrainingMemory(running, ranks.world_size, place)
+    with memory.explained():
+        built = kind.build(config.objective, setting)
     scoring = open_scoring(config, built.encoder, place, is_main=ranks.is_main)
     torch.manual_seed(stream_seed(config.seed, "initial weights"))
     network = build_network(config.model, image_size=pack.image_size)
@@ -101,7 +107,7 @@ def _train(
             world_size=ranks.world_size,
         )
     ranks.barrier()
-    trainer = _trainer(config, setting, built, network, run, scoring, per_rank=global_batch // ranks.world_size)
+    trainer = _trainer(running, setting, built, network, run, scoring)
     resumed = trainer.resume() if going_on is not None else False
     start = trainer.step
     if going_on is not None and resumed and ranks.is_main:
@@ -109,7 +115,7 @@ def _train(
         for sentence in going_on.notes:
             warn(f"{run.path}: {sentence}")
     try:
-        with ranks.naming_the_lost():
+        with ranks.naming_the_lost(), memory.explained():
             trainer.train()
     except InterruptedRunError:
         raise
@@ -143,7 +149,8 @@ def checkpoint_bytes(network: nn.Module) -> int:
     return 2 * weights + moments
 
 
-def _setting(config: TrainConfig, pack: ImagePack, device: torch.device, ranks: Ranks) -> Setting:
+def setting_of(config: TrainConfig, pack: ImagePack, device: torch.device, ranks: Ranks) -> Setting:
+    """What the objective of a complete config is built in."""
     training, held_out = hold_out(len(pack), config.data.holdout or 0)
     return Setting(
         pack,
@@ -157,30 +164,32 @@ def _setting(config: TrainConfig, pack: ImagePack, device: torch.device, ranks: 
     )
 
 
-def _trainer(
-    config: TrainConfig,
-    setting: Setting,
-    built: BuiltObjective,
-    network: nn.Module,
-    run: Run,
-    scoring: Scoring | None,
-    *,
-    per_rank: int,
-) -> Trainer:
-    feed = Feed(
+def with_batch(config: TrainConfig, batch_size: int) -> TrainConfig:
+    """The config with so many images per process."""
+    return config.model_copy(update={"trainer": config.trainer.model_copy(update={"batch_size": batch_size})})
+
+
+def feed_of(config: TrainConfig, setting: Setting) -> Feed:
+    """Where a run's batches come from."""
+    return Feed(
         setting.pack.images,
         setting.pack.labels,
-        batch_size=per_rank,
+        batch_size=config.trainer.batch_size,
         horizontal_flip=config.data.horizontal_flip,
         seed=config.seed,
         ranks=setting.ranks,
         device=setting.device,
         indices=setting.training,
     )
+
+
+def _trainer(
+    config: TrainConfig, setting: Setting, built: BuiltObjective, network: nn.Module, run: Run, scoring: Scoring | None
+) -> Trainer:
     return Trainer(
         built.objective,
         network,
-        feed,
+        feed_of(config, setting),
         run,
         config.trainer,
         seed=config.seed,
@@ -223,4 +232,12 @@ def _check_batch(config: TrainConfig, kind: ObjectiveKind, global_batch: int) ->
         raise UsageError(
             f"--batch-size {config.trainer.batch_size}: {kind.name} needs at least {kind.min_batch} images, "
             "since generated images push one another"
+        )
+
+
+def _check_collapse(config: TrainConfig) -> None:
+    if config.trainer.fail_on_collapse and not OBJECTIVES[config.objective.name].tells_spread:
+        raise UsageError(
+            f"--fail-on-collapse: a step of {config.objective.name} generates no images, so collapse does not show in "
+            "training; leave it out (drift only)"
         )

@@ -47,9 +47,9 @@ class Feed:
         self.seed, self.ranks, self.device = seed, ranks, device
         self._orders: dict[int, torch.Tensor] = {}
 
-    def batch(self, step: int) -> Batch:
-        """This rank's batch of a step, on the device."""
-        first = self.ranks.rank * self.batch_size
+    def batch(self, step: int, *, rank: int | None = None) -> Batch:
+        """The batch of a step on the device: this rank's, or that of another one."""
+        first = (self.ranks.rank if rank is None else rank) * self.batch_size
         slots = range(first, first + self.batch_size)
         start = step * self.batch_size * self.ranks.world_size
         picked = torch.tensor([self._image_at(start + slot) for slot in slots])

@@ -2,7 +2,7 @@
 
 import torch
 
-from driftkit.errors import DriftkitError
+from driftkit.errors import NonFiniteStepError
 from driftkit.protocols import StepLoss
 from driftkit.runtime.distributed import Ranks
 
@@ -47,18 +47,13 @@ class FiniteWatch:
         """Wait for the device.
 
         Raises:
-            DriftkitError: a step was not finite; nothing was updated since.
+            NonFiniteStepError: a step was not finite; nothing was updated since.
         """
         if self._first is None or self._wrong is None or self._values is None or not int(self._first):
             return
         step, wrong = int(self._first) - 1, self._wrong.bool().tolist()
         *terms, total, _ = wrong
         if total or any(terms):
-            named = ", ".join(name for name, bad in zip(self._terms, terms, strict=True) if bad) or "the total"
-            raise DriftkitError(
-                f"loss is not finite at step {step}: {named}; nothing was updated, the last checkpoint is whole"
-            )
-        raise DriftkitError(
-            f"gradient is not finite at step {step} (loss {float(self._values[-2]):.4g}); nothing was updated, "
-            "the last checkpoint is whole"
-        )
+            names = [name for name, bad in zip(self._terms, terms, strict=True) if bad]
+            raise NonFiniteStepError("loss", step, names or ["the total"])
+        raise NonFiniteStepError("gradient", step, more=f" (loss {float(self._values[-2]):.4g})")

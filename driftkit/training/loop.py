@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 
 from driftkit.artifacts.images import save_grid, to_float, to_uint8
 from driftkit.artifacts.run import Checkpoint, Run
-from driftkit.errors import InterruptedRunError
+from driftkit.errors import InterruptedRunError, NonFiniteStepError, RefusedError
 from driftkit.protocols import Execution, Objective, StepLoss
 from driftkit.runtime.device import (
     Precision,
@@ -24,13 +25,17 @@ from driftkit.runtime.device import (
     synchronize,
 )
 from driftkit.runtime.distributed import DEFAULT_TIMEOUT_S, Ranks
+from driftkit.runtime.finite import named, not_finite, require_finite
 from driftkit.runtime.random import image_noise, seed_global_generators
 from driftkit.runtime.signals import StopRequest, exit_code
 from driftkit.runtime.timing import StepClock
+from driftkit.training.collapse import CollapseWatch
 from driftkit.training.ema import averaged
 from driftkit.training.feed import Feed
 from driftkit.training.finite import FiniteWatch
+from driftkit.training.inspection import explained, repeat, save_inspection
 from driftkit.training.optim import adamw, optimizer_tensors, restore_optimizer
+from driftkit.training.pacing import MOST_GRIDS, MOST_RECORDS, is_due
 from driftkit.training.progress import TrainingProgress
 from driftkit.training.tracking import NoTracker, Tracker, TrackerName, open_tracker
 
@@ -53,8 +58,10 @@ class TrainerConfig(BaseModel):
     micro_batch: int | None = Field(
         None, ge=1, description="images that networks see at a time, with the gradient of the whole batch; None: all"
     )
-    log_every: int = Field(10, ge=1, description="steps between metric records")
-    sample_every: int = Field(500, ge=0, description="steps between sample grids; 0: none")
+    log_every: int = Field(10, ge=1, description="steps between metric records; doubles as 100,000 are exceeded")
+    sample_every: int = Field(
+        500, ge=0, description="steps between sample grids; doubles as 1,000 are exceeded; 0: none"
+    )
     checkpoint_every: int = Field(1000, ge=0, description="steps between checkpoints; 0: only the last")
     measure_every: int = Field(
         0, ge=0, description="steps between measurements on held-out images; 0: with the sample grids"
@@ -64,6 +71,14 @@ class TrainerConfig(BaseModel):
     rank_timeout: float = Field(
         DEFAULT_TIMEOUT_S / 60, gt=0, description="minutes that a rank waits for the others before it gives up"
     )
+    collapse_spread: float = Field(
+        0.1,
+        ge=0,
+        lt=1,
+        description="spread of generated features over that of real ones below which they collapse; 0: never",
+    )
+    collapse_patience: int = Field(500, ge=0, description="steps that it has to lie below for that")
+    fail_on_collapse: bool = Field(False, description="save and stop when generated features collapse")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -124,6 +139,7 @@ class Trainer:
         self.clock = StepClock(device)
         # Asking a GPU at every step whether numbers are finite would keep it waiting for the next one's orders.
         self.watch = FiniteWatch(ranks, deferred=device.type == "cuda")
+        self.collapse = CollapseWatch(threshold=config.collapse_spread, patience=config.collapse_patience)
         self.execution = Execution(
             micro_batch=config.micro_batch, autocast=partial(autocast, device, self.dtype), clock=self.clock
         )
@@ -154,14 +170,20 @@ class Trainer:
         state = checkpoint.state()
         self.step, self.images_seen = int(state["step"]), int(state["images_seen"])
         self.train_seconds = float(state["train_seconds"])
+        self.collapse.restore(state.get("collapse", {}))
         self.saved_step = self.step
+        require_finite(
+            self._state_tensors(), f"{checkpoint.path}: tensors",
+            fix="remove that folder to go on from an earlier checkpoint, or give another --output",
+        )  # fmt: skip
 
     def train(self) -> None:
         """Train to the last step, saving on the way.
 
         Raises:
             InterruptedRunError: a signal asked to stop; the state was saved first.
-            DriftkitError: a loss or gradient that is not finite; nothing was updated with it.
+            NonFiniteStepError: a loss, gradient, feature or weight is not finite; nothing was updated with it, and the
+                step lies in RUN/inspect.
         """
         if self.saved_step is not None and self.step >= self.config.steps:
             self._mark("done")  # the record of how it was trained stays
@@ -172,9 +194,29 @@ class Trainer:
         self._update_manifest("running")
         try:
             self._train_to_the_end()
+        except NonFiniteStepError as error:
+            raise self._inspected(error) from None
         finally:
             self.tracker.close()
         self._update_manifest("done")
+
+    def _inspected(self, error: NonFiniteStepError) -> NonFiniteStepError:
+        """The error with its cause, after the step was repeated and saved. All ranks come here."""
+        try:
+            self.watch.check()
+        except NonFiniteStepError as earlier:  # which nobody had asked for yet; nothing was updated since
+            error = earlier
+        repeated = repeat(
+            self.objective, self.model, self.network, self.feed, self.execution, self.ranks, step=error.step
+        )
+        saved: Path | str = ""
+        if self.ranks.is_main:
+            try:
+                saved = save_inspection(self.run, self.network, self.feed, repeated, error=error, header=self.header)
+            except OSError as reason:
+                saved = f"it could not be saved for inspection: {reason}"
+        self.ranks.barrier()  # torchrun ends the others when the first one leaves
+        return explained(error, repeated.findings, saved)
 
     def _train_to_the_end(self) -> None:
         with (
@@ -185,7 +227,7 @@ class Trainer:
             while self.step < self.config.steps:
                 outcome = self._train_step()
                 measured = self._measure_when_due(outcome)
-                if measured or self.step % self.config.log_every == 0 or self.step == self.config.steps:
+                if measured or self._is_record_due():
                     self._log(outcome, progress)
                 progress.step(self.step)
                 self._save_when_due()
@@ -228,10 +270,13 @@ class Trainer:
         warmup = self.config.warmup_steps
         return self.config.learning_rate * min(1.0, (self.step + 1) / warmup if warmup else 1.0)
 
+    def _is_record_due(self) -> bool:
+        return self.step == self.config.steps or is_due(self.step, self.config.log_every, most=MOST_RECORDS)
+
     def _measure_when_due(self, outcome: StepLoss) -> bool:
         every = self.config.measure_every or self.config.sample_every
         last = self.step == self.config.steps
-        measuring = last or (every > 0 and self.step % every == 0)
+        measuring = last or is_due(self.step, every, most=MOST_GRIDS)
         scoring = self.scoring if self.scoring and (last or self.step % self.scoring.every == 0) else None
         if not measuring and not scoring:
             return False
@@ -264,10 +309,44 @@ class Trainer:
             "health": {name: float(value) for name, value in outcome.health.items()},
         }
         self._window_start, self._window_images, self._window_steps = now, 0, 0
+        collapsed = self._see_collapse(record, progress)
         if self.ranks.is_main:
             self.run.append_metrics(record)
             self.tracker.record(record)
             progress.record(record)
+        if collapsed and self.config.fail_on_collapse:
+            self._stop_collapsed()
+
+    def _see_collapse(self, record: dict[str, Any], progress: TrainingProgress) -> bool:
+        """Judge the record's spread, and say so in the record while generated features are collapsed."""
+        spread = record["health"].get("spread")
+        if spread is None:
+            return False
+        begins = self.collapse.see(spread, step=self.step)
+        known = self.collapse.known
+        if known.now:
+            record["health"]["collapsed"] = 1.0
+        if begins and self.ranks.is_main:
+            self.run.update(collapse=self.collapse.document())
+            progress.warn(
+                f"collapse: since step {known.below_since} generated features spread less than "
+                f"{self.config.collapse_spread:g} of what real ones do, {spread:.2g} at step {self.step}; look at "
+                "samples/, try a lower learning rate, smaller temperatures or another encoder"
+            )
+        return known.now
+
+    def _stop_collapsed(self) -> None:
+        """Save and refuse to go on; the spread is equal on all ranks, so that all come here."""
+        if self.saved_step != self.step:
+            self._save_checkpoint()
+        known = self.collapse.known
+        error = RefusedError(
+            f"the generator has collapsed: since step {known.below_since} its features spread less than "
+            f"{self.config.collapse_spread:g} of what real ones do (least {known.worst_spread:.2g} at step "
+            f"{known.worst_step}); stopped at step {self.step}, state saved; without --fail-on-collapse it goes on"
+        )
+        error.on_all_ranks = True
+        raise error
 
     def _time_split(self) -> dict[str, float]:
         """Seconds per step since the last record, by what they were spent on."""
@@ -276,7 +355,7 @@ class Trainer:
     def _save_when_due(self) -> None:
         started = time.monotonic()  # pictures and checkpoints do not count as training time
         last = self.step == self.config.steps
-        if self.config.sample_every and (self.step % self.config.sample_every == 0 or last):
+        if last or is_due(self.step, self.config.sample_every, most=MOST_GRIDS):
             self._save_grid()
         if last or (self.config.checkpoint_every and self.step % self.config.checkpoint_every == 0):
             self._save_checkpoint()
@@ -310,15 +389,29 @@ class Trainer:
         self.run.wrote(path)
         self.tracker.grid(to_uint8(images).cpu(), self.step)
 
+    def _state_tensors(self) -> dict[str, torch.Tensor]:
+        """Weights, their average, and moments, under names that tell them apart."""
+        state = {f"raw/{name}": value for name, value in self.network.state_dict().items()}
+        state |= {f"ema/{name}": value for name, value in self.ema.module.state_dict().items()}
+        return state | optimizer_tensors(self.optimizer, self.network)
+
     def _save_checkpoint(self) -> None:
         self.watch.check()
+        broken = not_finite(self._state_tensors())  # the last update may have spoilt what no step has seen yet
+        if int(self.ranks.max(torch.tensor(len(broken), device=self.device))):
+            raise NonFiniteStepError("weights", self.step, [named(list(broken))])
         if self.ranks.is_main:
             self.run.save_checkpoint(
                 self.step,
                 raw=self.network.state_dict(),
                 ema=self.ema.module.state_dict(),
                 optimizer=optimizer_tensors(self.optimizer, self.network),
-                state={"step": self.step, "images_seen": self.images_seen, "train_seconds": self.train_seconds},
+                state={
+                    "step": self.step,
+                    "images_seen": self.images_seen,
+                    "train_seconds": self.train_seconds,
+                    "collapse": self.collapse.state(),
+                },
                 header={**self.header, "step": self.step, "ema_decay": self.config.ema_decay},
             )
             self.run.prune_checkpoints(keep_every=self.config.keep_every)
@@ -342,4 +435,5 @@ class Trainer:
                 device=describe_device(self.device),
                 world_size=self.ranks.world_size,
                 precision=str(self.dtype).removeprefix("torch."),
+                collapse=self.collapse.document(),
             )
