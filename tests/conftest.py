@@ -7,6 +7,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from driftkit.artifacts.files import read_tensors, write_json, write_tensors
+from driftkit.artifacts.run import Run
 from driftkit.cli.app import app
 from driftkit.datasets.packs import ImagePack, PackCard, PackSource, content_sha256
 from driftkit.objectives.registry import Setting
@@ -63,6 +65,14 @@ def train_tiny(output: Path, objective: str = "drift", *more: object, steps: int
     result = driftkit(*line, "--steps", steps, "--output", output, *more)
     assert result.exit_code == 0, result.output
     return result
+
+
+def replace_weights(run: Path, which: str, tensors: dict[str, torch.Tensor]) -> None:
+    """Put other tensors into a run's last checkpoint, which then no longer vouches for its files."""
+    checkpoint = Run(run).checkpoint()
+    path = checkpoint.path / f"{which}.safetensors"
+    write_tensors(path, tensors, header=read_tensors(path)[1])
+    write_json(checkpoint.state_path, {k: v for k, v in checkpoint.state().items() if k not in ("files", "seal")})
 
 
 def pytest_collection_modifyitems(items):

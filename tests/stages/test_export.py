@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from driftkit.artifacts.files import read_json, read_tensors, write_json, write_tensors
+from driftkit.artifacts.files import read_json, read_tensors, write_json
 from driftkit.artifacts.run import Run
 from driftkit.drift.sampler import generate_one_step
 from driftkit.errors import MissingError, RefusedError, UsageError
@@ -14,7 +14,7 @@ from driftkit.stages import export as stage
 from driftkit.stages.export import SUFFIXES, export
 from driftkit.stages.model_card import code, encoder_licence
 from driftkit.stages.sample import load_network
-from tests.conftest import train_tiny
+from tests.conftest import replace_weights, train_tiny
 from tests.evaluation.fakes import evaluation
 
 
@@ -27,11 +27,11 @@ def runs(tmp_path):
         made[objective] = run = Run.open(tmp_path / objective)
         path = run.checkpoint().path / "ema.safetensors"
         generator = torch.Generator().manual_seed(1)
-        weights, header = read_tensors(path)
+        weights, _ = read_tensors(path)
         noisy = {
             name: tensor + 0.1 * torch.randn(tensor.shape, generator=generator) for name, tensor in weights.items()
         }
-        write_tensors(path, noisy, header=header)
+        replace_weights(run.path, "ema", noisy)
     return made
 
 

@@ -8,7 +8,7 @@ import torch
 from driftkit.artifacts.images import read_samples
 from driftkit.artifacts.run import Run
 from driftkit.stages.sample import generate
-from tests.conftest import driftkit, train_tiny
+from tests.conftest import driftkit, replace_weights, train_tiny
 
 
 @pytest.mark.parametrize(
@@ -83,9 +83,7 @@ def test_samples_that_are_not_finite_are_refused(tmp_path):
     run = Run.open(tmp_path / "run")
     checkpoint = run.checkpoint()
     broken = {k: v * float("nan") for k, v in checkpoint.weights("ema").items()}
-    from driftkit.artifacts.files import write_tensors
-
-    write_tensors(checkpoint.path / "ema.safetensors", broken)
+    replace_weights(run.path, "ema", broken)
     result = driftkit("sample", tmp_path / "run")
     assert result.exit_code == 5
     assert "not finite" in result.stderr

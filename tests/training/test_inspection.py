@@ -8,14 +8,14 @@ import sys
 import pytest
 import torch
 
-from driftkit.artifacts.files import read_json, read_tensors, write_tensors
+from driftkit.artifacts.files import read_json, read_tensors
 from driftkit.artifacts.run import Run
 from driftkit.encoders.networks import PixelEncoder
 from driftkit.runtime.finite import not_finite
 from driftkit.stages.replay import replay
 from driftkit.training import feed, inspection
 from driftkit.training.loop import Trainer
-from tests.conftest import TINY_DATA, TINY_LOOP, TINY_UNET, driftkit, train_tiny
+from tests.conftest import TINY_DATA, TINY_LOOP, TINY_UNET, driftkit, replace_weights, train_tiny
 
 BAD_IMAGE = 5
 
@@ -163,12 +163,11 @@ def test_an_update_that_spoils_the_weights_never_becomes_a_checkpoint(tmp_path, 
 
 def spoil(run, which, part=""):
     """One number of a saved tensor becomes infinite; its name."""
-    path = Run(run).checkpoint().path / f"{which}.safetensors"
-    tensors, header = read_tensors(path)
+    tensors, _ = read_tensors(Run(run).checkpoint().path / f"{which}.safetensors")
     tensors = {name: tensor.clone() for name, tensor in tensors.items()}
     name = next(name for name, tensor in tensors.items() if tensor.ndim > 1 and part in name)
     tensors[name].view(-1)[0] = torch.inf
-    write_tensors(path, tensors, header=header)
+    replace_weights(run, which, tensors)
     return name
 
 
