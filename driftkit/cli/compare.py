@@ -85,6 +85,7 @@ def command(
       driftkit compare outputs/* --evaluate --reference cifar10 --num-images 10000
       driftkit compare outputs/* --no-speed --json
     """
+    from driftkit.artifacts.writable import require_writable
     from driftkit.cli.compare_tables import show
     from driftkit.errors import UsageError
     from driftkit.evaluation.speed import SpeedSettings
@@ -97,8 +98,7 @@ def command(
         raise UsageError(f"--speed-batch {speed_batch}: expected at least 1")
     if not 0 < speed_seconds < float("inf"):
         raise UsageError(f"--speed-seconds {speed_seconds}: expected a number above 0")
-    if output.exists() and not output.is_dir():
-        raise UsageError(f"--output {output}: expected a folder, found a file")
+    require_writable(output, "--output", folder=True)
     if evaluate and reference is None:
         raise UsageError("--evaluate: expected --reference SPEC, the real images to score against")
     if reference is not None and not evaluate:

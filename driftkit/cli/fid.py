@@ -150,6 +150,7 @@ def command(
     from driftkit.stages.fid_series import evaluate_checkpoints, evaluate_repeats
 
     _check(weights, image_size, num_images, output, write_statistics)
+    _require_places(target, output, write_statistics)
     if all_checkpoints and (repeats is not None or output is not None):
         other = "--repeats" if repeats is not None else "--output"
         raise UsageError(f"--all-checkpoints and {other} exclude each other: leave one out")
@@ -209,6 +210,19 @@ def _check(
         raise UsageError(f"--output {output}: expected a name that ends in .json")
     if write_statistics is not None and write_statistics.suffix != ".safetensors":
         raise UsageError(f"--write-statistics {write_statistics}: expected a name that ends in .safetensors")
+
+
+def _require_places(target: Path, output: Path | None, statistics: Path | None) -> None:
+    """Ask before the hours of scoring whether what they give can be written."""
+    from driftkit.artifacts.writable import require_writable
+    from driftkit.stages.targets import is_run
+
+    if output is None:
+        output = target / "evaluations" / "score.json" if is_run(target) else target.with_name("score.json")
+    if target.exists():
+        require_writable(output, "--output")
+    if statistics is not None:
+        require_writable(statistics, "--write-statistics")
 
 
 @contextlib.contextmanager

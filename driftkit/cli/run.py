@@ -41,6 +41,7 @@ def command(
     import shlex
     import sys
 
+    from driftkit.artifacts.writable import require_writable
     from driftkit.cli.app import check, invoke
     from driftkit.errors import UsageError
     from driftkit.stages.pipeline import Stage, is_done, load_pipeline, run_pipeline
@@ -81,6 +82,8 @@ def command(
 
         emit(document, as_json=as_json, show=show_plan)
         return document
+
+    require_writable(loaded.output, "--output", folder=True)
 
     def report(number: int, stage: Stage, state: str, seconds: float) -> None:
         line = f"[{number}/{len(loaded.stages)}] {stage.name}: {state}"
