@@ -4,7 +4,8 @@ import os
 import tempfile
 from pathlib import Path
 
-from driftkit.errors import UsageError
+from driftkit.artifacts.files import read_json
+from driftkit.errors import MissingError, UsageError
 
 # What `atomic_path` and `atomic_folder` add to a name while they write.
 TEMPORARY_NAME_BYTES = 24
@@ -48,3 +49,26 @@ def require_writable(target: Path, option: str, *, folder: bool = False) -> None
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise UsageError(f"{option} {target}: cannot be written ({reason}); give another place") from None
+
+
+def require_replaceable(target: Path, option: str, kind: str) -> None:
+    """Refuse to write over anything but an earlier result of the same kind.
+
+    Args:
+        target: the file that will be written, whose record is the JSON of that name.
+        option: the option that named it, for the message.
+        kind: what the record must say it is; "evaluation" covers "evaluation curve".
+
+    Raises:
+        UsageError: something else is there.
+    """
+    record = Path(target).with_suffix(".json")
+    if not (target.exists() or record.exists()):
+        return
+    try:
+        there = str(read_json(record).get("kind"))
+    except MissingError:
+        there = "None"
+    if there.partition(" ")[0] != kind:
+        found = "another file" if there == "None" else f"the record of a {there}"
+        raise UsageError(f"{option} {target}: expected a new name or earlier {kind}, found {found}; give another name")

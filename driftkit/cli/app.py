@@ -68,6 +68,8 @@ def explain(error: Exception, words: Sequence[str]) -> tuple[int, str]:
         return EXIT_RESOURCES, f"error: {_out_of_memory(error)}"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
         return EXIT_RESOURCES, f"error: {_one_line(str(error))}; free some space, or choose another disk"
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return EXIT_USAGE, f"error: {str(error.filename)[:60]}...: the name is too long for a file; give a shorter one"
     if isinstance(error, OSError):
         return EXIT_FAILURE, f"error: {_one_line(str(error))}"
     return EXIT_FAILURE, f"error: {type(error).__name__}: {_one_line(str(error))} (a bug: --debug shows where)"

@@ -87,6 +87,7 @@ def command(
     """
     from driftkit.artifacts.writable import require_writable
     from driftkit.cli.compare_tables import show
+    from driftkit.datasets.sources import resolve
     from driftkit.errors import UsageError
     from driftkit.evaluation.speed import SpeedSettings
     from driftkit.runtime.device import autocast_dtype, resolve_device
@@ -107,6 +108,9 @@ def command(
         raise UsageError(f"--neighbours-by {neighbours_by}: expected pixels or features")
     if num_images is not None and num_images < 10:
         raise UsageError(f"--num-images {num_images}: expected at least 10")
+    budgets = parse_nfe(nfe)
+    if neighbours and neighbours_in is not None:
+        resolve(neighbours_in, allow_download=False)
     place = resolve_device(device)
     missing = None
     if reference is not None:
@@ -115,7 +119,7 @@ def command(
             features,
             features_weights,
             num_images,
-            nfe=parse_nfe(nfe),
+            nfe=budgets,
             all_checkpoints=all_checkpoints,
             allow_collapsed=allow_collapsed,
             device=place,

@@ -44,13 +44,14 @@ def command(
     from driftkit.artifacts.writable import require_writable
     from driftkit.cli.app import check, invoke
     from driftkit.errors import UsageError
-    from driftkit.stages.pipeline import Stage, is_done, load_pipeline, run_pipeline
+    from driftkit.stages.pipeline import Stage, is_done, load_pipeline, require_stages, run_pipeline
 
     if nproc is not None and nproc < 1:
         raise UsageError(f"--nproc {nproc}: expected at least 1 process")
     loaded = load_pipeline(pipeline, output=output, nproc=nproc)
     for stage in loaded.stages:
         check([stage.command, *stage.arguments], where=f"{pipeline}: stage {stage.name}")
+    require_stages(loaded, stages or ())
     if dry_run:
         plan = [
             {
@@ -68,6 +69,7 @@ def command(
                 ),
             }
             for s in loaded.stages
+            if not stages or s.name in stages
         ]
         document: dict[str, Any] = {"pipeline": loaded.name, "output": str(loaded.output), "stages": plan}
 

@@ -56,7 +56,7 @@ def command(
       driftkit sample outputs/ddpm --sampler ddim --nfe 100 --set eta=1.0 --seed 7
     """
     from driftkit.artifacts.run import Run
-    from driftkit.artifacts.writable import require_writable
+    from driftkit.artifacts.writable import require_replaceable, require_writable
     from driftkit.config.layers import parse_assignments
     from driftkit.errors import UsageError
     from driftkit.runtime.device import resolve_device
@@ -71,6 +71,8 @@ def command(
     place = resolve_device(device)
     opened = Run.open(run)
     require_writable(output or run / "samples" / "samples.safetensors", "--output")
+    if output is not None:
+        require_replaceable(output, "--output", "samples")
     with progress_bars() as report:
         made = sample(
             opened,

@@ -155,7 +155,9 @@ def feature_set(name: str) -> FeatureSet:
         UsageError: there is none.
     """
     if name not in FEATURE_SETS:
-        raise UsageError(f"feature set {name!r}: expected one of {', '.join(FEATURE_SETS)}{did_you_mean(name, FEATURE_SETS)}")
+        raise UsageError(
+            f"feature set {name!r}: expected one of {', '.join(FEATURE_SETS)}{did_you_mean(name, FEATURE_SETS)}"
+        )
     return FEATURE_SETS[name]
 
 

@@ -43,7 +43,9 @@ class DriftingConfig(BaseModel):
     cache_features: bool = Field(
         False, description="compute the features of real images once and map them from disk, in bfloat16"
     )
-    taus: tuple[Annotated[float, Field(gt=0)], ...] = Field((0.02, 0.05, 0.2), min_length=1, description="temperatures over the mean distance")
+    taus: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (0.02, 0.05, 0.2), min_length=1, description="temperatures over the mean distance"
+    )
     scale_over: Literal["map", "location"] = Field("location", description="who shares feature and drift scales")
     affinity_floor: float = Field(
         0.0, ge=0, lt=1, description="lower bound of the affinities; the authors' release: 1e-3"
