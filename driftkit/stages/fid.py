@@ -275,7 +275,7 @@ def open_judge(
     Args:
         cache: keep statistics of real images on disk, and use those that are there.
         first_target: what will be scored first, so that what does not fit is refused before the reference is read.
-        check_size: told the side in pixels of the reference, if it is known, before that is read; refuses it by raising.
+        check_size: told the side in pixels of the reference before that is read; refuses it by raising.
         ranks: that share the work.
 
     Raises:

@@ -193,7 +193,7 @@ FID_CASES = [
         2,
         ["--write-statistics", "cannot be written"],
     ),
-    Case("fid-device-unknown", f"fid {{samples}} -r {{pack}} --device cuda:0", 2, ["--device cuda:0"]),
+    Case("fid-device-unknown", "fid {samples} -r {pack} --device cuda:0", 2, ["--device cuda:0"]),
 ]
 
 COMPARE = [

@@ -63,7 +63,7 @@ TRAIN = [
     Case("train-checkpoint-every-negative", f"{TINY} --checkpoint-every=-1", 2, ["trainer.checkpoint_every"]),
     Case("train-sample-every-negative", f"{TINY} --sample-every=-1", 2, ["trainer.sample_every"]),
     Case("train-eval-every-negative", f"{TINY} --eval-every=-1", 2, ["evaluation.every"]),
-    Case("train-eval-of-mae", f"train --objective mae -d {{pack}} -o run --eval-every 2", 2, ["--eval-every", "mae"]),
+    Case("train-eval-of-mae", "train --objective mae -d {pack} -o run --eval-every 2", 2, ["--eval-every", "mae"]),
     Case("train-eval-judge-misspelt", f"{TINY} --eval-every 1 --set evaluation.features=incepton", 2, ["incepton"]),
     Case("train-eval-judge-not-there", f"{TINY} --eval-every 1", 3, ["inception"]),
     Case(
