@@ -36,6 +36,7 @@ class Works:
 
     Attributes:
         makes: files that are there afterwards.
+        replaces: the file of those that were there which is another one afterwards.
     """
 
     id: str
@@ -43,3 +44,4 @@ class Works:
     says: Sequence[str] = ()
     given: Callable[[Path], None] = nothing
     makes: Sequence[str] = ()
+    replaces: str = ""

@@ -20,6 +20,13 @@ APP = [
     Case("prefetch-pixel", "prefetch pixel", 2, ["pixel"]),
 ]
 
+VERIFY = [
+    Case("verify-nothing-named", "verify", 2, ["PATHS"]),
+    Case("verify-missing", "verify outputs/drift", 3, ["outputs/drift"]),
+    Case("verify-option-misspelt", "verify {drift} --jsn", 2, ["--jsn", "--json"]),
+    Case("verify-name-too-long", f"verify {'x' * 300}", 2, ["too long"]),
+]
+
 PROBE = [
     Case("probe-no-name", "probe-encoder", 2, ["NAME is missing", "--list"]),
     Case("probe-misspelt", "probe-encoder dinov2-multirez --random-weights", 2, ["did you mean dinov2-multires?"]),

@@ -194,10 +194,10 @@ TRAIN = [
     Case("train-output-in-proc", f"{TINY} -o /proc/x/run", 2, ["--output", "/proc", "cannot be written"]),
     Case("train-resume-never", f"{AGAIN} --resume never", 2, ["--resume never"]),
     Case("train-resume-other-rate", f"{AGAIN} --learning-rate 0.5", 2, ["trainer.learning_rate", "0.5"]),
-    Case("train-resume-other-batch", f"{AGAIN} -b 8", 2, ["trainer.batch_size"]),
+    Case("train-resume-other-batch", f"{AGAIN} -b 8", 2, ["begun with 4 images per step", "--batch-size 8"]),
     Case("train-resume-other-seed", f"{AGAIN} --seed 7", 2, ["seed"]),
     Case("train-resume-other-network", f"{AGAIN} --set model.base_channels=16", 2, ["model.base_channels"]),
     Case("train-resume-other-objective", f"{AGAIN.replace('-e pixel', '--objective ddpm')}", 2, ["objective"]),
-    Case("train-resume-other-images", f"{AGAIN} -d {{big}}", 2, ["data.spec"]),
+    Case("train-resume-other-images", f"{AGAIN} -d {{big}}", 2, ["trained on other images"]),
     Case("train-resume-fewer-steps", f"{AGAIN} --steps 1", 2, ["is at step 2, past --steps 1"]),
 ]
