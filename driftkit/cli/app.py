@@ -3,6 +3,7 @@
 import errno
 import itertools
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -35,6 +36,7 @@ class DriftkitGroup(TyperGroup):
         options["prog_name"] = "driftkit"
         try:
             with ending_cleanly():
+                _refuse_empty_values(words[:options_end])
                 result = super().main(words, standalone_mode=False, **options)
         except Exception as error:
             if debug and not hasattr(error, "format_message"):
@@ -66,6 +68,8 @@ def explain(error: Exception, words: Sequence[str]) -> tuple[int, str]:
         return EXIT_RESOURCES, f"error: {_out_of_memory(error)}"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
         return EXIT_RESOURCES, f"error: {_one_line(str(error))}; free some space, or choose another disk"
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return EXIT_USAGE, f"error: {str(error.filename)[:60]}...: the name is too long for a file; give a shorter one"
     if isinstance(error, OSError):
         return EXIT_FAILURE, f"error: {_one_line(str(error))}"
     return EXIT_FAILURE, f"error: {type(error).__name__}: {_one_line(str(error))} (a bug: --debug shows where)"
@@ -95,11 +99,22 @@ def _out_of_memory(error: Exception) -> str:
 def _usage_message(error: Any, words: Sequence[str]) -> str:
     """typer's message, with the word it complains of, which it leaves out."""
     message: str = _one_line(error.format_message())
-    flags = getattr(getattr(error, "param", None), "opts", [])
-    for flag, word in itertools.pairwise(words):
-        if flag in flags and word not in message:
-            return f"{message}, got {word!r}"
-    return message
+    parameter, context = getattr(error, "param", None), getattr(error, "ctx", None)
+    flags = getattr(parameter, "opts", [])
+    given = [word for flag, word in itertools.pairwise(words) if flag in flags]
+    given += [word.partition("=")[2] for word in words if word.partition("=")[0] in flags and "=" in word]
+    if not given and parameter is not None and context is not None:
+        value = parameter.resolve_envvar_value(context)
+        return message if value is None else f"{message}, got {value!r} from a DRIFTKIT_ variable"
+    return f"{message}, got {given[-1]!r}" if given and given[-1] not in message else message
+
+
+def _refuse_empty_values(words: Sequence[str]) -> None:
+    """An empty word is what a shell makes of an unset variable, and as a path it would mean this folder."""
+    for flag, word in itertools.pairwise(["", *words]):
+        if (word == "" and flag.startswith("-")) or re.fullmatch(r"--[a-z-]+=", word):
+            name = (flag if word == "" else word).rstrip("=")
+            raise UsageError(f"{name}: expected a value, got an empty word; is a variable of the shell unset?")
 
 
 def _one_line(text: str) -> str:

@@ -85,7 +85,9 @@ def command(
       driftkit compare outputs/* --evaluate --reference cifar10 --num-images 10000
       driftkit compare outputs/* --no-speed --json
     """
+    from driftkit.artifacts.writable import require_writable
     from driftkit.cli.compare_tables import show
+    from driftkit.datasets.sources import resolve
     from driftkit.errors import UsageError
     from driftkit.evaluation.speed import SpeedSettings
     from driftkit.runtime.device import autocast_dtype, resolve_device
@@ -97,8 +99,7 @@ def command(
         raise UsageError(f"--speed-batch {speed_batch}: expected at least 1")
     if not 0 < speed_seconds < float("inf"):
         raise UsageError(f"--speed-seconds {speed_seconds}: expected a number above 0")
-    if output.exists() and not output.is_dir():
-        raise UsageError(f"--output {output}: expected a folder, found a file")
+    require_writable(output, "--output", folder=True)
     if evaluate and reference is None:
         raise UsageError("--evaluate: expected --reference SPEC, the real images to score against")
     if reference is not None and not evaluate:
@@ -107,6 +108,9 @@ def command(
         raise UsageError(f"--neighbours-by {neighbours_by}: expected pixels or features")
     if num_images is not None and num_images < 10:
         raise UsageError(f"--num-images {num_images}: expected at least 10")
+    budgets = parse_nfe(nfe)
+    if neighbours and neighbours_in is not None:
+        resolve(neighbours_in, allow_download=False)
     place = resolve_device(device)
     missing = None
     if reference is not None:
@@ -115,7 +119,7 @@ def command(
             features,
             features_weights,
             num_images,
-            nfe=parse_nfe(nfe),
+            nfe=budgets,
             all_checkpoints=all_checkpoints,
             allow_collapsed=allow_collapsed,
             device=place,

@@ -53,11 +53,17 @@ def command(
       driftkit data cifar10:test
       driftkit data photos.zip --image-size 64 --limit 5000 --output data/photos.safetensors
     """
+    from driftkit.artifacts.writable import require_writable
+    from driftkit.datasets.packs import pack_path
     from driftkit.errors import UsageError
     from driftkit.stages.data import import_data, write_grid
 
     if grid is not None and grid.suffix.lower() != ".png":
         raise UsageError(f"--grid {grid}: expected a name that ends in .png")
+    if output is not None:
+        require_writable(pack_path(output), "--output")
+    if grid is not None:
+        require_writable(grid, "--grid")
     pack, path = import_data(spec, output, image_size, limit, force=force, cifar10_url=cifar10_url)
     if grid is not None:
         write_grid(grid, pack)

@@ -41,12 +41,15 @@ def command(
       driftkit export outputs/ddpm --format torchscript --weights raw
     """
     from driftkit.artifacts.run import Run
+    from driftkit.artifacts.writable import require_writable
     from driftkit.errors import UsageError
     from driftkit.stages.export import export
 
     if weights not in ("ema", "raw"):
         raise UsageError(f"--weights {weights}: expected ema or raw")
-    made = export(Run.open(run), output, format=format, weights=weights, step=step, force=force)  # type: ignore[arg-type]
+    opened = Run.open(run)
+    require_writable(output or run / "exports" / "export", "--output", folder=True)
+    made = export(opened, output, format=format, weights=weights, step=step, force=force)  # type: ignore[arg-type]
     document = {"export": str(made.folder), "path": str(made.model), **made.document}
 
     def show() -> None:

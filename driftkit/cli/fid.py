@@ -143,13 +143,22 @@ def command(
 
     Exit code 5 means that a number would mislead: collapse, copies of one image, other sizes, JPEG against PNG.
     """
+    from driftkit.datasets.sources import resolve
     from driftkit.errors import UsageError
     from driftkit.runtime.device import resolve_device
     from driftkit.runtime.distributed import Ranks, local_rank
     from driftkit.stages.fid import Judging, Sampling, open_judge
     from driftkit.stages.fid_series import evaluate_checkpoints, evaluate_repeats
+    from driftkit.stages.targets import is_run
 
     _check(weights, image_size, num_images, output, write_statistics)
+    _require_places(target, output, write_statistics)
+    if training is not None and memorisation:
+        resolve(training, allow_download=False)
+    if repeats is not None and repeats < 2:
+        raise UsageError(f"--repeats {repeats}: expected at least 2")
+    if all_checkpoints and target.exists() and not is_run(target):
+        raise UsageError(f"--all-checkpoints: {target} is no run")
     if all_checkpoints and (repeats is not None or output is not None):
         other = "--repeats" if repeats is not None else "--output"
         raise UsageError(f"--all-checkpoints and {other} exclude each other: leave one out")
@@ -209,6 +218,23 @@ def _check(
         raise UsageError(f"--output {output}: expected a name that ends in .json")
     if write_statistics is not None and write_statistics.suffix != ".safetensors":
         raise UsageError(f"--write-statistics {write_statistics}: expected a name that ends in .safetensors")
+
+
+def _require_places(target: Path, output: Path | None, statistics: Path | None) -> None:
+    """Ask before the hours of scoring whether what they give can be written."""
+    from driftkit.artifacts.writable import require_replaceable, require_writable
+    from driftkit.stages.targets import is_run
+
+    place = output
+    if place is None:
+        place = target / "evaluations" / "score.json" if is_run(target) else target.with_name("score.json")
+    if target.exists():
+        require_writable(place, "--output")
+    if output is not None:
+        require_replaceable(output, "--output", "evaluation")
+    if statistics is not None:
+        require_writable(statistics, "--write-statistics")
+        require_replaceable(statistics, "--write-statistics", "statistics")
 
 
 @contextlib.contextmanager

@@ -111,6 +111,7 @@ def command(
         return _list(as_json)
     if encoder is None:
         raise UsageError("NAME is missing: give a name of driftkit probe-encoder --list, timm:MODEL, or a MAE run")
+    from driftkit.artifacts.writable import require_writable
     from driftkit.stages.probe import Probing, probe_encoder
 
     for name, value in (("--input-size", input_size), ("--image-size", image_size)):
@@ -122,8 +123,8 @@ def command(
         raise UsageError(f"--num-images {num_images}: expected 32 to 20000; 2000 to 5000 are enough")
     if not 0 < speed_seconds < float("inf"):
         raise UsageError(f"--speed-seconds {speed_seconds}: expected a number above 0")
-    if output is not None and output.exists() and not output.is_dir():
-        raise UsageError(f"--output {output}: expected a folder, found a file")
+    if output is not None:
+        require_writable(output, "--output", folder=True)
     probing = Probing(
         data=data,
         num_images=num_images,

@@ -41,15 +41,17 @@ def command(
     import shlex
     import sys
 
+    from driftkit.artifacts.writable import require_writable
     from driftkit.cli.app import check, invoke
     from driftkit.errors import UsageError
-    from driftkit.stages.pipeline import Stage, is_done, load_pipeline, run_pipeline
+    from driftkit.stages.pipeline import Stage, is_done, load_pipeline, require_stages, run_pipeline
 
     if nproc is not None and nproc < 1:
         raise UsageError(f"--nproc {nproc}: expected at least 1 process")
     loaded = load_pipeline(pipeline, output=output, nproc=nproc)
     for stage in loaded.stages:
         check([stage.command, *stage.arguments], where=f"{pipeline}: stage {stage.name}")
+    require_stages(loaded, stages or ())
     if dry_run:
         plan = [
             {
@@ -67,6 +69,7 @@ def command(
                 ),
             }
             for s in loaded.stages
+            if not stages or s.name in stages
         ]
         document: dict[str, Any] = {"pipeline": loaded.name, "output": str(loaded.output), "stages": plan}
 
@@ -81,6 +84,8 @@ def command(
 
         emit(document, as_json=as_json, show=show_plan)
         return document
+
+    require_writable(loaded.output, "--output", folder=True)
 
     def report(number: int, stage: Stage, state: str, seconds: float) -> None:
         line = f"[{number}/{len(loaded.stages)}] {stage.name}: {state}"

@@ -56,6 +56,7 @@ def command(
       driftkit sample outputs/ddpm --sampler ddim --nfe 100 --set eta=1.0 --seed 7
     """
     from driftkit.artifacts.run import Run
+    from driftkit.artifacts.writable import require_replaceable, require_writable
     from driftkit.config.layers import parse_assignments
     from driftkit.errors import UsageError
     from driftkit.runtime.device import resolve_device
@@ -68,9 +69,13 @@ def command(
     if output is not None and output.suffix != ".safetensors":
         raise UsageError(f"--output {output}: expected a name that ends in .safetensors")
     place = resolve_device(device)
+    opened = Run.open(run)
+    require_writable(output or run / "samples" / "samples.safetensors", "--output")
+    if output is not None:
+        require_replaceable(output, "--output", "samples")
     with progress_bars() as report:
         made = sample(
-            Run.open(run),
+            opened,
             output,
             num_images=num_images,
             sampler=sampler,

@@ -211,6 +211,7 @@ def command(
     A config value is taken from, later ones winning: class default, --preset, --config file, DRIFTKIT_TRAIN_*
     variable (DRIFTKIT_TRAIN_STEPS=500), --set, named option. With torchrun the drifting field sees all ranks' images.
     """
+    from driftkit.artifacts.writable import require_writable
     from driftkit.config.layers import flatten
     from driftkit.errors import UsageError
     from driftkit.stages.config import default_output, resolve_config
@@ -236,6 +237,7 @@ def command(
         document |= _budget(resolved)
         emit(document, as_json=as_json, show=lambda: _show_plan(flatten(values), origins, folder, document))
         return document
+    require_writable(folder, "--output", folder=True)
     result = train(resolved, folder, origins=origins, device=device, resume=resume)  # type: ignore[arg-type]
     result.ranks.stop()
     if not result.ranks.is_main:

@@ -176,6 +176,10 @@ def resolve(
         return Cifar10Source(spec, split, found, directory, url, image_size)
     if not path.exists():
         raise MissingError(_not_there(parsed))
+    if (path / "manifest.json").is_file() and (path / "checkpoints").is_dir():
+        raise UsageError(
+            f"{spec}: is a run, whose pictures are grids; name images, or what driftkit sample {spec} makes"
+        )
     check_keys(parsed, ("split",))
     source = FolderSource(path, spec, parsed.query.get("split"), image_size)
     open_container(path)

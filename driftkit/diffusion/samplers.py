@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from driftkit.config.layers import did_you_mean
 from driftkit.diffusion.schedule import SPACINGS, NoiseSchedule, check_nfe, half_log_snr, timesteps
 from driftkit.errors import UsageError
 from driftkit.protocols import Denoiser, SampleRequest
@@ -192,7 +193,9 @@ def _options(given: Mapping[str, Any], defaults: Mapping[str, Any], sampler: str
     """
     for name, value in given.items():
         if name not in defaults:
-            raise UsageError(f"{sampler} has no option {name!r}; it has {', '.join(defaults)}")
+            raise UsageError(
+                f"{sampler} has no option {name!r}; it has {', '.join(defaults)}{did_you_mean(name, defaults)}"
+            )
         expected = "true or false" if isinstance(defaults[name], bool) else "a finite number >= 0"
         if isinstance(defaults[name], bool):
             fits = isinstance(value, bool)

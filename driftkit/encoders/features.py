@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from driftkit.config.layers import did_you_mean
 from driftkit.errors import UsageError
 from driftkit.protocols import FeatureMap
 
@@ -154,7 +155,9 @@ def feature_set(name: str) -> FeatureSet:
         UsageError: there is none.
     """
     if name not in FEATURE_SETS:
-        raise UsageError(f"feature set {name!r}: expected one of {', '.join(FEATURE_SETS)}")
+        raise UsageError(
+            f"feature set {name!r}: expected one of {', '.join(FEATURE_SETS)}{did_you_mean(name, FEATURE_SETS)}"
+        )
     return FEATURE_SETS[name]
 
 

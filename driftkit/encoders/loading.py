@@ -57,8 +57,10 @@ def load_encoder(
         MissingError: weights that are absent, unreadable or of another network.
         RefusedError: weights that are not finite.
     """
+    if not name.strip():
+        raise UsageError("--encoder: got an empty name, expected one of driftkit probe-encoder --list or a MAE run")
     known = name in SPECS or name.startswith(TIMM_PREFIX)
-    if not known and (weights is not None or random_weights):
+    if (name == PIXEL or Path(name).exists()) and not known and (weights is not None or random_weights):
         what = "has no weights" if name == PIXEL else "brings its own weights"
         raise UsageError(f"encoder {name} {what}: leave out --encoder-weights and --random-weights")
     if name == PIXEL:

@@ -10,6 +10,7 @@ import torch
 from driftkit.artifacts.files import sha256_file
 from driftkit.artifacts.images import to_float
 from driftkit.artifacts.run import Run
+from driftkit.config.layers import did_you_mean
 from driftkit.encoders.specs import TIMM_PREFIX
 from driftkit.encoders.weights import HubFile, UrlFile, read_weights
 from driftkit.errors import MissingError, UsageError
@@ -51,7 +52,7 @@ def load_extractor(features: str, *, weights: Path | None = None, device: torch.
         if weights is not None:
             raise UsageError(f"--features-weights: {features} brings its own weights; leave the option out")
         return _run_encoder(Path(features.removeprefix(ENCODER_PREFIX)), place)
-    raise UsageError(f"--features {features}: expected {', '.join(NAMES)}")
+    raise UsageError(f"--features {features}: expected {', '.join(NAMES)}{did_you_mean(features, NAMES)}")
 
 
 def published_weights(features: str) -> HubFile | UrlFile:

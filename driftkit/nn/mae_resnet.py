@@ -13,7 +13,7 @@ from driftkit.nn.blocks import ResBlock
 class MAEResNetConfig(BaseModel):
     """Shape of the masked autoencoder."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     kind: Literal["mae_resnet"] = Field("mae_resnet", description="which network this section configures")
     base_channels: int = Field(64, ge=4, multiple_of=4, description="channels of the first scale; doubled at each next")

@@ -13,7 +13,7 @@ from driftkit.nn.blocks import ConditionedResBlock, SelfAttention, TimeEmbedding
 class UNetConfig(BaseModel):
     """Shape of the U-Net. The defaults give 38.3 M parameters at 32x32."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     kind: Literal["unet"] = Field("unet", description="which network this section configures")
     base_channels: int = Field(128, ge=4, multiple_of=4, description="channels at full resolution")

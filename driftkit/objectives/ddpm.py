@@ -20,7 +20,7 @@ PREVIEW_NFE = 20
 class DDPMConfig(BaseModel):
     """The DDPM objective."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: Literal["ddpm"] = "ddpm"
     num_steps: int = Field(1000, ge=2, description="diffusion steps T")

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -25,7 +25,7 @@ SMALLEST_VARIANCE = 1e-24
 class DriftingConfig(BaseModel):
     """The drifting objective."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: Literal["drift"] = "drift"
     encoder: str = Field(
@@ -36,14 +36,16 @@ class DriftingConfig(BaseModel):
     )
     encoder_weights: str | None = Field(None, description="local file of encoder weights; None: cache, then hub")
     random_weights: bool = Field(False, description="leave the encoder untrained (shapes, speed and tests only)")
-    input_size: int | None = Field(None, ge=8, description="side in pixels the encoder sees; None: its own")
+    input_size: int | None = Field(None, ge=8, le=4096, description="side in pixels the encoder sees; None: its own")
     feature_set: str | None = Field(
         None, description="multires, paper, last, global or locations; None: the encoder's own"
     )
     cache_features: bool = Field(
         False, description="compute the features of real images once and map them from disk, in bfloat16"
     )
-    taus: tuple[float, ...] = Field((0.02, 0.05, 0.2), min_length=1, description="temperatures over the mean distance")
+    taus: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (0.02, 0.05, 0.2), min_length=1, description="temperatures over the mean distance"
+    )
     scale_over: Literal["map", "location"] = Field("location", description="who shares feature and drift scales")
     affinity_floor: float = Field(
         0.0, ge=0, lt=1, description="lower bound of the affinities; the authors' release: 1e-3"

@@ -25,7 +25,7 @@ ASPECT = 4 / 3  # crops are at most this much wider than high, or higher than wi
 class MAEConfig(BaseModel):
     """The MAE objective."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: Literal["mae"] = "mae"
     mask_probability: float = Field(0.5, gt=0, lt=1, description="probability that a patch is masked")

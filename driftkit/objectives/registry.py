@@ -12,6 +12,7 @@ from torch import nn
 
 from driftkit.artifacts.files import state_digest
 from driftkit.artifacts.run import Run
+from driftkit.config.layers import did_you_mean
 from driftkit.datasets.packs import ImagePack
 from driftkit.diffusion.samplers import sample_ddim, sample_ddpm, sample_dpm_solver
 from driftkit.drift.sampler import sample_one_step
@@ -206,10 +207,22 @@ def build_sampler(config: ObjectiveConfig, name: str | None) -> tuple[str, Sampl
     Raises:
         UsageError: the method has no such sampler.
     """
-    samplers = OBJECTIVES[config.name].samplers
+    name = require_sampler(config.name, name)
+    return name, OBJECTIVES[config.name].samplers[name](config)
+
+
+def require_sampler(objective: str, name: str | None) -> str:
+    """The name of a sampler that networks of that objective have; None takes the method's default.
+
+    Raises:
+        UsageError: the method is unknown, generates nothing, or has no such sampler.
+    """
+    samplers = OBJECTIVES[objective].samplers if objective in OBJECTIVES else {}
     if not samplers:
-        raise UsageError(f"a {config.name} run generates no images; sample a drift or ddpm run")
+        raise UsageError(f"a {objective} run generates no images; sample a drift or ddpm run")
     name = name or next(iter(samplers))
     if name not in samplers:
-        raise UsageError(f"--sampler {name}: a {config.name} run samples with {', '.join(samplers)}")
-    return name, samplers[name](config)
+        raise UsageError(
+            f"--sampler {name}: a {objective} run samples with {', '.join(samplers)}{did_you_mean(name, samplers)}"
+        )
+    return name

@@ -132,7 +132,7 @@ def _neighbours(
         packs[spec] = _open(spec, summary.image_size)
     pack = packs[spec]
     if isinstance(pack, str):
-        return f"{summary.label} has no neighbours: {pack}; name images with --neighbours SPEC"
+        return f"{summary.label} has no neighbours: {pack}; name images with --neighbours-in SPEC"
     if search.images is None and summary.data_digest not in (None, pack.digest):
         return f"{summary.label} has no neighbours: {spec} holds other images than those it was trained on"
     if pack.images.shape[1:] != images.shape[1:]:

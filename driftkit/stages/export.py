@@ -13,6 +13,7 @@ from torch import nn
 from driftkit import __version__
 from driftkit.artifacts.files import atomic_folder, read_json, sha256_file, write_json, write_tensors
 from driftkit.artifacts.run import Run, Weights, now
+from driftkit.config.layers import did_you_mean
 from driftkit.encoders.loading import ENCODER_FILE
 from driftkit.errors import MissingError, RefusedError, UsageError
 from driftkit.stages.model_card import describe_run, to_markdown
@@ -86,7 +87,7 @@ def export(
     from driftkit.stages.sample import can_sample, load_network
 
     if format not in SUFFIXES:
-        raise UsageError(f"--format {format}: expected {', '.join(SUFFIXES)}")
+        raise UsageError(f"--format {format}: expected {', '.join(SUFFIXES)}{did_you_mean(format, SUFFIXES)}")
     if not can_sample(run):
         name = run.manifest()["config"]["objective"]["name"]
         raise UsageError(

@@ -265,6 +265,7 @@ def open_judge(
     judging: Judging | None = None,
     cache: bool = True,
     first_target: tuple[Path, Sampling] | None = None,
+    check_size: Callable[[int | None], None] = lambda size: None,
     ranks: Ranks | None = None,
     report: Report = lambda what, done, total: None,
     tell: Callable[[str], None] = lambda line: None,
@@ -274,6 +275,7 @@ def open_judge(
     Args:
         cache: keep statistics of real images on disk, and use those that are there.
         first_target: what will be scored first, so that what does not fit is refused before the reference is read.
+        check_size: told the side in pixels of the reference before that is read; refuses it by raising.
         ranks: that share the work.
 
     Raises:
@@ -287,6 +289,7 @@ def open_judge(
     bench = Bench(extractor, batch_size, place, ranks, cache, report, tell)
 
     def check(size: int | None) -> None:
+        check_size(size)
         if first_target is not None:
             require_target(*first_target, reference_size=size)
 

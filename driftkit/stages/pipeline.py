@@ -26,6 +26,7 @@ set aside as NAME.old-1 and trained anew: hours of training are never removed.
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -77,6 +78,7 @@ READ_KEYS = (
     "features-weights",
     "config",
 )
+PLACEHOLDER = re.compile(r"\{[A-Za-z_]+\}")
 LAUNCH_KEYS = ("name", "command", "nproc")
 SHARED = ("train", "fid")  # commands whose work several processes share
 
@@ -130,7 +132,10 @@ def load_pipeline(path: Path, *, output: Path | None = None, nproc: int | None =
     tables = document.get("stage")
     if not isinstance(tables, list) or not tables or not all(isinstance(t, dict) for t in tables):
         raise UsageError(f"{path}: expected at least one [[stage]] table")
-    folder = output or Path(str(document.get("output", f"outputs/{path.stem}")))
+    for key in ("name", "output"):
+        if not isinstance(document.get(key, "-"), str):
+            raise UsageError(f"{path}: {key}, expected a text, got {document[key]!r}")
+    folder = output or Path(document.get("output", f"outputs/{path.stem}"))
     known = {"output": str(folder)}
     stages = tuple(
         _parse_stage(path, number, row, {**{key: _fill(v, known) for key, v in names.items()}, **known})
@@ -166,7 +171,7 @@ def _parse_stage(path: Path, number: int, table: dict[str, Any], names: dict[str
     name, command, nproc = _fill(table.get("name"), names), table.get("command"), table.get("nproc", 1)
     if not isinstance(name, str) or not name:
         raise UsageError(f"{path}: stage {number} needs a name")
-    if command not in POSITIONAL:
+    if not isinstance(command, str) or command not in POSITIONAL:
         raise UsageError(
             f"{path}: stage {name}: command {command!r}, expected one of {', '.join(POSITIONAL)}"
             f"{did_you_mean(str(command), POSITIONAL)}"
@@ -191,12 +196,20 @@ def _parse_stage(path: Path, number: int, table: dict[str, Any], names: dict[str
                 raise UsageError(f"{path}: stage {name}: set, expected a table of config values")
             for setting, content in flatten(value).items():
                 # JSON is TOML for everything a config holds: numbers, booleans, strings and lists of them
-                arguments += ["--set", f"{setting}={json.dumps(_fill(content, names))}"]
+                try:
+                    arguments += ["--set", f"{setting}={json.dumps(_fill(content, names))}"]
+                except TypeError:
+                    raise UsageError(
+                        f"{path}: stage {name}: {setting}, expected a number, a text or a list of them, got {content}"
+                    ) from None
         elif isinstance(value, bool):
             arguments.append(f"--{option}" if value else f"--no-{option}")
         else:
             for item in values:
                 arguments += [f"--{option}", str(item)]
+    for word in (name, *arguments):
+        if unknown := PLACEHOLDER.search(word):
+            raise UsageError(f"{path}: stage {name}: {unknown[0]} stands for nothing; known: {', '.join(names)}")
     return Stage(name, command, tuple(arguments), tuple(reads), nproc)
 
 
@@ -234,10 +247,7 @@ def run_pipeline(
         BusyError: another process runs the pipeline.
         DriftkitError: a stage failed; the earlier ones stay done.
     """
-    for name in only:
-        if name not in [s.name for s in pipeline.stages]:
-            known = [s.name for s in pipeline.stages]
-            raise UsageError(f"--stage {name}: {pipeline.name} has {', '.join(known)}{did_you_mean(name, known)}")
+    require_stages(pipeline, only)
     with locked_file(_state_path(pipeline), wait=False):
         return _run_stages(pipeline, execute, only, force, report)
 
@@ -278,6 +288,18 @@ def _run_stages(
         report(number, stage, "done", seconds)
         records.append({**record, "result": result})
     return records
+
+
+def require_stages(pipeline: Pipeline, names: Sequence[str]) -> None:
+    """Refuse names that no stage has.
+
+    Raises:
+        UsageError: names the first one, and the stages there are.
+    """
+    known = [stage.name for stage in pipeline.stages]
+    for name in names:
+        if name not in known:
+            raise UsageError(f"--stage {name}: {pipeline.name} has {', '.join(known)}{did_you_mean(name, known)}")
 
 
 def _launch(stage: Stage) -> dict[str, Any]:

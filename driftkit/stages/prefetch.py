@@ -145,6 +145,8 @@ def select(names: Sequence[str], *, everything: bool = False) -> list[Item]:
         UsageError: an unknown name, or none; timm:MODEL is known where timm knows the model.
     """
     known = items()
+    if everything and names:
+        raise UsageError(f"--all: brings {names[0]} with everything else; give either names or --all")
     if everything:
         return list(known.values())
     if not names:

@@ -167,12 +167,7 @@ def _read(target: Path, image_size: int | None) -> _Images:
 
     record = target.with_suffix(".json")
     if target.suffix == ".safetensors" and not _is_pack(target):
-        tensors, _ = read_tensors(target)
-        images = tensors.get("images")
-        if images is None or images.ndim != 4 or images.shape[1] != 3 or not len(images):
-            got = "none" if images is None else str(list(images.shape))
-            raise MissingError(f"{target}: expected a tensor `images` [N, 3, H, W], got {got}")
-        images, notes = require_uint8(images, str(target))
+        images, notes = require_uint8(_images_in(target), str(target))
         if not _is_samples(record):
             return _Images(images, {"data": str(target), "digest": state_digest({"images": images})}, notes=notes)
         info = read_json(record) if notes else read_samples(target).info
@@ -180,6 +175,15 @@ def _read(target: Path, image_size: int | None) -> _Images:
     pack = open_dataset(str(target), image_size=image_size)
     info = {"data": str(target), "digest": pack.digest}
     return _Images(pack.images, info, pack.labels, pack.classes, file_formats(pack.card.source.spec))
+
+
+def _images_in(path: Path) -> torch.Tensor:
+    """The images of a safetensors file, as it holds them."""
+    images = read_tensors(path)[0].get("images")
+    if images is None or images.ndim != 4 or images.shape[1] != 3 or not len(images):
+        got = "none" if images is None else str(list(images.shape))
+        raise MissingError(f"{path}: expected a tensor `images` [N, 3, H, W], got {got}")
+    return images
 
 
 def _is_pack(path: Path) -> bool:
@@ -229,14 +233,25 @@ def require_target(target: Path, sampling: Sampling, *, reference_size: int | No
         UsageError: sampling options for images that are there already.
         RefusedError: a run of another image size than the reference.
     """
+    from driftkit.objectives.registry import require_sampler
+
     if not target.exists():
         raise MissingError(f"{target}: expected a run, a samples file or images, found nothing")
     if not is_run(target):
         if sampling.given():
             named = ", ".join(f"--{name}" for name in sampling.given())
             raise UsageError(f"{named}: {target} is no run, its images are there already; leave the option out")
+        if target.suffix == ".safetensors" and not _is_pack(target):
+            width = _images_in(target).shape[-1]
+            if reference_size is not None and width != reference_size:
+                raise RefusedError(sizes_differ(width, reference_size))
         return
-    size = Run.open(target).manifest()["config"].get("data", {}).get("image_size")
+    run = Run.open(target)
+    config = run.manifest()["config"]
+    require_sampler(config["objective"]["name"], sampling.sampler)
+    if sampling.step is not None:
+        run.checkpoint(sampling.step)
+    size = config.get("data", {}).get("image_size")
     if isinstance(size, int) and reference_size is not None and size != reference_size:
         raise RefusedError(sizes_differ(size, reference_size))
 

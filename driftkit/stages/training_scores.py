@@ -52,14 +52,9 @@ def open_scoring(
         image_size=config.data.image_size if wanted.reference is None else None,
         device=device,
         judging=Judging(memorisation=False),
+        check_size=lambda size: _require_size(config, size),
         tell=lambda line: print(line, file=sys.stderr, flush=True),
     )
-    size = judge.reference.image_size
-    if size is not None and size != config.data.image_size:
-        raise RefusedError(
-            f"evaluation.reference {wanted.reference}: its images are {size} pixels wide, the run's "
-            f"{config.data.image_size}; name images of that size"
-        )
     if encoder and encoder.get("weights_digest") == judge.bench.extractor.weights_digest:
         warn(f"{wanted.features} is the encoder that this run is trained with: its own teacher flatters it")
     name = f"fid@{wanted.num_images}"
@@ -75,3 +70,11 @@ def open_scoring(
             return {}
 
     return Scoring(wanted.every, score)
+
+
+def _require_size(config: TrainConfig, size: int | None) -> None:
+    if size is not None and size != config.data.image_size:
+        raise RefusedError(
+            f"evaluation.reference {config.evaluation.reference}: its images are {size} pixels wide, the run's "
+            f"{config.data.image_size}; name images of that size"
+        )

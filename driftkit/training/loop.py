@@ -43,10 +43,10 @@ from driftkit.training.tracking import NoTracker, Tracker, TrackerName, open_tra
 class TrainerConfig(BaseModel):
     """How the loop runs, whatever it minimises."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     steps: int = Field(50_000, ge=0, description="optimizer steps of the whole run; 0 saves the untrained network")
-    batch_size: int = Field(128, ge=1, description="images per rank and step")
+    batch_size: int = Field(128, ge=1, le=2**20, description="images per rank and step")
     learning_rate: float = Field(2e-4, gt=0, description="AdamW learning rate")
     warmup_steps: int = Field(0, ge=0, description="steps over which the learning rate rises linearly from 0")
     betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW moment decays")

@@ -1,0 +1,131 @@
+"""Command lines of `driftkit data` that are refused: images that are none, and places that are none."""
+
+import torch
+
+from tests.bad_input.case import Case
+from tests.bad_input.given import all_of, archive, cut, folder_named, image, images, link, raw, tensors, text
+
+PNG = image("photos/a.png")
+
+DATA = [
+    Case("data-no-spec", "data", 2, ["SPEC"]),
+    Case("data-two-specs", "data shapes cifar10", 2, ["unexpected extra argument", "cifar10"]),
+    Case("data-empty-word", "data ''", 2, ["empty"]),
+    Case("data-misspelt", "data shaps", 3, ["shaps", "did you mean shapes"]),
+    Case("data-missing-folder", "data photos", 3, ["photos", "no such file or folder"]),
+    Case("data-missing-archive", "data photos.zip", 3, ["photos.zip", "no such file or folder"]),
+    Case("data-missing-pack", "data photos.safetensors", 3, ["photos.safetensors is not there"]),
+    Case("data-path-too-long", f"data {'x/' * 2500}", 2, ["too long"]),
+    Case("data-name-too-long", f"data {'x' * 300}", 2, ["too long"]),
+    Case("data-newline-in-name", "data 'a\nb'", 3, ["a b", "no such file or folder"]),
+    Case("data-url", "data https://example.org/a.zip", 3, ["no such file or folder"]),
+    Case("data-empty-folder", "data photos", 3, ["photos", "no image"], folder_named("photos")),
+    Case("data-folder-of-texts", "data photos", 3, ["photos", "no image"], text("hello", "photos/readme.txt")),
+    Case("data-text-file", "data notes.txt", 3, ["notes.txt"], text("hello", "notes.txt")),
+    Case("data-one-image-file", "data a.png", 3, ["a.png"], image("a.png")),
+    Case("data-link-to-nowhere", "data photos", 3, ["photos"], link("photos", "nowhere")),
+    Case("data-device-file", "data /dev/null", 3, ["/dev/null"]),
+    Case("data-zip-zero-bytes", "data a.zip", 3, ["a.zip"], raw(b"", "a.zip")),
+    Case("data-zip-no-zip", "data a.zip", 3, ["a.zip"], raw(b"PK\x03\x04" + b"x" * 99, "a.zip")),
+    Case("data-zip-of-nothing", "data a.zip", 3, ["a.zip", "no image"], archive("a.zip")),
+    Case(
+        "data-zip-of-a-broken-image", "data a.zip", 3, ["x.png", "no readable image"], archive("a.zip", ("x.png", b"x"))
+    ),
+    Case("data-tar-cut-off", "data a.tar", 3, ["a.tar"], raw(b"x" * 700, "a.tar")),
+    Case(
+        "data-image-zero-bytes", "data photos", 3, ["b.png", "no readable image"], all_of(PNG, raw(b"", "photos/b.png"))
+    ),
+    Case(
+        "data-image-cut-off",
+        "data photos",
+        3,
+        ["b.png", "no readable image"],
+        all_of(PNG, image("photos/b.png", size=(64, 64)), cut("photos/b.png", 900)),
+    ),
+    Case(
+        "data-image-cut-off-jpeg",
+        "data photos",
+        3,
+        ["b.jpg", "no readable image"],
+        all_of(PNG, image("photos/b.jpg", size=(64, 64)), cut("photos/b.jpg", 900)),
+    ),
+    Case(
+        "data-image-is-a-text",
+        "data photos",
+        3,
+        ["b.png", "no readable image"],
+        all_of(PNG, text("hello", "photos/b.png")),
+    ),
+    Case(
+        "data-image-of-floats",
+        "data photos",
+        3,
+        ["b.tif", "floating-point", "convert"],
+        all_of(PNG, image("photos/b.tif", "F")),
+    ),
+    Case(
+        "data-image-of-another-size",
+        "data photos",
+        3,
+        ["b.png", "9x8", "--image-size"],
+        all_of(PNG, image("photos/b.png", size=(9, 8))),
+    ),
+    Case("data-split-misspelt", "data cifar10:tset", 2, ["tset", "train or test"]),
+    Case("data-split-of-shapes", "data shapes:valid", 2, ["valid"]),
+    Case("data-split-twice", "data 'shapes:test?split=test'", 2, ["twice"]),
+    Case("data-split-of-a-folder", "data 'photos?split=tset'", 3, ["no split 'tset'"], images()),
+    Case("data-key-misspelt", "data 'shapes?colour=1&conut=3'", 2, ["unknown key"]),
+    Case("data-key-near-another", "data 'shapes?conut=3'", 2, ["conut", "did you mean count?"]),
+    Case("data-key-twice", "data 'shapes?count=3&count=4'", 2, ["twice"]),
+    Case("data-query-broken", "data 'shapes?count'", 2, ["key=value"]),
+    Case("data-shapes-count-overflow", "data 'shapes?count=99999999999999999999'", 2, ["count"]),
+    Case("data-shapes-count-no-number", "data 'shapes?count=many'", 2, ["count", "many"]),
+    Case("data-shapes-size-negative", "data 'shapes?image_size=-8'", 2, ["image_size", "-8"]),
+    Case("data-shapes-two-sizes", "data 'shapes?image_size=8' --image-size 16", 2, ["16", "one of them"]),
+    Case("data-image-size-zero", "data shapes --image-size 0", 2, ["--image-size 0", "8 to 1024"]),
+    Case("data-image-size-huge", "data shapes --image-size 100000", 2, ["--image-size 100000", "8 to 1024"]),
+    Case("data-image-size-fraction", "data shapes --image-size 8.5", 2, ["--image-size", "8.5"]),
+    Case("data-limit-zero", "data shapes --limit 0", 2, ["--limit 0", "at least 1"]),
+    Case("data-limit-negative", "data shapes --limit=-3", 2, ["--limit -3", "at least 1"]),
+    Case("data-pack-of-another-size", "data {pack} --image-size 16", 3, ["8x8", "16x16", "--output"]),
+    Case(
+        "data-pack-without-card",
+        "data p.safetensors",
+        3,
+        ["no card p.json"],
+        tensors("p.safetensors", images=torch.zeros(2, 3, 8, 8)),
+    ),
+    Case("data-pack-zero-bytes", "data p.safetensors", 3, ["p.safetensors"], raw(b"", "p.safetensors")),
+    Case(
+        "data-pack-card-of-another",
+        "data p.safetensors",
+        3,
+        ["p.json", "no card"],
+        all_of(tensors("p.safetensors", images=torch.zeros(2, 3, 8, 8)), text("{}", "p.json")),
+    ),
+    Case("data-pack-is-a-samples-file", "data {samples}", 3, ["no card of a pack"]),
+    Case("data-is-a-run", "data {drift}", 2, ["is a run", "driftkit sample"]),
+    Case(
+        "data-output-holds-something-else",
+        "data 'shapes?count=8&image_size=8' -o {pack}",
+        2,
+        ["holds something else", "--force"],
+    ),
+    Case(
+        "data-output-a-folder",
+        "data 'shapes?count=8&image_size=8' -o p.safetensors --force",
+        2,
+        ["found a folder"],
+        folder_named("p.safetensors"),
+    ),
+    Case(
+        "data-output-in-proc",
+        "data 'shapes?count=8&image_size=8' -o /proc/x/p",
+        2,
+        ["--output /proc/x/p", "cannot be written"],
+    ),
+    Case("data-output-below-a-file", "data 'shapes?count=8&image_size=8' -o {pack}/p", 2, ["--output", "found a file"]),
+    Case("data-grid-no-png", "data shapes --grid g.jpg", 2, ["--grid g.jpg", ".png"]),
+    Case("data-grid-in-proc", "data shapes --grid /proc/x/g.png", 2, ["--grid /proc/x/g.png", "cannot be written"]),
+    Case("data-set-is-no-option", "data shapes --set a=1", 2, ["--set"]),
+]
