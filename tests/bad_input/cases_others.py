@@ -21,8 +21,7 @@ APP = [
 ]
 
 VERIFY = [
-    Case("verify-nothing-named", "verify", 2, ["PATHS"]),
-    Case("verify-missing", "verify outputs/drift", 3, ["outputs/drift"]),
+    Case("verify-nothing-named", "verify", 2, ["Missing argument"]),
     Case("verify-option-misspelt", "verify {drift} --jsn", 2, ["--jsn", "--json"]),
     Case("verify-name-too-long", f"verify {'x' * 300}", 2, ["too long"]),
 ]
