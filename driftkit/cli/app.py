@@ -13,7 +13,15 @@ from typer.core import TyperGroup
 
 from driftkit import __version__
 from driftkit.cli import compare, data, doctor, export, fid, prefetch, probe_encoder, run, sample, train, verify
-from driftkit.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_RESOURCES, EXIT_USAGE, DriftkitError, UsageError
+from driftkit.errors import (
+    EXIT_FAILURE,
+    EXIT_INTERRUPTED,
+    EXIT_MISSING,
+    EXIT_RESOURCES,
+    EXIT_USAGE,
+    DriftkitError,
+    UsageError,
+)
 from driftkit.runtime.signals import StoppedError, ending_cleanly, exit_code
 
 EXIT_CODES = (
@@ -70,6 +78,8 @@ def explain(error: Exception, words: Sequence[str]) -> tuple[int, str]:
         return EXIT_RESOURCES, f"error: {_one_line(str(error))}; free some space, or choose another disk"
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         return EXIT_USAGE, f"error: {str(error.filename)[:60]}...: the name is too long for a file; give a shorter one"
+    if isinstance(error, PermissionError):
+        return EXIT_MISSING, f"error: {error.filename}: reading is not permitted; change its permissions"
     if isinstance(error, OSError):
         return EXIT_FAILURE, f"error: {_one_line(str(error))}"
     return EXIT_FAILURE, f"error: {type(error).__name__}: {_one_line(str(error))} (a bug: --debug shows where)"

@@ -157,11 +157,11 @@ def command(
         resolve(training, allow_download=False)
     if repeats is not None and repeats < 2:
         raise UsageError(f"--repeats {repeats}: expected at least 2")
-    if all_checkpoints and target.exists() and not is_run(target):
-        raise UsageError(f"--all-checkpoints: {target} is no run")
     if all_checkpoints and (repeats is not None or output is not None):
         other = "--repeats" if repeats is not None else "--output"
         raise UsageError(f"--all-checkpoints and {other} exclude each other: leave one out")
+    if all_checkpoints and target.exists() and not is_run(target):
+        raise UsageError(f"--all-checkpoints: {target} is no run")
     place = resolve_device(device, local_rank=local_rank())
     # Features travel between processes as CPU tensors, whatever device makes them.
     ranks = Ranks.start(device_type="cpu")
