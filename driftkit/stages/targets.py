@@ -11,6 +11,7 @@ import torch
 from driftkit.artifacts.files import read_json, read_tensors, state_digest
 from driftkit.artifacts.images import read_samples
 from driftkit.artifacts.run import Run, Weights
+from driftkit.artifacts.saved_config import image_size_of
 from driftkit.errors import DriftkitError, MissingError, RefusedError, UsageError
 from driftkit.evaluation.checks import require_uint8
 from driftkit.evaluation.features import Share
@@ -236,8 +237,8 @@ def require_target(target: Path, sampling: Sampling, *, reference_size: int | No
             named = ", ".join(f"--{name}" for name in sampling.given())
             raise UsageError(f"{named}: {target} is no run, its images are there already; leave the option out")
         return
-    size = Run.open(target).manifest()["config"].get("data", {}).get("image_size")
-    if isinstance(size, int) and reference_size is not None and size != reference_size:
+    size = image_size_of(Run.open(target))
+    if reference_size is not None and size != reference_size:
         raise RefusedError(sizes_differ(size, reference_size))
 
 

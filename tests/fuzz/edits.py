@@ -1,5 +1,6 @@
 """From any bytes to a file that is nearly right: edits of a valid document, each decided by the next bytes."""
 
+import copy
 import json
 import struct
 import tomllib
@@ -45,11 +46,11 @@ def edited(document: Any, data: bytes) -> Any:
 def _edit(document: Any, choices: Choices) -> Any:
     places = list(_places(document))
     if not places:
-        return NASTY[choices.below(len(NASTY))]
+        return copy.deepcopy(NASTY[choices.below(len(NASTY))])
     parent, key = places[choices.below(len(places))]
     action = choices.below(6)
     if action <= 2:
-        parent[key] = NASTY[choices.below(len(NASTY))]
+        parent[key] = copy.deepcopy(NASTY[choices.below(len(NASTY))])
     elif action == 3:
         del parent[key]
     elif action == 4:

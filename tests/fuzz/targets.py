@@ -113,7 +113,8 @@ def manifest(folder: Path) -> Target:
         _, resolved, checkpoint = load_network(opened)
         card = describe_run(opened, resolved, weights="ema", step=checkpoint.step)
         about = {"created": "", "inputs": {}, "output": {}, "difference": None, "file": "f", "sha256": "0" * 64}
-        to_markdown({**card, **about, "graph": "denoiser", "file_format": "onnx", "driftkit": "0"})
+        graph = "denoiser" if resolved.objective.name == "ddpm" else "generator"
+        to_markdown({**card, **about, "graph": graph, "file_format": "onnx", "driftkit": "0"})
 
     return Target([run.manifest_path.read_bytes()], "json", read)
 
@@ -154,7 +155,8 @@ def evaluations(folder: Path) -> Target:
     return Target(seeds, "json", read)
 
 
-PIPELINE = b"""
+PIPELINE = (
+    b"""
 name = "demo"
 output = "outputs/demo"
 stage = [
@@ -163,8 +165,10 @@ stage = [
    taps = ["a"], random-weights = true, output = "{output}/{id}", set = {objective = {taus = ["{tau}"]}}},
   {name = "fid", command = "fid", target = "{output}/a", reference = "shapes", num-images = 10},
 ]
-""".replace(b"\n", b" ").replace(b" name =", b"\nname =", 1).replace(b" output =", b"\noutput =", 1).replace(
-    b" stage =", b"\nstage =", 1
+""".replace(b"\n", b" ")
+    .replace(b" name =", b"\nname =", 1)
+    .replace(b" output =", b"\noutput =", 1)
+    .replace(b" stage =", b"\nstage =", 1)
 )
 
 
@@ -200,7 +204,10 @@ def config_words(_: Path) -> Target:
         each(lambda: parse_assignments(words))
         resolve_config(assignments=words)
 
-    seeds = [b"trainer.steps=5\nmodel.channel_multipliers=[1,2]\nseed=3", b"objective.taus=[0.1, 0.2]\ndata.spec=shapes"]
+    seeds = [
+        b"trainer.steps=5\nmodel.channel_multipliers=[1,2]\nseed=3",
+        b"objective.taus=[0.1, 0.2]\ndata.spec=shapes",
+    ]
     return Target(seeds, "text", read)
 
 
@@ -218,7 +225,7 @@ def contract(folder: Path) -> Target:
 
     def read(content: bytes) -> None:
         header = content.decode("utf-8", "replace")
-        with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
             document = json.loads(content)
             kept = {name: tensors[name] for name in document.pop("tensors") if name in tensors}
             header = json.dumps({**document, "sha256": state_digest(kept)})
@@ -339,7 +346,9 @@ def png(size: int = 8, colour: int = 90) -> bytes:
 def _archive(container: Container) -> None:
     names = container.names()
     container.digest()
-    each(lambda: arrange(names, Path("x"), None, is_folder=False), lambda: arrange(names, Path("x"), "t", is_folder=True))
+    each(
+        lambda: arrange(names, Path("x"), None, is_folder=False), lambda: arrange(names, Path("x"), "t", is_folder=True)
+    )
     for _, data in container.contents(set(names)):
         each(lambda data=data: decode_image(data, "image", 8))
 
@@ -368,7 +377,7 @@ def tar_archive(folder: Path) -> Target:
                 member = tarfile.TarInfo(name)
                 member.size = len(png())
                 archive.addfile(member, io.BytesIO(png()))
-        seeds.append(memory.getvalue()[:-7168])
+        seeds.append(memory.getvalue())
 
     def read(content: bytes) -> None:
         place.write_bytes(content)
