@@ -1,4 +1,4 @@
-"""JSON as driftkit writes it, to files and to a terminal. No torch: `driftkit doctor` needs it where torch is broken."""
+"""JSON as driftkit writes it, to files and to terminals. No torch: `driftkit doctor` needs it where torch is broken."""
 
 import json
 import re
