@@ -57,7 +57,7 @@ def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
 
         def report(what: str, done: int, total: int) -> None:
             if what not in tasks:
-                tasks[what] = bars.add_task(escape(what), total=total)
+                tasks[what] = bars.add_task(escape(printable(what)), total=total)
             bars.advance(tasks[what], done)
 
         yield report

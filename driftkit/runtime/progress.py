@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
-from driftkit.runtime.terminal import open_console, say
+from driftkit.runtime.terminal import open_console, printable, say
 
 PLAIN_INTERVAL_S = 5.0
 
@@ -35,7 +35,7 @@ def progress(title: str, total: int, *, unit: str = "images") -> Iterator[Callab
     counter = DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
     columns = (TextColumn("[bold]{task.description}"), BarColumn(), counter, TimeRemainingColumn())
     with Progress(*columns, console=screen, transient=True) as bar:
-        task = bar.add_task(escape(title), total=total or None)
+        task = bar.add_task(escape(printable(title)), total=total or None)
         yield lambda done: bar.advance(task, done)
 
 

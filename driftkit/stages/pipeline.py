@@ -167,7 +167,7 @@ def _parse_stage(path: Path, number: int, table: dict[str, Any], names: dict[str
     name, command, nproc = _fill(table.get("name"), names), table.get("command"), table.get("nproc", 1)
     if not isinstance(name, str) or not name:
         raise UsageError(f"{path}: stage {number} needs a name")
-    if command not in POSITIONAL:
+    if not isinstance(command, str) or command not in POSITIONAL:
         raise UsageError(
             f"{path}: stage {name}: command {command!r}, expected one of {', '.join(POSITIONAL)}"
             f"{did_you_mean(str(command), POSITIONAL)}"

@@ -1,33 +1,47 @@
-"""How much memory a few lines take beyond their imports, in a process of their own."""
+"""How much memory opening a source of images, or reading a file, takes: each in turn in one process of its own."""
 
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 PRELUDE = """
-import resource, sys
+import json, sys
+from driftkit.artifacts.files import read_tensors
+from driftkit.datasets.sources import open_dataset
 from driftkit.errors import DriftkitError
-import driftkit.artifacts.run, driftkit.datasets.sources, driftkit.encoders.weights, driftkit.stages.sample
+
 def peak():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024
-open("/proc/self/clear_refs", "w").write("5")  # the peak from here on
-before = peak()
-try:
-    exec(compile(sys.argv[1], "lines", "exec"))
-except DriftkitError as error:
-    print(type(error).__name__, error)
-print(peak() - before)
+
+for reader, path in json.loads(sys.argv[1]):
+    open("/proc/self/clear_refs", "w").write("5")  # the peak from here on
+    before, said = peak(), "read"
+    try:
+        {"images": open_dataset, "tensors": read_tensors}[reader](path)
+    except DriftkitError as error:
+        said = str(error)
+    print(json.dumps([said, peak() - before]))
 """
 
 
-def peak_of(lines: str) -> tuple[str, int]:
-    """What they say (the DriftkitError they raise), and by how many bytes the peak of the process rose."""
-    root = str(Path(__file__).parents[2])
-    environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
+def peaks(files: Sequence[tuple[str, Path]]) -> list[tuple[str, int]]:
+    """What reading says (the DriftkitError), and by how many bytes it raised the peak of the process.
+
+    Args:
+        files: ("images" or "tensors", file).
+    """
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    words = json.dumps([(reader, str(path)) for reader, path in files])
     done = subprocess.run(
-        [sys.executable, "-c", PRELUDE, lines], capture_output=True, text=True, env=environment, check=False, timeout=300
+        [sys.executable, "-c", PRELUDE, words],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=300,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
-    said, _, peak = done.stdout.strip().rpartition("\n")
-    return said, int(peak)
+    return [tuple(json.loads(line)) for line in done.stdout.splitlines()]

@@ -98,7 +98,7 @@ def test_statistics_of_others(payload, mark, tmp_path):
         from driftkit.evaluation.reference_statistics import open_statistics_file
         from tests.evaluation.fakes import tiny_extractor
 
-        with pytest.raises(MissingError, match="expected an .npz"):
+        with pytest.raises(MissingError, match=r"expected an \.npz"):
             open_statistics_file(file, tiny_extractor())
         refused(driftkit("fid", pack, "--reference", file, "--features", f"encoder:{run}"), mark)
 
