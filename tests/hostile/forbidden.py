@@ -10,7 +10,8 @@ MODULES = {
 CALLS = {
     "eval", "exec", "compile", "__import__", "builtins.eval", "builtins.exec", "os.system", "os.popen", "os.execv",
     "os.execve", "os.execvp", "os.spawnl", "os.spawnv", "pty.spawn", "subprocess.getoutput",
-    "subprocess.getstatusoutput",    "asyncio.create_subprocess_shell", "asyncio.start_server", "socket.create_server", "torch.jit.load",
+    "subprocess.getstatusoutput", "asyncio.create_subprocess_shell", "asyncio.start_server", "socket.create_server",
+    "torch.jit.load",
     "torch.package.PackageImporter", "torch.hub.load", "tempfile.mktemp", "tarfile.extractall", "shutil.unpack_archive",
 }  # fmt: skip
 METHODS = {"extractall", "bind", "listen", "serve_forever"}  # of archives, sockets and servers
