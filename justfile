@@ -41,6 +41,10 @@ pipeline NAME *ARGS:
 gpu-test:
     uv run pytest -m gpu
 
+# give readers of files what breaks them, guided by coverage; for example: just fuzz --seconds 600 manifest
+fuzz *ARGS:
+    uv run --group fuzz python -m tests.fuzz {{ARGS}}
+
 # measure against baselines of the same run and write tests/benchmarks/results; for example: just bench field
 bench *ARGS:
     uv run python -m tests.benchmarks {{ARGS}}

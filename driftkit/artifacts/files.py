@@ -8,6 +8,7 @@ what was written last is at most not vouched for yet, never contradicted.
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,9 @@ __all__ = [
 ]
 
 SEAL = "seal"
+
+MAX_JSON_BYTES = 256 * 2**20
+MAX_HEADER_BYTES = 32 * 2**20
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> str:
@@ -78,10 +82,16 @@ def read_sealed(path: Path) -> tuple[dict[str, Any], str | None]:
     """One JSON object and its seal, None where it has none; whether they fit is not asked.
 
     Raises:
-        MissingError: the file is absent, is no JSON or holds something other than an object.
+        MissingError: the file is absent, is no plain file, larger than 256 MiB, no JSON, or holds something other than
+            an object.
     """
+    _require_plain(path)
     try:
+        if (size := Path(path).stat().st_size) > MAX_JSON_BYTES:
+            raise MissingError(f"{path}: {size:,} bytes of JSON, expected at most {MAX_JSON_BYTES:,}")
         document = json.loads(Path(path).read_text(encoding="utf-8"))
+    except MissingError:
+        raise
     except FileNotFoundError:
         raise MissingError(f"{path} is not there") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -113,14 +123,22 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """The tensors (memory-mapped) and the header of a safetensors file.
 
     Raises:
-        MissingError: the file is absent, truncated or no safetensors file.
+        MissingError: the file is absent, truncated, no safetensors file, or has a header of more than 32 MiB.
     """
+    _require_plain(path)
     try:
+        with open(path, "rb") as head:
+            header = int.from_bytes(head.read(8), "little")
+        # The format allows 100 MB, which take a gigabyte once parsed; a header of 100,000 tensors has 10 MB.
+        if header > MAX_HEADER_BYTES:
+            raise MissingError(f"{path}: a header of {header:,} bytes, expected at most {MAX_HEADER_BYTES:,}")
         with safe_open(path, framework="pt", device="cpu") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except MissingError:
+        raise
     except FileNotFoundError:
         raise MissingError(f"{path} is not there") from None
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, ValueError) as error:
         raise MissingError(f"{path} is not a readable safetensors file: {error}") from None
 
 
@@ -192,6 +210,16 @@ def _forget_cached(path: Path) -> None:
 def sha256(content: bytes) -> str:
     """Hex digest of bytes."""
     return hashlib.sha256(content).hexdigest()
+
+
+def _require_plain(path: Path) -> None:
+    """Refuse pipes and devices, which would be waited for without end."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return  # what is absent or unreadable is said by who opens it
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise MissingError(f"{path} is no plain file; remove it")
 
 
 def sha256_file(path: Path) -> str:

@@ -334,14 +334,14 @@ class Run:
         """
         if not self.metrics_path.is_file():
             return []
-        lines = self.metrics_path.read_text(encoding="utf-8").split("\n")
+        lines = self.metrics_path.read_text(encoding="utf-8", errors="replace").split("\n")
         records: list[dict[str, Any]] = []
         for number, line in enumerate(lines, start=1):
             if not line:
                 continue
             try:
                 record = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 record = None
             if isinstance(record, dict):
                 records.append(record)
@@ -358,7 +358,7 @@ class Run:
             for name in manifest.get("products", {})
             if (_step_of(name) or 0) > step or not (self.path / name).exists()
         }
-        kept = [r for r in self.metrics() if r.get("step", 0) <= step]
+        kept = [r for r in self.metrics() if not isinstance(at := r.get("step"), int | float) or at <= step]
         content = "".join(json.dumps(r) + "\n" for r in kept).encode()
         if not later and self.metrics_path.is_file() and self.metrics_path.read_bytes() == content:
             return

@@ -23,6 +23,7 @@ from driftkit.errors import (
     UsageError,
 )
 from driftkit.runtime.signals import StoppedError, ending_cleanly, exit_code
+from driftkit.runtime.terminal import say
 
 EXIT_CODES = (
     "Exit codes: 0 ok, 1 failure, 2 usage, 3 data or weights missing or damaged, 4 out of memory or disk, no such "
@@ -51,7 +52,7 @@ class DriftkitGroup(TyperGroup):
                 raise
             code, message = explain(error, words)
             if not (getattr(error, "on_all_ranks", False) and int(os.environ.get("RANK", "0")) > 0):
-                sys.stderr.write(message + "\n")
+                say(message)
             result = code
         except StoppedError as stopped:
             sys.stderr.write(f"stopped by {stopped}; nothing half-written is left, the same command starts over\n")

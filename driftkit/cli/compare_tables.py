@@ -3,7 +3,6 @@
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -20,6 +19,7 @@ from driftkit.evaluation.records import speed_of
 from driftkit.evaluation.speed import Speed
 from driftkit.evaluation.summary import RunSummary
 from driftkit.evaluation.table import SMALL_N, ScoreRow, ScoreTable
+from driftkit.runtime.terminal import open_console
 
 WIDTH = 100
 SPARK = 10
@@ -28,7 +28,7 @@ MOST_ROWS = 12
 
 def show(made: Any) -> None:
     """Print a `stages.compare.Comparison`."""
-    console = Console(width=WIDTH, highlight=False)
+    console = open_console(width=WIDTH, highlight=False)
     console.print(runs_table(made.runs, made.encoders))
     for table in made.tables:
         console.print(scores_table(table, made.speeds))

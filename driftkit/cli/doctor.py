@@ -30,11 +30,12 @@ def command(
 
 
 def _show(document: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    console = Console(highlight=False)
+    from driftkit.runtime.terminal import open_console
+
+    console = open_console(highlight=False)
     facts = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     facts.add_column(style="bold", no_wrap=True)
     facts.add_column(overflow="fold")

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from driftkit.cli.output import JsonOption, emit, option
+from driftkit.cli.output import JsonOption, emit, option, show_line
 
 WHAT, FILES = "What is exported", "Where it goes"
 
@@ -55,8 +55,8 @@ def command(
     def show() -> None:
         difference = made.document["difference"]
         checked = f", within {difference['largest']:.1e} of the network" if difference else ""
-        typer.echo(f"{made.document['graph']} ({format}, {weights} weights, step {made.document['step']}){checked}")
-        typer.echo(f"{made.model}\ncard: {made.folder / 'README.md'}")
+        show_line(f"{made.document['graph']} ({format}, {weights} weights, step {made.document['step']}){checked}")
+        show_line(f"{made.model}\ncard: {made.folder / 'README.md'}")
 
     emit(document, as_json=as_json, show=show)
     return document

@@ -20,10 +20,11 @@ PLAIN = {
 
 def show(document: dict[str, Any]) -> None:
     """Print an evaluation, a summary of repeats, or a curve."""
-    from rich.console import Console
     from rich.markup import escape
 
-    console = Console(width=WIDTH, highlight=False)
+    from driftkit.runtime.terminal import open_console
+
+    console = open_console(width=WIDTH, highlight=False)
     _head(console, document)
     if document["kind"] == "evaluation curve":
         console.print(_curve(document))
@@ -71,6 +72,8 @@ def _scores(document: Mapping[str, Any]) -> "Table":
 
 def _rows(document: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     """Name, value and floor of every score that exists."""
+    from rich.markup import escape
+
     floor = document["floor"] or {}
     metrics = document["repeats"]["metrics"] if "repeats" in document else document["metrics"]
     yield (
@@ -90,13 +93,17 @@ def _rows(document: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     classes = document.get("classes")
     if classes:
         real = f"{classes['reference_entropy']:.3f}"
-        yield f"entropy of classes ({classes['by']}), nats", _value(metrics["class_entropy"], "{:.3f}"), real
+        yield (
+            f"entropy of classes ({escape(str(classes['by']))}), nats",
+            _value(metrics["class_entropy"], "{:.3f}"),
+            real,
+        )
         distances = [v for v in (classes.get("fd") or {}).values() if v is not None]
         if distances:
             worst = max((v, k) for k, v in classes["fd"].items() if v is not None)
             yield (
                 "fid of classes, mean",
-                f"{sum(distances) / len(distances):.4g}, worst {worst[0]:.4g} ({worst[1]})",
+                f"{sum(distances) / len(distances):.4g}, worst {worst[0]:.4g} ({escape(str(worst[1]))})",
                 "",
             )
     if "nearest_ratio" in metrics:
@@ -116,13 +123,16 @@ def _value(value: Any, digits: str) -> str:
 
 
 def _curve(document: Mapping[str, Any]) -> "Table":
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table("step", "images seen", document["name"], "kid", "precision", "recall", "")
     for point in document["points"]:
         metrics = point["metrics"] or {}
         cells = [_value(metrics.get(key), "{:.4g}") for key in ("fid", "kid_mean", "precision", "recall")]
-        table.add_row(f"{point['step']:,}", f"{point['images_seen']:,}", *cells, point.get("refused", ""))
+        table.add_row(
+            f"{point['step']:,}", f"{point['images_seen']:,}", *cells, escape(str(point.get("refused") or ""))
+        )
     floor = document["floor"]
     if floor:
         count = floor["num_images"]

@@ -1,12 +1,13 @@
 """What every command does with its result and its options: one JSON document or text on stdout, all else on stderr."""
 
 import contextlib
-import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any
 
 import typer
+
+from driftkit.runtime.terminal import open_console, printable, say
 
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print exactly one JSON document on stdout.", show_envvar=False)
@@ -16,27 +17,33 @@ JsonOption = Annotated[
 def emit(document: Mapping[str, Any], *, as_json: bool, show: Callable[[], None]) -> None:
     """Print `document` as JSON, or call `show` to print it for people."""
     if as_json:
-        sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        from driftkit.artifacts.json_text import to_json
+
+        sys.stdout.write(to_json(document) + "\n")
         sys.stdout.flush()
     else:
         show()
 
 
+def show_line(line: str) -> None:
+    """One line of a result on stdout."""
+    typer.echo(printable(line))
+
+
 def note(message: str) -> None:
     """One line of progress or warning on stderr."""
-    sys.stderr.write(message + "\n")
-    sys.stderr.flush()
+    say(message)
 
 
 @contextlib.contextmanager
 def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
     """Bars on stderr, lines now and then where it is no terminal; gives `report(what, just done, total)`."""
-    from rich.console import Console
+    from rich.markup import escape
     from rich.progress import Progress, TaskID
 
     from driftkit.runtime.progress import is_live, plain_lines
 
-    console = Console(stderr=True)
+    console = open_console(stderr=True)
     if not is_live(console):
         lines: dict[str, Callable[[int], None]] = {}
 
@@ -50,7 +57,7 @@ def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
 
         def report(what: str, done: int, total: int) -> None:
             if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
+                tasks[what] = bars.add_task(escape(printable(what)), total=total)
             bars.advance(tasks[what], done)
 
         yield report

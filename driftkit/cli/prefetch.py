@@ -42,11 +42,12 @@ def command(
 
 
 def _show(document: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.filesize import decimal
     from rich.markup import escape
 
-    console = Console(highlight=False)
+    from driftkit.runtime.terminal import open_console
+
+    console = open_console(highlight=False)
     colours = {"fetched": "green", "present": "green", "failed": "red"}
     for file in document["files"]:
         state = "missing" if file["state"] == "failed" else file["state"]

@@ -161,8 +161,9 @@ def _list(as_json: bool) -> dict[str, Any]:
 
 
 def _show_list(rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from driftkit.runtime.terminal import open_console
 
     table = Table(title="encoders", title_justify="left", show_lines=True)
     for column in ("name", "trained by", "maps", "input", "features", "licence", "here"):
@@ -186,7 +187,7 @@ def _show_list(rows: list[dict[str, Any]]) -> None:
             row["licence"] or "–",
             "–" if of_images else "yes" if row["weights"] else "no",
         )
-    console = Console(width=None if Console().is_terminal else 140, highlight=False)
+    console = open_console(width=None if open_console().is_terminal else 140, highlight=False)
     console.print(table)
     console.print(
         "also: timm:MODEL (any timm model with intermediate maps, --taps chooses them) and the folder, or "
@@ -209,12 +210,13 @@ def _parse_taus(text: str) -> tuple[float, ...]:
 
 
 def _show(document: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.markup import escape
 
-    console = Console(width=WIDTH, highlight=False)
+    from driftkit.runtime.terminal import open_console
+
+    console = open_console(width=WIDTH, highlight=False)
     about = ", ".join(str(document[key]) for key in ("model", "trained_by", "licence") if key in document)
-    console.print(f"[bold]{escape(document['encoder'])}[/bold]  {about}")
+    console.print(f"[bold]{escape(document['encoder'])}[/bold]  {escape(about)}")
     console.print(
         f"{document['parameters'] / 1e6:.1f} M parameters, input {document['input_size']} px, "
         f"feature set {document['feature_set']}, weights {document['weights'][:12]}"
@@ -231,11 +233,12 @@ def _show(document: dict[str, Any]) -> None:
 
 
 def _show_shapes(console: Any, document: dict[str, Any]) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     maps = Table("map", "channels", "height", "width", "vectors", title="feature maps", title_justify="left")
     for row in document["maps"]:
-        maps.add_row(row["name"], *(f"{row[key]:,}" for key in ("channels", "height", "width", "vectors")))
+        maps.add_row(escape(row["name"]), *(f"{row[key]:,}" for key in ("channels", "height", "width", "vectors")))
     console.print(maps)
     calls = Table(title="field calls per step", title_justify="left")
     for column in ("field call", "fields G", "channels C", "tensor", f"GFLOP at {document['memory']['batch_size']}"):
@@ -264,6 +267,7 @@ def _mib(size: int) -> str:
 
 def _show_groups(console: Any, document: dict[str, Any]) -> None:
     """What each group sees, as shares of signal in percent at the best temperature."""
+    from rich.markup import escape
     from rich.table import Table
 
     groups = document["groups"]
@@ -279,7 +283,7 @@ def _show_groups(console: Any, document: dict[str, Any]) -> None:
             colour = "red" if value < 0.15 else "green" if value >= 0.4 else "yellow"
             cells.append(f"[{colour}]{100 * value:.0f}[/{colour}]")
         purity = "–" if group["purity"] is None else f"{group['purity']:.0%}"
-        table.add_row(group["name"], *cells, purity, f"{group['effective_rank']:.0f}")
+        table.add_row(escape(group["name"]), *cells, purity, f"{group['effective_rank']:.0f}")
     console.print(table)
     kernel = Table(title="points that weigh in (perplexity), by temperature", title_justify="left")
     kernel.add_column("group", no_wrap=True)
@@ -288,7 +292,7 @@ def _show_groups(console: Any, document: dict[str, Any]) -> None:
     kernel.add_column("verdict")
     for group in groups:
         perplexities = [f"{k['perplexity']:.0f}" for k in group["kernel"]]
-        kernel.add_row(group["name"], *perplexities, document["group_verdicts"][group["name"]])
+        kernel.add_row(escape(group["name"]), *perplexities, escape(document["group_verdicts"][group["name"]]))
     console.print(kernel)
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from driftkit.cli.output import JsonOption, emit, note, option
+from driftkit.cli.output import JsonOption, emit, note, option, show_line
 
 TORCHRUN_PROCESSES = 8  # in the lines that --dry-run shows
 
@@ -76,7 +76,7 @@ def command(
         def show_plan() -> None:
             for row in plan:
                 lines = [row["one_process"], row["torchrun"]] if "torchrun" in row else [row["command"]]
-                typer.echo("\n  ".join([f"{row['name']} ({row['state']})", *lines]))
+                show_line("\n  ".join([f"{row['name']} ({row['state']})", *lines]))
             note(
                 f"--batch-size counts per process: {TORCHRUN_PROCESSES} processes see {TORCHRUN_PROCESSES} times the "
                 f"images per step; one sees as many with {TORCHRUN_PROCESSES} times the --batch-size and --micro-batch"
@@ -111,7 +111,7 @@ def command(
     def show() -> None:
         done = sum(r["state"] == "done" for r in records)
         seconds = sum(r.get("seconds", 0) for r in records)
-        typer.echo(
+        show_line(
             f"{loaded.name}: {done} stages run in {seconds:.0f} s, {len(records) - done} unchanged; "
             f"results in {loaded.output}"
         )

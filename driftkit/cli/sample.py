@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from driftkit.cli.output import JsonOption, emit, option, progress_bars
+from driftkit.cli.output import JsonOption, emit, option, progress_bars, show_line
 
 HOW, FILES = "How to sample", "Where it goes"
 
@@ -91,10 +91,10 @@ def command(
     document = {"samples": str(made.path), "grid": str(made.path.with_suffix(".png")), **made.info}
 
     def show() -> None:
-        typer.echo(
+        show_line(
             f"{num_images} images ({made.info['sampler']}, {made.info['nfe']} NFE, {weights} weights): {made.path}"
         )
-        typer.echo(f"grid: {made.path.with_suffix('.png')}")
+        show_line(f"grid: {made.path.with_suffix('.png')}")
 
     emit(document, as_json=as_json, show=show)
     return document

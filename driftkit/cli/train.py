@@ -280,32 +280,37 @@ def _budget(config: Any) -> dict[str, Any]:
 
 
 def _show_plan(values: dict[str, Any], origins: dict[str, str], folder: Path, document: dict[str, Any]) -> None:
-    from rich.console import Console
+    from rich.markup import escape
 
     from driftkit.cli.budget_table import budget_table
+    from driftkit.runtime.terminal import open_console
 
     _show_config(values, origins, folder)
     if document["budget"] is None:
-        Console(width=100).print(f"cost of a step unknown: {document['budget_unknown']}")
+        open_console(width=100).print(escape(f"cost of a step unknown: {document['budget_unknown']}"))
     else:
-        Console(width=100).print(*budget_table(document["budget"]), sep="\n")
+        open_console(width=100).print(*budget_table(document["budget"]), sep="\n")
 
 
 def _show_config(values: dict[str, Any], origins: dict[str, str], folder: Path) -> None:
-    from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
-    table = Table("key", "value", "from", title=f"config of {folder}", title_justify="left")
+    from driftkit.runtime.terminal import open_console
+
+    table = Table("key", "value", "from", title=escape(f"config of {folder}"), title_justify="left")
     for key, value in values.items():
-        table.add_row(key, str(value), origins.get(key, "default"))
-    Console(width=100).print(table)
+        table.add_row(key, escape(str(value)), escape(origins.get(key, "default")))
+    open_console(width=100).print(table)
 
 
 def _show_run(document: dict[str, Any]) -> None:
-    from rich.console import Console
+    from rich.markup import escape
 
-    folder = document["run"]
-    Console(width=100, highlight=False).print(
+    from driftkit.runtime.terminal import open_console
+
+    folder = escape(document["run"])
+    open_console(width=100, highlight=False).print(
         f"[bold]{folder}[/bold]: {document['state']} at step {document['step']:,}, {document['images_seen']:,} images, "
         f"{document['train_seconds']:.0f} s on {document['device']}\n"
         f"pictures in {folder}/samples, weights in {folder}/checkpoints"

@@ -42,12 +42,13 @@ def command(
 
 
 def _show(document: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.filesize import decimal
     from rich.markup import escape
     from rich.table import Table
 
-    console = Console(highlight=False)
+    from driftkit.runtime.terminal import open_console
+
+    console = open_console(highlight=False)
     for title, rows in (("problems", document["problems"]), ("notes", document["notes"])):
         if not rows:
             continue

@@ -63,7 +63,7 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
             raise UsageError(f"--set {assignment}: expected section.key=value, for example --set trainer.batch_size=64")
         try:
             value = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
+        except (ValueError, RecursionError):  # TOMLDecodeError, numbers of thousands of digits, deep nesting
             value = text
         nested, _ = merge([("--set", nested), ("--set", nest(key, value))])
     return nested
@@ -89,7 +89,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise MissingError(f"{path} is not there") from None
     except (OSError, UnicodeDecodeError) as error:
         raise MissingError(f"{path} cannot be read: {error}") from None
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError, numbers of thousands of digits, deep nesting
         raise UsageError(f"{path} is not valid TOML: {error}") from None
 
 

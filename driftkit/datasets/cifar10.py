@@ -248,6 +248,8 @@ def _list_of_ints(operations: Iterator[Any]) -> list[int]:
 
 def _read_file(path: Path) -> bytes:
     try:
+        if path.exists() and not path.is_file():
+            raise MissingError(f"{path} is no plain file; extract {ARCHIVE} again")
         if path.stat().st_size > MAX_BATCH_BYTES:
             raise MissingError(f"{path}: {path.stat().st_size:,} bytes, expected about 31,000,000; get it again")
         return path.read_bytes()

@@ -18,6 +18,15 @@ from driftkit.artifacts.files import digest_json
 from driftkit.errors import MissingError
 
 MAX_MEMBER_BYTES = 256 * 2**20
+MAX_FILES = 20_000_000
+MAX_METADATA_BYTES = 2**20
+METADATA = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 ARCHIVE_SUFFIXES = (".zip", *TAR_SUFFIXES)
 BROKEN_ARCHIVE = (
@@ -57,6 +66,7 @@ class Folder:
     def _files(self) -> dict[str, tuple[int, int]]:
         """Name to size in bytes and time of the last change in nanoseconds."""
         found: dict[str, tuple[int, int]] = {}
+        root = os.path.realpath(self.path)
 
         def refuse(error: OSError) -> NoReturn:
             raise MissingError(f"{error.filename} is not readable: {error.strerror}") from None
@@ -77,6 +87,10 @@ class Folder:
                         raise MissingError(f"{path} is not readable: {error.strerror}; remove it") from None
                     if not stat.S_ISREG(status.st_mode):
                         raise MissingError(f"{path} is no plain file; remove it")
+                    if path.is_symlink() and not os.path.realpath(path).startswith(f"{root}{os.sep}"):
+                        raise MissingError(
+                            f"{path} is a link out of the folder, to {os.path.realpath(path)}; copy it there (cp -L)"
+                        )
                     found[path.relative_to(self.path).as_posix()] = (status.st_size, status.st_mtime_ns)
         return found
 
@@ -144,6 +158,19 @@ class _StrictMember(tarfile.TarInfo):
     """A member whose broken header is an error: tarfile takes one for the end, and a cut archive for a whole one."""
 
     @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        member = super().frombuf(buf, encoding, errors)
+        # tarfile reads names, extended headers and maps of holes whole, however long a compressed archive makes them.
+        if member.type in METADATA and member.size > MAX_METADATA_BYTES:
+            raise tarfile.ReadError(f"a header of {member.size:,} bytes, expected at most {MAX_METADATA_BYTES:,}")
+        if member.type == tarfile.GNUTYPE_SPARSE:
+            raise tarfile.ReadError(f"{member.name} has holes; make the archive without --sparse")
+        return member
+
+    def _proc_gnusparse_10(self, *_: Any) -> NoReturn:
+        raise tarfile.ReadError(f"{self.name} has holes; make the archive without --sparse")
+
+    @classmethod
     def fromtarfile(cls, tarfile_: tarfile.TarFile) -> Self:
         try:
             return super().fromtarfile(tarfile_)
@@ -163,7 +190,8 @@ class Tar:
         """Every plain file in the order of the archive."""
         try:
             with tarfile.open(self.path, "r:*", tarinfo=_StrictMember) as archive:
-                for member in archive:
+                while (member := archive.next()) is not None:
+                    archive.members.clear()  # type: ignore[attr-defined]  # tarfile keeps them all, and millions of empty ones compress to nothing
                     _check_name(self.path, member.name)
                     if member.isfile():
                         yield archive, member
@@ -175,10 +203,10 @@ class Tar:
             raise MissingError(f"{self.path} is no whole tar archive: {error}; get it again") from None
 
     def names(self) -> list[str]:
-        found: dict[str, tarfile.TarInfo] = {}
+        found: dict[str, None] = {}
         for _, member in self._walk():
             _check_size(f"{self.path}: {member.name}", member.size)
-            _add(found, self.path, re.sub(r"^(\./)+", "", member.name), member)
+            _add(found, self.path, re.sub(r"^(\./)+", "", member.name), None)
         return list(found)
 
     def digest(self) -> str:
@@ -203,6 +231,8 @@ def open_container(path: Path) -> Container:
     """
     if path.is_dir():
         return Folder(path)
+    if path.exists() and not path.is_file():
+        raise MissingError(f"{path} is no plain file; expected a folder or an archive of images")
     if path.name.lower().endswith(".zip"):
         return Zip(path)
     if path.name.lower().endswith(TAR_SUFFIXES):
@@ -215,6 +245,8 @@ def _add(found: dict[str, Any], path: Path, name: str, member: Any) -> None:
         return
     if name in found:
         raise MissingError(f"{path} holds {name} twice; make it again")
+    if len(found) >= MAX_FILES:
+        raise MissingError(f"{path} holds more than {MAX_FILES:,} files; make several packs of it")
     found[name] = member
 
 

@@ -1,7 +1,9 @@
 """From the bytes of an image file to uint8 RGB, and from one size to another."""
 
+import contextlib
 import io
 import struct
+import threading
 import zlib
 
 import numpy as np
@@ -17,6 +19,8 @@ SUFFIXES = frozenset(
 # Named, so that a file cannot reach the decoders that start other programs (EPS does).
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "MPO")
 MAX_PIXELS = 64 * 2**20
+LARGE_PIXELS = 8 * 2**20
+_LARGE = threading.Lock()  # large images are decoded one at a time: each takes up to a gigabyte on the way
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error)
 """What Pillow raises for files that are no images, are cut off or contradict themselves."""
 
@@ -42,12 +46,13 @@ def decode_image(data: bytes, name: str, image_size: int | None) -> npt.NDArray[
                 raise MissingError(
                     f"{name}: {width}x{height} px, expected at most {MAX_PIXELS:,} pixels; make it smaller"
                 )
-            opened.load()
-            upright = ImageOps.exif_transpose(opened) if "exif" in opened.info else opened
-            image = _to_rgb(upright, name)
-            if image_size is not None:
-                image = square(image, image_size)
-            return np.asarray(image).transpose(2, 0, 1)
+            with _LARGE if width * height > LARGE_PIXELS else contextlib.nullcontext():
+                opened.load()
+                upright = ImageOps.exif_transpose(opened) if "exif" in opened.info else opened
+                image = _to_rgb(upright, name)
+                if image_size is not None:
+                    image = square(image, image_size)
+                return np.asarray(image).transpose(2, 0, 1)
     except MissingError:
         raise
     except (*BROKEN, Image.DecompressionBombError) as error:
@@ -80,8 +85,8 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode == "F":
         raise MissingError(f"{name}: holds floating-point numbers, expected 8 or 16 bits a channel; convert it")
     if image.mode.startswith("I"):  # 16 bits, which Pillow would clip to 255 rather than scale
-        deep = np.asarray(image).astype(np.int64)
-        grey = (np.clip(deep, 0, 65535) / 257 + 0.5).astype(np.uint8)
+        deep = np.clip(np.asarray(image), 0, 65535).astype(np.int32)
+        grey = ((2 * deep + 257) // 514).astype(np.uint8)  # to the nearest 257th
         return Image.fromarray(grey).convert("RGB")
     if "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
         straight = image.convert("RGBA")

@@ -17,11 +17,12 @@ import torch
 from driftkit.datasets.containers import ARCHIVE_SUFFIXES, Container, open_container
 from driftkit.datasets.decode import SUFFIXES, decode_image
 from driftkit.datasets.packs import UNLABELLED, RawImages
-from driftkit.errors import MissingError
+from driftkit.errors import MissingError, ResourceError
 from driftkit.runtime.progress import progress
 
 SPLITS = frozenset({"train", "training", "test", "testing", "val", "valid", "validation"})
 FILES_AT_A_TIME, BYTES_AT_A_TIME = 128, 4 * 2**20
+MAX_WAITING_BYTES = 512 * 2**20
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,7 @@ def _decode(container: Container, names: Sequence[str], image_size: int | None) 
     batch = next(batches)
     first_name = batch[0][0]
     first = decode_image(batch[0][1], _full_name(container, first_name), image_size)
+    _require_memory(container, len(names), first)
     images = np.empty((len(names), *first.shape), dtype=np.uint8)
 
     def work(batch: list[tuple[str, bytes]]) -> int:
@@ -171,17 +173,36 @@ def _decode(container: Container, names: Sequence[str], image_size: int | None) 
     pool = ThreadPoolExecutor(workers)
     try:
         with progress(f"importing {container.path.name}", len(names)) as advance:
-            running: deque[Future[int]] = deque([pool.submit(work, batch)])
+            running: deque[tuple[Future[int], int]] = deque([(pool.submit(work, batch), _size(batch))])
+            waiting = _size(batch)
             for batch in batches:
+                waiting += _size(batch)
                 # A bounded queue: reading is faster than decoding, and the archive may be larger than the memory.
-                while len(running) > 2 * workers:
-                    advance(running.popleft().result())
-                running.append(pool.submit(work, batch))
-            while running:
-                advance(running.popleft().result())
+                while running and (len(running) > 2 * workers or waiting > MAX_WAITING_BYTES):
+                    done, size = running.popleft()
+                    waiting -= size
+                    advance(done.result())
+                running.append((pool.submit(work, batch), _size(batch)))
+            for done, _ in running:
+                advance(done.result())
     finally:
         pool.shutdown(cancel_futures=True)
     return torch.from_numpy(images)
+
+
+def _size(batch: list[tuple[str, bytes]]) -> int:
+    return sum(len(data) for _, data in batch)
+
+
+def _require_memory(container: Container, count: int, first: npt.NDArray[np.uint8]) -> None:
+    """Refuse an import that this machine's memory cannot hold, before images fill it."""
+    needed, there = count * first.nbytes, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        _, height, width = first.shape
+        raise ResourceError(
+            f"{container.path}: {count:,} images of {width}x{height} px take {needed / 2**30:.1f} GiB and this machine "
+            f"has {there / 2**30:.1f}; bring them to a smaller size with --image-size N"
+        )
 
 
 def _batches(container: Container, slots: dict[str, int]) -> Iterator[list[tuple[str, bytes]]]:

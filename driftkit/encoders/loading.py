@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from driftkit.artifacts.files import read_tensors, state_digest, write_tensors
 from driftkit.artifacts.run import Run
+from driftkit.artifacts.saved_config import image_size_of, model_of, objective_of
 from driftkit.encoders.networks import (
     FrozenEncoder,
     MAEEncoder,
@@ -27,9 +29,11 @@ from driftkit.encoders.specs import PIXEL, SPECS, TIMM_PREFIX, EncoderSpec, name
 from driftkit.encoders.weights import fetch, read_weights
 from driftkit.errors import MissingError, UsageError
 from driftkit.nn.mae_resnet import MAEResNet, MAEResNetConfig
+from driftkit.nn.weights import build_with
 from driftkit.runtime.finite import require_finite
 
 ENCODER_FILE = "encoder.safetensors"
+MAX_SIDE = 4096
 
 
 def load_encoder(
@@ -97,13 +101,10 @@ def load_run_encoder(
         UsageError: a run of another objective.
     """
     run = Run.open(path)
-    config = run.manifest()["config"]
-    if config["objective"]["name"] != "mae":
-        raise UsageError(
-            f"{path} was trained with objective {config['objective']['name']}; an encoder comes from a mae run"
-        )
-    size = input_size or int(config["data"]["image_size"])
-    return _mae_encoder(str(path), config["model"], run.checkpoint().weights("ema"), size, taps, device)
+    if objective_of(run) != "mae":
+        raise UsageError(f"{path} was trained with objective {objective_of(run)}; an encoder comes from a mae run")
+    size = input_size or image_size_of(run)
+    return _mae_encoder(str(path), model_of(run), run.checkpoint().weights("ema"), size, taps, device)
 
 
 def export_encoder(run: Run) -> Path:
@@ -141,8 +142,19 @@ def load_encoder_file(
         raise UsageError(f"encoder {path}: this file was not exported by a MAE run; expected its {ENCODER_FILE}")
     if header.get("sha256", state_digest(weights)) != state_digest(weights):
         raise MissingError(f"{path} is damaged: its weights are not those it was written with; train again, or copy it")
-    size = input_size or int(header["image_size"])
-    return _mae_encoder(str(path), json.loads(header["model"]), weights, size, taps, device)
+    size = input_size or _size_in(header, path)
+    try:
+        model = json.loads(header.get("model", ""))
+    except (ValueError, RecursionError):
+        raise MissingError(f"{path}: the network's config in its header is unreadable; export it again") from None
+    return _mae_encoder(str(path), model, weights, size, taps, device)
+
+
+def _size_in(header: Mapping[str, str], path: Path) -> int:
+    size = header.get("image_size", "")
+    if not (size.isascii() and size.isdecimal() and len(size) <= 4 and 1 <= int(size) <= MAX_SIDE):
+        raise MissingError(f"{path}: its header says image_size {size!r:.40}, expected 1 to {MAX_SIDE}")
+    return int(size)
 
 
 def _mae_encoder(
@@ -153,14 +165,14 @@ def _mae_encoder(
     taps: Sequence[str] | None,
     device: torch.device | str,
 ) -> FrozenEncoder:
-    network = MAEResNet(MAEResNetConfig.model_validate(model))
-    part = encoder_part(weights)
-    if part.keys() != encoder_part(network.state_dict()).keys():
-        raise MissingError(f"{name} does not hold the encoder its config describes: it has other tensors")
     try:
-        network.load_state_dict(part, strict=False)
-    except RuntimeError as error:
-        raise MissingError(f"{name} does not hold the encoder its config describes: {error}") from None
+        config = MAEResNetConfig.model_validate(model)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, ("model", *first["loc"])))
+        raise MissingError(f"{name}: config key {where}: {first['msg']}; it was edited or damaged") from None
+    part = encoder_part(weights)
+    network = build_with(lambda: MAEResNet(config), part, what=name, part=is_encoder_part)
     require_finite(part, f"encoder {name}: weights", fix="take another checkpoint or run")
     encoder = MAEEncoder(name, network, input_size=input_size, taps=taps)
     encoder.weights_digest = state_digest(part)
@@ -172,16 +184,21 @@ def native_image_size(name: str) -> int | None:
     """The image size that the MAE run in a folder, or the encoder it exported, was trained at; None for others."""
     path = Path(name)
     if path.is_dir():
-        return int(Run.open(path).manifest()["config"]["data"]["image_size"])
+        return image_size_of(Run.open(path))
     if path.is_file() and path.suffix == ".safetensors":
-        size = read_tensors(path)[1].get("image_size")
-        return None if size is None else int(size)
+        header = read_tensors(path)[1]
+        return _size_in(header, path) if "image_size" in header else None
     return None
 
 
 def encoder_part(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The tensors of a MAE that belong to its encoder: the same digest whether they come from a run or a file."""
-    return {name: tensor for name, tensor in weights.items() if name.startswith(("stem.", "stages."))}
+    return {name: tensor for name, tensor in weights.items() if is_encoder_part(name)}
+
+
+def is_encoder_part(name: str) -> bool:
+    """Whether a tensor of a MAE belongs to its encoder."""
+    return name.startswith(("stem.", "stages."))
 
 
 def _load_timm(

@@ -206,6 +206,8 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     """
     if path.suffix == ".safetensors":
         return read_tensors(path)[0]
+    if path.exists() and not path.is_file():
+        raise MissingError(f"{path} is no plain file")
     try:
         document = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:

@@ -8,9 +8,13 @@ from typing import Any
 
 def number(value: Any) -> float | None:
     """A finite number as float; None for anything else that JSON may hold."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value)
+    try:
+        found = float(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        return None
+    return found if math.isfinite(found) else None
 
 
 def count(value: Any) -> int | None:

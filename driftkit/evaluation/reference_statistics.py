@@ -23,7 +23,7 @@ from driftkit.artifacts.run import now
 from driftkit.errors import MissingError, RefusedError
 from driftkit.evaluation.features import Extractor, ImageFeatures
 from driftkit.evaluation.moments import Moments
-from driftkit.evaluation.survey import Survey
+from driftkit.evaluation.survey import DIGEST_BYTES, Survey
 from driftkit.runtime.folders import cache_folder
 
 FORMAT = 1
@@ -114,19 +114,13 @@ def read_statistics(path: Path) -> Statistics:
     tensors, header = read_tensors(path)
     if header.get("driftkit") != KIND:
         raise MissingError(f"{path} holds no statistics of driftkit")
-    try:
-        contract = json.loads(header.get("contract", ""))
-        digest, found_format = contract.pop("sha256"), contract["format"]
-        contract.pop("rows")
-        count = int(contract["data"]["count"])
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise MissingError(f"{path}: its contract is unreadable; make the statistics again") from None
-    if found_format != FORMAT:
-        raise MissingError(f"{path} has format {found_format!r}, this driftkit reads {FORMAT}; make them again")
+    contract, digest = _contract_in(header.get("contract", ""), path)
     if state_digest(tensors) != digest:
         raise MissingError(f"{path}: the tensors are not those its contract describes; make the statistics again")
-    moments = Moments(len(tensors["mean"]))
-    moments.count, moments.mean, moments.scatter = count, tensors["mean"], tensors["scatter"]
+    _require_shapes(tensors, contract["data"]["count"], path)
+    moments = Moments(0)
+    moments.count = contract["data"]["count"]
+    moments.mean, moments.scatter = tensors["mean"], tensors["scatter"]
     survey = Survey(tensors["digests"], tensors["flat"].bool(), tensors["steps"]) if "digests" in tensors else None
     features = ImageFeatures(
         moments,
@@ -137,6 +131,50 @@ def read_statistics(path: Path) -> Statistics:
         labels=tensors.get("labels"),
     )
     return Statistics(features, contract, path)
+
+
+def _contract_in(text: str, path: Path) -> tuple[dict[str, Any], str]:
+    """The contract in a header, with every field that is relied on of its kind, and the digest of the tensors."""
+    unreadable = MissingError(f"{path}: its contract is unreadable; make the statistics again")
+    try:
+        contract = json.loads(text)
+    except (ValueError, RecursionError):
+        raise unreadable from None
+    if not isinstance(contract, dict):
+        raise unreadable
+    if contract.get("format") != FORMAT:
+        raise MissingError(
+            f"{path} has format {contract.get('format')!r}, this driftkit reads {FORMAT}; make them again"
+        )
+    digest, data = contract.pop("sha256", None), contract.get("data")
+    contract.pop("rows", None)
+    fields: tuple[tuple[Any, type], ...] = ((digest, str), (contract.get("extractor"), dict), (data, dict))
+    if isinstance(data, dict):
+        fields += ((data.get("digest"), str), (data.get("count"), int), (data.get("image_size"), int))
+        fields += ((data.get("classes") or [], list), (data.get("formats") or {}, dict))
+    if not all(isinstance(value, kind) for value, kind in fields) or not data or data["count"] < 2:
+        raise unreadable
+    return contract, str(digest)
+
+
+def _require_shapes(tensors: Mapping[str, torch.Tensor], count: int, path: Path) -> None:
+    """Refuse tensors that do not fit one another: some are absent, or of other images or other features."""
+    dim, rows = (len(t) if (t := tensors.get(name)) is not None and t.ndim else 0 for name in ("mean", "rows"))
+    wanted: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
+        "mean": ((dim,), torch.float64),
+        "scatter": ((dim, dim), torch.float64),
+        "rows": ((rows, dim), torch.float32),
+        "indices": ((rows,), torch.int64),
+    }
+    survey = {"digests": ((count, DIGEST_BYTES), torch.uint8), "flat": ((count,), torch.uint8),
+              "steps": ((count, 2), torch.float64)}  # fmt: skip
+    wanted |= survey if not tensors.keys().isdisjoint(survey) else {}
+    wanted |= {name: ((rows,), torch.int64) for name in ("predictions", "labels") if name in tensors}
+    for name, (shape, dtype) in wanted.items():
+        tensor = tensors.get(name)
+        got = "no such tensor" if tensor is None else f"{tensor.dtype} {list(tensor.shape)}"
+        if tensor is None or (tuple(tensor.shape), tensor.dtype) != (shape, dtype):
+            raise MissingError(f"{path}: {name}, expected {dtype} {list(shape)}, got {got}; make the statistics again")
 
 
 def is_statistics_file(path: Path) -> bool:

@@ -1,6 +1,6 @@
 """The masked autoencoder one can train oneself: a GroupNorm ResNet encoder with a U-Net decoder."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +9,8 @@ from torch import nn
 
 from driftkit.nn.blocks import ResBlock
 
+Blocks = Annotated[int, Field(ge=1, le=256)]
+
 
 class MAEResNetConfig(BaseModel):
     """Shape of the masked autoencoder."""
@@ -16,10 +18,15 @@ class MAEResNetConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     kind: Literal["mae_resnet"] = Field("mae_resnet", description="which network this section configures")
-    base_channels: int = Field(64, ge=4, multiple_of=4, description="channels of the first scale; doubled at each next")
-    num_blocks: tuple[int, int, int, int] = Field((2, 2, 2, 2), description="basic blocks per scale")
+    base_channels: int = Field(
+        64, ge=4, le=4096, multiple_of=4, description="channels of the first scale; doubled at each next"
+    )
+    num_blocks: tuple[Blocks, Blocks, Blocks, Blocks] = Field((2, 2, 2, 2), description="basic blocks per scale")
     num_classes: int | None = Field(
-        None, ge=2, description="classes of the linear head; None: no head, or that of the images when fine-tuning"
+        None,
+        ge=2,
+        le=1_000_000,
+        description="classes of the linear head; None: no head, or that of the images when fine-tuning",
     )
 
     def check_image_size(self, image_size: int) -> None:

@@ -9,6 +9,8 @@ from torch import nn
 
 from driftkit.nn.blocks import ConditionedResBlock, SelfAttention, TimeEmbedding, Upsample, group_norm, zero_initialised
 
+MAX_MULTIPLIER = 64
+
 
 class UNetConfig(BaseModel):
     """Shape of the U-Net. The defaults give 38.3 M parameters at 32x32."""
@@ -16,17 +18,21 @@ class UNetConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     kind: Literal["unet"] = Field("unet", description="which network this section configures")
-    base_channels: int = Field(128, ge=4, multiple_of=4, description="channels at full resolution")
-    channel_multipliers: tuple[int, ...] = Field((1, 2, 2, 2), min_length=1, description="channels per level over base")
-    num_res_blocks: int = Field(2, ge=1, description="residual blocks per level")
+    base_channels: int = Field(128, ge=4, le=4096, multiple_of=4, description="channels at full resolution")
+    channel_multipliers: tuple[int, ...] = Field(
+        (1, 2, 2, 2), min_length=1, max_length=8, description="channels per level over base"
+    )
+    num_res_blocks: int = Field(2, ge=1, le=64, description="residual blocks per level")
     attention_resolutions: tuple[int, ...] = Field((16,), description="sides in pixels at which self-attention stands")
     num_heads: int = Field(4, ge=1, description="attention heads")
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout probability inside the residual blocks")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if any(m < 1 for m in self.channel_multipliers):
-            raise ValueError(f"channel_multipliers: expected positive integers, got {self.channel_multipliers}")
+        if not all(1 <= m <= MAX_MULTIPLIER for m in self.channel_multipliers):
+            raise ValueError(
+                f"channel_multipliers: expected integers from 1 to {MAX_MULTIPLIER}, got {self.channel_multipliers}"
+            )
         for multiplier in self.channel_multipliers:
             if self.base_channels * multiplier % self.num_heads:
                 raise ValueError(

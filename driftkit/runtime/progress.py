@@ -1,13 +1,14 @@
 """What long work shows on stderr while it runs: a bar in a terminal, a line now and then elsewhere."""
 
 import contextlib
-import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+from driftkit.runtime.terminal import open_console, printable, say
 
 PLAIN_INTERVAL_S = 5.0
 
@@ -24,17 +25,17 @@ def progress(title: str, total: int, *, unit: str = "images") -> Iterator[Callab
         total: how many units there are; 0 when nobody knows.
         unit: "images", or "bytes".
     """
-    from rich.console import Console
+    from rich.markup import escape
     from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    console = Console(stderr=True)
-    if not is_live(console):
+    screen = open_console(stderr=True)
+    if not is_live(screen):
         yield plain_lines(title, total, unit)
         return
     counter = DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
-    columns = (TextColumn(f"[bold]{title}", markup=True), BarColumn(), counter, TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(title, total=total or None)
+    columns = (TextColumn("[bold]{task.description}"), BarColumn(), counter, TimeRemainingColumn())
+    with Progress(*columns, console=screen, transient=True) as bar:
+        task = bar.add_task(escape(printable(title)), total=total or None)
         yield lambda done: bar.advance(task, done)
 
 
@@ -58,13 +59,11 @@ def plain_lines(title: str, total: int, unit: str) -> Callable[[int], None]:
         done += count
         if time.monotonic() - last >= PLAIN_INTERVAL_S:
             last = time.monotonic()
-            sys.stderr.write(f"{title}: {done:,}{f' of {total:,}' if total else ''} {unit}\n")
-            sys.stderr.flush()
+            say(f"{title}: {done:,}{f' of {total:,}' if total else ''} {unit}")
 
     return advance
 
 
 def warn(message: str) -> None:
     """One line of warning on stderr."""
-    sys.stderr.write(f"warning: {message}\n")
-    sys.stderr.flush()
+    say(f"warning: {message}")

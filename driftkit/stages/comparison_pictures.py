@@ -9,6 +9,7 @@ import torch
 
 from driftkit.artifacts.images import SampleSet, read_grid, read_samples
 from driftkit.artifacts.run import Run
+from driftkit.artifacts.saved_config import objective_of
 from driftkit.datasets.packs import ImagePack
 from driftkit.errors import DriftkitError, MissingError
 from driftkit.evaluation.drawing import Figure
@@ -81,7 +82,7 @@ def same_noise_samples(run: Run, device: torch.device) -> tuple[torch.Tensor, Ma
     from driftkit.objectives.registry import OBJECTIVES
     from driftkit.stages.sample import generate
 
-    default = next(iter(OBJECTIVES[run.manifest()["config"]["objective"]["name"]].samplers))
+    default = next(iter(OBJECTIVES[objective_of(run)].samplers))
     best: SampleSet | None = None
     wanted = {"seed": SEED, "step": run.manifest().get("step"), "weights": "ema", "sampler": default}
     for path in sorted((run.path / "samples").glob("[!.]*.safetensors")):

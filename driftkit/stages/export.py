@@ -13,6 +13,7 @@ from torch import nn
 from driftkit import __version__
 from driftkit.artifacts.files import atomic_folder, read_json, sha256_file, write_json, write_tensors
 from driftkit.artifacts.run import Run, Weights, now
+from driftkit.artifacts.saved_config import objective_of
 from driftkit.config.layers import did_you_mean
 from driftkit.encoders.loading import ENCODER_FILE
 from driftkit.errors import MissingError, RefusedError, UsageError
@@ -89,7 +90,7 @@ def export(
     if format not in SUFFIXES:
         raise UsageError(f"--format {format}: expected {', '.join(SUFFIXES)}{did_you_mean(format, SUFFIXES)}")
     if not can_sample(run):
-        name = run.manifest()["config"]["objective"]["name"]
+        name = objective_of(run)
         raise UsageError(
             f"{run.path}: a {name} run generates no images; its encoder is exported as {run.path / ENCODER_FILE} when "
             "the training ends, which --encoder takes like the run"

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from driftkit.artifacts.run import Run
+from driftkit.artifacts.saved_config import objective_of
 from driftkit.errors import DriftkitError
 from driftkit.evaluation.reading import count, mapping, text
 from driftkit.evaluation.summary import RunSummary
@@ -117,8 +118,7 @@ def ways_of(run: Run, wanted: MissingScores) -> list[Way]:
     """
     from driftkit.objectives.registry import OBJECTIVES
 
-    config = run.manifest()["config"]
-    samplers = OBJECTIVES[config["objective"]["name"]].samplers
+    samplers = OBJECTIVES[objective_of(run)].samplers
     last = run.checkpoint().step
     ways = []
     for name in samplers:

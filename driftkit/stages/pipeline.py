@@ -53,6 +53,7 @@ from driftkit.errors import (
     UsageError,
 )
 from driftkit.runtime.signals import STOP_SIGNALS, exit_code
+from driftkit.runtime.terminal import say
 
 # The positional argument of each command, as a stage names it.
 POSITIONAL = {
@@ -370,7 +371,7 @@ def _set_aside(path: Path) -> None:
     while (old := path.with_name(f"{path.name}.old-{number}")).exists():
         number += 1
     path.rename(old)
-    sys.stderr.write(f"{path} was made with other settings: kept as {old}\n")
+    say(f"{path} was made with other settings: kept as {old}")
 
 
 def _steps(stage: Stage, default: int) -> int:

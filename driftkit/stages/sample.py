@@ -13,7 +13,9 @@ from torch import nn
 
 from driftkit.artifacts.images import SampleSet, to_uint8, write_samples
 from driftkit.artifacts.run import Checkpoint, Run, Weights
+from driftkit.artifacts.saved_config import image_size_of, objective_of
 from driftkit.errors import MissingError, RefusedError, UsageError
+from driftkit.nn.weights import build_with
 from driftkit.objectives.registry import OBJECTIVES, build_network, build_sampler
 from driftkit.protocols import SampleRequest
 from driftkit.runtime.device import autocast, autocast_dtype
@@ -43,8 +45,12 @@ def load_network(
             "the run is of another version of driftkit, or was edited"
         ) from None
     checkpoint = run.checkpoint(step)
-    network = build_network(config.model, image_size=_image_size(config))
-    network.load_state_dict(checkpoint.weights(weights))
+    image_size = _image_size(config, run)
+    network = build_with(
+        lambda: build_network(config.model, image_size=image_size),
+        checkpoint.weights(weights),
+        what=f"{checkpoint.path}/{weights}.safetensors",
+    )
     require_finite(
         network.state_dict(),
         f"{checkpoint.path}: {weights} weights",
@@ -54,7 +60,9 @@ def load_network(
     return network.eval(), config, checkpoint
 
 
-def _image_size(config: TrainConfig) -> int:
+def _image_size(config: TrainConfig, run: Run | None = None) -> int:
+    if config.data.image_size is None and run is not None:
+        image_size_of(run)  # says what is wrong with its manifest
     assert config.data.image_size is not None, "a saved config names the image size"
     return config.data.image_size
 
@@ -211,5 +219,5 @@ def sample(run: Run, output: Path | None, **request: Any) -> SampleSet:
 
 def can_sample(run: Run) -> bool:
     """Whether the run's method generates images."""
-    name = run.manifest()["config"]["objective"]["name"]
+    name = objective_of(run)
     return name in OBJECTIVES and bool(OBJECTIVES[name].samplers)

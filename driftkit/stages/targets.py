@@ -11,6 +11,7 @@ import torch
 from driftkit.artifacts.files import read_json, read_tensors, state_digest
 from driftkit.artifacts.images import read_samples
 from driftkit.artifacts.run import Run, Weights
+from driftkit.artifacts.saved_config import image_size_of, objective_of
 from driftkit.errors import DriftkitError, MissingError, RefusedError, UsageError
 from driftkit.evaluation.checks import require_uint8
 from driftkit.evaluation.features import Share
@@ -247,12 +248,11 @@ def require_target(target: Path, sampling: Sampling, *, reference_size: int | No
                 raise RefusedError(sizes_differ(width, reference_size))
         return
     run = Run.open(target)
-    config = run.manifest()["config"]
-    require_sampler(config["objective"]["name"], sampling.sampler)
+    require_sampler(objective_of(run), sampling.sampler)
     if sampling.step is not None:
         run.checkpoint(sampling.step)
-    size = config.get("data", {}).get("image_size")
-    if isinstance(size, int) and reference_size is not None and size != reference_size:
+    size = image_size_of(run)
+    if reference_size is not None and size != reference_size:
         raise RefusedError(sizes_differ(size, reference_size))
 
 

@@ -1,6 +1,5 @@
 """Scores while a generator trains: its averaged weights sampled and judged with few images, for the curve alone."""
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from torch import nn
 from driftkit.errors import RefusedError, UsageError
 from driftkit.objectives.registry import OBJECTIVES
 from driftkit.runtime.progress import warn
+from driftkit.runtime.terminal import say
 from driftkit.stages.config import TrainConfig
 from driftkit.stages.fid import Judging, open_judge
 from driftkit.stages.sample import SAMPLE_BATCH, draw_images
@@ -53,7 +53,7 @@ def open_scoring(
         device=device,
         judging=Judging(memorisation=False),
         check_size=lambda size: _require_size(config, size),
-        tell=lambda line: print(line, file=sys.stderr, flush=True),
+        tell=say,
     )
     if encoder and encoder.get("weights_digest") == judge.bench.extractor.weights_digest:
         warn(f"{wanted.features} is the encoder that this run is trained with: its own teacher flatters it")

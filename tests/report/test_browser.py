@@ -16,7 +16,7 @@ from driftkit.stages.comparison_pictures import NeighbourSearch
 from tests.evaluation.fakes import add_frames, add_samples, evaluation, make_run
 
 pytestmark = pytest.mark.browser
-HOSTILE = "<script>alert(1)</script>"
+HOSTILE = "</script><script>alert(1)</script><svg onload=alert(1)>"
 NAMES = ["<img src=x onerror=alert(1)> \"quoted\" & 'so' ünï 漂移 🌀", "ddpm", "a_very_long_name_" + 60 * "x"]
 PHONE = {"width": 375, "height": 800}
 DESK = {"width": 1200, "height": 900}
@@ -140,7 +140,7 @@ def test_hostile_names_are_text(opened):
     text = page.locator("#scores").inner_text()
     assert NAMES[0] in text
     assert HOSTILE in text
-    assert page.locator("img[src='x']").count() == 0
+    assert page.locator("img[src='x'], svg[onload]").count() == 0
     assert page.locator("script").count() == 2
 
 

@@ -1,0 +1,20 @@
+"""JSON as driftkit writes it, to files and to terminals. No torch: `driftkit doctor` needs it where torch is broken."""
+
+import json
+import re
+from typing import Any
+
+_ESCAPED = re.compile("[\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def to_json(document: Any) -> str:
+    """Indented JSON as text that any file and any terminal takes.
+
+    Control characters beyond JSON's own, marks that turn the direction of text around, and the lone surrogates that
+    stand for bytes in file names that are no UTF-8, are escaped; all come back as they were.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    return _ESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)

@@ -1,0 +1,39 @@
+"""Names and messages of others on a terminal: shown, and never obeyed."""
+
+import re
+import sys
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# C0 but tab and newline, DEL, C1, lone surrogates, and the marks that turn the direction of text around.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """The text with control characters, among them escape sequences and bytes of no encoding, in Python's notation."""
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def say(line: str, *, file: TextIO | None = None) -> None:
+    """One line on stderr, or on `file`."""
+    stream = file or sys.stderr
+    stream.write(printable(line) + "\n")
+    stream.flush()
+
+
+def open_console(**options: Any) -> "Console":
+    """A rich console on stdout that shows control characters in text instead of passing them on.
+
+    Args:
+        options: as `rich.console.Console` takes them.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    class PlainConsole(Console):
+        def render_str(self, text: str, **how: Any) -> Text:
+            return super().render_str(printable(text), **how)
+
+    return PlainConsole(**options)
