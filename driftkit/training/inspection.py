@@ -1,5 +1,6 @@
 """A step that was not finite: repeated to see where it begins, and kept on disk for inspection."""
 
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -195,6 +196,7 @@ def explained(error: NonFiniteStepError, findings: Findings, saved: Path | str) 
 def _record(folder: Path, run: Run, feed: Feed, repeated: Repeated, error: NonFiniteStepError) -> dict[str, Any]:
     outcome, findings = repeated.outcome, asdict(repeated.findings)
     saved = run.checkpoints()
+    code = f"from driftkit.stages.replay import replay; print(replay({str(folder)!r}))"
     return {
         "format": FORMAT,
         "kind": "inspection",
@@ -213,7 +215,7 @@ def _record(folder: Path, run: Run, feed: Feed, repeated: Repeated, error: NonFi
         "terms": {name: _storable(value) for name, value in outcome.terms.items()} if outcome else {},
         "health": {name: _storable(value) for name, value in outcome.health.items()} if outcome else {},
         "last_checkpoint": saved[-1].step if saved else None,
-        "replay": "python -c \"from driftkit.stages.replay import replay; print(replay('" + str(folder) + "'))\"",
+        "replay": f"python -c {shlex.quote(code)}",
         "random_draws": "images, flips, noise, masks and dropout follow from seed, step, rank and slot alone",
     }  # fmt: skip
 
