@@ -53,6 +53,10 @@ bench *ARGS:
 soak *ARGS:
     uv run python -m tests.soak {{ARGS}}
 
+# kill commands at chosen and random moments and look at what they leave; for example: just faults --kills 98
+faults *ARGS:
+    uv run python -m tests.faults {{ARGS}}
+
 # remove caches and results
 clean:
     rm -rf outputs .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -185,6 +185,7 @@ def _own_record() -> dict[str, Any]:
 def _owner(descriptor: int) -> str:
     try:
         record = json.loads(os.pread(descriptor, 4096, 0))
-        return f"process {record['pid']} on {record['host']} since {record['since']} ({record['command']})"
-    except (OSError, ValueError, KeyError, TypeError):  # it is just writing its name
+        owner = f"process {record['pid']} on {record['host']} since {record['since']} ({record['command']})"
+        return "".join(c if c.isprintable() else "?" for c in owner)  # it goes to a terminal
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # it is just writing its name
         return "another process"

@@ -20,7 +20,7 @@ import torch
 from driftkit import __version__
 from driftkit.artifacts.files import digest_json, read_json, read_tensors, state_digest, write_json, write_tensors
 from driftkit.artifacts.run import now
-from driftkit.errors import MissingError, RefusedError
+from driftkit.errors import MissingError, RefusedError, StorageError
 from driftkit.evaluation.features import Extractor, ImageFeatures
 from driftkit.evaluation.moments import Moments
 from driftkit.evaluation.survey import DIGEST_BYTES, Survey
@@ -101,8 +101,12 @@ def write_statistics(path: Path, features: ImageFeatures, contract: Mapping[str,
     }
     whole = {**contract, "rows": len(features.rows), "sha256": state_digest(tensors)}
     write_tensors(path, tensors, header={"driftkit": KIND, "contract": json.dumps(whole, sort_keys=True)})
-    write_json(path.with_suffix(".json"), {**whole, "driftkit": __version__, "written": now()})
+    _write_for_people(path, whole)
     return Statistics(features, dict(contract), path)
+
+
+def _write_for_people(path: Path, contract: Mapping[str, Any]) -> None:
+    write_json(path.with_suffix(".json"), {**contract, "driftkit": __version__, "written": now()})
 
 
 def read_statistics(path: Path) -> Statistics:
@@ -257,6 +261,9 @@ def find_cached(contract: Mapping[str, Any], tell: Callable[[str], None]) -> Sta
     except MissingError as error:
         tell(f"warning: {error}; computed anew")
         return None
+    if not path.with_suffix(".json").exists():  # a kill came between the two files
+        with contextlib.suppress(OSError, StorageError):
+            _write_for_people(path, json.loads(read_tensors(path)[1]["contract"]))
     return found
 
 

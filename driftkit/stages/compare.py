@@ -1,5 +1,6 @@
 """Comparing: from runs to tables, compare.json, compare.csv, figures and one report.html."""
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -208,7 +209,7 @@ def _write(
     pictures: Pictures,
     table: str,
 ) -> Path:
-    """Figures first and the report last, so that a report never lacks what it names."""
+    """Figures first, then the report, which never lacks what it names; at last what vouches for all of them."""
     with locked_folder(output, wait=True):
         return _write_files(output, document, page, figures, pictures, table)
 
@@ -221,6 +222,7 @@ def _write_files(
     pictures: Pictures,
     table: str,
 ) -> Path:
+    _disown(output)
     files = {f"{f.name}.png": f.png for section in figures.values() for f in section}
     files |= {f"{f.name}.svg": f.svg for section in figures.values() for f in section if f.svg}
     files |= {f"{e.name}.webp": e.animation for e in pictures.evolutions}
@@ -230,10 +232,18 @@ def _write_files(
     files = {f"figures/{name}": content for name, content in files.items()}
     files |= {"compare.csv": table.encode(), "report.html": page.encode()}
     write_bytes(output / "compare.csv", files["compare.csv"])
+    write_bytes(output / "report.html", files["report.html"])
     digests = {name: {"sha256": sha256(content), "bytes": len(content)} for name, content in files.items()}
     write_json(output / "compare.json", {**document, "files": digests})
-    write_bytes(output / "report.html", files["report.html"])
     return output / "report.html"
+
+
+def _disown(output: Path) -> None:
+    """An earlier comparison no longer vouches for its files, which are about to be replaced one by one."""
+    with contextlib.suppress(MissingError):  # nothing was compared here, or it cannot be told what
+        before = read_json(output / "compare.json")
+        if before.pop("files", None) is not None:
+            write_json(output / "compare.json", before)
 
 
 def _remove_stale(output: Path, written: set[str]) -> None:

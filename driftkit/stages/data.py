@@ -1,9 +1,11 @@
 """Importing images: from a spec to a pack, in the data folder or where the user wants it."""
 
+import contextlib
 from pathlib import Path
 
 import torch
 
+from driftkit.artifacts.files import read_tensors
 from driftkit.artifacts.images import save_grid
 from driftkit.datasets.decode import resize_images
 from driftkit.datasets.packs import (
@@ -90,6 +92,8 @@ def _existing(target: Path, record: PackSource, *, force: bool) -> ImagePack | N
     """The pack at `target` if it is the one that would be written; None if there is nothing that must be kept."""
     if force or not (target.exists() or card_path(target).exists()):
         return None
+    if _is_unfinished(target):
+        return None
     refusal = UsageError(f"--output {target}: holds something else; give another name, or --force to replace it")
     if not is_finished(target):
         raise refusal
@@ -101,6 +105,15 @@ def _existing(target: Path, record: PackSource, *, force: bool) -> ImagePack | N
     if (there.kind, there.options, there.digest) != (record.kind, record.options, record.digest):
         raise refusal
     return pack
+
+
+def _is_unfinished(target: Path) -> bool:
+    """Whether an import was killed before it wrote the card."""
+    if not target.is_file() or card_path(target).exists():
+        return False
+    with contextlib.suppress(MissingError):
+        return read_tensors(target)[1].get("driftkit") == "pack"
+    return False
 
 
 def _read(named: Source | ImagePack, image_size: int | None, limit: int | None) -> tuple[RawImages, str]:

