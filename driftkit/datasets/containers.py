@@ -129,6 +129,8 @@ class Zip:
             kind = stat.S_IFMT(member.external_attr >> 16)
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
                 _refuse(self.path, member.filename, "a link or a device")
+            if not member.filename:
+                _refuse(self.path, member.filename, "a member without a name")
             _check_name(self.path, member.orig_filename)
             if not member.is_dir():
                 _add(found, self.path, member.filename, member)
