@@ -45,7 +45,8 @@ class _Handlers:
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # elsewhere whoever runs us handles signals
             for number in STOP_SIGNALS:
-                if signal.getsignal(number) != signal.SIG_IGN:  # nohup means it
+                # nohup means it; a shell that starts a job in the background only keeps its own Ctrl-C from it
+                if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                     self._previous[number] = signal.signal(number, self._handle)
         return self
 

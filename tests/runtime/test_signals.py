@@ -20,9 +20,16 @@ with {what}(){name}:
 """
 
 
+def heed_hangups():
+    """Whatever started the tests, perhaps nohup, may have ignored them."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def start(what, name, condition):
     code = WAIT.format(what=what, name=name, condition=condition)
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_hangups
+    )
     assert process.stdout.readline() == "ready\n"
     return process
 
