@@ -352,7 +352,7 @@ class Run:
     def rewind_metrics(self, step: int) -> None:
         """Drop the records after `step`, which a resumed training writes again, and what the manifest lists of then."""
         manifest = self.manifest()
-        self._list_checkpoints(manifest)
+        self._list_unlisted(manifest, step)
         later = {
             name
             for name in manifest.get("products", {})
@@ -367,12 +367,16 @@ class Run:
         write_bytes(self.metrics_path, content)
         self._metrics = None
 
-    def _list_checkpoints(self, manifest: Mapping[str, Any]) -> None:
-        """Have the next `update` list checkpoints that a process wrote right before it was killed."""
+    def _list_unlisted(self, manifest: Mapping[str, Any], step: int) -> None:
+        """Have the next `update` list checkpoints and grids that a process wrote right before it was killed."""
+        listed = manifest.get("products", {})
         for checkpoint in self.checkpoints():
             name = checkpoint.path.relative_to(self.path).as_posix()
-            if name not in manifest.get("products", {}) and checkpoint.files():
+            if name not in listed and checkpoint.files():
                 self._written[name] = {"sha256": read_sealed(checkpoint.state_path)[1]}
+        for grid in (self.path / "samples").glob("step-*.png"):
+            if grid.relative_to(self.path).as_posix() not in listed and (_step_of(grid.name) or 0) <= step:
+                self.wrote(grid)
 
     def evaluations(self) -> list[dict[str, Any]]:
         """All evaluation documents, by file name."""

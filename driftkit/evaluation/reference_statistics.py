@@ -289,7 +289,7 @@ def cached_figures(
         return found
     figures = compute()
     if figures is not None:
-        with contextlib.suppress(OSError):  # a cache that is full or read-only costs time, not the score
+        with contextlib.suppress(OSError, StorageError):  # a cache that is full or read-only costs time, not the score
             write_json(kept, {**key, "figures": figures})
     return figures
 

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 
 from driftkit.artifacts.run import Run
 from driftkit.datasets.packs import ImagePack
-from driftkit.errors import DriftkitError
+from driftkit.errors import DriftkitError, StorageError
 from driftkit.evaluation.checks import require_scorable
 from driftkit.evaluation.features import Extractor, Share, extract, together
 from driftkit.evaluation.reference_statistics import (
@@ -169,6 +169,7 @@ def statistics_of(pack: ImagePack, spec: str, what: str, bench: Bench) -> Statis
         except (
             OSError,
             SafetensorError,
+            StorageError,
         ) as error:  # a full or read-only disk costs the next call time, not this one its score
             bench.tell(f"warning: features of {what} were not kept: {error}")
             return Statistics(features, contract)

@@ -422,8 +422,9 @@ class Trainer:
     def _finish_what_was_killed(self) -> None:
         """After the last checkpoint there is little left to do; how the run was trained stays as it was recorded."""
         if self.ranks.is_main:
-            self.run.remove_partial_checkpoints()
-            self.run.prune_checkpoints(keep_every=self.config.keep_every)
+            if self.run.manifest().get("state") != "done":  # a run that is done keeps what it has
+                self.run.remove_partial_checkpoints()
+                self.run.prune_checkpoints(keep_every=self.config.keep_every)
             self.run.update(
                 state="done", failure=None, step=self.step, images_seen=self.images_seen,
                 train_seconds=round(self.train_seconds, 3),

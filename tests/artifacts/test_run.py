@@ -178,3 +178,17 @@ def test_a_manifest_that_was_changed_is_not_opened(run):
     run.manifest_path.write_text("\n".join(lines).replace("},\n}", "}\n}").replace('",\n}', '"\n}'))
     assert Run.open(run.path).manifest()["config"] == {"a": 2}
     assert "seal" not in read_json(run.manifest_path)
+
+
+def test_a_grid_drawn_right_before_a_kill_is_listed_by_the_next_training(run):
+    save(run, 4)
+    run.update(step=4)
+    for step in (3, 6):
+        grid = run.path / "samples" / f"step-{step:08d}.png"
+        grid.parent.mkdir(exist_ok=True)
+        grid.write_bytes(b"picture")
+    again = Run(run.path)
+    again.rewind_metrics(4)
+    again.update(state="running")
+    listed = {name for name in products(run) if name.startswith("samples")}
+    assert listed == {"samples/step-00000003.png"}, "step 6 will be drawn again"

@@ -1,5 +1,6 @@
 """Statistics on disk: what they hold, when they are refused, and several writers at once."""
 
+import errno
 import json
 import os
 
@@ -124,6 +125,18 @@ def test_damaged_figures_are_computed_anew():
     assert len(asked) == 2
     assert cached_figures(statistics, "floor-10", compute, use=False) == {"fid": 1.5}
     assert len(asked) == 3
+
+
+def test_a_full_cache_costs_time_and_not_the_figures(monkeypatch):
+    features, contract = made()
+    statistics = write_statistics(cached_path(contract), features, contract)
+
+    def full(*_: object):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "replace", full)
+    assert cached_figures(statistics, "floor-10", lambda: {"fid": 1.5}) == {"fid": 1.5}
+    assert not list(statistics.path.parent.glob("*.floor-10.json"))
 
 
 def write_again_and_again(number, folder):

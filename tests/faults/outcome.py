@@ -64,7 +64,10 @@ def _content(path: Path) -> Any:
 
 def _timeless(document: Any) -> Any:
     if isinstance(document, dict):
-        return {k: _timeless(v) for k, v in document.items() if k not in VARYING}
+        known = {k: _timeless(v) for k, v in document.items() if k not in VARYING}
+        if isinstance(document.get("products"), dict):  # of a run, whose digests are left to `verify`
+            known["names of products"] = sorted(document["products"])
+        return known
     if isinstance(document, list):
         return [_timeless(v) for v in document]
     return document

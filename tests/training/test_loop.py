@@ -96,6 +96,8 @@ def test_zero_steps_save_the_untrained_network(tmp_path):
 def test_checkpoints_are_kept_as_asked(tmp_path):
     train_tiny(tmp_path / "run", "drift", "--checkpoint-every", 1, "--set", "trainer.keep_every=2", steps=5)
     assert [c.step for c in Run(tmp_path / "run").checkpoints()] == [2, 4, 5]
+    train_tiny(tmp_path / "run", "drift", "--checkpoint-every", 1, steps=5)
+    assert [c.step for c in Run(tmp_path / "run").checkpoints()] == [2, 4, 5], "a run that is done keeps what it has"
 
 
 @pytest.mark.parametrize(
