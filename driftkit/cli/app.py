@@ -216,4 +216,6 @@ def options(
 
 def main() -> None:
     """Entry point of the console script."""
+    # Threads of OpenMP that spin while they wait take the processors from everybody else; read when torch loads.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     app()

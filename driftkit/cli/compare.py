@@ -29,10 +29,13 @@ def command(
             default="none",
         ),
     ] = None,
-    features: Annotated[str, option("--features", help="What judges, as in fid.", panel=SCORES)] = "inception",
+    features: Annotated[
+        list[str] | None,
+        option("--features", help="Evaluator, as in fid; repeat it for several.", panel=SCORES, default="inception"),
+    ] = None,
     features_weights: Annotated[
         Path | None,
-        option("--features-weights", help="Local weights file of the judge.", panel=SCORES, default="as in fid"),
+        option("--features-weights", help="Local weights file of the evaluator.", panel=SCORES, default="as in fid"),
     ] = None,
     num_images: Annotated[
         int | None, option("--num-images", "-n", help="Images per score.", panel=SCORES, default="50000")
@@ -54,7 +57,7 @@ def command(
         option("--neighbours-in", help="Images to seek them in.", panel=PICTURES, default="each run's training images"),
     ] = None,
     neighbours_by: Annotated[
-        str, option("--neighbours-by", help="pixels, or features: those of --features.", panel=PICTURES)
+        str, option("--neighbours-by", help="pixels, or features: those of the first --features.", panel=PICTURES)
     ] = "pixels",
     speed: Annotated[
         bool,
@@ -83,6 +86,7 @@ def command(
       driftkit compare outputs/*
       driftkit compare outputs/drift_mocov2 outputs/ddpm --output outputs/comparison
       driftkit compare outputs/* --evaluate --reference cifar10 --num-images 10000
+      driftkit compare outputs/* --evaluate -r photos.zip --features efficientnet-lite2 --features pixels -n 2000
       driftkit compare outputs/* --no-speed --json
     """
     from driftkit.artifacts.writable import require_writable
@@ -108,6 +112,11 @@ def command(
         raise UsageError(f"--neighbours-by {neighbours_by}: expected pixels or features")
     if num_images is not None and num_images < 10:
         raise UsageError(f"--num-images {num_images}: expected at least 10")
+    evaluators = tuple(dict.fromkeys(features or ["inception"]))
+    if len(evaluators) > 1 and features_weights is not None:
+        raise UsageError(
+            f"--features-weights: belongs to one evaluator, got {', '.join(evaluators)}; give one --features"
+        )
     budgets = parse_nfe(nfe)
     if neighbours and neighbours_in is not None:
         resolve(neighbours_in, allow_download=False)
@@ -116,7 +125,7 @@ def command(
     if reference is not None:
         missing = MissingScores(
             reference,
-            features,
+            evaluators,
             features_weights,
             num_images,
             nfe=budgets,
@@ -128,7 +137,7 @@ def command(
     if neighbours and neighbours_by == "features":
         from driftkit.evaluation.extractors import load_extractor
 
-        extractor = load_extractor(features, weights=features_weights, device=place)
+        extractor = load_extractor(evaluators[0], weights=features_weights, device=place)
     settings = SpeedSettings(
         device=place,
         dtype=autocast_dtype("auto", place),

@@ -84,6 +84,8 @@ def scores_table(scores: ScoreTable, speeds: list[Speed]) -> Table:
     rows = [r for i, r in enumerate(scores.rows) if i < MOST_ROWS or r is scores.best(r.run)]
     for row in rows:
         table.add_row(*_score_cells(row, speeds))
+    for row in scores.apart:
+        table.add_row(*_score_cells(row, speeds), style="dim")
     if len(rows) < len(scores.rows):
         table.caption = f"{len(scores.rows) - len(rows)} further ways of sampling are in the report"
         table.caption_justify = "left"

@@ -10,7 +10,7 @@ import typer
 from driftkit.cli.fid_table import show
 from driftkit.cli.output import JsonOption, emit, note, option, progress_bars
 
-JUDGE, HOW, FILES = "What judges", "How a run is sampled", "Where it goes"
+JUDGE, HOW, FILES = "Evaluator and images", "How a run is sampled", "Where it goes"
 
 
 def command(
@@ -32,17 +32,22 @@ def command(
         ),
     ],
     features: Annotated[
-        str,
+        list[str] | None,
         option(
             "--features",
-            help="inception, dinov2, clip, timm:MODEL, or encoder:RUN with the folder of a MAE run.",
+            help="Evaluator: inception, dinov2, clip, efficientnet-lite2 (installed), pixels, timm:MODEL, or "
+            "encoder:RUN of a MAE or classifier run. Repeat it for several in one pass over the images.",
             panel=JUDGE,
+            default="inception",
         ),
-    ] = "inception",
+    ] = None,
     features_weights: Annotated[
         Path | None,
         option(
-            "--features-weights", help="Local weights file of the judge.", panel=JUDGE, default="cache, then download"
+            "--features-weights",
+            help="Local weights file of the evaluator, if there is one.",
+            panel=JUDGE,
+            default="cache, then download",
         ),
     ] = None,
     num_images: Annotated[
@@ -136,21 +141,27 @@ def command(
     [bold]Examples[/bold]
 
       driftkit fid outputs/drift_mocov2 --reference cifar10
-      driftkit fid outputs/ddpm -r cifar10-test.zip --features encoder:outputs/mae -n 5000 --nfe 20
+      driftkit fid outputs/ddpm -r photos.zip --features efficientnet-lite2 --features pixels -n 5000 --nfe 20
+      driftkit fid outputs/drift -r cifar10 --features encoder:outputs/classifier -n 5000
       driftkit fid outputs/drift -r cifar10 -n 5000 --repeats 3
       driftkit fid outputs/drift -r cifar10 -n 2000 --all-checkpoints
       torchrun --nproc-per-node=8 -m driftkit fid outputs/drift -r cifar10
 
+    Scores of an evaluator that is kin to the run's training encoder are marked: they flatter it and rank nothing.
     Exit code 5 means that a number would mislead: collapse, copies of one image, other sizes, JPEG against PNG.
     """
     from driftkit.datasets.sources import resolve
     from driftkit.errors import UsageError
     from driftkit.runtime.device import resolve_device
     from driftkit.runtime.distributed import Ranks, local_rank
-    from driftkit.stages.fid import Judging, Sampling, open_judge
+    from driftkit.stages.fid import Judging, Sampling, evaluate_with, open_judge
     from driftkit.stages.fid_series import evaluate_checkpoints, evaluate_repeats
     from driftkit.stages.targets import is_run
 
+    evaluators = list(dict.fromkeys(features or ["inception"]))
+    if len(evaluators) > 1 and (features_weights or write_statistics):
+        other = "--features-weights" if features_weights else "--write-statistics"
+        raise UsageError(f"{other}: belongs to one evaluator, got {', '.join(evaluators)}; give one --features")
     _check(weights, image_size, num_images, output, write_statistics)
     _require_places(target, output, write_statistics)
     if training is not None and memorisation:
@@ -168,34 +179,40 @@ def command(
     sampling = Sampling(sampler=sampler, nfe=nfe, weights=weights, seed=seed, step=step)  # type: ignore[arg-type]
     try:
         with _progress(shown=ranks.is_main) as report:
-            judge = open_judge(
-                reference,
-                features=features,
-                features_weights=features_weights,
-                image_size=image_size,
-                batch_size=batch_size,
-                device=place,
-                judging=Judging(memorisation, training, allow_collapsed, allow_jpeg),
-                cache=cache,
-                first_target=(target, sampling),
-                ranks=ranks,
-                report=report,
-                tell=note if ranks.is_main else lambda line: None,
-            )
+            judges = [
+                open_judge(
+                    reference,
+                    features=evaluator,
+                    features_weights=features_weights,
+                    image_size=image_size,
+                    batch_size=batch_size,
+                    device=place,
+                    judging=Judging(memorisation, training, allow_collapsed, allow_jpeg),
+                    cache=cache,
+                    first_target=(target, sampling),
+                    ranks=ranks,
+                    report=report,
+                    tell=note if ranks.is_main else lambda line: None,
+                )
+                for evaluator in evaluators
+            ]
             if write_statistics is not None:
-                judge.write_statistics(write_statistics)
+                judges[0].write_statistics(write_statistics)
             if all_checkpoints:
-                made = evaluate_checkpoints(judge, target, num_images=num_images, sampling=sampling)
+                made = evaluate_checkpoints(judges, target, num_images=num_images, sampling=sampling)
             elif repeats is not None:
-                made = evaluate_repeats(judge, target, repeats, num_images=num_images, sampling=sampling, output=output)
+                made = evaluate_repeats(
+                    judges, target, repeats, num_images=num_images, sampling=sampling, output=output
+                )
             else:
-                made = judge.evaluate(target, num_images=num_images, sampling=sampling, output=output)
+                made = evaluate_with(judges, target, num_images=num_images, sampling=sampling, output=output)
     finally:
         ranks.stop()
     if not ranks.is_main:
         return None
-    document = {"evaluation": str(made.path), **made.document}
-    emit(document, as_json=as_json, show=lambda: show(document))
+    documents = [{"evaluation": str(one.path), **one.document} for one in made]
+    document = documents[0] if len(documents) == 1 else {"evaluations": documents}
+    emit(document, as_json=as_json, show=lambda: show(documents))
     return document
 
 

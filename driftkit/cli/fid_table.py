@@ -1,6 +1,6 @@
 """What `driftkit fid` prints for people: every score beside what real images would get, and warnings in words."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,13 +18,18 @@ PLAIN = {
 }
 
 
-def show(document: dict[str, Any]) -> None:
-    """Print an evaluation, a summary of repeats, or a curve."""
-    from rich.markup import escape
-
+def show(documents: Sequence[dict[str, Any]]) -> None:
+    """Print evaluations, summaries of repeats, or curves: one of each evaluator."""
     from driftkit.runtime.terminal import open_console
 
     console = open_console(width=WIDTH, highlight=False)
+    for document in documents:
+        _show_one(console, document)
+
+
+def _show_one(console: "Console", document: dict[str, Any]) -> None:
+    from rich.markup import escape
+
     _head(console, document)
     if document["kind"] == "evaluation curve":
         console.print(_curve(document))
@@ -46,12 +51,13 @@ def _head(console: "Console", document: Mapping[str, Any]) -> None:
     count = "an unknown number of" if reference["count"] is None else f"{reference['count']:,}"
     console.print(
         escape(
-            f"judged by {extractor['name']} ({extractor['dim']} features, weights {extractor['weights_digest'][:8]}) "
+            f"by {extractor['name']} ({extractor['dim']} features, weights {extractor['weights_digest'][:8]}) "
             f"against {count} images of {reference['spec']} ({reference['digest'][:8]})"
         )
     )
-    if document["own_teacher"]:
-        console.print("[bold red]judged by its own teacher[/bold red]: the encoder it was trained with")
+    kin = document["kinship"]
+    if kin and kin["degree"] != "independent":
+        console.print(f"[bold red]{kin['degree']} evaluator[/bold red], ranks nothing: {escape(kin['reason'])}")
 
 
 def _scores(document: Mapping[str, Any]) -> "Table":

@@ -38,7 +38,8 @@ CONFIG_KEYS = {
 def command(
     context: typer.Context,
     objective: Annotated[
-        str | None, option("--objective", help="What to minimise: drift, ddpm or mae.", panel=WHAT, default="drift")
+        str | None,
+        option("--objective", help="What to minimise: drift, ddpm, mae or classifier.", panel=WHAT, default="drift"),
     ] = None,
     encoder: Annotated[
         str | None,

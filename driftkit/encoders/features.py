@@ -146,6 +146,7 @@ FEATURE_SETS: dict[str, FeatureSet] = {
     "global": global_mean,
     "locations": every_location,
 }
+WITH_PIXELS = ("paper",)  # feature sets in which the image itself is one of the vectors
 
 
 def feature_set(name: str) -> FeatureSet:

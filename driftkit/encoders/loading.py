@@ -17,6 +17,8 @@ from pydantic import ValidationError
 from driftkit.artifacts.files import read_tensors, state_digest, write_tensors
 from driftkit.artifacts.run import Run
 from driftkit.artifacts.saved_config import image_size_of, model_of, objective_of
+from driftkit.encoders.efficientnet_lite import in_timm_names
+from driftkit.encoders.lineage import Lineage, data_of_tag, lineage_of_run, read_lineage
 from driftkit.encoders.networks import (
     FrozenEncoder,
     MAEEncoder,
@@ -33,6 +35,8 @@ from driftkit.nn.weights import build_with
 from driftkit.runtime.finite import require_finite
 
 ENCODER_FILE = "encoder.safetensors"
+ENCODER_OBJECTIVES = ("mae", "classifier")
+MAE_RESNET = "mae_resnet"
 MAX_SIDE = 4096
 
 
@@ -101,10 +105,15 @@ def load_run_encoder(
         UsageError: a run of another objective.
     """
     run = Run.open(path)
-    if objective_of(run) != "mae":
-        raise UsageError(f"{path} was trained with objective {objective_of(run)}; an encoder comes from a mae run")
+    if objective_of(run) not in ENCODER_OBJECTIVES:
+        raise UsageError(
+            f"{path} was trained with objective {objective_of(run)}; an encoder comes from a run of "
+            f"{' or '.join(ENCODER_OBJECTIVES)}"
+        )
     size = input_size or image_size_of(run)
-    return _mae_encoder(str(path), model_of(run), run.checkpoint().weights("ema"), size, taps, device)
+    encoder = _resnet_encoder(str(path), model_of(run), run.checkpoint().weights("ema"), size, taps, device)
+    encoder.lineage = lineage_of_run(run.manifest(), encoder.weights_digest)
+    return encoder
 
 
 def export_encoder(run: Run) -> Path:
@@ -117,6 +126,7 @@ def export_encoder(run: Run) -> Path:
         "image_size": config["data"]["image_size"],
         "sha256": state_digest(weights),
     }
+    header["lineage"] = json.dumps(lineage_of_run(run.manifest(), header["sha256"]).describe())
     path = run.path / ENCODER_FILE
     write_tensors(path, weights, header=header)
     return path
@@ -147,7 +157,18 @@ def load_encoder_file(
         model = json.loads(header.get("model", ""))
     except (ValueError, RecursionError):
         raise MissingError(f"{path}: the network's config in its header is unreadable; export it again") from None
-    return _mae_encoder(str(path), model, weights, size, taps, device)
+    encoder = _resnet_encoder(str(path), model, weights, size, taps, device)
+    encoder.lineage = _lineage_in(header, encoder.weights_digest)
+    return encoder
+
+
+def _lineage_in(header: Mapping[str, str], digest: str) -> Lineage:
+    """The lineage in the header of an encoder file; without a readable one its training images are unknown."""
+    try:
+        found = read_lineage(json.loads(header.get("lineage", "")))
+    except (ValueError, RecursionError):
+        found = None
+    return replace(found or Lineage(digest, MAE_RESNET, MAE_RESNET, None), weights=digest)
 
 
 def _size_in(header: Mapping[str, str], path: Path) -> int:
@@ -157,7 +178,7 @@ def _size_in(header: Mapping[str, str], path: Path) -> int:
     return int(size)
 
 
-def _mae_encoder(
+def _resnet_encoder(
     name: str,
     model: Mapping[str, Any],
     weights: Mapping[str, torch.Tensor],
@@ -220,12 +241,13 @@ def _load_timm(
     network = _create(spec.model, size, device)
     digest = "random"
     if path is not None:
-        state = _encoder_keys(spec, read_weights(path), path)
+        state = encoder_keys(spec, read_weights(path), network, path)
         require_finite(state, f"{path}: weights", fix="remove the file to have it fetched again, or give another")
         digest = state_digest(state)
         put_in(network, state, path)
     encoder = TimmEncoder(spec, network, input_size=size)
     encoder.random_weights, encoder.weights_digest = random_weights, digest
+    encoder.lineage = timm_lineage(spec, network, digest)
     encoder.freeze()
     return encoder
 
@@ -279,6 +301,7 @@ def timm_spec(name: str, *, input_size: int | None) -> EncoderSpec:
         feature_set="multires",
         trained_by=f"timm, {cfg.tag}" if cfg and cfg.tag else "timm, no published weights",
         supervised=None,
+        data=data_of_tag(cfg.tag) if cfg and cfg.tag else None,
         licence=str(cfg.license or "see the model card") if cfg else "none",
         input_size=input_size or (int(cfg.input_size[-1]) if cfg else 224),
         normalisation="other",
@@ -309,7 +332,25 @@ def _with_taps(spec: EncoderSpec, taps: Sequence[str]) -> EncoderSpec:
     )
 
 
-def _encoder_keys(spec: EncoderSpec, state: dict[str, torch.Tensor], path: Path) -> dict[str, torch.Tensor]:
+def timm_lineage(spec: EncoderSpec, network: Any, digest: str) -> Lineage:
+    """What the features of a timm network with weights of that digest come from."""
+    architecture = spec.model.partition(".")[0]
+    family = type(network).__module__.rpartition(".")[2]
+    if digest == "random":
+        return Lineage(digest, architecture, family, ())
+    return Lineage(digest, architecture, family, spec.data, spec.supervised)
+
+
+def encoder_keys(
+    spec: EncoderSpec, state: dict[str, torch.Tensor], network: Any, path: Path
+) -> dict[str, torch.Tensor]:
+    """The tensors of a weights file that belong to the encoder, under timm's names.
+
+    Raises:
+        MissingError: the file has none under the row's prefix.
+    """
+    if spec.keys == "efficientnet-lite" and any(key.startswith("_") for key in state):
+        return in_timm_names(state, network)
     if not spec.weights_prefix:
         return state
     prefix = spec.weights_prefix

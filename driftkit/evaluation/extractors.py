@@ -1,4 +1,4 @@
-"""The networks that judge, by name: Inception, the published transformers, and encoders trained here."""
+"""The evaluators, by name: Inception, published transformers, packaged networks, pixels, and encoders trained here."""
 
 import io
 import os
@@ -11,11 +11,20 @@ from driftkit.artifacts.files import sha256_file
 from driftkit.artifacts.images import to_float
 from driftkit.artifacts.run import Run
 from driftkit.config.layers import did_you_mean
-from driftkit.encoders.specs import TIMM_PREFIX
-from driftkit.encoders.weights import HubFile, UrlFile, read_weights
+from driftkit.encoders.lineage import PIXELS, Lineage
+from driftkit.encoders.specs import PACKAGED, SPECS, TIMM_PREFIX
+from driftkit.encoders.weights import HubFile, UrlFile, fetch, read_weights
 from driftkit.errors import MissingError, UsageError
 from driftkit.evaluation.features import Extractor
-from driftkit.evaluation.timm_extractors import CLIP_MODEL, DINOV2_MODEL, clip, dinov2, timm_model, timm_weights
+from driftkit.evaluation.timm_extractors import (
+    CLIP_MODEL,
+    DINOV2_MODEL,
+    clip,
+    dinov2,
+    packaged_model,
+    timm_model,
+    timm_weights,
+)
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
@@ -23,7 +32,10 @@ INCEPTION_DIGEST_PREFIX = "6726825d"
 INCEPTION_CLASSES = 1008
 INCEPTION_VARIABLE = "DRIFTKIT_INCEPTION_WEIGHTS"
 ENCODER_PREFIX = "encoder:"
-NAMES = ("inception", "dinov2", "clip", "encoder:RUN", "timm:MODEL")
+PIXELS_NAME = "pixels"
+PIXELS_SIDE = 16
+NAMES = ("inception", "dinov2", "clip", *PACKAGED, PIXELS_NAME, "encoder:RUN", "timm:MODEL")
+INSTALLED = "efficientnet-lite2"  # the evaluator that comes with the installation
 HUB_MODELS = {"dinov2": DINOV2_MODEL, "clip": CLIP_MODEL}
 
 
@@ -31,7 +43,7 @@ def load_extractor(features: str, *, weights: Path | None = None, device: torch.
     """The extractor of that name.
 
     Args:
-        features: inception, dinov2, clip, encoder:RUN with RUN the folder of a MAE run, or timm:MODEL.
+        features: one of NAMES, with RUN the folder of a MAE or classifier run.
         weights: a local weights file; None looks where they are kept and then downloads.
         device: where it runs.
 
@@ -45,6 +57,14 @@ def load_extractor(features: str, *, weights: Path | None = None, device: torch.
     if features in HUB_MODELS:
         path = fetch_weights(features) if weights is None else _require_file(weights, f"the weights of {features}")
         return (dinov2 if features == "dinov2" else clip)(path, place)
+    if features in PACKAGED:
+        otherwise = "place the file and give --features-weights PATH"
+        path = fetch(SPECS[features], otherwise=otherwise) if weights is None else weights
+        return packaged_model(features, _require_file(path, f"the weights of {features}"), place)
+    if features == PIXELS_NAME:
+        if weights is not None:
+            raise UsageError(f"--features-weights: {features} has no weights; leave the option out")
+        return _pixels(place)
     if features.startswith(TIMM_PREFIX) and features != TIMM_PREFIX:
         given = None if weights is None else _require_file(weights, f"the weights of {features}")
         return timm_model(features, timm_weights(features, given), place)
@@ -88,11 +108,33 @@ def fetch_weights(features: str) -> Path:
     try:
         return file.download()
     except MissingError as error:
-        raise MissingError(f"{error}; {file.by_hand('--features-weights')}{variable}") from None
+        raise MissingError(
+            f"{error}; {file.by_hand('--features-weights')}{variable}; without it: --features {INSTALLED}, which is "
+            "installed (its figures compare with each other, not with published ones)"
+        ) from None
+
+
+def _pixels(device: torch.device) -> Extractor:
+    """The image itself, coarsely: colours, background and layout, no detail."""
+
+    def embed(images: torch.Tensor) -> tuple[torch.Tensor, None]:
+        resized = torch.nn.functional.adaptive_avg_pool2d(to_float(images), PIXELS_SIDE)
+        return resized.flatten(1), None
+
+    return Extractor(
+        name=PIXELS_NAME,
+        version="colours of a 16x16 grid, 1",
+        weights_digest="none",
+        resize=f"{PIXELS_SIDE}x{PIXELS_SIDE}, averaged",
+        dim=3 * PIXELS_SIDE**2,
+        embed=embed,
+        device=device,
+        lineage=PIXELS,
+    )
 
 
 def _run_encoder(path: Path, device: torch.device) -> Extractor:
-    """Global means of all feature maps of a MAE run, or of the encoder it exported, one after another."""
+    """Global means of all feature maps of an encoder trained here, or of the file it exported, one after another."""
     from driftkit.encoders.loading import load_encoder_file, load_run_encoder
 
     encoder = load_encoder_file(path, device=device) if path.is_file() else load_run_encoder(path, device=device)
@@ -114,6 +156,7 @@ def _run_encoder(path: Path, device: torch.device) -> Extractor:
         embed=embed,
         device=device,
         num_classes=0 if head is None else head.out_features,
+        lineage=encoder.lineage,
     )
 
 
@@ -162,6 +205,7 @@ def _inception(path: Path, device: torch.device) -> Extractor:
         device=device,
         num_classes=INCEPTION_CLASSES,
         scores_inception=True,
+        lineage=Lineage(digest, "inception-v3", "inception", ("ImageNet-1k",), labels=True),
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from driftkit.encoders.lineage import Lineage
 from driftkit.errors import DriftkitError, RefusedError
 from driftkit.evaluation.moments import Moments
 from driftkit.evaluation.survey import Survey, survey_images
@@ -27,10 +28,11 @@ Embed = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]
 
 @dataclass(frozen=True)
 class Extractor:
-    """A frozen network that judges images.
+    """A frozen network in whose features images are compared.
 
     Attributes:
-        name: inception, dinov2, clip, "timm:MODEL", or "encoder:" and the run's folder name.
+        name: inception, dinov2, clip, efficientnet-lite2, pixels, "timm:MODEL", or "encoder:" and the run's folder
+            name.
         version: which implementation made the features.
         weights_digest: sha256 of its weights; with `name` and `resize` it says which numbers may be compared.
         resize: how images get to the network's size.
@@ -39,6 +41,7 @@ class Extractor:
         device: where `embed` expects its images.
         num_classes: of its classifier; 0 where it has none.
         scores_inception: whether its logits are those that the Inception Score is defined with.
+        lineage: what its features come from; None where nobody knows.
     """
 
     name: str
@@ -50,6 +53,7 @@ class Extractor:
     device: torch.device
     num_classes: int = 0
     scores_inception: bool = False
+    lineage: Lineage | None = None
 
     def describe(self) -> dict[str, Any]:
         """What an evaluation records of it."""
@@ -225,6 +229,7 @@ def extract(
         gather_rows(part.survey.digests, ranks),
         gather_rows(part.survey.flat.to(torch.uint8), ranks).bool(),
         gather_rows(part.survey.steps, ranks),
+        gather_rows(part.survey.appearance, ranks),
     )
     if not ranks.is_main:
         kept, labels = kept[:0], None

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-METHOD_NAMES = {"drift": "Drifting", "ddpm": "DDPM", "mae": "MAE"}
+METHOD_NAMES = {"drift": "Drifting", "ddpm": "DDPM", "mae": "MAE", "classifier": "Classifier"}
 # Scores beside the Fréchet distance, in the order in which they are shown.
 METRIC_NAMES = {
     "kid_mean": "KID",

@@ -14,7 +14,8 @@ FIELDS = (
     "group", "kind", "method", "encoder", "feature_set", "training_seed", "step", "sampler", "nfe", "weights", "fid",
     "fid_sd", "fid_values", "floor", "floor_images", "kid_mean", "kid_sd", "precision", "recall", "density",
     "coverage", "inception_score_mean", "nearest_ratio", "near_share", "class_entropy", "images_per_second",
-    "speed_scaled", "steps", "images_seen", "train_seconds", "parameters", "peak_memory_gib", "drift_norm", "spread",
+    "speed_scaled", "kinship", "kinship_reason",
+    "steps", "images_seen", "train_seconds", "parameters", "peak_memory_gib", "drift_norm", "spread",
     "loss", "badges", "warnings", "path",
 )  # fmt: skip
 
@@ -22,11 +23,15 @@ FIELDS = (
 def score_records(
     tables: Sequence[ScoreTable], runs: Sequence[RunSummary], speeds: Sequence[Speed]
 ) -> list[dict[str, Any]]:
-    """All rows of all tables, best first within each; runs without a score follow with empty fields."""
+    """All rows of all tables, best first within each; those without a rank are of evaluators that rank nothing.
+
+    Runs without a score follow with empty fields.
+    """
     known = {run.label: run for run in runs}
     records = []
     for table in tables:
-        for rank, row in enumerate(table.rows, start=1):
+        ranked: list[tuple[int | None, ScoreRow]] = list(enumerate(table.rows, start=1))
+        for rank, row in ranked + [(None, row) for row in table.apart]:
             head = {
                 "table": table.key,
                 "score": table.name,
@@ -38,7 +43,7 @@ def score_records(
                 "rank": rank,
             }
             records.append({**_run_fields(known.get(row.run)), **head, **_row_fields(row, speeds)})
-    scored = {row.run for table in tables for row in table.rows}
+    scored = {row.run for table in tables for row in (*table.rows, *table.apart)}
     records += [{**_run_fields(run), "run": run.label} for run in runs if run.label not in scored]
     return [{field: record.get(field) for field in FIELDS} for record in records]
 
@@ -75,6 +80,8 @@ def _row_fields(row: ScoreRow, speeds: Sequence[Speed]) -> dict[str, Any]:
         "floor_images": row.floor_images,
         "images_per_second": speed.images_per_second if speed else None,
         "speed_scaled": speed.scaled if speed else None,
+        "kinship": row.kinship.degree,
+        "kinship_reason": row.kinship.reason,
         "badges": "; ".join(row.badges),
         "warnings": "; ".join(row.warnings),
     }

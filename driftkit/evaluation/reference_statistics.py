@@ -21,12 +21,13 @@ from driftkit import __version__
 from driftkit.artifacts.files import digest_json, read_json, read_tensors, state_digest, write_json, write_tensors
 from driftkit.artifacts.run import now
 from driftkit.errors import MissingError, RefusedError, StorageError
+from driftkit.evaluation.appearance import PROPERTIES
 from driftkit.evaluation.features import Extractor, ImageFeatures
 from driftkit.evaluation.moments import Moments
 from driftkit.evaluation.survey import DIGEST_BYTES, Survey
 from driftkit.runtime.folders import cache_folder
 
-FORMAT = 1
+FORMAT = 2
 KIND = "statistics"
 UNLABELLED = -1
 
@@ -93,7 +94,8 @@ def write_statistics(path: Path, features: ImageFeatures, contract: Mapping[str,
                "rows": features.rows, "indices": features.indices}  # fmt: skip
     if features.survey is not None:
         survey = features.survey
-        tensors |= {"digests": survey.digests, "flat": survey.flat.to(torch.uint8), "steps": survey.steps}
+        tensors |= {"digests": survey.digests, "flat": survey.flat.to(torch.uint8), "steps": survey.steps,
+                    "appearance": survey.appearance}  # fmt: skip
     tensors |= {
         name: value
         for name, value in (("predictions", features.predictions), ("labels", features.labels))
@@ -125,7 +127,9 @@ def read_statistics(path: Path) -> Statistics:
     moments = Moments(0)
     moments.count = contract["data"]["count"]
     moments.mean, moments.scatter = tensors["mean"], tensors["scatter"]
-    survey = Survey(tensors["digests"], tensors["flat"].bool(), tensors["steps"]) if "digests" in tensors else None
+    survey = None
+    if "digests" in tensors:
+        survey = Survey(tensors["digests"], tensors["flat"].bool(), tensors["steps"], tensors["appearance"])
     features = ImageFeatures(
         moments,
         tensors["rows"],
@@ -171,7 +175,8 @@ def _require_shapes(tensors: Mapping[str, torch.Tensor], count: int, path: Path)
         "indices": ((rows,), torch.int64),
     }
     survey = {"digests": ((count, DIGEST_BYTES), torch.uint8), "flat": ((count,), torch.uint8),
-              "steps": ((count, 2), torch.float64)}  # fmt: skip
+              "steps": ((count, 2), torch.float64),
+              "appearance": ((count, len(PROPERTIES)), torch.float32)}  # fmt: skip
     wanted |= survey if not tensors.keys().isdisjoint(survey) else {}
     wanted |= {name: ((rows,), torch.int64) for name in ("predictions", "labels") if name in tensors}
     for name, (shape, dtype) in wanted.items():

@@ -26,9 +26,9 @@ from driftkit.evaluation.pictures import Evolution
 from driftkit.evaluation.records import speed_of
 from driftkit.evaluation.speed import Speed
 from driftkit.evaluation.summary import RunSummary
-from driftkit.evaluation.table import OWN_TEACHER, RANDOM_WEIGHTS, SMALL_N, ScoreRow, ScoreTable
+from driftkit.evaluation.table import RANDOM_WEIGHTS, SMALL_N, ScoreRow, ScoreTable
 
-LOUD = (OWN_TEACHER, RANDOM_WEIGHTS)
+LOUD = ("kin evaluator", RANDOM_WEIGHTS)
 SPARK_WIDTH, SPARK_HEIGHT = 88, 22
 
 
@@ -114,15 +114,15 @@ def table_view(table: ScoreTable, runs: Sequence[RunSummary], speeds: Sequence[S
             "row": row,
             "run": known.get(row.run),
             "speed": speed_of(speeds, row.run, row.sampler, row.nfe),
-            "best": row is table.best(row.run),
+            "best": row is table.best(row.run) or not row.kinship.counts,
         }
-        for row in table.rows
+        for row in (*table.rows, *table.apart)
     ]
     return {
         "rows": rows,
-        "metrics": metric_columns(table.rows),
+        "metrics": metric_columns([*table.rows, *table.apart]),
         "timed": any(entry["speed"] for entry in rows),
-        "small": any(SMALL_N in row.badges for row in table.rows),
+        "small": any(SMALL_N in row.badges for row in (*table.rows, *table.apart)),
         "drifting": any(run.drift_norm is not None for run in runs),
         "hidden": sum(not entry["best"] for entry in rows),
         "training": budget_view(training_budgets(table, runs)),

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
+from driftkit.evaluation.appearance import PROPERTIES, luma, measure_appearance
+
 DIGEST_BYTES = 16
 BLOCK = 8  # side in pixels of the blocks that JPEG codes on their own
 CHUNK = 1024  # images at a time, which bounds the float copies
-LUMA = (0.299, 0.587, 0.114)
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,13 @@ class Survey:
         flat: whether the image is one colour, bool [N].
         steps: mean absolute difference of neighbouring luma values, across the edges of 8x8 blocks and elsewhere,
             float64 [N, 2]; both 0 where images are too small to have such edges.
+        appearance: the properties of `appearance.PROPERTIES`, float32 [N, 5].
     """
 
     digests: torch.Tensor
     flat: torch.Tensor
     steps: torch.Tensor
+    appearance: torch.Tensor
 
     def __len__(self) -> int:
         return len(self.flat)
@@ -73,17 +76,17 @@ def survey_images(images: torch.Tensor) -> Survey:
         else torch.empty(0, DIGEST_BYTES, dtype=torch.uint8),
         torch.cat(flat) if flat else torch.empty(0, dtype=torch.bool),
         torch.cat(steps) if steps else torch.empty(0, 2, dtype=torch.float64),
+        torch.cat([measure_appearance(part) for part in parts]) if parts else torch.empty(0, len(PROPERTIES)),
     )
 
 
 def _steps(images: torch.Tensor) -> torch.Tensor:
     """Mean luma steps across block edges and elsewhere, float64 [N, 2]."""
-    weights = torch.tensor(LUMA)
-    luma = torch.einsum("nchw,c->nhw", images.float(), weights)
+    grey = luma(images)
     sums = torch.zeros(len(images), 2, dtype=torch.float64)
     counts = torch.zeros(2, dtype=torch.float64)
-    _, height, width = luma.shape
-    across, down = luma.diff(dim=2).abs().sum(dim=1), luma.diff(dim=1).abs().sum(dim=2)  # [N, W - 1], [N, H - 1]
+    _, height, width = grey.shape
+    across, down = grey.diff(dim=2).abs().sum(dim=1), grey.diff(dim=1).abs().sum(dim=2)  # [N, W - 1], [N, H - 1]
     for steps, lines in ((across, height), (down, width)):
         edge = torch.arange(1, steps.shape[1] + 1) % BLOCK == 0
         sums += torch.stack([steps[:, edge].double().sum(dim=1), steps[:, ~edge].double().sum(dim=1)], dim=1)

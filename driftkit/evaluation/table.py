@@ -7,19 +7,20 @@ from typing import Any
 
 from driftkit.artifacts.files import digest_json, read_json
 from driftkit.artifacts.run import Run
+from driftkit.encoders.lineage import Kinship, read_kinship
 from driftkit.errors import MissingError
 from driftkit.evaluation.memorisation import NEAR_SHARE
 from driftkit.evaluation.reading import count, mapping, number, numbers, text
 from driftkit.evaluation.summary import RunSummary
 
 SMALL_COUNT = 10_000
-OWN_TEACHER = "judged by its own teacher"
 RANDOM_WEIGHTS = "random weights"
 RAW_WEIGHTS = "raw weights"
 SMALL_N = "small N"
 UNFINISHED = "not finished"
 COPIES = "near copies of training images"
 ON_TRAINING_DATA = "against its training images"
+UNRECORDED = read_kinship(None)
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class ScoreRow:
         floor: what real images score against real ones, by the same evaluator.
         badges: short warnings that stand beside the number wherever it is shown.
         warnings: what the evaluation itself had to say.
+        kinship: how near the evaluator is to the run's training encoder.
+        appearance: what the images look like in plain numbers beside real ones; see `appearance.compare_appearance`.
     """
 
     run: str
@@ -49,6 +52,8 @@ class ScoreRow:
     floor_images: int | None
     badges: list[str]
     warnings: list[str]
+    kinship: Kinship = UNRECORDED
+    appearance: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,13 @@ class GroupRow:
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """Scores of one evaluator, one reference and one count of images, best first: the only ones one may compare."""
+    """Scores of one evaluator, one reference and one count of images, best first: the only ones one may compare.
+
+    Attributes:
+        rows: the last step of every way of sampling, of runs that the evaluator is independent of.
+        apart: the same of runs whose training encoder it is kin or related to; they rank nothing.
+        history: `rows` at all steps that were scored.
+    """
 
     key: str
     name: str
@@ -76,13 +87,22 @@ class ScoreTable:
     extractor: dict[str, Any]
     reference: dict[str, Any]
     num_images: int
-    rows: list[ScoreRow]  # the last step of every way of sampling
-    history: list[ScoreRow]  # the same at all steps that were scored
+    rows: list[ScoreRow]
+    history: list[ScoreRow]
     groups: list[GroupRow] = field(default_factory=list)
+    apart: list[ScoreRow] = field(default_factory=list)
 
     def best(self, run: str) -> ScoreRow | None:
-        """The best row of a run, None where it has none."""
+        """The best row of a run that the evaluator is independent of, None where it has none."""
         return next((row for row in self.rows if row.run == run), None)
+
+    def best_related(self, run: str) -> ScoreRow | None:
+        """The best row of a run that the evaluator is related to, None where it has none."""
+        return next((row for row in self.apart if row.run == run and row.kinship.degree == "related"), None)
+
+    def has(self, run: str) -> bool:
+        """Whether there is any score of the run."""
+        return any(row.run == run for row in (*self.rows, *self.apart))
 
 
 def read_evaluations(run: Run) -> tuple[list[dict[str, Any]], list[str]]:
@@ -129,7 +149,16 @@ def score_tables(
     for label, document in evaluations:
         groups.setdefault(evaluator_key(document), []).append((label, document))
     tables = [_table(key, members, known) for key, members in groups.items()]
-    return sorted(tables, key=lambda t: (-len({r.run for r in t.rows}), -len(t.rows), -t.num_images, t.title))
+    return sorted(
+        tables,
+        key=lambda t: (
+            -len({r.run for r in t.rows}),
+            t.extractor["name"] == "pixels",
+            -len(t.rows),
+            -t.num_images,
+            t.title,
+        ),
+    )
 
 
 def evaluator_key(document: Mapping[str, Any]) -> str:
@@ -160,7 +189,8 @@ def _table(key: str, members: list[tuple[str, Mapping[str, Any]]], runs: Mapping
         before = latest.get(way[:-1])
         if before is None or (row.step or 0) >= (before.step or 0):
             latest[way[:-1]] = row
-    rows = sorted(latest.values(), key=lambda r: (r.metrics["fid"], r.nfe or 0, r.run))
+    ranked = sorted(latest.values(), key=lambda r: (r.metrics["fid"], r.nfe or 0, r.run))
+    rows = [row for row in ranked if row.kinship.counts]
     return ScoreTable(
         key=key,
         name=f"fid@{num_images}",
@@ -169,8 +199,9 @@ def _table(key: str, members: list[tuple[str, Mapping[str, Any]]], runs: Mapping
         reference=reference,
         num_images=num_images,
         rows=rows,
-        history=sorted(history, key=lambda r: (r.run, r.nfe or 0, r.step or 0)),
+        history=sorted((r for r in history if r.kinship.counts), key=lambda r: (r.run, r.nfe or 0, r.step or 0)),
         groups=_group_rows(rows, runs),
+        apart=[row for row in ranked if not row.kinship.counts],
     )
 
 
@@ -226,6 +257,8 @@ def _row(label: str, documents: list[Mapping[str, Any]], run: RunSummary | None)
         floor_images=count(floor.get("num_images")),
         badges=_badges(documents, run),
         warnings=list(dict.fromkeys(str(w) for d in documents for w in d.get("warnings") or [])),
+        kinship=read_kinship(first.get("kinship")),
+        appearance=dict(mapping(first.get("appearance"))),
     )
 
 
@@ -244,7 +277,6 @@ def _badges(documents: Sequence[Mapping[str, Any]], run: RunSummary | None) -> l
     first = documents[0]
     reference = mapping(first.get("reference"))
     signs = {
-        OWN_TEACHER: any(d.get("own_teacher") is True for d in documents),
         RANDOM_WEIGHTS: run is not None and run.random_weights,
         RAW_WEIGHTS: first.get("weights") == "raw",
         ON_TRAINING_DATA: reference.get("is_training_data") is True,
@@ -252,7 +284,8 @@ def _badges(documents: Sequence[Mapping[str, Any]], run: RunSummary | None) -> l
         COPIES: any((number(mapping(d.get("metrics")).get("near_share")) or 0) > NEAR_SHARE for d in documents),
         UNFINISHED: run is not None and run.state not in (None, "done"),
     }
-    return [badge for badge, applies in signs.items() if applies]
+    kin = read_kinship(first.get("kinship"))
+    return ([] if kin.counts else [f"{kin.degree} evaluator"]) + [b for b, applies in signs.items() if applies]
 
 
 def _group_rows(rows: Sequence[ScoreRow], runs: Mapping[str, RunSummary]) -> list[GroupRow]:

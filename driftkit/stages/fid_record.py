@@ -1,12 +1,14 @@
 """What an evaluation says: the scores of a target, the signs that they mislead, and all that they depend on."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from driftkit import __version__
-from driftkit.artifacts.run import Run, now
+from driftkit.artifacts.run import now
+from driftkit.encoders.lineage import kinship, teachers_of
+from driftkit.evaluation.appearance import compare_appearance
 from driftkit.evaluation.checks import (
     collapse_warning,
     compression,
@@ -16,7 +18,7 @@ from driftkit.evaluation.checks import (
     survey_warnings,
 )
 from driftkit.evaluation.classes import class_scores
-from driftkit.evaluation.features import Extractor, ImageFeatures
+from driftkit.evaluation.features import ImageFeatures
 from driftkit.evaluation.memorisation import Memorisation, baseline_distances, look_for_copies
 from driftkit.evaluation.reference_statistics import cached_figures
 from driftkit.evaluation.scores import real_floor, score_features
@@ -25,7 +27,7 @@ from driftkit.stages.references import Bench, Reference, Training, training_dige
 from driftkit.stages.targets import Target
 
 FORMAT = 1
-SCORES_VERSION = 2  # part of an evaluation's identity: counted up when the same images would get other numbers
+SCORES_VERSION = 3  # part of an evaluation's identity: counted up when the same images would get other numbers
 
 
 @dataclass(frozen=True)
@@ -84,9 +86,9 @@ def evaluation_document(
     theirs, extractor = reference.statistics.features, bench.extractor
     assert generated.survey is not None
     marks, warnings = image_warnings(found, generated.survey, reference, judging)
-    own_teacher = is_own_teacher(found.run, extractor)
-    if own_teacher:
-        warnings.append("judged by its own teacher: the encoder that the run was trained with flatters it")
+    kin = None if found.run is None else kinship(teachers_of(found.run.manifest()), extractor.lineage)
+    if kin and not kin.counts:
+        warnings.append(f"{extractor.name} is no independent evaluator of this run: {kin.reason}")
     collapse = collapse_warning(generated.moments, theirs.moments, allow_collapsed=judging.allow_collapsed)
     scores = score_features(generated, theirs, inception_score=extractor.scores_inception, device=bench.device)
     floor = floor_of(reference, len(generated), bench)
@@ -107,11 +109,15 @@ def evaluation_document(
         warnings.append(training.problem)
     document = {
         **_describe(found),
-        "own_teacher": own_teacher,
+        "kinship": None if kin is None else asdict(kin),
         "metrics": metrics,
         "metric_settings": scores.settings,
         "floor": floor,
-        "extractor": extractor.describe(),
+        "extractor": {
+            **extractor.describe(),
+            "lineage": None if extractor.lineage is None else extractor.lineage.describe(),
+        },
+        "appearance": _appearance(generated.survey, theirs.survey),
         "reference": {
             "spec": reference.spec,
             **{key: reference.statistics.data[key] for key in ("digest", "count", "image_size")},
@@ -176,19 +182,16 @@ def _describe(found: Target) -> dict[str, Any]:
     }
 
 
-def is_own_teacher(run: Run | None, extractor: Extractor) -> bool:
-    """Whether the run was trained with the very weights that now judge it."""
-    if run is None:
-        return False
-    encoder = run.manifest().get("encoder")
-    digest = encoder.get("weights_digest") if isinstance(encoder, dict) else None
-    return digest is not None and digest not in ("random", "none") and digest == extractor.weights_digest
+def _appearance(generated: Survey, real: Survey | None) -> dict[str, Any] | None:
+    """What the images look like beside real ones; None beside statistics of others, which hold no images."""
+    return None if real is None else compare_appearance(generated.appearance, real.appearance)
 
 
 def default_path(found: Target, document: dict[str, Any]) -> Path:
     """Where an evaluation belongs: in its run, or beside images that no run here made."""
     if found.run is None:
-        return found.path.with_name(f"{found.path.name.removesuffix('.safetensors')}.evaluation.json")
+        name = f"{found.path.name.removesuffix('.safetensors')}.{file_label(document['extractor']['name'])}"
+        return found.path.with_name(f"{name}.evaluation.json")
     extractor = document["extractor"]
     options = "".join(f"-{key}{value}" for key, value in sorted(document["sampler_options"].items()))
     parts = (
@@ -201,5 +204,9 @@ def default_path(found: Target, document: dict[str, Any]) -> Path:
         f"seed{document['seed']}",
         document["reference"]["digest"][:8],
     )
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(str(p) for p in parts))
-    return found.run.path / "evaluations" / f"{name}.json"
+    return found.run.path / "evaluations" / f"{file_label('-'.join(str(p) for p in parts))}.json"
+
+
+def file_label(words: str) -> str:
+    """Words as a part of a file name."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", words)

@@ -12,24 +12,25 @@ from driftkit.artifacts.files import atomic_path, read_json, write_json
 from driftkit.artifacts.run import Run, now
 from driftkit.errors import DriftkitError, MissingError, RefusedError, UsageError
 from driftkit.evaluation.score_curve import score_curve
-from driftkit.stages.fid import DEFAULT_NUM_IMAGES, Evaluation, Judge, Sampling
+from driftkit.stages.fid import DEFAULT_NUM_IMAGES, Evaluation, Judge, Sampling, evaluate_with, open_once, output_of
 from driftkit.stages.targets import is_run
 
 FORMAT = 1
 
 
 def evaluate_repeats(
-    judge: Judge,
+    judges: Sequence[Judge],
     target: Path,
     repeats: int,
     *,
     num_images: int | None = None,
     sampling: Sampling | None = None,
     output: Path | None = None,
-) -> Evaluation:
+) -> list[Evaluation]:
     """Score a run with `repeats` seeds from its seed on, or as many disjoint parts of images that are there.
 
-    Every score is written as an evaluation of its own; the summary has mean, standard deviation and all values.
+    Every score is written as an evaluation of its own; the summary of each evaluator has mean, standard deviation and
+    all values.
 
     Raises:
         UsageError: fewer than two repeats, or too few images for disjoint parts.
@@ -37,24 +38,26 @@ def evaluate_repeats(
     if repeats < 2:
         raise UsageError(f"--repeats {repeats}: expected at least 2")
     sampling = sampling or Sampling()
-    first = sampling.seed or 0
-    made: list[Evaluation] = []
+    made: list[list[Evaluation]] = []
     for number in range(repeats):
         each = None if output is None else output.with_name(f"{output.stem}-{number}.json")
         if is_run(target):
-            chosen = replace(sampling, seed=first + number)
-            made.append(judge.evaluate(target, num_images=num_images, sampling=chosen, output=each))
+            chosen = replace(sampling, seed=(sampling.seed or 0) + number)
+            made.append(evaluate_with(judges, target, num_images=num_images, sampling=chosen, output=each))
         else:
-            if each is None and judge.is_main:
+            if each is None and judges[0].is_main:
                 each = target.with_name(f"{target.name.removesuffix('.safetensors')}-{number}.evaluation.json")
             part = (number, repeats)
-            made.append(judge.evaluate(target, num_images=num_images, sampling=sampling, part=part, output=each))
-    if not judge.is_main:
-        return Evaluation({}, target)
-    document = repeats_summary(made)
-    path = output or _beside(made[0].path, f"repeats-{repeats}")
-    write_json(path, document)
-    return Evaluation(document, path)
+            made.append(evaluate_with(judges, target, num_images=num_images, sampling=sampling, part=part, output=each))
+    if not judges[0].is_main:
+        return [Evaluation({}, target)]
+    summaries = []
+    for judge, of_judge in zip(judges, zip(*made, strict=True), strict=True):
+        document = repeats_summary(of_judge)
+        path = output_of(judge, output, several=len(judges) > 1) or _beside(of_judge[0].path, f"repeats-{repeats}")
+        write_json(path, document)
+        summaries.append(Evaluation(document, path))
+    return summaries
 
 
 def repeats_summary(made: Sequence[Evaluation]) -> dict[str, Any]:
@@ -63,7 +66,7 @@ def repeats_summary(made: Sequence[Evaluation]) -> dict[str, Any]:
     names = [n for n in documents[0]["metrics"] if all(n in d["metrics"] for d in documents)]
     spread = {name: spread_of([d["metrics"][name] for d in documents]) for name in names}
     shared = ("name", "num_images", "target", "run", "method", "encoder", "sampler", "nfe", "weights", "step",
-              "own_teacher", "floor", "extractor", "reference")  # fmt: skip
+              "kinship", "floor", "extractor", "reference")  # fmt: skip
     return {
         "format": FORMAT,
         "kind": "evaluation repeats",
@@ -83,9 +86,9 @@ def spread_of(values: Sequence[float]) -> dict[str, Any]:
 
 
 def evaluate_checkpoints(
-    judge: Judge, target: Path, *, num_images: int | None = None, sampling: Sampling | None = None
-) -> Evaluation:
-    """Score all checkpoints of a run, and write the curve of score against step with its figure.
+    judges: Sequence[Judge], target: Path, *, num_images: int | None = None, sampling: Sampling | None = None
+) -> list[Evaluation]:
+    """Score all checkpoints of a run, and write each evaluator's curve of score against step with its figure.
 
     Evaluations that are there already, of the same weights, images, extractor and seed, are not made again. A
     checkpoint whose score is refused (a network that has just begun) is a point without a score that says why.
@@ -105,28 +108,34 @@ def evaluate_checkpoints(
     if not checkpoints:
         raise MissingError(f"{target} holds no checkpoint yet")
     known = known_evaluations(run)
-    points: list[dict[str, Any]] = []
-    document: dict[str, Any] = {}
+    points: list[list[dict[str, Any]]] = [[] for _ in judges]
+    last: list[dict[str, Any]] = [{} for _ in judges]
     for checkpoint in checkpoints:
         chosen = replace(sampling, step=checkpoint.step)
-        found = known.get(judge.identity(run, count, chosen))
         state = checkpoint.state()
         point = {"step": checkpoint.step, **{key: state.get(key) for key in ("images_seen", "train_seconds")}}
-        if found is not None and judge.is_main:
-            judge.bench.tell(f"step {checkpoint.step}: evaluated before")
-        try:
-            made = found or judge.evaluate(target, num_images=num_images, sampling=chosen)
-        except RefusedError as error:
-            points.append({**point, "metrics": None, "refused": str(error)})
-            judge.bench.tell(f"step {checkpoint.step}: {error}")
-            continue
-        document = made.document or document
-        points.append({**point, "metrics": made.document.get("metrics"), "evaluation": str(made.path)})
-    if not judge.is_main:
-        return Evaluation({}, target)
-    if not document:
-        raise RefusedError(f"{target}: none of {len(points)} checkpoints could be scored: {points[-1]['refused']}")
-    return _write_curve(run, document, points)
+        missing = [judge for judge in judges if judge.identity(run, count, chosen) not in known]
+        opened = open_once(missing, target, num_images=num_images, sampling=chosen) if missing else None
+        for number, judge in enumerate(judges):
+            found = known.get(judge.identity(run, count, chosen))
+            if found is not None and judge.is_main:
+                judge.bench.tell(f"step {checkpoint.step}: evaluated before")
+            try:
+                made = found or judge.score(
+                    opened or open_once([judge], target, num_images=num_images, sampling=chosen)
+                )
+            except RefusedError as error:
+                points[number].append({**point, "metrics": None, "refused": str(error)})
+                judge.bench.tell(f"step {checkpoint.step}: {error}")
+                continue
+            last[number] = made.document or last[number]
+            points[number].append({**point, "metrics": made.document.get("metrics"), "evaluation": str(made.path)})
+    if not judges[0].is_main:
+        return [Evaluation({}, target)]
+    for document, curve in zip(last, points, strict=True):
+        if not document:
+            raise RefusedError(f"{target}: none of {len(curve)} checkpoints could be scored: {curve[-1]['refused']}")
+    return [_write_curve(run, document, curve) for document, curve in zip(last, points, strict=True)]
 
 
 def known_evaluations(run: Run) -> dict[str, Evaluation]:
@@ -144,7 +153,7 @@ def known_evaluations(run: Run) -> dict[str, Evaluation]:
 
 def _write_curve(run: Run, last: dict[str, Any], points: list[dict[str, Any]]) -> Evaluation:
     keys = ("name", "num_images", "run", "method", "encoder", "sampler", "nfe", "weights", "seed", "floor", "extractor",
-            "reference", "own_teacher")  # fmt: skip
+            "reference", "kinship")  # fmt: skip
     document = {
         "format": FORMAT,
         "kind": "evaluation curve",

@@ -1,4 +1,4 @@
-"""Making the evaluations that a comparison lacks: every run, sampler and NFE of the cost curve, judged alike."""
+"""Making the evaluations that a comparison lacks: every run, sampler and NFE of the cost curve, scored alike."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from driftkit.evaluation.reading import count, mapping, text
 from driftkit.evaluation.summary import RunSummary
 from driftkit.evaluation.table import read_evaluations
 from driftkit.runtime.progress import Report
-from driftkit.stages.fid import DEFAULT_NUM_IMAGES, Judge, Judging, Sampling, open_judge
+from driftkit.stages.fid import DEFAULT_NUM_IMAGES, Judge, Judging, Sampling, evaluate_with, open_judge
 
 CURVE_NFE = (1, 2, 5, 10, 20, 50, 100)
 # Samplers whose quality is shown over their cost; None stands for a sampler with nothing to choose.
@@ -26,7 +26,7 @@ class MissingScores:
 
     Attributes:
         reference: data SPEC of the real images, or a file of statistics.
-        features: what judges, as in `fid`.
+        features: the evaluators, as in `fid`.
         features_weights: local weights of it.
         num_images: per score.
         nfe: evaluations per image at which samplers of many steps are scored; None takes 1, 2, 5, 10, 20, 50, 100.
@@ -36,7 +36,7 @@ class MissingScores:
     """
 
     reference: str
-    features: str = "inception"
+    features: tuple[str, ...] = ("inception",)
     features_weights: Path | None = None
     num_images: int | None = None
     nfe: tuple[int, ...] | None = None
@@ -74,18 +74,21 @@ def fill_missing(
         MissingError: the judge or the reference is not there.
         UsageError: a wrong name of either.
     """
-    judge = open_judge(
-        wanted.reference,
-        features=wanted.features,
-        features_weights=wanted.features_weights,
-        batch_size=wanted.batch_size,
-        device=wanted.device,
-        judging=Judging(allow_collapsed=wanted.allow_collapsed),
-        report=report,
-        tell=tell,
-    )
+    judges = [
+        open_judge(
+            wanted.reference,
+            features=features,
+            features_weights=wanted.features_weights,
+            batch_size=wanted.batch_size,
+            device=wanted.device,
+            judging=Judging(allow_collapsed=wanted.allow_collapsed),
+            report=report,
+            tell=tell,
+        )
+        for features in wanted.features
+    ]
     num_images = wanted.num_images or DEFAULT_NUM_IMAGES
-    missing: list[tuple[Run, RunSummary, Way]] = []
+    missing: list[tuple[Run, RunSummary, Way, list[Judge]]] = []
     problems = []
     for run, summary in generators:
         try:
@@ -93,12 +96,15 @@ def fill_missing(
         except DriftkitError as error:
             problems.append(f"{summary.label} was not scored: {error}")
             continue
-        done = _done(run, judge, num_images, wanted.seed)
-        missing += [(run, summary, way) for way in ways if way not in done]
-    for run, summary, way in missing:
+        done = [_done(run, judge, num_images, wanted.seed) for judge in judges]
+        for way in ways:
+            lacking = [judge for judge, known in zip(judges, done, strict=True) if way not in known]
+            missing += [(run, summary, way, lacking)] if lacking else []
+    for run, summary, way, lacking in missing:
         report("scores", 0, len(missing))
         try:
-            judge.evaluate(
+            evaluate_with(
+                lacking,
                 run.path,
                 num_images=num_images,
                 sampling=Sampling(sampler=way.sampler, nfe=way.nfe, weights="ema", seed=wanted.seed, step=way.step),

@@ -7,6 +7,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from driftkit.artifacts.run import Run, Weights
 from driftkit.encoders.specs import PIXEL, SPECS, TIMM_PREFIX
+from driftkit.encoders.weights import published
 from driftkit.evaluation.formats import format_count, format_score, format_seconds, method_name
 from driftkit.evaluation.reading import count, mapping, number, text
 from driftkit.evaluation.summary import summarise
@@ -51,6 +52,7 @@ def _encoder(encoder: Mapping[str, Any]) -> dict[str, Any]:
         "weights_digest": text(encoder.get("weights_digest")),
         "random_weights": random,
         "licence": encoder_licence(name, random_weights=random),
+        "source": published(SPECS[name]).url if name in SPECS and not random else None,
     }
 
 
@@ -78,7 +80,7 @@ def _nfe(method: str) -> str:
 
 
 def _scores(run: Run, *, weights: str, step: int) -> list[dict[str, Any]]:
-    """The evaluations of exactly these weights, best first within each judge."""
+    """The evaluations of exactly these weights, best first within each evaluator."""
     documents, _ = read_evaluations(run)
     fitting = [(run.name, d) for d in documents if d.get("weights") == weights and d.get("step") == step]
     return [
@@ -96,7 +98,7 @@ def _scores(run: Run, *, weights: str, step: int) -> list[dict[str, Any]]:
             "warnings": row.badges,
         }
         for table in score_tables(fitting, [summarise(run, label=run.name)])
-        for row in table.rows
+        for row in (*table.rows, *table.apart)
     ]
 
 

@@ -450,7 +450,9 @@ def _content(path: str, *, evaluations: bool) -> str:
 def _products(stage: Stage, result: Any) -> list[str]:
     """Paths whose absence means that the stage has to run again."""
     keys = ("run", "samples", "evaluation", "report", "pack", "path")
-    named = [str(result[k]) for k in keys if isinstance(result, dict) and isinstance(result.get(k), str)]
+    several = result.get("evaluations") if isinstance(result, dict) else None  # of several evaluators, one each
+    documents = [d for d in (result, *(several or [])) if isinstance(d, dict)]
+    named = [str(d[k]) for d in documents for k in keys if isinstance(d.get(k), str)]
     output = _output(stage)
     if output is not None:
         named.append(str(output))

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from driftkit.encoders.lineage import kinship, teachers_of
 from driftkit.errors import RefusedError, UsageError
 from driftkit.objectives.registry import OBJECTIVES
 from driftkit.runtime.progress import warn
@@ -55,8 +56,9 @@ def open_scoring(
         check_size=lambda size: _require_size(config, size),
         tell=say,
     )
-    if encoder and encoder.get("weights_digest") == judge.bench.extractor.weights_digest:
-        warn(f"{wanted.features} is the encoder that this run is trained with: its own teacher flatters it")
+    kin = kinship(teachers_of({"encoder": encoder}), judge.bench.extractor.lineage)
+    if not kin.counts:
+        warn(f"{wanted.features} is no independent evaluator of this run, whose scores it flatters: {kin.reason}")
     name = f"fid@{wanted.num_images}"
 
     def score(network: nn.Module) -> dict[str, float]:

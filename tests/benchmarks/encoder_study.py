@@ -1,7 +1,8 @@
 """Does the probe rank encoders as training does? `python -m tests.benchmarks.encoder_study outputs/encoder-study`.
 
-Reads what `pipelines/encoder-study.toml` left: the score of every probe, and the Fréchet distance of the generator that
-was trained with the same encoder. Prints them side by side, and how well the orders agree.
+Reads what `pipelines/encoder-study.toml` left: the score of every probe, and the Fréchet distances of the generator
+that was trained with the same encoder. Prints them side by side, and per evaluator how well the orders agree, over the
+runs that the evaluator is independent of.
 """
 
 import argparse
@@ -25,16 +26,22 @@ def correlation(a: list[float], b: list[float]) -> float:
 
 def row(folder: Path, probe: Path) -> dict[str, Any]:
     document = json.loads(probe.read_text())
-    (path,) = sorted((folder / probe.parent.name / "evaluations").glob("*.json"))
-    evaluation = json.loads(path.read_text())
+    evaluations = [json.loads(path.read_text()) for path in (folder / probe.parent.name / "evaluations").glob("*.json")]
     return {
         "name": probe.parent.name,
         "score": document["score"],
         "verdict": document["verdict"],
-        "fid": evaluation["metrics"]["fid"],
-        "measure": evaluation["name"],
-        "recall": evaluation["metrics"]["recall"],
+        "purity": document.get("purity"),
+        "evaluations": {evaluation["extractor"]["name"]: evaluation for evaluation in evaluations},
     }
+
+
+def shown(evaluation: dict[str, Any] | None) -> str:
+    """Distance and recall; in brackets where the evaluator is not independent of the run."""
+    if evaluation is None:
+        return "–"
+    text = f"{evaluation['metrics']['fid']:.1f} · {evaluation['metrics']['recall']:.2f}"
+    return text if evaluation["kinship"]["degree"] == "independent" else f"({text}: {evaluation['kinship']['degree']})"
 
 
 def main() -> None:
@@ -43,13 +50,19 @@ def main() -> None:
     folder = parser.parse_args().folder
     rows = [row(folder, path) for path in sorted((folder / "probes").glob("*/probe.json"))]
     rows.sort(key=lambda r: -r["score"])
-    print(
-        f"| encoder and features | probe | verdict | {rows[0]['measure']} | recall |\n| --- | --- | --- | --- | --- |"
-    )
+    names = sorted({name for r in rows for name in r["evaluations"]})
+    print(f"| encoder and features | probe | verdict | {' | '.join(f'{n}: distance · recall' for n in names)} |")
+    print("| --- " * (3 + len(names)) + "|")
     for r in rows:
-        print(f"| {r['name']} | {r['score']:.3f} | {r['verdict']} | {r['fid']:.2f} | {r['recall']:.2f} |")
-    agreement = correlation(ranks([r["score"] for r in rows]), ranks([-r["fid"] for r in rows]))
-    print(f"\nSpearman's rank correlation of score and -{rows[0]['measure']}: {agreement:.2f} over {len(rows)}")
+        cells = " | ".join(shown(r["evaluations"].get(name)) for name in names)
+        print(f"| {r['name']} | {r['score']:.3f} | {r['verdict']} | {cells} |")
+    print()
+    for name in names:
+        judged = [(r["score"], r["evaluations"][name]) for r in rows if name in r["evaluations"]]
+        counted = [(score, e["metrics"]["fid"]) for score, e in judged if e["kinship"]["degree"] == "independent"]
+        if len(counted) > 2:
+            agreement = correlation(ranks([score for score, _ in counted]), ranks([-fid for _, fid in counted]))
+            print(f"Spearman's rank correlation of probe and distance by {name}: {agreement:.2f} over {len(counted)}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from driftkit.artifacts.files import write_json
 from driftkit.cli.app import app
-from tests.evaluation.fakes import add_samples, evaluation, make_run
+from tests.evaluation.fakes import KIN, add_samples, evaluation, make_run
 
 
 @pytest.fixture
@@ -15,7 +15,9 @@ def runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, objective, fid in (("drift_with_quite_a_long_name_indeed", "drift", 9.0), ("ddpm", "ddpm", 7.5)):
         run = make_run(tmp_path / name, objective)
-        write_json(run.path / "evaluations" / "a.json", evaluation(fid, own_teacher=objective == "drift"))
+        write_json(
+            run.path / "evaluations" / "a.json", evaluation(fid, **({"kinship": KIN} if objective == "drift" else {}))
+        )
         add_samples(run)
     (tmp_path / "notes").mkdir()
     return sorted(p.name for p in tmp_path.iterdir())
@@ -29,7 +31,7 @@ def test_table_fits_100_columns_and_skipped_folders_are_named_on_stderr(runs):
     result = invoke(*runs, "--no-speed")
     assert result.exit_code == 0, result.stderr
     assert max(map(len, result.stdout.splitlines())) <= 100
-    for words in ("ddpm", "fid@100", "7.50", "1.50", "own teacher", "outputs/comparison/report.html"):
+    for words in ("ddpm", "fid@100", "7.50", "1.50", "kin evaluator", "outputs/comparison/report.html"):
         assert words in result.stdout
     assert "left out notes" in result.stderr
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from driftkit.datasets.cifar10 import ARCHIVE
-from driftkit.encoders.specs import SPECS
+from driftkit.encoders.specs import PACKAGED, SPECS
 from driftkit.stages import doctor
 from tests.conftest import driftkit
 
@@ -38,7 +38,9 @@ def test_missing_things_are_reported_with_what_brings_them(alone):
     assert not document["problems"]
     files = {file["name"]: file for file in document["files"]}
     assert set(files) == {*SPECS, "inception", "evaluator:dinov2", "evaluator:clip", "cifar10"}
-    assert all(file["path"] is None and file["fetch"] == f"driftkit prefetch {name}" for name, file in files.items())
+    lost = {name: file for name, file in files.items() if name not in PACKAGED}
+    assert all(file["path"] is None and file["fetch"] == f"driftkit prefetch {name}" for name, file in lost.items())
+    assert all(files[name]["path"] for name in PACKAGED)
     assert all(not host["reachable"] and host["reason"] == "no network" for host in document["hosts"])
     assert any("out of reach" in line for line in document["warnings"])
     assert document["versions"]["torch"]
@@ -92,7 +94,7 @@ def test_text_fits_the_terminal_and_names_every_file(alone, monkeypatch, width):
     result = driftkit("doctor")
     assert result.exit_code == 0, result.output
     for name in (*SPECS, "evaluator:dinov2", "evaluator:clip", "cifar10"):
-        assert f"driftkit prefetch {name}" in result.stdout
+        assert name in PACKAGED or f"driftkit prefetch {name}" in result.stdout
     lines = [line for line in result.stdout.splitlines() if not line.startswith("warning:")]
     assert all(len(line) <= width for line in lines)
 

@@ -100,7 +100,7 @@ def test_unknown_features_are_a_usage_error(invoke, tmp_path, monkeypatch):
     samples = add_samples(make_run(tmp_path / "ddpm", "ddpm"))
     result = CliRunner().invoke(app, ["fid", str(samples), "-r", "real", "--features", "incepton", "--device", "cpu"])
     assert result.exit_code == 2
-    assert "expected inception, dinov2, clip, encoder:RUN, timm:MODEL" in result.stderr
+    assert "expected inception, dinov2, clip, efficientnet-lite0" in result.stderr
 
 
 @pytest.fixture

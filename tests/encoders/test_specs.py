@@ -11,7 +11,7 @@ from driftkit.encoders import loading
 from driftkit.encoders.features import feature_set, field_calls
 from driftkit.encoders.loading import load_encoder, timm_spec
 from driftkit.encoders.networks import resize
-from driftkit.encoders.specs import NORMALISATIONS, SPECS
+from driftkit.encoders.specs import NORMALISATIONS, PACKAGED, SPECS
 from driftkit.errors import UsageError
 from driftkit.objectives.drifting import Drifting, DriftingConfig
 from driftkit.protocols import Batch, Execution
@@ -19,6 +19,7 @@ from driftkit.runtime.distributed import Ranks
 
 # Of the same families as the rows, with the same names of layers, but small enough to run.
 SMALL = {
+    **dict.fromkeys(PACKAGED, "tf_efficientnet_lite0.in1k"),
     "resnet18": "resnet10t.c3_in1k",
     "dinov2": "vit_small_patch14_dinov2.lvd142m",
     "dinov2-last": "vit_small_patch14_dinov2.lvd142m",
@@ -48,7 +49,9 @@ def test_a_row_is_true_of_the_full_network(name):
     side = [1] if spec.reading == "class token" else [spec.input_size // stride for stride in spec.strides]
     assert [m.values.shape[-1] for m in maps] == side
     groups = feature_set(encoder.feature_set)(maps, images)
-    assert sum(g.values.shape[0] for g in groups) == VECTORS[spec.feature_set] * len(spec.taps)
+    paper = 42 + 42 + 26 + 6 + 2  # maps of 16, 8, 4 and 2 positions a side; the input's RMS and pixels
+    wanted = paper if spec.feature_set == "paper" else VECTORS[spec.feature_set] * len(spec.taps)
+    assert sum(g.values.shape[0] for g in groups) == wanted
     cfg = timm.models.get_pretrained_cfg(spec.model)
     for got, want in zip(NORMALISATIONS[spec.normalisation], (cfg.mean, cfg.std), strict=True):
         assert got == pytest.approx(want)

@@ -92,6 +92,9 @@ def add_frames(run: Run, steps: tuple[int, ...] = (10, 20, 30)) -> None:
         save_grid(run.path / "samples" / f"step-{step:08d}.png", random_images(64, step), columns=8)
 
 
+KIN = {"degree": "kin", "reason": "the training encoder itself"}
+
+
 def evaluation(fid: float, **changes: Any) -> dict[str, Any]:
     """An evaluation document of 100 images."""
     return {
@@ -104,6 +107,7 @@ def evaluation(fid: float, **changes: Any) -> dict[str, Any]:
         "extractor": {"name": "encoder:tiny", "version": "1", "weights_digest": "ab", "resize": "r", "dim": 12},
         "reference": {"spec": "real", "digest": "cd", "count": 500, "image_size": SIZE},
         "run": "run", "method": "ddpm", "sampler": "ddim", "nfe": 50, "weights": "ema", "step": 30, "seed": 0,
-        "sampler_options": {}, "own_teacher": False, "warnings": ["100 images are few"],
+        "sampler_options": {}, "kinship": {"degree": "independent", "reason": "another family"},
+        "warnings": ["100 images are few"],
         **changes,
     }  # fmt: skip

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -11,8 +12,10 @@ from PIL import Image
 
 from driftkit.artifacts.files import read_json, write_json, write_tensors
 from driftkit.artifacts.images import write_samples
+from driftkit.encoders.lineage import Lineage
 from driftkit.errors import MissingError, RefusedError, UsageError
-from driftkit.stages.fid import Judging, Sampling, evaluate, open_judge
+from driftkit.evaluation.appearance import PROPERTIES
+from driftkit.stages.fid import Judging, Sampling, evaluate, evaluate_with, open_judge
 from driftkit.stages.fid_series import evaluate_checkpoints, evaluate_repeats
 from tests.evaluation.fakes import SIZE, add_samples, make_pack, make_run, random_images, tiny_extractor
 from tests.evaluation.test_survey import as_jpeg, natural
@@ -72,6 +75,7 @@ def test_run_is_sampled_and_its_evaluation_records_what_the_number_depends_on(tm
     assert set(document["metrics"]) == {"fid", "kid_mean", "kid_std", "precision", "recall", "density", "coverage"}
     assert document["extractor"] == {
         "name": "encoder:tiny", "version": "1", "weights_digest": "ab" * 32, "resize": "4x4 mean", "dim": 12,
+        "lineage": None,
     }  # fmt: skip
     assert document["reference"] == {
         "spec": real, "digest": digest, "count": 60, "image_size": 8, "is_training_data": False,
@@ -81,7 +85,8 @@ def test_run_is_sampled_and_its_evaluation_records_what_the_number_depends_on(tm
     }  # fmt: skip
     assert document["floor"]["num_images"] == 30
     assert set(document["metrics"]) <= set(document["floor"])
-    assert document["own_teacher"] is False
+    assert document["kinship"]["degree"] == "related"  # of the extractor nobody knows what it was made of
+    assert set(document["appearance"]) == set(PROPERTIES)
     assert any("few" in w for w in document["warnings"])
     assert any("floor" in w for w in document["warnings"])
     assert any("training images were not looked for" in w for w in document["warnings"])
@@ -93,14 +98,27 @@ def test_batch_size_does_not_change_scores(tmp_path, real, sampled):
     assert scores[0] == pytest.approx(scores[1], rel=1e-5)
 
 
-def test_own_teacher_is_labelled(tmp_path, real, sampled):
+def test_kin_of_the_training_encoder_are_labelled(tmp_path, real, sampled):
     run = trained(tmp_path / "drift")
-    document = score(run.path, real, features=tiny_extractor(digest="ef" * 32), num_images=40).document
-    assert document["own_teacher"]
-    assert any("own teacher" in w for w in document["warnings"])
-    run.update(encoder={"weights_digest": "random"})
-    random = score(run.path, real, features=tiny_extractor(digest="random"), num_images=40)
-    assert not random.document["own_teacher"]
+    lineage = Lineage("ef" * 32, "tiny", "tiny family", ("photos",))
+    run.update(encoder={"weights_digest": "ef" * 32, "lineage": [lineage.describe()]})
+    kin = score(run.path, real, features=replace(tiny_extractor(), lineage=lineage), num_images=40).document
+    assert kin["kinship"]["degree"] == "kin"
+    assert any("no independent evaluator" in w for w in kin["warnings"])
+    other = replace(tiny_extractor(), lineage=Lineage("aa", "other", "other family", ("paintings",)))
+    assert score(run.path, real, features=other, num_images=40).document["kinship"]["degree"] == "independent"
+
+
+def test_several_evaluators_share_one_pass_over_the_images(tmp_path, real, sampled):
+    run = trained(tmp_path / "drift")
+    judges = [open_judge(real, features=one) for one in (tiny_extractor(), "pixels")]
+    made = evaluate_with(judges, run.path, num_images=40)
+    assert len(sampled) == 1
+    assert [one.document["extractor"]["name"] for one in made] == ["encoder:tiny", "pixels"]
+    assert all(read_json(one.path) == one.document for one in made)
+    named = evaluate_with(judges, run.path, num_images=40, output=tmp_path / "score.json")
+    assert [one.path.name for one in named] == ["score-encoder-tiny.json", "score-pixels.json"]
+    assert named[1].document["metrics"] == made[1].document["metrics"]
 
 
 def test_samples_in_a_run_are_scored_into_the_run(tmp_path, real):
@@ -122,7 +140,7 @@ def test_samples_elsewhere_find_the_run_they_name(tmp_path, real):
 def test_samples_of_an_absent_run_are_scored_beside_themselves(tmp_path, real):
     write_samples(tmp_path / "lone.safetensors", random_images(14), {"num_images": 14, "run": "/nowhere"})
     made = score(tmp_path / "lone.safetensors", real, num_images=12)
-    assert made.path == tmp_path / "lone.evaluation.json"
+    assert made.path == tmp_path / "lone.encoder-tiny.evaluation.json"
     assert made.document["run"] is None
     assert made.document["num_images"] == 12
 
@@ -178,7 +196,7 @@ def test_collapsed_samples_are_refused_and_nothing_is_written(tmp_path, real):
     write_samples(path, random_images(1).repeat(12, 1, 1, 1), {"num_images": 12})
     with pytest.raises(RefusedError, match="identical"):
         score(path, real)
-    assert not (tmp_path / "same.evaluation.json").exists()
+    assert not (tmp_path / "same.encoder-tiny.evaluation.json").exists()
     made = score(path, real, allow_collapsed=True)
     assert any("--allow-collapsed" in w for w in made.document["warnings"])
 
@@ -224,7 +242,7 @@ def test_second_call_on_a_reference_skips_its_forward_pass_and_gets_the_same_dig
         for _ in range(2)
     )
     assert seen.count("reference") == 1
-    assert seen.count("generated") == 2
+    assert seen.count("encoder:tiny") == 2
     assert len(told) == 1
     assert "60 images from" in told[0]
     for key in ("metrics", "floor", "memorisation", "classes", "compression", "reference"):
@@ -306,7 +324,7 @@ def test_labels_give_class_histograms_and_distances(tmp_path):
 def test_repeats_take_disjoint_seeds_and_tell_all_values(tmp_path, real, sampled):
     run = trained(tmp_path / "drift")
     judge = open_judge(real, features=tiny_extractor())
-    made = evaluate_repeats(judge, run.path, 3, num_images=20, sampling=Sampling(seed=5))
+    made = evaluate_repeats([judge], run.path, 3, num_images=20, sampling=Sampling(seed=5))[0]
     assert [r["seed"] for r in sampled] == [5, 6, 7]
     values = [json.loads(Path(p).read_text())["metrics"]["fid"] for p in made.document["evaluations"]]
     assert len(set(values)) == 3
@@ -320,25 +338,25 @@ def test_repeats_take_disjoint_seeds_and_tell_all_values(tmp_path, real, sampled
         p.split("/")[-1] for p in made.document["evaluations"]
     )
     with pytest.raises(UsageError, match="at least 2"):
-        evaluate_repeats(judge, run.path, 1)
+        evaluate_repeats([judge], run.path, 1)
 
 
 def test_repeats_of_images_are_disjoint_parts(tmp_path, real):
     path = tmp_path / "many.safetensors"
     write_samples(path, random_images(50, 9), {"num_images": 50})
     judge = open_judge(real, features=tiny_extractor())
-    made = evaluate_repeats(judge, path, 2, num_images=25)
+    made = evaluate_repeats([judge], path, 2, num_images=25)[0]
     assert len(set(made.document["repeats"]["metrics"]["fid"]["values"])) == 2
     with pytest.raises(UsageError, match="holds 50"):
-        evaluate_repeats(judge, path, 3, num_images=20)
+        evaluate_repeats([judge], path, 3, num_images=20)
 
 
 def test_all_checkpoints_give_a_curve_and_are_not_scored_twice(tmp_path, real, sampled):
     run = trained(tmp_path / "drift", 10, 20, 30)
     judge = open_judge(real, features=tiny_extractor())
-    first = evaluate_checkpoints(judge, run.path, num_images=20)
+    first = evaluate_checkpoints([judge], run.path, num_images=20)[0]
     assert [r["step"] for r in sampled] == [10, 20, 30]
-    again = evaluate_checkpoints(open_judge(real, features=tiny_extractor()), run.path, num_images=20)
+    again = evaluate_checkpoints([open_judge(real, features=tiny_extractor())], run.path, num_images=20)[0]
     assert len(sampled) == 3
     assert first.document["points"] == again.document["points"]
     assert [p["step"] for p in first.document["points"]] == [10, 20, 30]
@@ -347,12 +365,12 @@ def test_all_checkpoints_give_a_curve_and_are_not_scored_twice(tmp_path, real, s
         assert figure.width > 400
     weights = {"w": torch.tensor([99.0])}
     run.save_checkpoint(20, raw=weights, ema=weights, optimizer={}, state={"step": 20}, header={})
-    evaluate_checkpoints(judge, run.path, num_images=20)
+    evaluate_checkpoints([judge], run.path, num_images=20)
     assert [r["step"] for r in sampled] == [10, 20, 30, 20]
     with pytest.raises(UsageError, match="--step"):
-        evaluate_checkpoints(judge, run.path, sampling=Sampling(step=10))
+        evaluate_checkpoints([judge], run.path, sampling=Sampling(step=10))
     with pytest.raises(UsageError, match="no run"):
-        evaluate_checkpoints(judge, tmp_path / "real.safetensors")
+        evaluate_checkpoints([judge], tmp_path / "real.safetensors")
 
 
 def test_checkpoints_that_cannot_be_scored_are_points_with_a_reason(tmp_path, real, sampled, monkeypatch):
@@ -365,7 +383,7 @@ def test_checkpoints_that_cannot_be_scored_are_points_with_a_reason(tmp_path, re
 
     monkeypatch.setattr(sys.modules["driftkit.stages.sample"], "generate", collapsed_at_first)
     judge = open_judge(real, features=tiny_extractor())
-    early, late = evaluate_checkpoints(judge, run.path, num_images=20).document["points"]
+    early, late = evaluate_checkpoints([judge], run.path, num_images=20)[0].document["points"]
     assert early["metrics"] is None
     assert "identical" in early["refused"]
     assert late["metrics"]["fid"] > 0

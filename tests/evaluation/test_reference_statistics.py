@@ -24,7 +24,7 @@ from driftkit.evaluation.reference_statistics import (
     read_statistics,
     write_statistics,
 )
-from driftkit.stages.fid import evaluate, open_judge
+from driftkit.stages.fid import evaluate, evaluate_with, open_judge
 from tests.evaluation.fakes import make_pack, random_images, tiny_extractor
 
 DATA = {"spec": "real", "digest": "cd" * 32, "count": 40, "image_size": 8, "classes": [], "formats": {}}
@@ -163,7 +163,7 @@ def test_statistics_stand_in_for_the_images(tmp_path):
     write_samples(tmp_path / "made.safetensors", random_images(20, 2), {"num_images": 20})
     judge = open_judge(str(pack.path), features=tiny_extractor())
     judge.write_statistics(tmp_path / "statistics.safetensors")
-    direct = judge.evaluate(tmp_path / "made.safetensors").document
+    direct = evaluate_with([judge], tmp_path / "made.safetensors")[0].document
     by_file = evaluate(
         tmp_path / "made.safetensors", str(tmp_path / "statistics.safetensors"), features=tiny_extractor()
     ).document

@@ -17,7 +17,7 @@ from driftkit.evaluation.report import embedded_json
 from driftkit.evaluation.speed import Speed
 from driftkit.stages import compare as stage
 from driftkit.stages.compare import compare
-from tests.evaluation.fakes import add_frames, add_samples, evaluation, make_run, random_images
+from tests.evaluation.fakes import KIN, add_frames, add_samples, evaluation, make_run, random_images
 
 HOSTILE = "<script>alert(1)</script>"
 
@@ -49,7 +49,7 @@ def scored(run, fid, **changes):
 @pytest.fixture
 def runs(tmp_path):
     drift, ddpm = make_run(tmp_path / "drift"), make_run(tmp_path / "ddpm", "ddpm")
-    scored(drift, 9.0, nfe=1, sampler="one-step", own_teacher=True)
+    scored(drift, 9.0, nfe=1, sampler="one-step", kinship=KIN)
     scored(ddpm, 7.0, nfe=50)
     scored(ddpm, 12.0, nfe=10)
     for run in (drift, ddpm):
@@ -75,8 +75,8 @@ def test_report_compare_json_and_figures_are_written(runs):
     lines = list(csv.DictReader((runs / "out" / "compare.csv").open()))
     assert [(line["run"], line["nfe"], line["fid"]) for line in lines] == [
         ("ddpm", "50", "7.0"),
-        ("drift", "1", "9.0"),
         ("ddpm", "10", "12.0"),
+        ("drift", "1", "9.0"),
     ]
     names = set(document["figures"])
     assert {"drift-norm", "loss", "drift-loss", "samples-1", "samples-2"} <= names
@@ -100,7 +100,7 @@ def test_report_needs_nothing_but_itself(runs):
     assert policy.startswith("default-src 'none'; img-src data:; style-src 'sha256-")
     assert "unsafe" not in policy
     assert not [tag for tag, attributes in page.elements if "style" in attributes or "onclick" in attributes]
-    assert "judged by its own teacher" in text
+    assert "kin evaluator" in text
 
 
 def test_embedded_data_is_the_comparison(runs):

@@ -5,7 +5,7 @@ import pytest
 from driftkit.artifacts.files import write_json
 from driftkit.evaluation.summary import summarise
 from driftkit.evaluation.table import evaluator_key, read_evaluations, score_tables
-from tests.evaluation.fakes import evaluation, make_run
+from tests.evaluation.fakes import KIN, evaluation, make_run
 
 
 @pytest.mark.parametrize(
@@ -46,12 +46,14 @@ def test_table_shows_the_last_step_and_history_all():
 
 def test_samplers_and_weights_are_rows_of_their_own():
     documents = [evaluation(1.0), evaluation(2.0, nfe=10), evaluation(3.0, weights="raw")]
-    documents += [evaluation(4.0, sampler_options={"eta": 1.0}), evaluation(5.0, own_teacher=True, nfe=2)]
+    documents += [evaluation(4.0, sampler_options={"eta": 1.0}), evaluation(5.0, kinship=KIN, nfe=2)]
     (table,) = score_tables([("a", d) for d in documents])
-    assert len(table.rows) == 5
+    assert len(table.rows) == 4
     assert table.rows[2].badges == ["raw weights", "small N"]
     assert table.rows[3].sampler == "ddim eta=1.0"
-    assert "judged by its own teacher" in table.rows[4].badges
+    (apart,) = table.apart
+    assert apart.badges == ["kin evaluator", "small N"]
+    assert table.best("a").metrics["fid"] == 1.0
 
 
 def test_broken_and_foreign_evaluations_are_named_and_left_out(tmp_path):

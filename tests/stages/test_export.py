@@ -15,7 +15,7 @@ from driftkit.stages.export import SUFFIXES, export
 from driftkit.stages.model_card import code, encoder_licence
 from driftkit.stages.sample import load_network
 from tests.conftest import replace_weights, train_tiny
-from tests.evaluation.fakes import evaluation
+from tests.evaluation.fakes import KIN, evaluation
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_the_card_says_what_it_is_and_who_judged_it(runs):
     run = runs["drift"]
     step = run.checkpoint().step
     for name, changes in {
-        "a": {"step": step, "own_teacher": True},
+        "a": {"step": step, "kinship": KIN},
         "b": {"step": step, "weights": "raw"},
         "c": {"step": step + 1},
     }.items():
@@ -107,7 +107,7 @@ def test_the_card_says_what_it_is_and_who_judged_it(runs):
     (score,) = made.document["scores"]
     assert (score["score"], score["evaluator"], score["floor"]) == ("fid@100", "encoder:tiny", 1.5)
     text = (made.folder / "README.md").read_text()
-    assert all(words in text for words in ("`encoder:tiny`", "fid@100", "7.00", "judged by its own teacher"))
+    assert all(words in text for words in ("`encoder:tiny`", "fid@100", "7.00", "kin evaluator"))
     assert all(words in text for words in ("pixels have no weights", "shapes?image_size=8&count=64", "(NFE) | 1"))
     assert read_json(made.folder / "model.json") == made.document
 

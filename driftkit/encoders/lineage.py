@@ -1,0 +1,161 @@
+"""Where the eyes of a network come from, and whether one network may judge what another one taught.
+
+Scores in the feature space of a relative of the training encoder flatter the run: what the encoder does not see, its
+relatives do not see either.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from driftkit.encoders.specs import PIXEL
+
+Degree = Literal["kin", "related", "independent"]
+DEGREES: tuple[Degree, ...] = ("kin", "related", "independent")
+NEVER = -1  # the step from which a MAE is fine-tuned with labels, where it never is
+UNTRAINED = ("random", "none")  # what stands for a digest where no weights were trained
+
+TAG_DATA = {
+    "in1k": "ImageNet-1k",
+    "fcmae": "ImageNet-1k",
+    "in12k": "ImageNet-22k",
+    "in21k": "ImageNet-22k",
+    "in22k": "ImageNet-22k",
+    "lvd142m": "LVD-142M",
+    "lvd1689m": "LVD-1689M",
+    "laion400m": "LAION",
+    "laion2b": "LAION",
+    "openai": "WIT-400M",
+    "datacompxl": "DataComp-XL",
+    "webli": "WebLI",
+}
+"""Words in the tags of timm's weights -> the images that they were trained on."""
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """What a frozen network's features come from.
+
+    Attributes:
+        weights: digest of the weights, or one of UNTRAINED.
+        architecture: the network, for example "tf_efficientnet_lite0"; equal whatever the seed and the width.
+        family: its kind of network, for example "efficientnet".
+        data: names of the image sets that trained it, empty where none did; None where nobody knows.
+        labels: whether labels or captions were used; None where nobody knows.
+    """
+
+    weights: str
+    architecture: str
+    family: str
+    data: tuple[str, ...] | None
+    labels: bool | None = None
+
+    def describe(self) -> dict[str, Any]:
+        """As it is written down."""
+        return {**asdict(self), "data": None if self.data is None else list(self.data)}
+
+
+PIXELS = Lineage("none", PIXEL, PIXEL, ())
+PIXEL_TERM = Lineage("none", "the pixels among the terms of the loss", PIXEL, ())
+"""Of a feature set that has the image itself among its vectors."""
+
+
+@dataclass(frozen=True)
+class Kinship:
+    """How near an evaluator is to what taught a run.
+
+    Attributes:
+        degree: kin (the same weights, or the same architecture trained on the same images), related (the same family
+            of networks, the same training images, or nobody knows) or independent.
+        reason: in words.
+    """
+
+    degree: Degree
+    reason: str
+
+    @property
+    def counts(self) -> bool:
+        """Whether a score of this evaluator may decide anything."""
+        return self.degree == "independent"
+
+
+def read_lineage(document: Any) -> Lineage | None:
+    """The lineage in a JSON value; None where it is none."""
+    if not isinstance(document, Mapping):
+        return None
+    weights, architecture, family = (document.get(key) for key in ("weights", "architecture", "family"))
+    data, labels = document.get("data"), document.get("labels")
+    if not (isinstance(weights, str) and isinstance(architecture, str) and isinstance(family, str)):
+        return None
+    known = tuple(str(name) for name in data) if isinstance(data, list | tuple) else None
+    return Lineage(weights, architecture, family, known, labels if isinstance(labels, bool) else None)
+
+
+def kinship(teachers: Sequence[Lineage | None], evaluator: Lineage | None) -> Kinship:
+    """How near an evaluator is to the nearest of the teachers.
+
+    Args:
+        teachers: everything that a run's training signal was computed with; None stands for one nobody knows.
+            Empty: a method without encoder.
+        evaluator: None where nobody knows what it is.
+    """
+    if evaluator is None:
+        return Kinship("related", "what the evaluator was made of is not recorded")
+    found = [_between(teacher, evaluator) for teacher in teachers]
+    return min(found, key=lambda k: DEGREES.index(k.degree), default=Kinship("independent", "no training encoder"))
+
+
+def _between(teacher: Lineage | None, evaluator: Lineage) -> Kinship:
+    if teacher is None:
+        return Kinship("related", "the training encoder's origin is not recorded")
+    if teacher.weights == evaluator.weights and teacher.weights not in UNTRAINED:
+        return Kinship("kin", "the training encoder itself")
+    untrained = {teacher.weights, evaluator.weights} <= set(UNTRAINED)
+    shared = sorted(set(teacher.data or ()) & set(evaluator.data or ()))
+    same = teacher.architecture == evaluator.architecture
+    if same and (shared or untrained):
+        of = f", trained on the same images ({', '.join(shared)})" if shared else ""
+        return Kinship("kin", f"the training encoder's architecture ({evaluator.architecture}){of}")
+    if teacher.family == evaluator.family:
+        return Kinship("related", f"the same family ({evaluator.family}) as {teacher.architecture}")
+    if shared:
+        return Kinship("related", f"trained on the training encoder's images ({', '.join(shared)})")
+    if teacher.data is None or evaluator.data is None:
+        whose = "training encoder" if teacher.data is None else "evaluator"
+        return Kinship("related", f"nobody knows which images trained the {whose}")
+    return Kinship("independent", "another family of networks, trained on other images")
+
+
+def teachers_of(manifest: Mapping[str, Any]) -> list[Lineage | None]:
+    """What a run's training signal was computed with, as its manifest tells: nothing for a method without encoder."""
+    encoder = manifest.get("encoder")
+    if not isinstance(encoder, Mapping):
+        return []
+    named = encoder.get("lineage")
+    return [read_lineage(entry) for entry in named] if isinstance(named, list) and named else [None]
+
+
+def lineage_of_run(manifest: Mapping[str, Any], digest: str) -> Lineage:
+    """What an encoder trained here comes from, by the manifest of its run and the digest of its weights."""
+    config, inputs = _section(manifest, "config"), _section(manifest, "inputs")
+    objective, model, data = _section(config, "objective"), _section(config, "model"), _section(inputs, "data")
+    images = (f"{data.get('spec')} ({str(data['digest'])[:12]})",) if data.get("digest") else None
+    labels = objective.get("name") == "classifier" or objective.get("finetune_from", NEVER) != NEVER
+    return Lineage(digest, str(model.get("kind")), str(model.get("kind")), images, labels)
+
+
+def _section(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found = document.get(name)
+    return found if isinstance(found, Mapping) else {}
+
+
+def read_kinship(document: Any) -> Kinship:
+    """The kinship in an evaluation; one that is not recorded decides nothing."""
+    if isinstance(document, Mapping) and document.get("degree") in DEGREES:
+        return Kinship(document["degree"], str(document.get("reason")))
+    return Kinship("related", "how near evaluator and training encoder are is not recorded")
+
+
+def data_of_tag(tag: str) -> tuple[str, ...] | None:
+    """The image sets that a tag of timm's weights names, as in "augreg_in21k_ft_in1k"; None where it names none."""
+    return tuple(dict.fromkeys(TAG_DATA[word] for word in tag.split("_") if word in TAG_DATA)) or None
