@@ -91,42 +91,42 @@ def read_lineage(document: Any) -> Lineage | None:
     return Lineage(weights, architecture, family, known, labels if isinstance(labels, bool) else None)
 
 
-def kinship(teachers: Sequence[Lineage | None], evaluator: Lineage | None) -> Kinship:
-    """How near an evaluator is to the nearest of the teachers.
+def kinship(training_encoders: Sequence[Lineage | None], evaluator: Lineage | None) -> Kinship:
+    """How near an evaluator is to the nearest of a run's training encoders.
 
     Args:
-        teachers: everything that a run's training signal was computed with; None stands for one nobody knows.
+        training_encoders: everything that a run's training signal was computed with; None stands for one nobody knows.
             Empty: a method without encoder.
         evaluator: None where nobody knows what it is.
     """
     if evaluator is None:
         return Kinship("related", "what the evaluator was made of is not recorded")
-    found = [_between(teacher, evaluator) for teacher in teachers]
+    found = [_between(encoder, evaluator) for encoder in training_encoders]
     return min(found, key=lambda k: DEGREES.index(k.degree), default=Kinship("independent", "no training encoder"))
 
 
-def _between(teacher: Lineage | None, evaluator: Lineage) -> Kinship:
-    if teacher is None:
+def _between(encoder: Lineage | None, evaluator: Lineage) -> Kinship:
+    if encoder is None:
         return Kinship("related", "the training encoder's origin is not recorded")
-    if teacher.weights == evaluator.weights and teacher.weights not in UNTRAINED:
+    if encoder.weights == evaluator.weights and encoder.weights not in UNTRAINED:
         return Kinship("kin", "the training encoder itself")
-    untrained = {teacher.weights, evaluator.weights} <= set(UNTRAINED)
-    shared = sorted(set(teacher.data or ()) & set(evaluator.data or ()))
-    same = teacher.architecture == evaluator.architecture
+    untrained = {encoder.weights, evaluator.weights} <= set(UNTRAINED)
+    shared = sorted(set(encoder.data or ()) & set(evaluator.data or ()))
+    same = encoder.architecture == evaluator.architecture
     if same and (shared or untrained):
         of = f", trained on the same images ({', '.join(shared)})" if shared else ""
         return Kinship("kin", f"the training encoder's architecture ({evaluator.architecture}){of}")
-    if teacher.family == evaluator.family:
-        return Kinship("related", f"the same family ({evaluator.family}) as {teacher.architecture}")
+    if encoder.family == evaluator.family:
+        return Kinship("related", f"the same family ({evaluator.family}) as {encoder.architecture}")
     if shared:
         return Kinship("related", f"trained on the training encoder's images ({', '.join(shared)})")
-    if teacher.data is None or evaluator.data is None:
-        whose = "training encoder" if teacher.data is None else "evaluator"
+    if encoder.data is None or evaluator.data is None:
+        whose = "training encoder" if encoder.data is None else "evaluator"
         return Kinship("related", f"nobody knows which images trained the {whose}")
     return Kinship("independent", "another family of networks, trained on other images")
 
 
-def teachers_of(manifest: Mapping[str, Any]) -> list[Lineage | None]:
+def training_encoders_of(manifest: Mapping[str, Any]) -> list[Lineage | None]:
     """What a run's training signal was computed with, as its manifest tells: nothing for a method without encoder."""
     encoder = manifest.get("encoder")
     if not isinstance(encoder, Mapping):
@@ -139,7 +139,7 @@ def lineage_of_run(manifest: Mapping[str, Any], digest: str) -> Lineage:
     """What an encoder trained here comes from, by the manifest of its run and the digest of its weights."""
     config, inputs = _section(manifest, "config"), _section(manifest, "inputs")
     objective, model, data = _section(config, "objective"), _section(config, "model"), _section(inputs, "data")
-    images = (f"{data.get('spec')} ({str(data['digest'])[:12]})",) if data.get("digest") else None
+    images = (f"images {str(data['digest'])[:12]}",) if data.get("digest") else None
     labels = objective.get("name") == "classifier" or objective.get("finetune_from", NEVER) != NEVER
     return Lineage(digest, str(model.get("kind")), str(model.get("kind")), images, labels)
 

@@ -10,7 +10,7 @@ from typing import Any
 from driftkit.artifacts.files import digest_json
 from driftkit.artifacts.run import Run
 from driftkit.config.layers import flatten
-from driftkit.encoders.lineage import Lineage, lineage_of_run, teachers_of
+from driftkit.encoders.lineage import Lineage, lineage_of_run, training_encoders_of
 from driftkit.encoders.loading import ENCODER_OBJECTIVES
 from driftkit.evaluation.formats import method_name, short_name
 from driftkit.evaluation.reading import count, mapping, mean, number, text
@@ -34,7 +34,7 @@ class RunSummary:
         curve: at most 300 points of step, images, seconds, loss, drift_norm, spread and score, None where one is not.
         config: the resolved config, dotted key -> value.
         warnings: sentences on the run itself.
-        teachers: what its training signal was computed with; see `lineage.teachers_of`.
+        training_encoders: what its training signal was computed with; see `lineage.training_encoders_of`.
         lineage: of an encoder, what its features come from.
     """
 
@@ -65,7 +65,7 @@ class RunSummary:
     curve: list[dict[str, float | None]] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
-    teachers: list[Lineage | None] = field(default_factory=list)
+    training_encoders: list[Lineage | None] = field(default_factory=list)
     lineage: Lineage | None = None
 
     def cost_at(self, step: int, cost: str) -> float | None:
@@ -142,7 +142,7 @@ def summarise(run: Run, *, label: str) -> RunSummary:
         curve=curve,
         config=flat,
         warnings=warnings,
-        teachers=teachers_of(manifest),
+        training_encoders=training_encoders_of(manifest),
         lineage=lineage_of_run(manifest, "unknown") if method in ENCODER_OBJECTIVES else None,
     )
 

@@ -1,6 +1,7 @@
 """Which device to use and which number format gains on it."""
 
 import contextlib
+import os
 import platform
 import resource
 from contextlib import AbstractContextManager
@@ -11,6 +12,7 @@ import torch
 
 from driftkit.errors import ResourceError, UsageError
 
+DEVICE_FILES = Path("/dev")  # where drivers show their devices
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
@@ -18,11 +20,13 @@ def resolve_device(name: str, *, local_rank: int = 0) -> torch.device:
     """The torch device for "auto", "cpu" or "cuda".
 
     Raises:
-        ResourceError: a CUDA device was asked for and none is there.
+        ResourceError: a CUDA device was asked for and none is there, or one is there that torch cannot use.
         UsageError: an unknown name.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+        if name == "cpu":
+            _require_no_idle_gpu()
     if name == "cpu":
         return torch.device("cpu")
     if name == "cuda":
@@ -37,11 +41,27 @@ def resolve_device(name: str, *, local_rank: int = 0) -> torch.device:
     raise UsageError(f"--device {name}: expected auto, cpu or cuda")
 
 
+def _require_no_idle_gpu() -> None:
+    """Refuse to fall back to the CPU on a machine whose NVIDIA device this torch cannot use.
+
+    Raises:
+        ResourceError: a device is there and not hidden by CUDA_VISIBLE_DEVICES.
+    """
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1", "NoDevFiles")
+    if hidden or not any(DEVICE_FILES.glob("nvidia[0-9]*")):
+        return
+    built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+    raise ResourceError(
+        f"this machine has an NVIDIA device that torch {torch.__version__} ({built}) cannot use: install a torch build "
+        "whose CUDA version the driver supports (nvidia-smi shows it), or choose --device cpu"
+    )
+
+
 def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """float32 or bfloat16; "auto" takes bfloat16 on CUDA devices that have it and float32 elsewhere."""
+    """float32 or bfloat16; "auto" takes bfloat16 on CUDA devices that compute in it and float32 elsewhere."""
     if precision == "bfloat16":
         return torch.bfloat16
-    if precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported():
+    if precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.bfloat16
     return torch.float32
 

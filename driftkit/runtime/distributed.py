@@ -105,7 +105,8 @@ class Ranks:
         if not dist.is_initialized():
             backend, device = "gloo", None
             if device_type == "cuda":
-                backend, device = "nccl", torch.device("cuda", local_rank())
+                # Features, flags and scores of hosts travel as CPU tensors, which NCCL does not know.
+                backend, device = "cpu:gloo,cuda:nccl", torch.device("cuda", local_rank())
                 torch.cuda.set_device(device)  # else every rank's first collective would start on GPU 0
             timeout = datetime.timedelta(seconds=timeout_s)
             dist.init_process_group(

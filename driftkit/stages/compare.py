@@ -176,7 +176,7 @@ def _advice(found: Found, pairs: Sequence[Pair]) -> str | None:
     if lacking is None:
         return None
     chosen = [(run, summary) for run, summary in found.generators if summary.label in (lacking.first, lacking.second)]
-    teachers = [teacher for _, summary in chosen for teacher in summary.teachers]
+    training_encoders = [encoder for _, summary in chosen for encoder in summary.training_encoders]
     words = " ".join(str(run.path) for run, _ in chosen)
     again = f"driftkit compare {words} --evaluate --reference SPEC --features"
     installed = SPECS[INSTALLED]
@@ -185,10 +185,10 @@ def _advice(found: Found, pairs: Sequence[Pair]) -> str | None:
         **{f"encoder:{encoder.path}": encoder.lineage for encoder in found.encoders},
     }
     for features, lineage in known.items():
-        if kinship(teachers, lineage).counts:
+        if kinship(training_encoders, lineage).counts:
             return f"{again} {features}"
     images = next((summary.data for _, summary in chosen if summary.data), None) or "SPEC"
-    if all(teacher is not None and teacher.family != MAE_RESNET for teacher in teachers):
+    if all(encoder is not None and encoder.family != MAE_RESNET for encoder in training_encoders):
         train = f"driftkit train --objective classifier --preset cpu --data {images} --output outputs/classifier"
         return f"{train}; {again} encoder:outputs/classifier"
     return f"{again} dinov2"

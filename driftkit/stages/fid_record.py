@@ -7,7 +7,7 @@ from typing import Any
 
 from driftkit import __version__
 from driftkit.artifacts.run import now
-from driftkit.encoders.lineage import kinship, teachers_of
+from driftkit.encoders.lineage import kinship, training_encoders_of
 from driftkit.evaluation.appearance import compare_appearance
 from driftkit.evaluation.checks import (
     collapse_warning,
@@ -86,7 +86,7 @@ def evaluation_document(
     theirs, extractor = reference.statistics.features, bench.extractor
     assert generated.survey is not None
     marks, warnings = image_warnings(found, generated.survey, reference, judging)
-    kin = None if found.run is None else kinship(teachers_of(found.run.manifest()), extractor.lineage)
+    kin = None if found.run is None else kinship(training_encoders_of(found.run.manifest()), extractor.lineage)
     if kin and not kin.counts:
         warnings.append(f"{extractor.name} is no independent evaluator of this run: {kin.reason}")
     collapse = collapse_warning(generated.moments, theirs.moments, allow_collapsed=judging.allow_collapsed)

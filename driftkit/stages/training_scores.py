@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from driftkit.encoders.lineage import kinship, teachers_of
+from driftkit.encoders.lineage import kinship, training_encoders_of
 from driftkit.errors import RefusedError, UsageError
 from driftkit.objectives.registry import OBJECTIVES
 from driftkit.runtime.progress import warn
@@ -56,7 +56,7 @@ def open_scoring(
         check_size=lambda size: _require_size(config, size),
         tell=say,
     )
-    kin = kinship(teachers_of({"encoder": encoder}), judge.bench.extractor.lineage)
+    kin = kinship(training_encoders_of({"encoder": encoder}), judge.bench.extractor.lineage)
     if not kin.counts:
         warn(f"{wanted.features} is no independent evaluator of this run, whose scores it flatters: {kin.reason}")
     name = f"fid@{wanted.num_images}"

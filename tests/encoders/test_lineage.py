@@ -14,7 +14,7 @@ from driftkit.encoders.lineage import (
     lineage_of_run,
     read_kinship,
     read_lineage,
-    teachers_of,
+    training_encoders_of,
 )
 from driftkit.encoders.loading import load_encoder
 from driftkit.encoders.specs import SPECS
@@ -23,15 +23,15 @@ from tests.evaluation.fakes import make_run
 LITE0 = Lineage("a0", "tf_efficientnet_lite0", "efficientnet", ("ImageNet-1k",), True)
 LITE2 = Lineage("a2", "tf_efficientnet_lite2", "efficientnet", ("ImageNet-1k",), True)
 INCEPTION = Lineage("b0", "inception-v3", "inception", ("ImageNet-1k",), True)
-MAE = Lineage("c0", "mae_resnet", "mae_resnet", ("train.zip (1234)",), False)
-CLASSIFIER = Lineage("c1", "mae_resnet", "mae_resnet", ("train.zip (1234)",), True)
-ELSEWHERE = Lineage("c2", "mae_resnet", "mae_resnet", ("other.zip (5678)",), True)
+MAE = Lineage("c0", "mae_resnet", "mae_resnet", ("images 1234",), False)
+CLASSIFIER = Lineage("c1", "mae_resnet", "mae_resnet", ("images 1234",), True)
+ELSEWHERE = Lineage("c2", "mae_resnet", "mae_resnet", ("images 5678",), True)
 RANDOM = Lineage("random", "resnet18", "resnet", ())
 UNKNOWN = Lineage("d0", "strange", "strange family", None)
 
 
 @pytest.mark.parametrize(
-    ("teachers", "evaluator", "degree", "reason"),
+    ("training_encoders", "evaluator", "degree", "reason"),
     [
         ([LITE0], LITE0, "kin", "itself"),
         ([MAE], CLASSIFIER, "kin", "mae_resnet"),  # another seed, labels: the same architecture and images
@@ -53,8 +53,8 @@ UNKNOWN = Lineage("d0", "strange", "strange family", None)
         ([MAE, LITE0], LITE2, "related", "family"),
     ],
 )
-def test_degree_and_reason(teachers, evaluator, degree, reason):
-    found = kinship(teachers, evaluator)
+def test_degree_and_reason(training_encoders, evaluator, degree, reason):
+    found = kinship(training_encoders, evaluator)
     assert found.degree == degree
     assert reason in found.reason
     assert found.counts == (degree == "independent")
@@ -92,9 +92,9 @@ def test_every_row_of_the_table_says_what_trained_it():
 
 def test_runs_say_what_taught_them_and_what_they_are(tmp_path):
     drift = make_run(tmp_path / "drift", encoder={"name": "e", "lineage": [LITE0.describe(), PIXEL_TERM.describe()]})
-    assert teachers_of(drift.manifest()) == [LITE0, PIXEL_TERM]
-    assert teachers_of(make_run(tmp_path / "old", encoder={"name": "e"}).manifest()) == [None]
-    assert teachers_of(make_run(tmp_path / "ddpm", "ddpm").manifest()) == []
+    assert training_encoders_of(drift.manifest()) == [LITE0, PIXEL_TERM]
+    assert training_encoders_of(make_run(tmp_path / "old", encoder={"name": "e"}).manifest()) == [None]
+    assert training_encoders_of(make_run(tmp_path / "ddpm", "ddpm").manifest()) == []
     mae = {"config": {"objective": {"name": "mae", "finetune_from": -1}, "model": {"kind": "mae_resnet"}},
            "inputs": {"data": {"spec": "train.zip", "digest": "1234"}}}  # fmt: skip
     assert lineage_of_run(mae, "c0") == MAE
