@@ -35,7 +35,12 @@ def knn_accuracy(
 def linear_accuracy(
     bank: torch.Tensor, bank_labels: torch.Tensor, queries: torch.Tensor, labels: torch.Tensor
 ) -> float:
-    """Share of queries that a ridge regression onto the bank's one-hot classes puts into their own class.
+    """Share of queries that `linear_predictions` puts into their own class. Args as `knn_accuracy`."""
+    return float((linear_predictions(bank, bank_labels, queries) == labels).double().mean())
+
+
+def linear_predictions(bank: torch.Tensor, bank_labels: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
+    """Classes, int64 [M], that a ridge regression onto the bank's one-hot classes gives the queries.
 
     Features are standardised by the bank. Args as `knn_accuracy`.
     """
@@ -45,5 +50,5 @@ def linear_accuracy(
     gram = known.T @ known / len(known)
     gram += RIDGE * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     weights = torch.linalg.solve(gram, known.T @ (target - target.mean(dim=0)) / len(known))
-    scores = asked @ weights + target.mean(dim=0)
-    return float((scores.argmax(dim=1) == labels).double().mean())
+    scores: torch.Tensor = asked @ weights + target.mean(dim=0)
+    return scores.argmax(dim=1)

@@ -5,11 +5,13 @@ from typing import Any
 
 import torch
 
+from driftkit.encoders.quality import linear_predictions
 from driftkit.evaluation.features import ImageFeatures
 from driftkit.evaluation.frechet import frechet_distance
 from driftkit.evaluation.moments import Moments
 
 MIN_PER_CLASS = 10
+SPLIT_SEED = 2020
 
 
 def class_scores(
@@ -17,34 +19,40 @@ def class_scores(
 ) -> tuple[dict[str, Any] | None, list[str]]:
     """Class histograms with their entropies, and the Fréchet distance of each class, where classes are known.
 
-    Classes are the labels where both sets are labelled; else what the extractor's classifier predicts for both, so
-    that its mistakes are the same on both sides. Per-class distances need classes that are those of the reference: a
-    classifier of others (Inception's) gives histograms alone.
+    Classes are the labels where both sets are labelled; else what the extractor's own classifier predicts for both, so
+    that its mistakes are the same on both sides; else, where the reference is labelled, what a linear classifier on
+    the features predicts, which is fitted to the reference (its predictions for real images are those of a fit to the
+    other half of them). Per-class distances need classes that are those of the reference: a classifier of others gives
+    histograms alone.
 
     Args:
         classes: names of the reference's classes; empty where it has none.
 
     Returns:
-        The record: `by`, `entropy` and `reference_entropy` in nats, `missing` (classes that real images have and
-        generated ones do not), and with the reference's own classes also `names`, both histograms, `fd` by class name,
-        and the classifier's accuracy on labelled real images. None where no classes are known. And warnings.
+        The record: `by` (labels, predictions or linear), `entropy` and `reference_entropy` in nats, `missing` (classes
+        that real images have and generated ones do not), and with the reference's own classes also `names`, both
+        histograms, `fd` by class name, and the classifier's accuracy on labelled real images. None where no classes
+        are known. And warnings.
     """
     labelled = _is_labelled(generated.labels) and _is_labelled(reference.labels) and bool(classes)
+    by = "labels" if labelled else "predictions"
     ours = generated.labels if labelled else generated.predictions
     theirs = reference.labels if labelled else reference.predictions
+    if not labelled and not _knows(theirs, reference.labels, classes) and _can_fit(reference, classes):
+        by, (ours, theirs) = "linear", _fitted(generated.rows, reference)
     if ours is None or theirs is None:
         return None, []
     count = int(max(ours.max(), theirs.max())) + 1
     count = max(count, len(classes) if labelled else 0)
     mine, real = (torch.bincount(part, minlength=count) for part in (ours, theirs))
     record: dict[str, Any] = {
-        "by": "labels" if labelled else "predictions",
+        "by": by,
         "entropy": entropy(mine),
         "reference_entropy": entropy(real),
         "missing": int(((mine == 0) & (real > 0)).sum()),
     }
-    accuracy = None if labelled else _accuracy(reference)
-    own = labelled or (accuracy is not None and count <= len(classes) and accuracy > 2 / len(classes))
+    accuracy = None if labelled else _accuracy(theirs, reference.labels)
+    own = labelled or _knows(theirs, reference.labels, classes)
     if own:
         record |= {
             "names": list(classes),
@@ -65,11 +73,37 @@ def _is_labelled(labels: torch.Tensor | None) -> bool:
     return labels is not None and bool((labels >= 0).all())
 
 
-def _accuracy(reference: ImageFeatures) -> float | None:
-    if not _is_labelled(reference.labels) or reference.predictions is None:
+def _accuracy(predicted: torch.Tensor, labels: torch.Tensor | None) -> float | None:
+    if labels is None or not _is_labelled(labels):
         return None
-    assert reference.labels is not None
-    return float(reference.predictions.eq(reference.labels).double().mean())
+    return float(predicted.eq(labels).double().mean())
+
+
+def _knows(predicted: torch.Tensor | None, labels: torch.Tensor | None, classes: Sequence[str]) -> bool:
+    """Whether predictions for real images are of the reference's classes, and right more often than by chance."""
+    if predicted is None or not classes or int(predicted.max()) >= len(classes):
+        return False
+    accuracy = _accuracy(predicted, labels)
+    return accuracy is not None and accuracy > 2 / len(classes)
+
+
+def _can_fit(reference: ImageFeatures, classes: Sequence[str]) -> bool:
+    """Whether both halves of the real images have enough of every class to fit a classifier to."""
+    if reference.labels is None or not _is_labelled(reference.labels) or len(classes) < 2:
+        return False
+    return int(torch.bincount(reference.labels, minlength=len(classes)).min()) >= 2 * MIN_PER_CLASS
+
+
+def _fitted(generated: torch.Tensor, reference: ImageFeatures) -> tuple[torch.Tensor, torch.Tensor]:
+    """Classes of generated and of real images by a linear classifier that has not seen the image it is asked about."""
+    rows, labels = reference.rows, reference.labels
+    assert labels is not None
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(SPLIT_SEED))
+    halves = order.chunk(2)
+    theirs = torch.empty_like(labels)
+    for known, asked in (halves, halves[::-1]):
+        theirs[asked] = linear_predictions(rows[known], labels[known], rows[asked])
+    return linear_predictions(rows, labels, generated), theirs
 
 
 def _padded(counts: torch.Tensor, length: int) -> list[int]:

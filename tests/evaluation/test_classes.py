@@ -13,7 +13,8 @@ CLASSES = ("a", "b", "c")
 
 
 def features(classes, *, shift=0.0, labels=None, predictions=None, seed=0):
-    rows = torch.randn(len(classes), 4, generator=torch.Generator().manual_seed(seed)) + 5 * classes[:, None] + shift
+    corners = 5 * torch.eye(4)[classes]
+    rows = torch.randn(len(classes), 4, generator=torch.Generator().manual_seed(seed)) + corners + shift
     return ImageFeatures(Moments.of(rows), rows, torch.arange(len(rows)), None, labels=labels, predictions=predictions)
 
 
@@ -37,11 +38,36 @@ def test_predictions_of_the_references_classes_give_distances_and_their_accuracy
     assert "falls into: c" in warnings[0]
 
 
-def test_a_classifier_of_other_classes_gives_histograms_alone():
+def test_a_labelled_reference_teaches_a_linear_classifier_where_the_evaluator_has_none_of_its_classes():
+    true = torch.arange(300) % 3
+    skewed = torch.tensor([0] * 100 + [1] * 50)
+    for others in (None, true * 200, (true + 1) % 3):
+        drawn = None if others is None else others[:150]
+        record, warnings = class_scores(
+            features(skewed, predictions=drawn, seed=1),
+            features(true, labels=true, predictions=others),
+            classes=CLASSES,
+        )
+        assert record["by"] == "linear"
+        assert record["accuracy"] > 0.95
+        assert record["generated"] == pytest.approx([100, 50, 0], abs=6)
+        assert record["fd"]["a"] < 2
+        assert warnings == [] or "falls into: c" in warnings[0]
+
+
+def test_labels_that_features_know_nothing_of_are_not_read_off_them():
+    true = torch.arange(300) % 3
+    noise = features(torch.zeros(300, dtype=torch.int64), seed=2)
+    blind = ImageFeatures(noise.moments, noise.rows, noise.indices, None, labels=true)
+    record, _ = class_scores(features(torch.zeros(100, dtype=torch.int64), seed=3), blind, classes=CLASSES)
+    assert set(record) == {"by", "entropy", "reference_entropy", "missing"}
+
+
+def test_a_classifier_of_other_classes_gives_histograms_alone_beside_unlabelled_images():
     true = torch.arange(300) % 3
     for others in (true * 200, (true + 1) % 3):
         record, warnings = class_scores(
-            features(true, predictions=others), features(true, labels=true, predictions=others), classes=CLASSES
+            features(true, predictions=others), features(true, predictions=others), classes=()
         )
         assert set(record) == {"by", "entropy", "reference_entropy", "missing"}
         assert record["entropy"] == pytest.approx(math.log(3))
