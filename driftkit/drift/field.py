@@ -121,7 +121,8 @@ def aggregated_drift(
 
     Generated features push one another (each but itself) and are pulled by the positives. For every field,
 
-        d_mean = weighted mean of |x_i - y_k| over all x and all y (x itself among them, its own distance 0 too)
+        d_mean = weighted mean of |x_i - y_k| over all x and all y (x itself among them, its own distance 0 too), and
+            over all fields that share the scale
         S = d_mean / sqrt(C)
         k = exp(-|x_i - y_k| / (d_mean * tau))
         A = sqrt(k / (sum of k over y) * k / (sum of k over x)), times the weight of y
@@ -285,18 +286,21 @@ class _Computation:
             found.append(self._part_scales(part))
         mean, most, least = torch.cat(found, dim=1)
         mean = self._shared(fields, self.ranks.sum(mean))
+        weight = self._weight(fields)
+        if weight is not None:  # one mean over all pairs that share the scale, whatever the weights of each field
+            mean = mean / self._shared(fields, weight.sum(dim=1))
         most, minus_least = self.ranks.max(torch.stack([most, -least]))
         spread = self.affinity.power_of(most) - self.affinity.power_of(-minus_least)
         return _Scales(mean, -minus_least, spread, unit)
 
     def _part_scales(self, part: range) -> torch.Tensor:
-        """[3, F]: this rank's share of the mean distance, greatest and least distance."""
+        """[3, F]: this rank's share of the mean distance (with weights, times their sum), greatest and least one."""
         distance, weight = self.distance[: len(part)], self._weight(part)
         covered = distance[:, :, -1].sum(dim=1)  # stands for the distances to oneself, which are 0
         if weight is None:
             mean = (distance.sum(dim=(1, 2)) - covered) / self.points.num_columns
         else:
-            mean = (torch.bmm(distance, weight[:, :, None]).sum(dim=(1, 2)) - covered) / weight.sum(dim=1)
+            mean = torch.bmm(distance, weight[:, :, None]).sum(dim=(1, 2)) - covered
         flat = distance.flatten(1)
         return torch.stack([mean / self.points.x.shape[1], flat.amax(dim=1), flat.amin(dim=1)])
 

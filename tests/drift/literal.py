@@ -9,9 +9,10 @@ def literal_drift(x, y_pos, y_neg, neg_weight, taus, scale_over, floor, kernel="
     y = [y_neg[g] + y_pos[g] for g in range(G)]
     w = [neg_weight[g] + [1.0] * len(y_pos[g]) for g in range(G)]
     d = [[[math.dist(x[g][i], y[g][k]) for k in range(len(y[g]))] for i in range(N)] for g in range(G)]
-    mean = [sum(w[g][k] * d[g][i][k] for i in range(N) for k in range(len(y[g]))) / (N * sum(w[g])) for g in range(G)]
+    total = [sum(w[g][k] * d[g][i][k] for i in range(N) for k in range(len(y[g]))) / N for g in range(G)]
+    mean = [total[g] / sum(w[g]) for g in range(G)]
     if scale_over == "map":
-        mean = [sum(mean) / G] * G
+        mean = [sum(total) / sum(sum(weights) for weights in w)] * G
     S = [m / math.sqrt(C) for m in mean]
     v_tau, lam = [], []
     for tau in taus:
