@@ -99,10 +99,11 @@ def kinship(training_encoders: Sequence[Lineage | None], evaluator: Lineage | No
             Empty: a method without encoder.
         evaluator: None where nobody knows what it is.
     """
+    if not training_encoders:
+        return Kinship("independent", "no training encoder")
     if evaluator is None:
         return Kinship("related", "what the evaluator was made of is not recorded")
-    found = [_between(encoder, evaluator) for encoder in training_encoders]
-    return min(found, key=lambda k: DEGREES.index(k.degree), default=Kinship("independent", "no training encoder"))
+    return min((_between(encoder, evaluator) for encoder in training_encoders), key=lambda k: DEGREES.index(k.degree))
 
 
 def _between(encoder: Lineage | None, evaluator: Lineage) -> Kinship:

@@ -27,7 +27,7 @@ from driftkit.evaluation.moments import Moments
 from driftkit.evaluation.survey import DIGEST_BYTES, Survey
 from driftkit.runtime.folders import cache_folder
 
-FORMAT = 2
+FORMAT = 1
 KIND = "statistics"
 UNLABELLED = -1
 

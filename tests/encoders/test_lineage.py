@@ -49,6 +49,7 @@ UNKNOWN = Lineage("d0", "strange", "strange family", None)
         ([RANDOM], LITE2, "independent", "another family"),
         ([LITE0], PIXELS, "independent", "another family"),
         ([], LITE2, "independent", "no training encoder"),
+        ([], None, "independent", "no training encoder"),
         ([LITE0, PIXEL_TERM], PIXELS, "related", "the pixels among the terms of the loss"),
         ([MAE, LITE0], LITE2, "related", "family"),
     ],

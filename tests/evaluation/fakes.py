@@ -8,6 +8,7 @@ import torch
 from driftkit.artifacts.images import save_grid, write_samples
 from driftkit.artifacts.run import Run
 from driftkit.datasets.packs import ImagePack, PackSource, write_pack
+from driftkit.encoders.lineage import Lineage
 from driftkit.evaluation.extractors import Extractor
 
 SIZE = 8
@@ -29,7 +30,8 @@ def tiny_extractor(name: str = "encoder:tiny", digest: str = "ab" * 32, dim: int
         pooled = torch.nn.functional.adaptive_avg_pool2d(images.float() / 255, 4).flatten(1)
         return torch.relu(pooled @ projection), None
 
-    return Extractor(name, "1", digest, "4x4 mean", dim, embed, torch.device("cpu"))
+    lineage = Lineage(digest, "tiny", "tiny networks", ("noise",))
+    return Extractor(name, "1", digest, "4x4 mean", dim, embed, torch.device("cpu"), lineage=lineage)
 
 
 def make_pack(

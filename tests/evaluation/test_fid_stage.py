@@ -75,7 +75,7 @@ def test_run_is_sampled_and_its_evaluation_records_what_the_number_depends_on(tm
     assert set(document["metrics"]) == {"fid", "kid_mean", "kid_std", "precision", "recall", "density", "coverage"}
     assert document["extractor"] == {
         "name": "encoder:tiny", "version": "1", "weights_digest": "ab" * 32, "resize": "4x4 mean", "dim": 12,
-        "lineage": None,
+        "lineage": tiny_extractor().lineage.describe(),
     }  # fmt: skip
     assert document["reference"] == {
         "spec": real, "digest": digest, "count": 60, "image_size": 8, "is_training_data": False,
@@ -85,7 +85,7 @@ def test_run_is_sampled_and_its_evaluation_records_what_the_number_depends_on(tm
     }  # fmt: skip
     assert document["floor"]["num_images"] == 30
     assert set(document["metrics"]) <= set(document["floor"])
-    assert document["kinship"]["degree"] == "related"  # of the extractor nobody knows what it was made of
+    assert document["kinship"]["degree"] == "related"  # this run does not say what its encoder was made of
     assert set(document["appearance"]) == set(PROPERTIES)
     assert any("few" in w for w in document["warnings"])
     assert any("floor" in w for w in document["warnings"])

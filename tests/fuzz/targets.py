@@ -27,13 +27,14 @@ from driftkit.datasets.sources import parse_spec, resolve
 from driftkit.encoders.loading import load_encoder, load_encoder_file, native_image_size
 from driftkit.encoders.weights import read_weights
 from driftkit.errors import DriftkitError
+from driftkit.evaluation.agreement import pairs_of
 from driftkit.evaluation.features import Share, extract
 from driftkit.evaluation.records import score_records, to_csv
 from driftkit.evaluation.reference_statistics import describe_contract, open_statistics_file, read_foreign_statistics
 from driftkit.evaluation.report import embedded_json, render_report
 from driftkit.evaluation.summary import differences, equality_notes, summarise
 from driftkit.evaluation.table import read_evaluations, score_tables
-from driftkit.evaluation.verdict import cautions, findings
+from driftkit.evaluation.verdict import cautions, findings, scored_runs
 from driftkit.nn.mae_resnet import MAEResNet, MAEResNetConfig
 from driftkit.objectives.registry import build_network
 from driftkit.stages.compare import collect
@@ -149,8 +150,8 @@ def evaluations(folder: Path) -> Target:
         summaries = [summarise(run, label="run")]
         tables = score_tables([("run", d) for d in documents], summaries)
         records = score_records(tables, summaries, [])
-        said = {"findings": findings(tables[0], []) if tables else [],
-                "cautions": cautions(tables[0], summaries) if tables else []}  # fmt: skip
+        pairs = pairs_of(tables, scored_runs(tables))
+        said = {"findings": findings(tables, pairs, []), "cautions": cautions(tables, pairs, summaries)}
         document = {**said, "notes": [], "skipped": [], "differences": {}, "created": "", "driftkit": "0",
                     "speed": {"settings": None}, "records": records, "tables": [asdict(t) for t in tables]}  # fmt: skip
         embedded_json(document)

@@ -19,7 +19,7 @@ REFERENCE = "shapes?image_size=8&count=64&split=test"
 @pytest.fixture
 def missing(monkeypatch):
     monkeypatch.setattr(fid, "load_extractor", lambda *_, **__: tiny_extractor())
-    return MissingScores(REFERENCE, "encoder:tiny", num_images=12, nfe=(1, 2), allow_collapsed=True)
+    return MissingScores(REFERENCE, ("encoder:tiny",), num_images=12, nfe=(1, 2), allow_collapsed=True)
 
 
 @pytest.fixture
