@@ -86,7 +86,7 @@ def command(
       driftkit compare outputs/*
       driftkit compare outputs/drift_mocov2 outputs/ddpm --output outputs/comparison
       driftkit compare outputs/* --evaluate --reference cifar10 --num-images 10000
-      driftkit compare outputs/* --evaluate -r photos.zip --features efficientnet-lite2 --features pixels -n 2000
+      driftkit compare outputs/* --evaluate -r photos.zip --features pixels
       driftkit compare outputs/* --no-speed --json
     """
     from driftkit.artifacts.writable import require_writable

@@ -97,7 +97,11 @@ def command(
     ] = None,
     memorisation: Annotated[
         bool,
-        option("--memorisation/--no-memorisation", help="Look for copies of training images.", panel=JUDGE),
+        option(
+            "--memorisation/--no-memorisation",
+            help="Look for copies of training images, in the features of the first evaluator.",
+            panel=JUDGE,
+        ),
     ] = True,
     repeats: Annotated[
         int | None,
@@ -141,8 +145,8 @@ def command(
     [bold]Examples[/bold]
 
       driftkit fid outputs/drift_mocov2 --reference cifar10
-      driftkit fid outputs/ddpm -r photos.zip --features efficientnet-lite2 --features pixels -n 5000 --nfe 20
-      driftkit fid outputs/drift -r cifar10 --features encoder:outputs/classifier -n 5000
+      driftkit fid outputs/ddpm -r photos.zip --features efficientnet-lite2
+      driftkit fid outputs/drift -r cifar10 --features encoder:outputs/mae
       driftkit fid outputs/drift -r cifar10 -n 5000 --repeats 3
       driftkit fid outputs/drift -r cifar10 -n 2000 --all-checkpoints
       torchrun --nproc-per-node=8 -m driftkit fid outputs/drift -r cifar10
@@ -187,14 +191,15 @@ def command(
                     image_size=image_size,
                     batch_size=batch_size,
                     device=place,
-                    judging=Judging(memorisation, training, allow_collapsed, allow_jpeg),
+                    # Copies are the same for all: they are looked for in the features of the first one alone.
+                    judging=Judging(memorisation and number == 0, training, allow_collapsed, allow_jpeg),
                     cache=cache,
                     first_target=(target, sampling),
                     ranks=ranks,
                     report=report,
                     tell=note if ranks.is_main else lambda line: None,
                 )
-                for evaluator in evaluators
+                for number, evaluator in enumerate(evaluators)
             ]
             if write_statistics is not None:
                 judges[0].write_statistics(write_statistics)

@@ -81,11 +81,11 @@ def fill_missing(
             features_weights=wanted.features_weights,
             batch_size=wanted.batch_size,
             device=wanted.device,
-            judging=Judging(allow_collapsed=wanted.allow_collapsed),
+            judging=Judging(memorisation=number == 0, allow_collapsed=wanted.allow_collapsed),
             report=report,
             tell=tell,
         )
-        for features in wanted.features
+        for number, features in enumerate(wanted.features)
     ]
     num_images = wanted.num_images or DEFAULT_NUM_IMAGES
     missing: list[tuple[Run, RunSummary, Way, list[Judge]]] = []
