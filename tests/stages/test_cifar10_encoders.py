@@ -10,7 +10,7 @@ import pytest
 from driftkit.artifacts.run import Run
 from driftkit.cli.app import invoke
 from driftkit.stages.pipeline import Stage, load_pipeline, run_pipeline
-from tests.conftest import TINY_UNET, driftkit, train_tiny
+from tests.conftest import TINY_MAE, TINY_UNET, driftkit, train_tiny
 
 FILE = Path(__file__).parents[2] / "pipelines" / "cifar10-encoders.toml"
 ENCODERS = ["dinov2-multires", "convnextv2", "mocov2", "resnet18", "dinov2", "pixel"]
@@ -30,7 +30,8 @@ def scaled_down(stage: Stage, data: str, judge: Path) -> Stage:
     words = stage.arguments
     if stage.command == "train":
         at = words.index("--preset")
-        words = (*words[:at], *words[at + 2 :], "--data", data, *TINY_UNET, *SMALL)
+        network = TINY_MAE if "classifier" in words else TINY_UNET
+        words = (*words[:at], *words[at + 2 :], "--data", data, *network, *SMALL)
         if "--encoder" in words:
             encoder = words[words.index("--encoder") + 1]
             words += ("--input-size", str(SMALL_INPUTS[encoder]))
@@ -51,7 +52,7 @@ def test_the_file_shows_the_lines_for_one_gpu_and_for_eight():
         assert f"  torchrun --nproc-per-node=8 -m driftkit {line}\n" in result.stdout
     document = json.loads(driftkit("run", FILE, "--dry-run", "--nproc", "8", "--json").stdout)
     trainings = [stage["command"] for stage in document["stages"] if "torchrun" in stage]
-    assert len(trainings) == 7
+    assert len(trainings) == 8
     assert all(command.startswith("torchrun --nproc-per-node=8") for command in trainings)
 
 
@@ -67,7 +68,7 @@ def test_every_stage_of_the_comparison_runs(tmp_path):
     pipeline = load_pipeline(FILE, output=tmp_path / "out")
     pipeline = replace(pipeline, stages=tuple(scaled_down(s, data, tmp_path / "judge") for s in pipeline.stages))
     records = run_pipeline(pipeline, invoke)
-    assert [record["state"] for record in records] == ["done"] * 22
+    assert [record["state"] for record in records] == ["done"] * 23
     for encoder in ENCODERS:
         manifest = Run(tmp_path / "out" / f"drift_{encoder}").manifest()
         assert manifest["state"] == "done"
