@@ -14,13 +14,12 @@ from driftkit.artifacts.lock import locked_folder
 from driftkit.artifacts.run import Run, now
 from driftkit.encoders.lineage import Lineage, kinship
 from driftkit.encoders.loading import MAE_RESNET
-from driftkit.encoders.specs import SPECS
 from driftkit.errors import DriftkitError, MissingError
 from driftkit.evaluation.agreement import Pair, pairs_of
 from driftkit.evaluation.budgets import nfe_budgets, training_budgets
 from driftkit.evaluation.charts import all_charts
 from driftkit.evaluation.drawing import Figure
-from driftkit.evaluation.extractors import INSTALLED
+from driftkit.evaluation.extractors import INSTALLED, INSTALLED_LINEAGE
 from driftkit.evaluation.figures import colour_of
 from driftkit.evaluation.reading import mapping
 from driftkit.evaluation.records import score_records, to_csv
@@ -179,9 +178,8 @@ def _advice(found: Found, pairs: Sequence[Pair]) -> str | None:
     training_encoders = [encoder for _, summary in chosen for encoder in summary.training_encoders]
     words = " ".join(str(run.path) for run, _ in chosen)
     again = f"driftkit compare {words} --evaluate --reference SPEC --features"
-    installed = SPECS[INSTALLED]
     known: dict[str, Lineage | None] = {
-        INSTALLED: Lineage("unknown", installed.model.partition(".")[0], "efficientnet", installed.data),
+        INSTALLED: INSTALLED_LINEAGE,
         **{f"encoder:{encoder.path}": encoder.lineage for encoder in found.encoders},
     }
     for features, lineage in known.items():

@@ -12,7 +12,16 @@ from driftkit.artifacts.files import atomic_path, read_json, write_json
 from driftkit.artifacts.run import Run, now
 from driftkit.errors import DriftkitError, MissingError, RefusedError, UsageError
 from driftkit.evaluation.score_curve import score_curve
-from driftkit.stages.fid import DEFAULT_NUM_IMAGES, Evaluation, Judge, Sampling, evaluate_with, open_once, output_of
+from driftkit.stages.fid import (
+    DEFAULT_NUM_IMAGES,
+    Evaluation,
+    Judge,
+    Opened,
+    Sampling,
+    evaluate_with,
+    open_once,
+    output_of,
+)
 from driftkit.stages.targets import is_run
 
 FORMAT = 1
@@ -114,22 +123,21 @@ def evaluate_checkpoints(
         chosen = replace(sampling, step=checkpoint.step)
         state = checkpoint.state()
         point = {"step": checkpoint.step, **{key: state.get(key) for key in ("images_seen", "train_seconds")}}
-        missing = [judge for judge in judges if judge.identity(run, count, chosen) not in known]
-        opened = open_once(missing, target, num_images=num_images, sampling=chosen) if missing else None
+        opened: Opened | None = None  # sampled once, and only if an evaluator has not scored it before
         for number, judge in enumerate(judges):
             found = known.get(judge.identity(run, count, chosen))
             if found is not None and judge.is_main:
                 judge.bench.tell(f"step {checkpoint.step}: evaluated before")
             try:
-                made = found or judge.score(
-                    opened or open_once([judge], target, num_images=num_images, sampling=chosen)
-                )
+                if found is None:
+                    opened = opened or open_once(judges, target, num_images=num_images, sampling=chosen)
+                    found = judge.score(opened)
             except RefusedError as error:
                 points[number].append({**point, "metrics": None, "refused": str(error)})
                 judge.bench.tell(f"step {checkpoint.step}: {error}")
                 continue
-            last[number] = made.document or last[number]
-            points[number].append({**point, "metrics": made.document.get("metrics"), "evaluation": str(made.path)})
+            last[number] = found.document or last[number]
+            points[number].append({**point, "metrics": found.document.get("metrics"), "evaluation": str(found.path)})
     if not judges[0].is_main:
         return [Evaluation({}, target)]
     for document, curve in zip(last, points, strict=True):

@@ -15,6 +15,7 @@ from driftkit.encoders.loading import load_encoder
 from driftkit.encoders.specs import PACKAGED, SPECS
 from driftkit.encoders.weights import PackagedFile, fetch, published, read_weights
 from driftkit.errors import MissingError
+from driftkit.evaluation.extractors import INSTALLED, INSTALLED_LINEAGE, load_extractor
 
 LITE = [name for name in PACKAGED if published(SPECS[name]).locate() is not None]  # lite1 is an extra
 # ImageNet classes by CIFAR-10 class: ranges of indices that are the class or kinds of it.
@@ -78,6 +79,11 @@ def test_a_file_of_timm_is_an_encoder_weights_file_too(tmp_path):
     ours = load_encoder("efficientnet-lite0", weights=tmp_path / "timm.pth").maps(images)
     for a, b in zip(ours, load_encoder("efficientnet-lite0").maps(images), strict=True):
         assert torch.equal(a.values, b.values)
+
+
+def test_the_installed_evaluator_is_what_is_said_of_it_before_it_is_loaded():
+    lineage = load_extractor(INSTALLED).lineage
+    assert replace(lineage, weights=INSTALLED_LINEAGE.weights) == INSTALLED_LINEAGE
 
 
 def test_maps_have_the_strides_of_the_row():
