@@ -24,6 +24,7 @@ from driftkit.errors import (
 )
 from driftkit.runtime.signals import StoppedError, ending_cleanly, exit_code
 from driftkit.runtime.terminal import say
+from driftkit.runtime.threads import set_thread_defaults
 
 EXIT_CODES = (
     "Exit codes: 0 ok, 1 failure, 2 usage, 3 data or weights missing or damaged, 4 out of memory or disk, no such "
@@ -216,6 +217,5 @@ def options(
 
 def main() -> None:
     """Entry point of the console script."""
-    # Threads of OpenMP that spin while they wait take the processors from everybody else; read when torch loads.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    set_thread_defaults()  # here, since they are read when torch loads
     app()

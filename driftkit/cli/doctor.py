@@ -74,7 +74,7 @@ def _devices(document: dict[str, Any]) -> list[tuple[str, str]]:
     cpu = document["cpu"]
     words = [cpu["machine"], f"{cpu['usable_cores']} of {cpu['cores']} cores"]
     if cpu["torch_threads"] is not None:
-        words.append(f"{cpu['torch_threads']} torch threads")
+        words.append(f"{cpu['torch_threads']} torch threads (OMP_WAIT_POLICY {cpu['waiting_threads'] or 'unset'})")
     if cpu["memory_bytes"] is not None:
         words.append(f"{cpu['memory_bytes'] / GIB:.1f} GiB of memory")
     if cpu["available_bytes"] is not None:

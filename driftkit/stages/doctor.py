@@ -18,6 +18,7 @@ from driftkit import __version__
 from driftkit.encoders.specs import SPECS
 from driftkit.errors import DriftkitError
 from driftkit.runtime.network import host_of, unreachable_hosts
+from driftkit.runtime.threads import cpu_quota, usable_cpus
 
 if TYPE_CHECKING:
     from driftkit.stages.prefetch import Item
@@ -151,11 +152,12 @@ def _cpu(*, with_torch: bool) -> dict[str, Any]:
         import torch
 
         threads = torch.get_num_threads()
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "machine": f"{platform.system()} {platform.machine()}",
         "cores": os.cpu_count(),
-        "usable_cores": usable,
+        "usable_cores": usable_cpus(),
+        "quota": cpu_quota(),
+        "waiting_threads": os.environ.get("OMP_WAIT_POLICY"),
         "torch_threads": threads,
         **memory,
     }
