@@ -53,6 +53,9 @@ class TrainerConfig(BaseModel):
     weight_decay: float = Field(0.01, ge=0, description="AdamW weight decay")
     gradient_clip: float = Field(2.0, gt=0, description="largest gradient norm")
     ema_decay: float = Field(0.9999, ge=0, lt=1, description="decay of the averaged weights per step, after warm-up")
+    ema_warmup: float = Field(
+        9.0, ge=0, description="EMA warm-up W: the decay of step n is at most (n - 1) / (n - 1 + W); 0: none"
+    )
     precision: Precision = Field("auto", description="float32, bfloat16, or auto: bfloat16 where the device gains")
     compile: bool = Field(False, description="compile the trained network, and the frozen encoder, with torch.compile")
     micro_batch: int | None = Field(
@@ -131,7 +134,7 @@ class Trainer:
         self.seed, self.image_size, self.ranks, self.device, self.header = seed, image_size, ranks, device, header
         self.network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model: nn.Module = torch.compile(self.network) if config.compile else self.network  # type: ignore[assignment]
-        self.ema = averaged(self.network, decay=config.ema_decay)
+        self.ema = averaged(self.network, decay=config.ema_decay, warmup=config.ema_warmup)
         self.optimizer = adamw(
             self.network, learning_rate=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
         )
@@ -304,6 +307,7 @@ class Trainer:
             "images_per_second": self._window_images / max(now - self._window_start, 1e-9),
             "seconds_per_step": self._time_split(),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "ema_decay": self.ema.get_decay(self.step),
             "loss": total,
             "terms": dict(zip(outcome.terms, terms, strict=True)),
             "health": {name: float(value) for name, value in outcome.health.items()},
@@ -412,7 +416,7 @@ class Trainer:
                     "train_seconds": self.train_seconds,
                     "collapse": self.collapse.state(),
                 },
-                header={**self.header, "step": self.step, "ema_decay": self.config.ema_decay},
+                header={**self.header, "step": self.step, "ema_decay": self.ema.get_decay(self.step)},
             )
             self.run.prune_checkpoints(keep_every=self.config.keep_every)
             self._update_manifest("running")
