@@ -28,7 +28,9 @@ class MAEResNetConfig(BaseModel):
         le=1_000_000,
         description="classes of the linear head; None: no head, or that of the images when it is trained",
     )
-    decoder: bool = Field(True, description="false: encoder and head alone, which fill in nothing")
+    decoder: bool | None = Field(
+        None, description="false: encoder and head alone, which fill in nothing; None: as the objective needs"
+    )
 
     def check_image_size(self, image_size: int) -> None:
         """Raise ValueError when three halvings of `image_size` do not come out even."""
@@ -56,7 +58,7 @@ class MAEResNet(nn.Module):
             blocks += [ResBlock(width, width) for _ in range(count - 1)]
             self.stages.append(nn.Sequential(*blocks))
             channels = width
-        if config.decoder:
+        if config.decoder is not False:
             self.decoder = nn.ModuleList([ResBlock(widths[i + 1] + widths[i], widths[i]) for i in reversed(range(3))])
             self.output = nn.Conv2d(widths[0], 3, 3, padding=1)
         self.head = nn.Linear(widths[-1], config.num_classes) if config.num_classes else None

@@ -280,7 +280,7 @@ def _with_head(config: TrainConfig) -> Any:
     """The model section; a classifier whose classes only the images tell has one."""
     if isinstance(config.model, UNetConfig):
         return config.model
-    decoder = config.model.decoder and not isinstance(config.objective, ClassifierConfig)
+    decoder = False if isinstance(config.objective, ClassifierConfig) else config.model.decoder
     return config.model.model_copy(update={"num_classes": config.model.num_classes or 1, "decoder": decoder})
 
 

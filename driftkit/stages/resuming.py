@@ -25,6 +25,7 @@ FOLLOWS_FROM_DATA = (
     "data.image_size",
     "data.holdout",
     "model.num_classes",
+    "model.decoder",
 )  # left open in a config, filled in from the images
 BATCH = "trainer.batch_size"
 DONE = "done"

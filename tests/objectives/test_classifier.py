@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from driftkit.artifacts.run import Run
 from driftkit.encoders.loading import load_encoder
 from driftkit.errors import UsageError
 from driftkit.evaluation.extractors import load_extractor
@@ -90,6 +91,17 @@ def test_a_run_of_it_is_an_encoder_and_an_evaluator(tmp_path):
     extractor = load_extractor(f"encoder:{run.path}")
     assert extractor.num_classes == 3
     assert extractor.lineage == encoder.lineage
+
+
+def test_a_run_goes_on_and_is_the_same_as_one_that_was_not_interrupted(tmp_path):
+    labels = torch.arange(40) % 3
+    pack = make_pack(tmp_path / "real.safetensors", random_images(40, 1), labels=labels, classes=("a", "b", "c"))
+    for name, steps in (("whole", (4,)), ("parts", (2, 4))):
+        for count in steps:
+            config, origins = configured(pack, f"trainer.steps={count}")
+            train(config, tmp_path / name, origins=origins, device="cpu")
+    whole, parts = (Run(tmp_path / name).checkpoint().weights("ema") for name in ("whole", "parts"))
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
 
 
 def test_images_without_classes_are_refused(tmp_path):
