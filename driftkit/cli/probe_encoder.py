@@ -16,7 +16,7 @@ def command(
         str | None,
         typer.Argument(
             metavar="NAME",
-            help="A name of --list, timm:MODEL, or the folder of a MAE run.",
+            help="A name of --list, timm:MODEL, or the folder of a MAE or classifier run.",
             show_default=False,
         ),
     ] = None,
@@ -110,7 +110,9 @@ def command(
     if list_encoders:
         return _list(as_json)
     if encoder is None:
-        raise UsageError("NAME is missing: give a name of driftkit probe-encoder --list, timm:MODEL, or a MAE run")
+        raise UsageError(
+            "NAME is missing: give a name of driftkit probe-encoder --list, timm:MODEL, or a MAE or classifier run"
+        )
     from driftkit.artifacts.writable import require_writable
     from driftkit.stages.probe import Probing, probe_encoder
 

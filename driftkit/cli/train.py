@@ -46,7 +46,7 @@ def command(
         option(
             "--encoder",
             "-e",
-            help="Encoder of the drift objective: a name, timm:MODEL, or the folder of a MAE run.",
+            help="Encoder of the drift objective: a name, timm:MODEL, or the folder of a MAE or classifier run.",
             panel=WHAT,
             default="dinov2-multires",
         ),

@@ -15,21 +15,28 @@ DEGREES: tuple[Degree, ...] = ("kin", "related", "independent")
 NEVER = -1  # the step from which a MAE is fine-tuned with labels, where it never is
 UNTRAINED = ("random", "none")  # what stands for a digest where no weights were trained
 
+IMAGENET_22K = ("ImageNet-22k", "ImageNet-1k")  # the former holds the latter
 TAG_DATA = {
-    "in1k": "ImageNet-1k",
-    "fcmae": "ImageNet-1k",
-    "in12k": "ImageNet-22k",
-    "in21k": "ImageNet-22k",
-    "in22k": "ImageNet-22k",
-    "lvd142m": "LVD-142M",
-    "lvd1689m": "LVD-1689M",
-    "laion400m": "LAION",
-    "laion2b": "LAION",
-    "openai": "WIT-400M",
-    "datacompxl": "DataComp-XL",
-    "webli": "WebLI",
+    "in1k": ("ImageNet-1k",),
+    "fcmae": ("ImageNet-1k",),
+    "in12k": IMAGENET_22K,
+    "in21k": IMAGENET_22K,
+    "in22k": IMAGENET_22K,
+    "lvd142m": ("LVD-142M",),
+    "lvd1689m": ("LVD-1689M",),
+    "laion400m": ("LAION",),
+    "laion2b": ("LAION",),
+    "openai": ("WIT-400M",),
+    "datacompxl": ("DataComp-XL",),
+    "webli": ("WebLI",),
 }
-"""Words in the tags of timm's weights -> the images that they were trained on."""
+"""Words in the tags of timm's weights -> the images that they were trained on.
+
+Collections from the web count as images of their own, though some (LVD-142M) hold those of ImageNet among others.
+"""
+
+FAMILIES = {"vision_transformer": "vit", "eva": "vit", "beit": "vit", "deit": "vit"}
+"""Modules of timm that hold one family of networks between them."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +138,8 @@ def training_encoders_of(manifest: Mapping[str, Any]) -> list[Lineage | None]:
     """What a run's training signal was computed with, as its manifest tells: nothing for a method without encoder."""
     encoder = manifest.get("encoder")
     if not isinstance(encoder, Mapping):
-        return []
+        objective = _section(_section(manifest, "config"), "objective")
+        return [None] if encoder is not None or "encoder" in objective else []
     named = encoder.get("lineage")
     return [read_lineage(entry) for entry in named] if isinstance(named, list) and named else [None]
 
@@ -159,4 +167,11 @@ def read_kinship(document: Any) -> Kinship:
 
 def data_of_tag(tag: str) -> tuple[str, ...] | None:
     """The image sets that a tag of timm's weights names, as in "augreg_in21k_ft_in1k"; None where it names none."""
-    return tuple(dict.fromkeys(TAG_DATA[word] for word in tag.split("_") if word in TAG_DATA)) or None
+    named = [name for word in tag.split("_") for name in TAG_DATA.get(word, ())]
+    return tuple(dict.fromkeys(named)) or None
+
+
+def family_of(network: Any) -> str:
+    """The family of a timm network: the module that defines it, where several modules do not share one."""
+    module = type(network).__module__.rpartition(".")[2]
+    return FAMILIES.get(module, module)

@@ -18,7 +18,7 @@ from driftkit.artifacts.files import read_tensors, state_digest, write_tensors
 from driftkit.artifacts.run import Run
 from driftkit.artifacts.saved_config import image_size_of, model_of, objective_of
 from driftkit.encoders.efficientnet_lite import in_timm_names
-from driftkit.encoders.lineage import Lineage, data_of_tag, lineage_of_run, read_lineage
+from driftkit.encoders.lineage import Lineage, data_of_tag, family_of, lineage_of_run, read_lineage
 from driftkit.encoders.networks import (
     FrozenEncoder,
     MAEEncoder,
@@ -28,7 +28,7 @@ from driftkit.encoders.networks import (
     require_taps,
 )
 from driftkit.encoders.specs import PIXEL, SPECS, TIMM_PREFIX, EncoderSpec, names
-from driftkit.encoders.weights import fetch, read_weights
+from driftkit.encoders.weights import fetch, read_weights, unless_changed
 from driftkit.errors import MissingError, UsageError
 from driftkit.nn.mae_resnet import MAEResNet, MAEResNetConfig
 from driftkit.nn.weights import build_with
@@ -50,10 +50,11 @@ def load_encoder(
     taps: Sequence[str] | None = None,
     device: torch.device | str = "cpu",
 ) -> FrozenEncoder:
-    """The frozen encoder of that name, or of the MAE run in that folder.
+    """The frozen encoder of that name, or of the MAE or classifier run in that folder.
 
     Args:
-        name: a row of the table, `pixel`, `timm:MODEL`, the folder of a MAE run, or the encoder file it exported.
+        name: a row of the table, `pixel`, `timm:MODEL`, the folder of a MAE or classifier run, or the encoder file that
+            it exported.
         image_size: side in pixels of the images to come; the input size of encoders that work at native resolution.
         input_size: side in pixels to which images are resized; None takes the encoder's own.
         weights: a local file of weights: safetensors, or a torch file, of which only tensors are read.
@@ -66,7 +67,9 @@ def load_encoder(
         RefusedError: weights that are not finite.
     """
     if not name.strip():
-        raise UsageError("--encoder: got an empty name, expected one of driftkit probe-encoder --list or a MAE run")
+        raise UsageError(
+            "--encoder: got an empty name, expected one of driftkit probe-encoder --list or a MAE or classifier run"
+        )
     known = name in SPECS or name.startswith(TIMM_PREFIX)
     if (name == PIXEL or Path(name).exists()) and not known and (weights is not None or random_weights):
         what = "has no weights" if name == PIXEL else "brings its own weights"
@@ -88,7 +91,9 @@ def load_encoder(
         raise MissingError(f"encoder {name}: no such folder; a MAE run makes one: driftkit train --objective mae")
     close = difflib.get_close_matches(name, names(), n=1)
     hint = f" (did you mean {close[0]}?)" if close else ""
-    raise UsageError(f"encoder {name!r}: expected {', '.join(names())}, timm:MODEL, or the folder of a MAE run{hint}")
+    raise UsageError(
+        f"encoder {name!r}: expected {', '.join(names())}, timm:MODEL, or the folder of a MAE or classifier run{hint}"
+    )
 
 
 def load_run_encoder(
@@ -98,7 +103,7 @@ def load_run_encoder(
     taps: Sequence[str] | None = None,
     device: torch.device | str = "cpu",
 ) -> FrozenEncoder:
-    """The EMA encoder of a MAE run, at the image size it was trained at.
+    """The EMA encoder of a MAE or classifier run, at the image size it was trained at.
 
     Raises:
         MissingError: no run there, or one without a checkpoint.
@@ -117,7 +122,7 @@ def load_run_encoder(
 
 
 def export_encoder(run: Run) -> Path:
-    """Write the EMA encoder of a MAE run into one file, `encoder.safetensors`, which `--encoder` takes like the run."""
+    """Write the EMA encoder of a MAE or classifier run into `encoder.safetensors`, which `--encoder` takes, too."""
     config = run.manifest()["config"]
     weights = encoder_part(run.checkpoint().weights("ema"))
     header = {
@@ -146,10 +151,12 @@ def load_encoder_file(
         UsageError: it holds something else.
     """
     if path.suffix != ".safetensors":
-        raise UsageError(f"encoder {path}: expected the folder of a MAE run or its {ENCODER_FILE}")
+        raise UsageError(f"encoder {path}: expected the folder of a MAE or classifier run or its {ENCODER_FILE}")
     weights, header = read_tensors(path)
     if header.get("driftkit") != "encoder":
-        raise UsageError(f"encoder {path}: this file was not exported by a MAE run; expected its {ENCODER_FILE}")
+        raise UsageError(
+            f"encoder {path}: this file was not exported by a MAE or classifier run; expected its {ENCODER_FILE}"
+        )
     if header.get("sha256", state_digest(weights)) != state_digest(weights):
         raise MissingError(f"{path} is damaged: its weights are not those it was written with; train again, or copy it")
     size = input_size or _size_in(header, path)
@@ -202,7 +209,7 @@ def _resnet_encoder(
 
 
 def native_image_size(name: str) -> int | None:
-    """The image size that the MAE run in a folder, or the encoder it exported, was trained at; None for others."""
+    """The image size that the run in a folder, or the encoder it exported, was trained at; None for others."""
     path = Path(name)
     if path.is_dir():
         return image_size_of(Run.open(path))
@@ -247,7 +254,7 @@ def _load_timm(
         put_in(network, state, path)
     encoder = TimmEncoder(spec, network, input_size=size)
     encoder.random_weights, encoder.weights_digest = random_weights, digest
-    encoder.lineage = timm_lineage(spec, network, digest)
+    encoder.lineage = timm_lineage(spec if weights is None else unless_changed(spec, weights), network, digest)
     encoder.freeze()
     return encoder
 
@@ -335,7 +342,7 @@ def _with_taps(spec: EncoderSpec, taps: Sequence[str]) -> EncoderSpec:
 def timm_lineage(spec: EncoderSpec, network: Any, digest: str) -> Lineage:
     """What the features of a timm network with weights of that digest come from."""
     architecture = spec.model.partition(".")[0]
-    family = type(network).__module__.rpartition(".")[2]
+    family = family_of(network)
     if digest == "random":
         return Lineage(digest, architecture, family, ())
     return Lineage(digest, architecture, family, spec.data, spec.supervised)

@@ -157,7 +157,7 @@ SPECS = {
         _plain_vit(
             "eva02", "eva02_base_patch14_224.mim_in22k", 14, 85_757_184,
             "masked image modelling of EVA-CLIP features, ImageNet-22k", False,
-            ("ImageNet-22k", "WIT-400M"), "MIT", normalisation="clip",
+            ("ImageNet-22k", "ImageNet-1k", "WIT-400M"), "MIT", normalisation="clip",
         ),
         _plain_vit(
             "siglip2", "vit_base_patch16_siglip_224.v2_webli", 16, 85_795_584,
@@ -186,5 +186,5 @@ PACKAGED = tuple(spec.name for spec in SPECS.values() if spec.packaged)
 
 
 def names() -> tuple[str, ...]:
-    """Every encoder name that `--encoder` accepts beside timm:MODEL and a MAE run."""
+    """Every encoder name that `--encoder` accepts beside timm:MODEL and a MAE or classifier run."""
     return (PIXEL, *SPECS)

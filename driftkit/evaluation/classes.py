@@ -84,7 +84,8 @@ def _knows(predicted: torch.Tensor | None, labels: torch.Tensor | None, classes:
     if predicted is None or not classes or int(predicted.max()) >= len(classes):
         return False
     accuracy = _accuracy(predicted, labels)
-    return accuracy is not None and accuracy > 2 / len(classes)
+    chance = 1 / len(classes)
+    return accuracy is not None and accuracy > min(2 * chance, (1 + chance) / 2)
 
 
 def _can_fit(reference: ImageFeatures, classes: Sequence[str]) -> bool:

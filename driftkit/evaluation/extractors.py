@@ -36,6 +36,7 @@ PIXELS_NAME = "pixels"
 PIXELS_SIDE = 16
 NAMES = ("inception", "dinov2", "clip", *PACKAGED, PIXELS_NAME, "encoder:RUN", "timm:MODEL")
 INSTALLED = "efficientnet-lite2"  # the evaluator that comes with the installation
+DINOV2_LINEAGE = Lineage("unread", "vit_large_patch14_dinov2", "vit", ("LVD-142M",), labels=False)
 INSTALLED_LINEAGE = Lineage("unread", "tf_efficientnet_lite2", "efficientnet", SPECS[INSTALLED].data, labels=True)
 HUB_MODELS = {"dinov2": DINOV2_MODEL, "clip": CLIP_MODEL}
 

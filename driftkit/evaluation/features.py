@@ -161,18 +161,20 @@ def together(work: Callable[[], Result], ranks: Ranks) -> Result:
 
     Raises:
         Exception: what `work` raised here.
-        DriftkitError: it failed elsewhere.
+        RefusedError, DriftkitError: it was refused, or failed, elsewhere.
     """
     problem: Exception | None = None
     try:
         result = work()
     except Exception as error:  # whatever it is, the others have to know before it goes on its way
         problem = error
-    failed = float(ranks.max(torch.tensor([float(problem is not None)])))
+    severity = 0 if problem is None else 1 if isinstance(problem, RefusedError) else 2
+    worst = int(ranks.max(torch.tensor([severity])))
     if problem is not None:
         raise problem
-    if failed:
-        raise DriftkitError("another process of this command failed; its message says why")
+    if worst:  # the same kind everywhere, so that all ranks go on alike where a refusal does not end the command
+        kind = RefusedError if worst == 1 else DriftkitError
+        raise kind("another process of this command failed; its message says why")
     return result
 
 

@@ -49,7 +49,7 @@ def render_report(
         document: the comparison as JSON data, embedded for reuse; its findings, notes, skipped folders and settings
             are shown.
         runs: the compared runs.
-        encoders: MAE runs, listed apart.
+        encoders: runs that train encoders, listed apart.
         tables: score tables, one per evaluator.
         speeds: sampling speeds.
         figures: section ("curves", "grids", "neighbours", or the key of a score table) -> its pictures.

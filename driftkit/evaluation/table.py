@@ -9,6 +9,7 @@ from driftkit.artifacts.files import digest_json, read_json
 from driftkit.artifacts.run import Run
 from driftkit.encoders.lineage import Kinship, read_kinship
 from driftkit.errors import MissingError
+from driftkit.evaluation.appearance import PROPERTIES
 from driftkit.evaluation.memorisation import NEAR_SHARE
 from driftkit.evaluation.reading import count, mapping, number, numbers, text
 from driftkit.evaluation.summary import RunSummary
@@ -53,7 +54,7 @@ class ScoreRow:
     badges: list[str]
     warnings: list[str]
     kinship: Kinship = UNRECORDED
-    appearance: dict[str, Any] = field(default_factory=dict)
+    appearance: dict[str, dict[str, float | None]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -256,10 +257,20 @@ def _row(label: str, documents: list[Mapping[str, Any]], run: RunSummary | None)
         floor=number(floor.get("fid")),
         floor_images=count(floor.get("num_images")),
         badges=_badges(documents, run),
-        warnings=list(dict.fromkeys(str(w) for d in documents for w in d.get("warnings") or [])),
+        warnings=list(dict.fromkeys(str(w) for d in documents for w in _listed(d.get("warnings")))),
         kinship=read_kinship(first.get("kinship")),
-        appearance=dict(mapping(first.get("appearance"))),
+        appearance=_appearance(mapping(first.get("appearance"))),
     )
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _appearance(document: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
+    """The numbers of a record that somebody may have written by hand."""
+    keys = ("generated", "real", "distance")
+    return {name: {key: number(mapping(document.get(name)).get(key)) for key in keys} for name in PROPERTIES}
 
 
 def repeats_of(document: Mapping[str, Any]) -> dict[str, list[float]]:

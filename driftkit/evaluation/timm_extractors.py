@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 
 from driftkit.artifacts.files import state_digest
-from driftkit.encoders.lineage import Lineage
+from driftkit.encoders.lineage import Lineage, family_of
 from driftkit.encoders.loading import encoder_keys, put_in, timm_lineage, timm_spec
 from driftkit.encoders.specs import SPECS
-from driftkit.encoders.weights import fetch, read_weights
+from driftkit.encoders.weights import fetch, read_weights, unless_changed
 from driftkit.errors import MissingError
 from driftkit.evaluation.features import Extractor
 
@@ -49,8 +49,7 @@ def clip(path: Path, device: torch.device, *, model: str = CLIP_MODEL) -> Extrac
 def _transformer_lineage(
     network: Any, model: str, state: dict[str, torch.Tensor], data: str, *, labels: bool
 ) -> Lineage:
-    family = type(network).__module__.rpartition(".")[2]
-    return Lineage(state_digest(state), model.partition(".")[0], family, (data,), labels)
+    return Lineage(state_digest(state), model.partition(".")[0], family_of(network), (data,), labels)
 
 
 def packaged_model(name: str, path: Path, device: torch.device) -> Extractor:
@@ -65,7 +64,7 @@ def packaged_model(name: str, path: Path, device: torch.device) -> Extractor:
     state = encoder_keys(spec, read_weights(path), network, path)
     put_in(network, state, path)
     network.requires_grad_(False).eval().to(device)
-    lineage = timm_lineage(spec, network, state_digest(state))
+    lineage = timm_lineage(unless_changed(spec, path), network, state_digest(state))
     return _extractor(name, network, lineage, device, size=PACKAGED_SIZE, model=spec.model, reading="pooled features")
 
 

@@ -66,17 +66,21 @@ def _leading(tables: Sequence[ScoreTable], pairs: Sequence[Pair], speeds: Sequen
     scored = [(table, row) for table in tables if (row := table.best(leader)) is not None]
     if not scored:
         return []
-    table, row = scored[0]
-    how = way_name(row.sampler, row.nfe) + _rate(row, speeds)
-    score = f"{table.name} {_value(row)} by {table.extractor['name']} ({how}){_against_floor(row)}"
     if alone:
-        return [f"{leader} scores {score}."]
-    votes = [o for p in pairs if leader in (p.first, p.second) for o in p.opinions if o.independent]
+        return [f"{leader} scores {_told(*scored[0], speeds)}."]
+    votes = [o for p in pairs for o in p.opinions if o.independent and o.better == leader]
     names = list(dict.fromkeys(o.evaluator for o in votes))
+    scored.sort(key=lambda pair: pair[0].extractor["name"] not in names)  # what leads the sentence has voted
     by = f"both {' and '.join(names)}" if len(names) == 2 else f"all of {_listed(names)}" if names[1:] else names[0]
-    said = [f"{leader} ranks first by {by}: {score}."]
-    rival = next((r for r in table.rows if r.run != leader), None)
+    table, row = scored[0]
+    said = [f"{leader} ranks first by {by}: {_told(table, row, speeds)}."]
+    rival = next((r for r in table.rows if r.run != leader and r.metrics["fid"] > row.metrics["fid"]), None)
     return [*said, _order(row, rival)] if rival else said
+
+
+def _told(table: ScoreTable, row: ScoreRow, speeds: Sequence[Speed]) -> str:
+    how = way_name(row.sampler, row.nfe) + _rate(row, speeds)
+    return f"{table.name} {_value(row)} by {table.extractor['name']} ({how}){_against_floor(row)}"
 
 
 def _dispute(pair: Pair, tables: Sequence[ScoreTable]) -> str:
@@ -136,7 +140,7 @@ def _unranked(pairs: Sequence[Pair], advice: str | None) -> str:
 
 def _limited(sentences: list[str]) -> list[str]:
     more = len(sentences) - MOST_SENTENCES
-    return sentences if more <= 0 else [*sentences[:MOST_SENTENCES], f"{more} more pairs of runs are disputed alike."]
+    return sentences if more <= 0 else [*sentences[:MOST_SENTENCES], f"Of {more} more pairs of runs the same is true."]
 
 
 def _listed(words: Sequence[str]) -> str:
@@ -188,7 +192,8 @@ def _one_step_against_many(table: ScoreTable, pairs: Sequence[Pair]) -> str | No
     best = min(others, key=lambda r: r.metrics["fid"])
     reaching = [row for row in others if row.metrics["fid"] <= one.metrics["fid"]]
     first = min(reaching, key=lambda r: r.nfe or 0) if reaching else best
-    if not any(pair.verdict == "ranked" and {one.run, first.run} == {pair.first, pair.second} for pair in pairs):
+    better = first.run if reaching else one.run
+    if not any(pair.better == better and {one.run, first.run} == {pair.first, pair.second} for pair in pairs):
         return None
     if not reaching:
         return (
@@ -239,7 +244,7 @@ def cautions(tables: Sequence[ScoreTable], pairs: Sequence[Pair], runs: Sequence
 
 
 def _kin(tables: Sequence[ScoreTable]) -> list[str]:
-    """Which scores rank nothing, and where they say otherwise than those that do."""
+    """Which scores rank nothing, and why."""
     said = {}
     for table in tables:
         for row in table.apart:
@@ -250,7 +255,7 @@ def _kin(tables: Sequence[ScoreTable]) -> list[str]:
 
 def _few_evaluators(tables: Sequence[ScoreTable], pairs: Sequence[Pair]) -> list[str]:
     ranked = [pair for pair in pairs if pair.verdict == "ranked"]
-    counted = [len({o.evaluator for o in pair.opinions if o.independent}) for pair in ranked]
+    counted = [len({o.evaluator for o in pair.opinions if o.independent and o.better}) for pair in ranked]
     fewest = min(counted, default=WANTED_EVALUATORS)
     if fewest >= WANTED_EVALUATORS:
         return []

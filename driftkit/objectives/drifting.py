@@ -29,7 +29,7 @@ class DriftingConfig(BaseModel):
 
     name: Literal["drift"] = "drift"
     encoder: str = Field(
-        "dinov2-multires", description="row of the encoder table, timm:MODEL, or the folder of a MAE run"
+        "dinov2-multires", description="row of the encoder table, timm:MODEL, or the folder of a MAE or classifier run"
     )
     taps: tuple[str, ...] | None = Field(
         None, min_length=1, description="layers whose maps are used, for example block6; None: those of the table"

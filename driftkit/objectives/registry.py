@@ -164,6 +164,8 @@ def _held_out(setting: Setting) -> HeldOut | None:
 
 
 def _complete_mae(config: MAEConfig, model: MAEResNetConfig, pack: ImagePack) -> MAEResNetConfig:
+    if model.decoder is False:
+        raise UsageError("model.decoder false: a MAE fills in images, which takes a decoder; leave it out")
     if config.finetune_from == NEVER:
         return model
     return _with_head(

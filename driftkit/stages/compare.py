@@ -19,7 +19,7 @@ from driftkit.evaluation.agreement import Pair, pairs_of
 from driftkit.evaluation.budgets import nfe_budgets, training_budgets
 from driftkit.evaluation.charts import all_charts
 from driftkit.evaluation.drawing import Figure
-from driftkit.evaluation.extractors import INSTALLED, INSTALLED_LINEAGE
+from driftkit.evaluation.extractors import DINOV2_LINEAGE, INSTALLED, INSTALLED_LINEAGE
 from driftkit.evaluation.figures import colour_of
 from driftkit.evaluation.reading import mapping
 from driftkit.evaluation.records import score_records, to_csv
@@ -170,7 +170,7 @@ def _tables(found: Found, notes: list[str]) -> list[ScoreTable]:
 
 
 def _advice(found: Found, pairs: Sequence[Pair]) -> str | None:
-    """A command that scores the first pair of runs that no independent evaluator has scored; None where none lacks."""
+    """A command that scores the first pair of runs that no independent evaluator has scored; None where none would."""
     lacking = next((pair for pair in pairs if pair.verdict == "unknown"), None)
     if lacking is None:
         return None
@@ -189,7 +189,7 @@ def _advice(found: Found, pairs: Sequence[Pair]) -> str | None:
     if all(encoder is not None and encoder.family != MAE_RESNET for encoder in training_encoders):
         train = f"driftkit train --objective classifier --preset cpu --data {images} --output outputs/classifier"
         return f"{train}; {again} encoder:outputs/classifier"
-    return f"{again} dinov2"
+    return f"{again} dinov2" if kinship(training_encoders, DINOV2_LINEAGE).counts else None
 
 
 def _document(

@@ -53,9 +53,11 @@ class EvaluationConfig(BaseModel):
     reference: str | None = Field(
         None, description="data SPEC or statistics file of the real images; None: the training images"
     )
-    features: str = Field("inception", description="what judges: inception, dinov2, clip, timm:MODEL or encoder:RUN")
+    features: str = Field(
+        "inception", description="evaluator, as in fid: inception, efficientnet-lite2, encoder:RUN, ..."
+    )
     features_weights: str | None = Field(
-        None, description="local weights file of the judge; None: cache, then download"
+        None, description="local weights file of the evaluator; None: cache, then download"
     )
     num_images: int = Field(2000, ge=10, description="images per score; few, since this is for the curve alone")
 

@@ -21,7 +21,7 @@ from driftkit.evaluation.memorisation import PAIRS, Memorisation, save_pairs
 from driftkit.evaluation.reference_statistics import write_statistics
 from driftkit.runtime.distributed import Ranks
 from driftkit.runtime.progress import Report
-from driftkit.stages.fid_record import SCORES_VERSION, Judging, default_path, evaluation_document, file_label
+from driftkit.stages.fid_record import SCORES_VERSION, Judging, default_path, evaluation_document, evaluator_label
 from driftkit.stages.references import Bench, Reference, Training, open_reference, open_training
 from driftkit.stages.targets import (
     DEFAULT_NUM_IMAGES,
@@ -209,9 +209,20 @@ def evaluate_with(
         num_images, sampling: as in `evaluate`.
         part: (k, K): the k-th of K disjoint parts of images that are there already.
         output: where to write; with several evaluators each adds its name.
+
+    Raises:
+        RefusedError: an evaluator's number would mislead; those of the others were written.
     """
     opened = open_once(judges, target, num_images=num_images, sampling=sampling, part=part)
-    return [judge.score(opened, output_of(judge, output, several=len(judges) > 1)) for judge in judges]
+    made, refused = [], []
+    for judge in judges:
+        try:
+            made.append(judge.score(opened, output_of(judge, output, several=len(judges) > 1)))
+        except RefusedError as error:
+            refused.append(error)
+    if refused:
+        raise refused[0]
+    return made
 
 
 def open_once(
@@ -238,7 +249,7 @@ def output_of(judge: Judge, output: Path | None, *, several: bool) -> Path | Non
     """Where an evaluator writes: what was named, with the evaluator's name in it where there are several."""
     if output is None or not several:
         return output
-    return output.with_name(f"{output.stem}-{file_label(judge.bench.extractor.name)}.json")
+    return output.with_name(f"{output.stem}-{evaluator_label(judge.bench.extractor.describe())}.json")
 
 
 def evaluate(

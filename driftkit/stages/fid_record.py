@@ -1,6 +1,7 @@
 """What an evaluation says: the scores of a target, the signs that they mislead, and all that they depend on."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -190,12 +191,12 @@ def _appearance(generated: Survey, real: Survey | None) -> dict[str, Any] | None
 def default_path(found: Target, document: dict[str, Any]) -> Path:
     """Where an evaluation belongs: in its run, or beside images that no run here made."""
     if found.run is None:
-        name = f"{found.path.name.removesuffix('.safetensors')}.{file_label(document['extractor']['name'])}"
+        name = f"{found.path.name.removesuffix('.safetensors')}.{evaluator_label(document['extractor'])}"
         return found.path.with_name(f"{name}.evaluation.json")
     extractor = document["extractor"]
     options = "".join(f"-{key}{value}" for key, value in sorted(document["sampler_options"].items()))
     parts = (
-        f"{extractor['name']}-{extractor['weights_digest'][:8]}",
+        evaluator_label(extractor),
         f"{document['sampler']}{options}",
         document["nfe"],
         document["weights"],
@@ -204,9 +205,13 @@ def default_path(found: Target, document: dict[str, Any]) -> Path:
         f"seed{document['seed']}",
         document["reference"]["digest"][:8],
     )
-    return found.run.path / "evaluations" / f"{file_label('-'.join(str(p) for p in parts))}.json"
+    return found.run.path / "evaluations" / f"{_file_label('-'.join(str(p) for p in parts))}.json"
 
 
-def file_label(words: str) -> str:
-    """Words as a part of a file name."""
+def evaluator_label(extractor: Mapping[str, Any]) -> str:
+    """An evaluator in file names: its name, and the beginning of its weights' digest."""
+    return _file_label(f"{extractor['name']}-{extractor['weights_digest'][:8]}")
+
+
+def _file_label(words: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", words)

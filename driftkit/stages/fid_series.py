@@ -140,10 +140,12 @@ def evaluate_checkpoints(
             points[number].append({**point, "metrics": found.document.get("metrics"), "evaluation": str(found.path)})
     if not judges[0].is_main:
         return [Evaluation({}, target)]
-    for document, curve in zip(last, points, strict=True):
-        if not document:
-            raise RefusedError(f"{target}: none of {len(curve)} checkpoints could be scored: {curve[-1]['refused']}")
-    return [_write_curve(run, document, curve) for document, curve in zip(last, points, strict=True)]
+    curves = [_write_curve(run, document, curve) for document, curve in zip(last, points, strict=True) if document]
+    if not curves:
+        raise RefusedError(
+            f"{target}: none of {len(points[0])} checkpoints could be scored: {points[0][-1]['refused']}"
+        )
+    return curves
 
 
 def known_evaluations(run: Run) -> dict[str, Evaluation]:

@@ -151,6 +151,7 @@ def _done(run: Run, judge: Judge, num_images: int, seed: int) -> list[Way]:
             and document.get("weights") == "ema"
             and document.get("seed") == seed
             and not document.get("sampler_options")
+            and isinstance(document.get("kinship"), dict)
         )
         sampler, step = text(document.get("sampler")), count(document.get("step"))
         if same and sampler is not None and step is not None:

@@ -107,6 +107,8 @@ def _train(
             world_size=ranks.world_size,
         )
     ranks.barrier()
+    if scoring is not None and ranks.is_main:
+        run.update(scored_on_the_way=dict(scoring.kinship))
     trainer = _trainer(running, setting, built, network, run, scoring)
     resumed = trainer.resume() if going_on is not None else False
     start = trainer.step

@@ -1,6 +1,7 @@
 """Scores while a generator trains: its averaged weights sampled and judged with few images, for the curve alone."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def open_scoring(
             warn(f"no {name} at this step: {error}")
             return {}
 
-    return Scoring(wanted.every, score)
+    return Scoring(wanted.every, score, asdict(kin))
 
 
 def _require_size(config: TrainConfig, size: int | None) -> None:

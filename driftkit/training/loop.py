@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -97,10 +97,12 @@ class Scoring:
     Attributes:
         every: steps between them; the last step is always scored.
         score: gives named numbers for the network in evaluation mode.
+        kinship: how near the evaluator is to the training encoder, for the manifest.
     """
 
     every: int
     score: Callable[[nn.Module], Mapping[str, float]]
+    kinship: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Trainer:

@@ -1,15 +1,19 @@
 """Kinship: who may judge what whom taught."""
 
 import json
+import shutil
 from itertools import product
 
 import pytest
+import timm
+import torch
 
 from driftkit.encoders.lineage import (
     PIXEL_TERM,
     PIXELS,
     Lineage,
     data_of_tag,
+    family_of,
     kinship,
     lineage_of_run,
     read_kinship,
@@ -18,6 +22,7 @@ from driftkit.encoders.lineage import (
 )
 from driftkit.encoders.loading import load_encoder
 from driftkit.encoders.specs import SPECS
+from driftkit.encoders.weights import published, read_weights
 from tests.evaluation.fakes import make_run
 
 LITE0 = Lineage("a0", "tf_efficientnet_lite0", "efficientnet", ("ImageNet-1k",), True)
@@ -86,6 +91,23 @@ def test_tags_of_timm_name_their_images():
     assert data_of_tag("mystery") is None
 
 
+def test_one_family_of_networks_may_stand_in_several_modules():
+    names = ("vit_tiny_patch16_224", "eva02_tiny_patch14_224", "resnet10t")
+    assert [family_of(timm.create_model(name, num_classes=0)) for name in names] == ["vit", "vit", "resnet"]
+
+
+def test_a_weights_file_that_is_another_one_than_the_published_is_of_unknown_origin(tmp_path):
+    published_file = published(SPECS["efficientnet-lite0"]).locate()
+    shutil.copy(published_file, tmp_path / "same.pth")
+    changed = {name: value.clone() for name, value in read_weights(published_file).items()}
+    changed["_conv_stem.weight"] *= 1.01
+    torch.save(changed, tmp_path / "tuned.pth")
+    same, tuned = (load_encoder("efficientnet-lite0", weights=tmp_path / f"{n}.pth").lineage for n in ("same", "tuned"))
+    assert same == load_encoder("efficientnet-lite0").lineage
+    assert tuned.data is None
+    assert kinship([tuned], CLASSIFIER).degree == "related"
+
+
 def test_every_row_of_the_table_says_what_trained_it():
     for spec in SPECS.values():
         assert spec.data, spec.name
@@ -96,6 +118,7 @@ def test_runs_say_what_taught_them_and_what_they_are(tmp_path):
     assert training_encoders_of(drift.manifest()) == [LITE0, PIXEL_TERM]
     assert training_encoders_of(make_run(tmp_path / "old", encoder={"name": "e"}).manifest()) == [None]
     assert training_encoders_of(make_run(tmp_path / "ddpm", "ddpm").manifest()) == []
+    assert training_encoders_of({"config": {"objective": {"name": "drift", "encoder": "e"}}, "encoder": None}) == [None]
     mae = {"config": {"objective": {"name": "mae", "finetune_from": -1}, "model": {"kind": "mae_resnet"}},
            "inputs": {"data": {"spec": "train.zip", "digest": "1234"}}}  # fmt: skip
     assert lineage_of_run(mae, "c0") == MAE

@@ -117,8 +117,20 @@ def test_several_evaluators_share_one_pass_over_the_images(tmp_path, real, sampl
     assert [one.document["extractor"]["name"] for one in made] == ["encoder:tiny", "pixels"]
     assert all(read_json(one.path) == one.document for one in made)
     named = evaluate_with(judges, run.path, num_images=40, output=tmp_path / "score.json")
-    assert [one.path.name for one in named] == ["score-encoder-tiny.json", "score-pixels.json"]
+    assert [one.path.name for one in named] == ["score-encoder-tiny-abababab.json", "score-pixels-none.json"]
     assert named[1].document["metrics"] == made[1].document["metrics"]
+
+
+def test_what_one_evaluator_refuses_the_others_still_score(tmp_path, real, sampled):
+    run = trained(tmp_path / "drift")
+    blind = replace(
+        tiny_extractor("encoder:blind", digest="bb" * 32), embed=lambda images: (images[:, :, 0, 0] * 0.0, None), dim=3
+    )
+    judges = [open_judge(real, features=one, cache=False) for one in (blind, tiny_extractor())]
+    with pytest.raises(RefusedError):
+        evaluate_with(judges, run.path, num_images=40)
+    (written,) = (run.path / "evaluations").glob("*.json")
+    assert "encoder-tiny-abababab" in written.name
 
 
 def test_samples_in_a_run_are_scored_into_the_run(tmp_path, real):
@@ -140,7 +152,7 @@ def test_samples_elsewhere_find_the_run_they_name(tmp_path, real):
 def test_samples_of_an_absent_run_are_scored_beside_themselves(tmp_path, real):
     write_samples(tmp_path / "lone.safetensors", random_images(14), {"num_images": 14, "run": "/nowhere"})
     made = score(tmp_path / "lone.safetensors", real, num_images=12)
-    assert made.path == tmp_path / "lone.encoder-tiny.evaluation.json"
+    assert made.path == tmp_path / "lone.encoder-tiny-abababab.evaluation.json"
     assert made.document["run"] is None
     assert made.document["num_images"] == 12
 
@@ -196,7 +208,7 @@ def test_collapsed_samples_are_refused_and_nothing_is_written(tmp_path, real):
     write_samples(path, random_images(1).repeat(12, 1, 1, 1), {"num_images": 12})
     with pytest.raises(RefusedError, match="identical"):
         score(path, real)
-    assert not (tmp_path / "same.encoder-tiny.evaluation.json").exists()
+    assert not (tmp_path / "same.encoder-tiny-abababab.evaluation.json").exists()
     made = score(path, real, allow_collapsed=True)
     assert any("--allow-collapsed" in w for w in made.document["warnings"])
 
