@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any
 
@@ -46,9 +47,13 @@ def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
     console = open_console(stderr=True)
     if not is_live(console):
         lines: dict[str, Callable[[int], None]] = {}
+        counts: Counter[str] = Counter()
 
         def tell(what: str, done: int, total: int) -> None:
             lines.setdefault(what, plain_lines(what, total, "images"))(done)
+            counts[what] += done
+            if counts[what] >= total:  # what is done once more, for another evaluator, starts from nothing
+                del lines[what], counts[what]
 
         yield tell
         return
@@ -59,6 +64,8 @@ def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
             if what not in tasks:
                 tasks[what] = bars.add_task(escape(printable(what)), total=total)
             bars.advance(tasks[what], done)
+            if bars.tasks[bars.task_ids.index(tasks[what])].finished:
+                tasks.pop(what)
 
         yield report
 

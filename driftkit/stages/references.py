@@ -152,7 +152,7 @@ def statistics_of(pack: ImagePack, spec: str, what: str, bench: Bench) -> Statis
         batch_size=bench.batch_size,
         ranks=bench.ranks,
         labels=pack.labels,
-        advance=lambda n: bench.report(what.partition(" ")[0], n, len(share)),
+        advance=lambda n: bench.report(f"{what.partition(' ')[0]}, {bench.extractor.name}", n, len(share)),
     )
     about = {"spec": spec, "classes": list(pack.classes), "formats": file_formats(pack.card.source.spec)}
     contract = describe_contract({**data, **about}, bench.extractor)
