@@ -45,8 +45,11 @@ def _root(covariance: torch.Tensor) -> torch.Tensor:
     factor, failed = torch.linalg.cholesky_ex(covariance)
     if not int(failed) and float(factor.diagonal().min()) ** 2 > SMALLEST_PIVOT * float(covariance.diagonal().max()):
         return factor
-    values, vectors = torch.linalg.eigh(covariance)
-    noise = values[-1].clamp(min=0) * len(values) * torch.finfo(torch.float64).eps
+    try:
+        values, vectors = torch.linalg.eigh(covariance)
+    except torch.linalg.LinAlgError:  # of few images most eigenvalues are 0, where LAPACK's may fail to converge
+        vectors, values, _ = torch.linalg.svd(covariance)
+    noise = values.max().clamp(min=0) * len(values) * torch.finfo(torch.float64).eps
     kept = values > noise
     root: torch.Tensor = vectors[:, kept] * values[kept].sqrt()
     return root

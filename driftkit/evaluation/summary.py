@@ -10,7 +10,7 @@ from typing import Any
 from driftkit.artifacts.files import digest_json
 from driftkit.artifacts.run import Run
 from driftkit.config.layers import flatten
-from driftkit.encoders.lineage import Kinship, Lineage, lineage_of_run, read_kinship, training_encoders_of
+from driftkit.encoders.lineage import Lineage, lineage_of_run, read_kinship, training_encoders_of
 from driftkit.encoders.loading import ENCODER_OBJECTIVES
 from driftkit.evaluation.formats import method_name, short_name
 from driftkit.evaluation.reading import count, mapping, mean, number, text
@@ -138,7 +138,7 @@ def summarise(run: Run, *, label: str) -> RunSummary:
         loss=last.get("loss"),
         drift_norm=last.get("drift_norm"),
         spread=last.get("spread"),
-        scored_by=_scored_by(config, read_kinship(manifest.get("scored_on_the_way"))),
+        scored_by=_scored_by(config, manifest.get("scored_on_the_way")),
         curve=curve,
         config=flat,
         warnings=warnings,
@@ -163,14 +163,15 @@ def collapse_warnings(collapse: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _scored_by(config: Mapping[str, Any], kinship: Kinship) -> str | None:
+def _scored_by(config: Mapping[str, Any], recorded: Any) -> str | None:
     """The scores on the way in words; None where none are made."""
     wanted = mapping(config.get("evaluation"))
     if not count(wanted.get("every")):
         return None
     reference = text(wanted.get("reference")) or text(mapping(config.get("data")).get("spec"))
     said = f"fid@{count(wanted.get('num_images'))} by {text(wanted.get('features'))} against {reference}"
-    return said if kinship.counts else f"{said} ({kinship.degree} evaluator)"
+    kinship = read_kinship(recorded) if recorded else None
+    return said if kinship is None or kinship.counts else f"{said} ({kinship.degree} evaluator)"
 
 
 def _storable(value: Any) -> Any:

@@ -129,7 +129,7 @@ def _problem_of(document: Mapping[str, Any]) -> str | None:
     if number(mapping(document.get("metrics")).get("fid")) is None:
         return "it has no fid"
     judge, reference = mapping(document.get("extractor")), mapping(document.get("reference"))
-    if not judge.get("weights_digest") or not reference.get("digest"):
+    if not text(judge.get("weights_digest")) or not text(reference.get("digest")):
         return "it does not say what judged it against what"
     if count(document.get("num_images")) is None:
         return "it does not say how many images were judged"
@@ -167,11 +167,11 @@ def evaluator_key(document: Mapping[str, Any]) -> str:
     extractor, reference = document["extractor"], document["reference"]
     return digest_json(
         [
-            extractor.get("name"),
-            extractor.get("weights_digest"),
-            extractor.get("resize"),
-            reference.get("digest"),
-            document.get("num_images"),
+            text(extractor.get("name")),
+            text(extractor.get("weights_digest")),
+            text(extractor.get("resize")),
+            text(reference.get("digest")),
+            count(document.get("num_images")),
         ]
     )[:12]
 

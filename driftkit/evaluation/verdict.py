@@ -43,7 +43,8 @@ def findings(
     disputed = [pair for pair in pairs if pair.verdict == "disputed"]
     unknown = [pair for pair in pairs if pair.verdict == "unknown"]
     said = _leading(tables, pairs, speeds)
-    said += _limited([_dispute(pair, tables) for pair in disputed])
+    said += _limited([_dispute(pair) for pair in disputed])
+    said += [looks for pair in disputed[:MOST_SENTENCES] if (looks := _differences(pair, tables))]
     if unknown:
         said.append(_unranked(unknown, advice))
     if leader_of(pairs) is None:
@@ -73,23 +74,22 @@ def _leading(tables: Sequence[ScoreTable], pairs: Sequence[Pair], speeds: Sequen
     scored.sort(key=lambda pair: pair[0].extractor["name"] not in names)  # what leads the sentence has voted
     by = f"both {' and '.join(names)}" if len(names) == 2 else f"all of {_listed(names)}" if names[1:] else names[0]
     table, row = scored[0]
-    said = [f"{leader} ranks first by {by}: {_told(table, row, speeds)}."]
+    said = [f"{leader} ranks first by {by}: {_told(table, row, speeds, named=len(names) > 1)}."]
     rival = next((r for r in table.rows if r.run != leader and r.metrics["fid"] > row.metrics["fid"]), None)
     return [*said, _order(row, rival)] if rival else said
 
 
-def _told(table: ScoreTable, row: ScoreRow, speeds: Sequence[Speed]) -> str:
+def _told(table: ScoreTable, row: ScoreRow, speeds: Sequence[Speed], *, named: bool = True) -> str:
+    """A score, how it was come by, and what real images get; `named` with the evaluator."""
     how = way_name(row.sampler, row.nfe) + _rate(row, speeds)
-    return f"{table.name} {_value(row)} by {table.extractor['name']} ({how}){_against_floor(row)}"
+    by = f" by {table.extractor['name']}" if named else ""
+    return f"{table.name} {_value(row)}{by} ({how}){_against_floor(row)}"
 
 
-def _dispute(pair: Pair, tables: Sequence[ScoreTable]) -> str:
-    """Which evaluators order two runs differently, by how much, and what their images differ in."""
+def _dispute(pair: Pair) -> str:
+    """Which evaluators order two runs differently, and by how much."""
     sides = [_side(pair, o) for o in pair.opinions if o.better is not None]
-    looks = _differences(pair, tables)
-    return f"{pair.first} and {pair.second} are not ranked, since evaluators disagree: {'; '.join(sides)}." + (
-        f" Measured in the images: {looks}." if looks else ""
-    )
+    return f"{pair.first} and {pair.second} are not ranked, since evaluators disagree: {'; '.join(sides)}."
 
 
 def _side(pair: Pair, opinion: Opinion) -> str:
@@ -104,12 +104,12 @@ def _side(pair: Pair, opinion: Opinion) -> str:
 
 
 def _differences(pair: Pair, tables: Sequence[ScoreTable]) -> str:
-    """The plain properties of images in which one run is clearly nearer to real images than the other."""
+    """The plain properties in which the images of one run are clearly nearer to real ones than those of the other."""
     tables_of_both = [t for t in tables if t.has(pair.first) and t.has(pair.second)]
     rows = next(((_any(t, pair.first), _any(t, pair.second)) for t in tables_of_both), None)
     if rows is None:
         return ""
-    told = []
+    told: dict[str, list[str]] = {}
     for key, name in PROPERTIES.items():
         one, other = (mapping(row.appearance.get(key)) for row in rows)
         ours, theirs = number(one.get("distance")), number(other.get("distance"))
@@ -119,8 +119,9 @@ def _differences(pair: Pair, tables: Sequence[ScoreTable]) -> str:
         if far - near > TELLING_DISTANCE and far > TELLING_RATIO * near:
             nearer = pair.first if ours < theirs else pair.second
             values = ", ".join(f"{run} {_mean(what)}" for run, what in ((pair.first, one), (pair.second, other)))
-            told.append(f"{nearer} is nearer in {name} ({values}, real {_mean(one, 'real')})")
-    return "; ".join(told)
+            told.setdefault(nearer, []).append(f"{name} ({values}, real {_mean(one, 'real')})")
+    sides = [f"{run} is nearer in {', '.join(names)}" for run, names in told.items()]
+    return f"Measured in the images of {pair.first} and {pair.second}: {'; '.join(sides)}." if sides else ""
 
 
 def _any(table: ScoreTable, run: str) -> ScoreRow:
@@ -220,7 +221,9 @@ def cautions(tables: Sequence[ScoreTable], pairs: Sequence[Pair], runs: Sequence
         badge: [row.run for row in rows if badge in row.badges]
         for badge in (ON_TRAINING_DATA, RANDOM_WEIGHTS, RAW_WEIGHTS)
     }
-    said = _kin(tables) + _few_evaluators(tables, pairs) + _flips(pairs)
+    untrained = {run.label for run in runs if run.steps == 0}
+    trained = [pair for pair in pairs if untrained.isdisjoint((pair.first, pair.second))]
+    said = _kin(tables) + _few_evaluators(tables, pairs) + _flips(trained)
     small = [table.name for table in tables if any(SMALL_N in row.badges for row in (*table.rows, *table.apart))]
     if small:
         said.append(f"{_listed(list(dict.fromkeys(small)))} is of few images: biased upwards, and no published number.")
@@ -245,12 +248,14 @@ def cautions(tables: Sequence[ScoreTable], pairs: Sequence[Pair], runs: Sequence
 
 def _kin(tables: Sequence[ScoreTable]) -> list[str]:
     """Which scores rank nothing, and why."""
-    said = {}
+    found: dict[tuple[str, str], dict[str, None]] = {}
     for table in tables:
         for row in table.apart:
-            key = (table.extractor["name"], row.run)
-            said[key] = f"{key[0]} ranks nothing that involves {row.run}: {row.kinship.reason}."
-    return list(said.values())
+            found.setdefault((table.extractor["name"], row.kinship.reason), {})[row.run] = None
+    return [
+        f"{evaluator} ranks nothing that involves {_listed(list(labels))}: {reason}."
+        for (evaluator, reason), labels in found.items()
+    ]
 
 
 def _few_evaluators(tables: Sequence[ScoreTable], pairs: Sequence[Pair]) -> list[str]:

@@ -24,7 +24,7 @@ TRAIN = [
     Case("train-encoder-blank", f"{TINY} -e ' '", 2, ["--encoder", "empty name"]),
     Case("train-encoder-timm-unknown", "train -e timm:vit_nano -d {pack} -o run", 2, ["vit_nano"]),
     Case("train-encoder-is-a-drifting-run", f"{TINY} -e {{drift}}", 2, ["objective drift", "from a run of mae"]),
-    Case("train-encoder-is-a-samples-file", f"{TINY} -e {{samples}}", 2, ["not exported by a MAE run"]),
+    Case("train-encoder-is-a-samples-file", f"{TINY} -e {{samples}}", 2, ["not exported by a MAE"]),
     Case("train-encoder-is-missing-folder", f"{TINY} -e outputs/mae", 3, ["outputs/mae", "no such folder"]),
     Case("train-encoder-weights-missing", f"{TINY} -e mocov2 --encoder-weights no.pth", 3, ["no.pth"]),
     Case("train-encoder-weights-empty", f"{TINY} -e mocov2 --encoder-weights w.pth", 3, ["w.pth"], raw(b"", "w.pth")),

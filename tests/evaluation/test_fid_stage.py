@@ -260,7 +260,7 @@ def test_second_call_on_a_reference_skips_its_forward_pass_and_gets_the_same_dig
     for key in ("metrics", "floor", "memorisation", "classes", "compression", "reference"):
         assert first[key] == second[key]
     score(path, real, cache=False, report=lambda what, done, total: seen.append(what))
-    assert seen.count("reference") == 2
+    assert seen.count("reference, encoder:tiny") == 2
 
 
 def test_training_images_as_samples_are_flagged_and_new_ones_are_not(tmp_path):

@@ -90,7 +90,7 @@ def test_independent_evaluators_that_disagree_rank_nothing_and_say_about_what():
     scores = {"lite": (59.0, 28.0), "pixels": (2.7, 7.3)}
     documents = [("drift", by(name, first, appearance=drift)) for name, (first, _) in scores.items()]
     documents += [("ddpm", by(name, second, appearance=ddpm)) for name, (_, second) in scores.items()]
-    (sentence,) = said(documents)
+    sentence = " ".join(said(documents))
     for words in (
         "are not ranked, since evaluators disagree",
         "lite (shapes and objects) puts ddpm first (28.00 against 59.00)",
