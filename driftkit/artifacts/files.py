@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from driftkit.artifacts.atomic import atomic_folder, atomic_path
+from driftkit.artifacts.json_text import from_json
 from driftkit.errors import MissingError, StorageError
 
 __all__ = [
@@ -89,7 +90,7 @@ def read_sealed(path: Path) -> tuple[dict[str, Any], str | None]:
     try:
         if (size := Path(path).stat().st_size) > MAX_JSON_BYTES:
             raise MissingError(f"{path}: {size:,} bytes of JSON, expected at most {MAX_JSON_BYTES:,}")
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
+        document = from_json(Path(path).read_text(encoding="utf-8"))
     except MissingError:
         raise
     except FileNotFoundError:

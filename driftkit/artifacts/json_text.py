@@ -1,6 +1,7 @@
 """JSON as driftkit writes it, to files and to terminals. No torch: `driftkit doctor` needs it where torch is broken."""
 
 import json
+import math
 import re
 from typing import Any
 
@@ -18,3 +19,21 @@ def to_json(document: Any) -> str:
     """
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
     return _ESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def from_json(text: str | bytes) -> Any:
+    """What JSON text holds.
+
+    Raises:
+        ValueError: it is not JSON, or a number is not finite: NaN and Infinity are Python's own words, and 1e999 is
+            read as infinity.
+        RecursionError: it is nested too deeply.
+    """
+    return json.loads(text, parse_float=_finite, parse_constant=_finite)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is not a finite number")
+    return value

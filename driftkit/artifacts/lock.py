@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from driftkit.artifacts.atomic import make_folder, shortened, storage_errors
+from driftkit.artifacts.json_text import from_json
 from driftkit.errors import BusyError, StorageError
 
 LOCK_FILE = ".lock"
@@ -184,7 +185,7 @@ def _own_record() -> dict[str, Any]:
 
 def _owner(descriptor: int) -> str:
     try:
-        record = json.loads(os.pread(descriptor, 4096, 0))
+        record = from_json(os.pread(descriptor, 4096, 0))
         owner = f"process {record['pid']} on {record['host']} since {record['since']} ({record['command']})"
         return "".join(c if c.isprintable() else "?" for c in owner)  # it goes to a terminal
     except (OSError, ValueError, KeyError, TypeError, RecursionError):  # it is just writing its name

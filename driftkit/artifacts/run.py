@@ -46,6 +46,7 @@ from driftkit.artifacts.files import (
     write_json,
     write_tensors,
 )
+from driftkit.artifacts.json_text import from_json
 from driftkit.errors import MissingError, StorageError
 
 FORMAT = 1
@@ -340,7 +341,7 @@ class Run:
             if not line:
                 continue
             try:
-                record = json.loads(line)
+                record = from_json(line)
             except (ValueError, RecursionError):
                 record = None
             if isinstance(record, dict):

@@ -15,6 +15,7 @@ import torch
 from pydantic import ValidationError
 
 from driftkit.artifacts.files import read_tensors, state_digest, write_tensors
+from driftkit.artifacts.json_text import from_json
 from driftkit.artifacts.run import Run
 from driftkit.artifacts.saved_config import image_size_of, model_of, objective_of
 from driftkit.encoders.efficientnet_lite import in_timm_names
@@ -161,7 +162,7 @@ def load_encoder_file(
         raise MissingError(f"{path} is damaged: its weights are not those it was written with; train again, or copy it")
     size = input_size or _size_in(header, path)
     try:
-        model = json.loads(header.get("model", ""))
+        model = from_json(header.get("model", ""))
     except (ValueError, RecursionError):
         raise MissingError(f"{path}: the network's config in its header is unreadable; export it again") from None
     encoder = _resnet_encoder(str(path), model, weights, size, taps, device)
@@ -172,7 +173,7 @@ def load_encoder_file(
 def _lineage_in(header: Mapping[str, str], digest: str) -> Lineage:
     """The lineage in the header of an encoder file; without a readable one its training images are unknown."""
     try:
-        found = read_lineage(json.loads(header.get("lineage", "")))
+        found = read_lineage(from_json(header.get("lineage", "")))
     except (ValueError, RecursionError):
         found = None
     return replace(found or Lineage(digest, MAE_RESNET, MAE_RESNET, None), weights=digest)

@@ -19,6 +19,7 @@ import torch
 
 from driftkit import __version__
 from driftkit.artifacts.files import digest_json, read_json, read_tensors, state_digest, write_json, write_tensors
+from driftkit.artifacts.json_text import from_json
 from driftkit.artifacts.run import now
 from driftkit.errors import MissingError, RefusedError, StorageError
 from driftkit.evaluation.appearance import PROPERTIES
@@ -145,7 +146,7 @@ def _contract_in(text: str, path: Path) -> tuple[dict[str, Any], str]:
     """The contract in a header, with every field that is relied on of its kind, and the digest of the tensors."""
     unreadable = MissingError(f"{path}: its contract is unreadable; make the statistics again")
     try:
-        contract = json.loads(text)
+        contract = from_json(text)
     except (ValueError, RecursionError):
         raise unreadable from None
     if not isinstance(contract, dict):
@@ -268,7 +269,7 @@ def find_cached(contract: Mapping[str, Any], tell: Callable[[str], None]) -> Sta
         return None
     if not path.with_suffix(".json").exists():  # a kill came between the two files
         with contextlib.suppress(OSError, StorageError):
-            _write_for_people(path, json.loads(read_tensors(path)[1]["contract"]))
+            _write_for_people(path, from_json(read_tensors(path)[1]["contract"]))
     return found
 
 

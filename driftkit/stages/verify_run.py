@@ -1,11 +1,11 @@
 """Checking a run: its manifest, and everything that training wrote; samples and scores stand for themselves."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from driftkit.artifacts.files import read_sealed, read_tensors, require_recorded, sha256, sha256_file
+from driftkit.artifacts.json_text import from_json
 from driftkit.artifacts.lock import holder_of
 from driftkit.artifacts.run import METRICS_FILE, Checkpoint, Run
 from driftkit.errors import MissingError
@@ -197,6 +197,6 @@ def _metrics(folder: Path, entry: Any, found: Findings) -> None:
 
 def _is_record(line: bytes) -> bool:
     try:
-        return isinstance(json.loads(line), dict)
+        return isinstance(from_json(line), dict)
     except ValueError:
         return False
