@@ -117,19 +117,27 @@ def write_coefficients(
 
 
 def _in_logarithms(out: torch.Tensor, affinity: Affinity, columns: Columns) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same from log k [G, T, n, K], whatever its range, in place."""
-    effective, units = [], []
-    for t in range(out.shape[1]):  # one at a time: logarithms need more room
-        logs = log_affinity(out[:, t], affinity, columns)
-        effective.append((2 * torch.logsumexp(logs, dim=2) - torch.logsumexp(2 * logs, dim=2)).exp().sum(dim=1))
-        push, pull = logs[..., : columns.num_negatives], logs[..., columns.num_negatives :]
-        push_sum, pull_sum = torch.logsumexp(push, dim=2, keepdim=True), torch.logsumexp(pull, dim=2, keepdim=True)
-        unit = _zero_where_empty((push_sum + pull_sum).amax(dim=1, keepdim=True))
-        torch.exp(push.add_(pull_sum - unit), out=out[:, t, :, : columns.num_negatives])
-        out[:, t, :, : columns.num_negatives].neg_()
-        torch.exp(pull.add_(push_sum - unit), out=out[:, t, :, columns.num_negatives :])
-        units.append(unit[:, 0, 0])
-    return torch.stack(effective, dim=1), torch.stack(units, dim=1)
+    """The same from log k [G, T, n, K], whatever its range, in place.
+
+    Each half of a row, negatives and positives, is taken relative to its own largest affinity: neither vanishes where
+    it is much smaller than the other.
+    """
+    out.copy_(log_affinity(out, affinity, columns))
+    push, pull = out[..., : columns.num_negatives], out[..., columns.num_negatives :]
+    (push_top, push_sum, push_norm), (pull_top, pull_sum, pull_norm) = _exponentials(push), _exponentials(pull)
+    effective = 2 * torch.logaddexp(push_sum, pull_sum) - torch.logaddexp(2 * push_norm, 2 * pull_norm)
+    unit = _zero_where_empty((push_sum + pull_sum).amax(dim=2, keepdim=True))
+    push.mul_(-(push_top + pull_sum - unit).exp())
+    pull.mul_((pull_top + push_sum - unit).exp())
+    return effective.exp().sum(dim=(2, 3)), unit[..., 0, 0]
+
+
+def _exponentials(logs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Replace logs by exp(logs - largest of the row). Gives the largest, and the logs of each row's sum and norm."""
+    top = _zero_where_empty(logs.amax(dim=-1, keepdim=True))
+    logs.sub_(top).exp_()
+    norm = torch.linalg.vector_norm(logs, dim=-1, keepdim=True)
+    return top, logs.sum(dim=-1, keepdim=True).log() + top, norm.log() + top
 
 
 def _whole(kernel: torch.Tensor, affinity: Affinity, columns: Columns) -> tuple[torch.Tensor, torch.Tensor]:
@@ -173,25 +181,27 @@ def _by_row(kernel: torch.Tensor, affinity: Affinity) -> torch.Tensor:
 
 
 def log_affinity(logits: torch.Tensor, affinity: Affinity, columns: Columns) -> torch.Tensor:
-    """log A, weighted, [G, n, K], from log k, -inf where an entry is masked."""
+    """log A, weighted, [G, ..., n, K], from log k, -inf where an entry is masked."""
     if affinity.normalisation == "rows":
         logits = logits - _over_y(logits)
     elif affinity.normalisation == "both":
         logits = logits - _over_y(logits) / 2 - _over_x(logits, columns.ranks) / 2
     for _ in range(affinity.turns):
-        logits = logits - _over_x(logits, columns.ranks) + math.log(columns.num_rows / logits.shape[2])
+        logits = logits - _over_x(logits, columns.ranks) + math.log(columns.num_rows / logits.shape[-1])
         logits = logits - _over_y(logits)
     if affinity.floor > 0:
         logits = logits.clamp(min=math.log(affinity.floor))
-    return logits.clone() if columns.weight is None else logits + columns.weight.log()[:, None, :]
+    if columns.weight is None:
+        return logits
+    return logits + columns.weight.log().view(len(logits), *[1] * (logits.ndim - 2), -1)
 
 
 def _over_y(logits: torch.Tensor) -> torch.Tensor:
-    return _zero_where_empty(torch.logsumexp(logits, dim=2, keepdim=True))
+    return _zero_where_empty(torch.logsumexp(logits, dim=-1, keepdim=True))
 
 
 def _over_x(logits: torch.Tensor, ranks: Ranks) -> torch.Tensor:
-    local = torch.logsumexp(logits, dim=1, keepdim=True)
+    local = torch.logsumexp(logits, dim=-2, keepdim=True)
     if ranks.world_size > 1:
         highest = _zero_where_empty(ranks.max(local))
         local = ranks.sum((local - highest).exp()).log() + highest

@@ -13,29 +13,37 @@ MANY = 1 / 64
 FEW_CHANNELS = 128
 
 
-def pairwise_distance(x: torch.Tensor, y: torch.Tensor, *, self_at: int | None = None) -> torch.Tensor:
+def pairwise_distance(
+    x: torch.Tensor, y: torch.Tensor, *, self_at: int | None = None, wait: bool = True
+) -> torch.Tensor:
     """Euclidean distances [G, N, K] between x [G, N, C] and y [G, K, C], each to about float32 precision.
 
     Args:
         self_at: column at which y holds x[:, 0] (then x[:, 1], ...), whose distances are exactly 0.
-
-    Squares come from one product; where that cancels (pairs much closer than their norms), they are computed again,
-    from differences or in float64, since small temperatures would amplify the error.
+        wait: as for `write_distances`.
     """
     with full_precision(x.device):
         distance = x.new_empty((x.shape[0], x.shape[1], y.shape[1]))
-        write_distances(x, y, distance, self_at=self_at)
+        write_distances(x, y, distance, self_at=self_at, wait=wait)
     if self_at is not None:
         torch.diagonal(distance, self_at, 1, 2).zero_()
     return distance
 
 
-def write_distances(x: torch.Tensor, y: torch.Tensor, out: torch.Tensor, *, self_at: int | None) -> None:
+def write_distances(x: torch.Tensor, y: torch.Tensor, out: torch.Tensor, *, self_at: int | None, wait: bool) -> None:
     """Write the distances into `out`, [G, N, K].
+
+    Squares come from one product of the points. In float32 that cancels where pairs are much closer than their norms,
+    and small temperatures would amplify the error. With `wait` the host finds out where it did, and those pairs are
+    computed again, from differences or in float64; without, the whole product is one of float64.
 
     Where x meets itself, `out` holds the distance to the last y instead: neither least nor greatest values then need a
     mask, and a sum can take it off again. Distances are not finite where features, or their squares, are not.
     """
+    if not wait:
+        out.copy_(_float64_distances(x, y))
+        _cover_self(out, self_at)
+        return
     x_square, y_square = _square_norms(x), _square_norms(y)
     torch.add(x_square[:, :, None], y_square[:, None, :], out=out)
     torch.baddbmm(out, x, y.mT, alpha=-2, out=out)
@@ -78,9 +86,13 @@ def _mend(
         few = close.sum(dim=(1, 2)) <= MANY * close[0].numel()
         _mend_pairs(fields[few], close[few], x, y, distance)
         fields = fields[~few]
-    wide_x, wide_y = x[fields].double(), y[fields].double()
-    square = wide_x.square().sum(2)[:, :, None] + wide_y.square().sum(2)[:, None, :]
-    distance[fields] = square.baddbmm_(wide_x, wide_y.mT, alpha=-2).clamp_(min=0).sqrt_().to(distance.dtype)
+    distance[fields] = _float64_distances(x[fields], y[fields]).to(distance.dtype)
+
+
+def _float64_distances(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    x, y = x.double(), y.double()
+    square = _square_norms(x)[:, :, None] + _square_norms(y)[:, None, :]
+    return square.baddbmm_(x, y.mT, alpha=-2).clamp_(min=0).sqrt_()
 
 
 def _mend_pairs(

@@ -5,6 +5,9 @@ S_j the feature scale, lambda_j the drift scale. G counts independent fields, on
 Distances are made in `distance.py`, coefficients in `affinity.py`.
 """
 
+import functools
+import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -20,8 +23,11 @@ from driftkit.runtime.distributed import Ranks
 ScaleOver = Literal["map", "location"]
 
 # Fields are computed some at a time in a workspace of about this many bytes: on a CPU that stays in the caches; on a
-# GPU larger launches gain.
-CHUNK_BYTES = {"cpu": 16 * 2**20, "cuda": 256 * 2**20}
+# GPU every part costs launches and, with several ranks, reductions.
+CHUNK_BYTES = {"cpu": 16 * 2**20, "cuda": 2 * 2**30}
+
+# Where the host knows values for nothing; elsewhere it would have to wait for the device.
+WAITS = ("cpu",)
 
 # Where a scale is shared by more fields than fit, V is kept for all temperatures at once if it takes no more than this
 # many workspaces; beyond, temperatures come one after another and distances are made anew for each.
@@ -116,6 +122,7 @@ def aggregated_drift(
     chunk_bytes: int | None = None,
     ranks: Ranks | None = None,
     shared: SharedFeatures | None = None,
+    wait: bool | None = None,
 ) -> AggregatedDrift:
     """Normalised drift of generated features, summed over temperatures.
 
@@ -136,7 +143,7 @@ def aggregated_drift(
         taus: temperatures relative to the mean distance, each > 0.
         negative_weight: weights of `negatives`, [G, M], >= 0; they enter the affinities and the mean distance.
         scale_over: "map" shares S and lambda among all G fields, "location" gives each its own; an integer tensor
-            [G] shares them among the fields of equal number.
+            [G], best on the CPU, shares them among the fields of equal number.
         affinity_floor: lower bound of A before weighting, the masked self entry included (the authors' release: 1e-3).
         kernel: "laplace", or "gaussian": k = exp(-(|x_i - y_k| / (d_mean * tau))^2 / 2).
         normalisation: "both", or one of the variants that `Affinity` describes: rows, none, sinkhorn(N).
@@ -147,13 +154,17 @@ def aggregated_drift(
         ranks: the processes whose features together are the batch; features of all of them are gathered once, and
             every rank computes the rows of its own x.
         shared: what `share_features` gave for the same features and ranks, when their exchange was begun beforehand.
+        wait: whether the host may read values, for which it waits for the device. It then takes the cheapest form of
+            the distances and softmaxes that is exact for them. Otherwise all are in the form that is exact for any:
+            distances by products of float64, softmaxes by logarithms. None: on a CPU alone.
 
     Returns:
         The drift, its scales, and what the kernels look like. Where all points of a field coincide, v and S are 0.
+        Without `wait`, fields of features that are not finite, and those that share a scale with them, are NaN.
 
     Raises:
         UsageError: shapes, temperatures, weights or options that do not fit.
-        NonFiniteError: features that are not finite.
+        NonFiniteError: features that are not finite, with `wait`.
 
     Source: arXiv 2602.04770, Algorithm 2 and Appendix A.6 (tau_tilde = tau * sqrt(C) on features divided by S).
     Differs: products on features centred at the mean of x, which V does not depend on; `affinity_floor` is off.
@@ -167,18 +178,24 @@ def aggregated_drift(
     shared = shared or share_features(generated, positives, negatives, negative_weight=negative_weight, ranks=ranks)
     if chunk_bytes is None:
         chunk_bytes = CHUNK_BYTES.get(generated.device.type, CHUNK_BYTES["cuda"])
+    if wait is None:
+        wait = generated.device.type in WAITS
     with full_precision(generated.device), torch.no_grad():
-        return _Computation(shared.points(), groups, tuple(taus), affinity, chunk_bytes).result()
+        return _Computation(shared.points(), groups, tuple(taus), affinity, chunk_bytes, wait=wait).result()
 
 
-def workspace_bytes(*, num_rows: int, num_columns: int, channels: int, num_taus: int) -> int:
+def workspace_bytes(*, num_rows: int, num_columns: int, channels: int, num_taus: int, wait: bool = True) -> int:
     """What one field takes of the workspace in float32: its points, distances, coefficients and V_tau.
 
     Args:
         num_rows: generated features of this rank; num_columns: negatives and positives of all ranks.
+        wait: as for `aggregated_drift`; without, points and distances of float64 and the logarithms count, too.
     """
-    per_pair = num_rows * num_columns * (1 + num_taus)
-    return 4 * (per_pair + num_columns * channels + num_taus * num_rows * channels)
+    pairs = num_rows * num_columns
+    count = pairs * (1 + num_taus) + num_columns * channels + num_taus * num_rows * channels
+    if not wait:
+        count += max(2 * (pairs + (num_rows + num_columns) * channels), 3 * num_taus * pairs)
+    return 4 * count
 
 
 def field_flops(*, num_rows: int, num_columns: int, channels: int, num_taus: int) -> int:
@@ -193,12 +210,17 @@ class _Computation:
     """One call: its points, its options and the workspace in which some fields at a time are computed."""
 
     def __init__(
-        self, points: Points, groups: torch.Tensor, taus: tuple[float, ...], affinity: Affinity, chunk_bytes: int
+        self,
+        points: Points,
+        groups: "_ScaleGroups",
+        taus: tuple[float, ...],
+        affinity: Affinity,
+        chunk_bytes: int,
+        *,
+        wait: bool,
     ):
         self.points, self.affinity, self.ranks = points, affinity, points.ranks
-        self.order, self.counts = _sorted_groups(groups)
-        self.chunk_bytes = chunk_bytes
-        self.groups = groups
+        self.groups, self.chunk_bytes, self.wait = groups, chunk_bytes, wait
         # From broad to narrow: those that need logarithms are then the last ones.
         self.by_width = sorted(range(len(taus)), key=lambda t: -taus[t])
         self.sharpness = [affinity.sharpness(taus[t]) for t in self.by_width]
@@ -208,7 +230,7 @@ class _Computation:
         n, k, t = points.num_rows, points.num_columns, len(taus)
         sharp = self.sharpness[-1] > SHARPEST_FLOAT32
         self.dtype = torch.float64 if sharp or g * n * k * c <= SMALL_PROBLEM else result
-        one_field = workspace_bytes(num_rows=n, num_columns=k, channels=c, num_taus=t)
+        one_field = workspace_bytes(num_rows=n, num_columns=k, channels=c, num_taus=t, wait=wait)
         self.most = max(1, min(g, chunk_bytes // (one_field * (torch.finfo(self.dtype).bits // 32))))
         new = points.x.new_empty
         self.y = new((self.most, k, c), dtype=self.dtype)
@@ -221,24 +243,28 @@ class _Computation:
         self.found_per_tau = new((2, g, t), dtype=self.dtype)
 
     def result(self) -> AggregatedDrift:
-        for fields in _whole_groups(self.counts, self.most):
+        for fields in _whole_groups(self.groups.counts, self.most):
             self._solve(fields)
         scales = _Scales(*self.found.unbind(0))
-        back = torch.tensor(self.by_width, device=self.v.device).argsort()
         scale = scales.mean / self.v.shape[2] ** 0.5
         log_length, effective = self.found_per_tau.unbind(0)
         drift_scale = log_length.exp() / torch.where(scales.apart, scale, 1.0)[:, None]
         spread = scales.spread[:, None] * self._sharpness(scales)
         told = torch.stack([drift_scale, effective, spread]).to(self.v.dtype)
-        told = torch.where(scales.apart[:, None], told, 0.0).mT[:, back]  # [3, T, G]
+        told = torch.where(scales.apart[:, None], told, 0.0)  # [3, G, T]
+        told = torch.stack([told[..., self.by_width.index(t)] for t in range(len(self.by_width))], dim=1)  # [3, T, G]
         return AggregatedDrift(self.v, (scale / scales.unit).to(self.v.dtype), *told.unbind(0))
 
     def _solve(self, fields: range) -> None:
         """Fields whose scale groups are whole: all at once where they fit, else their distances are made twice."""
         parts = [range(i, min(i + self.most, fields.stop)) for i in range(fields.start, fields.stop, self.most)]
-        scales = self._scales(fields, parts, unit=None)
-        if not bool((torch.isfinite(scales.mean) & (scales.mean >= SMALLEST_DISTANCE)).all()):
+        if not self.wait:
             scales = self._scales(fields, parts, unit=self._unit(fields))
+        else:
+            scales = self._scales(fields, parts, unit=None)
+            if not bool((torch.isfinite(scales.mean) & (scales.mean >= SMALLEST_DISTANCE)).all()):
+                self._require_finite(fields)
+                scales = self._scales(fields, parts, unit=self._unit(fields))
         self._put(self.found, fields, torch.stack([scales.mean, scales.least, scales.spread, scales.unit]), dim=1)
         for some in self._temperatures(fields, parts):
             self._add_drift(fields, parts, scales, some)
@@ -269,7 +295,7 @@ class _Computation:
         size = (unit - common).exp()  # of this rank's and this field's V in terms of those it shares lambda with
         power, effective = self.ranks.sum(torch.stack([power * size.square(), effective])) / num_all
         length = self._shared(fields, power / c).sqrt()  # lambda, in units of the features and of `common`
-        inverse = torch.where(scales.apart[:, None] & (length > 0), size / length, 0.0)
+        inverse = torch.where(scales.apart[:, None] & ~(length <= 0), size / length, 0.0)
         for part in parts:
             at = slice(part.start - fields.start, part.stop - fields.start)
             v = torch.bmm(inverse[at, None], kept[at].flatten(2)).view(len(part), n, c)
@@ -304,21 +330,24 @@ class _Computation:
         flat = distance.flatten(1)
         return torch.stack([mean / self.points.x.shape[1], flat.amax(dim=1), flat.amin(dim=1)])
 
-    def _unit(self, fields: range) -> torch.Tensor:
-        """[F], powers of two that bring the features of every scale group near 1.
+    def _require_finite(self, fields: range) -> None:
+        """Raise NonFiniteError for features that are not finite."""
+        finite = torch.isfinite(self._largest(fields)).tolist()
+        if not all(finite):
+            raise NonFiniteError(
+                [self.groups.field_at(at) for at, good in zip(fields, finite, strict=True) if not good]
+            )
 
-        Raises:
-            NonFiniteError: there are none, because features are not finite.
-        """
-        largest = torch.stack(
-            [self._pick(p, fields).abs().amax(dim=(1, 2)) for p in (self.points.x, *self.points.others)]
-        )
-        largest = largest.to(self.dtype).amax(dim=0)  # a maximum with nan is nan
-        if not bool(torch.isfinite(largest).all()):
-            numbers = self._pick(torch.arange(len(self.groups)), fields)
-            raise NonFiniteError(numbers[~torch.isfinite(largest).cpu()].tolist())
-        largest = self._greatest_of_group(fields, largest)
-        return torch.where(largest > 0, torch.exp2(-torch.frexp(largest).exponent.to(self.dtype)), 1.0)
+    def _largest(self, fields: range) -> torch.Tensor:
+        """[F], the greatest size of a feature; not finite where one of them is not."""
+        largest = [self._pick(p, fields).abs().amax(dim=(1, 2)) for p in (self.points.x, *self.points.others)]
+        return torch.stack(largest).to(self.dtype).amax(dim=0)  # a maximum with nan is nan
+
+    def _unit(self, fields: range) -> torch.Tensor:
+        """[F], powers of two that bring the features of every scale group near 1; 1 where they are not finite."""
+        largest = self._greatest_of_group(fields, self._largest(fields))
+        usable = torch.isfinite(largest) & (largest > 0)
+        return torch.where(usable, torch.exp2(-torch.frexp(largest).exponent.to(self.dtype)), 1.0)
 
     def _write_distances(self, part: range, unit: torch.Tensor) -> None:
         """All points of some fields, centred at the mean of x, and the distances of this rank's x to all."""
@@ -330,7 +359,7 @@ class _Computation:
             start = stop
         y.sub_(y[:, : points.x.shape[1]].mean(dim=1, keepdim=True))
         rows = y[:, points.first_row : points.first_row + points.num_rows]
-        write_distances(rows, y, self.distance[: len(part)], self_at=points.first_row)
+        write_distances(rows, y, self.distance[: len(part)], self_at=points.first_row, wait=self.wait)
 
     def _write_v_tau(self, part: range, scales: "_Scales", taus: slice, out: torch.Tensor) -> torch.Tensor:
         """V_tau [F, T, n, C] of some temperatures, into `out`, from the distances in the workspace, which are used up.
@@ -343,7 +372,9 @@ class _Computation:
         excess = self.affinity.excess(distance, scales.least)
         torch.diagonal(excess, self.points.first_row, 1, 2).fill_(torch.inf)
         exponents = self._sharpness(scales)[:, taus]  # [F, T]
-        reach = (scales.spread[:, None] * exponents).amax(dim=0).tolist()
+        reach = [math.inf] * exponents.shape[1]
+        if self.wait:
+            reach = (scales.spread[:, None] * exponents).amax(dim=0).tolist()
         columns = Columns(self.points.num_negatives, self._weight(part), self.points.x.shape[1], self.ranks)
         told = [
             write_coefficients(
@@ -361,7 +392,12 @@ class _Computation:
         return torch.stack([power, effective, unit])
 
     def _alike(self, reach: list[float]) -> list[slice]:
-        """Temperatures that are computed together: those whose exponentials stay in range, and each other one alone."""
+        """Temperatures that are computed together: those whose exponentials stay in range, and each other one alone.
+
+        Where that is not known, all together: fewer launches.
+        """
+        if not self.wait:
+            return [slice(0, len(reach))]
         whole = sum(value < WHOLE_RANGE[self.dtype] for value in reach)  # from broad to narrow: they come first
         together = [slice(0, whole)] if whole else []
         return together + [slice(t, t + 1) for t in range(whole, len(reach))]
@@ -369,45 +405,38 @@ class _Computation:
     def _sharpness(self, scales: "_Scales") -> torch.Tensor:
         """[F, T]: how fast log k falls with the power of the distance that the kernel uses."""
         unit = self.affinity.power_of(torch.where(scales.apart, scales.mean, 1.0))
-        return scales.mean.new_tensor(self.sharpness) / unit[:, None]
+        return torch.stack([sharpness / unit for sharpness in self.sharpness], dim=1)
 
     def _weight(self, part: range) -> torch.Tensor | None:
         return None if self.points.weight is None else self._pick(self.points.weight, part).to(self.dtype)
 
     def _shared(self, fields: range, values: torch.Tensor) -> torch.Tensor:
         """Every field's value [F, ...] replaced by the mean over its scale group."""
-        if len(self.counts) == len(self.groups):
+        if self.groups.alone:
             return values
-        index, count = self._groups_of(fields)
+        index, count = self.groups.members(fields)
         sums = values.new_zeros((len(count), *values.shape[1:])).index_add_(0, index, values)
         return (sums / count.to(values).view(-1, *[1] * (values.ndim - 1)))[index]
 
     def _greatest_of_group(self, fields: range, values: torch.Tensor) -> torch.Tensor:
         """Every field's value [F, ...] replaced by the greatest of its scale group."""
-        if len(self.counts) == len(self.groups):
+        if self.groups.alone:
             return values
-        index, count = self._groups_of(fields)
+        index, count = self.groups.members(fields)
         start = values.new_full((len(count), *values.shape[1:]), -torch.inf)
         index_of = index.view(-1, *[1] * (values.ndim - 1)).expand_as(values)
         return start.scatter_reduce_(0, index_of, values, "amax")[index]
 
-    def _groups_of(self, fields: range) -> tuple[torch.Tensor, torch.Tensor]:
-        """Number of the scale group of each field among those at hand, and how many fields each group has."""
-        _, index, count = torch.unique_consecutive(
-            self._pick(self.groups, fields), return_inverse=True, return_counts=True
-        )
-        return index, count
-
     def _pick(self, tensor: torch.Tensor, fields: range) -> torch.Tensor:
-        if self.order is None:
-            return tensor[fields.start : fields.stop]
-        return tensor[self.order[fields.start : fields.stop].to(tensor.device)]
+        order = self.groups.order
+        return tensor[fields.start : fields.stop] if order is None else tensor[order[fields.start : fields.stop]]
 
     def _put(self, tensor: torch.Tensor, fields: range, values: torch.Tensor, *, dim: int = 0) -> None:
-        if self.order is None:
+        order = self.groups.order
+        if order is None:
             tensor.narrow(dim, fields.start, len(fields)).copy_(values)
         else:
-            tensor.index_copy_(dim, self.order[fields.start : fields.stop], values.to(tensor.dtype))
+            tensor.index_copy_(dim, order[fields.start : fields.stop], values.to(tensor.dtype))
 
 
 @dataclass(frozen=True)
@@ -422,17 +451,47 @@ class _Scales:
     @property
     def apart(self) -> torch.Tensor:
         """Where points differ at all: elsewhere the distance is 0 over scale 0, and there is no drift."""
-        return self.mean > 0
+        return ~(self.mean <= 0)  # NaN counts: it is to be seen in the result
 
     def at(self, where: slice) -> "_Scales":
         return _Scales(self.mean[where], self.least[where], self.spread[where], self.unit[where])
 
 
-def _sorted_groups(groups: torch.Tensor) -> tuple[torch.Tensor | None, list[int]]:
-    """An order in which every scale group is in one piece (None: as they come), and the sizes of the groups."""
-    ascending = groups.sort(stable=True)
-    counts = torch.unique_consecutive(ascending.values, return_counts=True)[1].tolist()
-    return (None if torch.equal(ascending.values, groups) else ascending.indices), counts
+class _ScaleGroups:
+    """Which fields share their scales, for one call after another: nothing here follows from features.
+
+    Attributes:
+        order: int64 [G] on the device, in which every group is in one piece; None: as the fields come.
+        counts: fields of each group, in that order.
+        alone: every field has scales of its own.
+    """
+
+    def __init__(self, numbers: tuple[int, ...], device: torch.device):
+        self._order = sorted(range(len(numbers)), key=numbers.__getitem__)
+        self._numbers = [numbers[field] for field in self._order]
+        self._device = device
+        self._members: dict[range, tuple[torch.Tensor, torch.Tensor]] = {}
+        in_order = self._order == list(range(len(numbers)))
+        self.order = None if in_order else torch.tensor(self._order, device=device)
+        self.counts = [len(list(fields)) for _, fields in itertools.groupby(self._numbers)]
+        self.alone = len(self.counts) == len(numbers)
+
+    def field_at(self, place: int) -> int:
+        """The field at a place of the order."""
+        return self._order[place]
+
+    def members(self, fields: range) -> tuple[torch.Tensor, torch.Tensor]:
+        """Number of the group of each field among those at hand, and how many fields each group has."""
+        if fields not in self._members:
+            numbers = torch.tensor(self._numbers[fields.start : fields.stop])
+            _, index, count = torch.unique_consecutive(numbers, return_inverse=True, return_counts=True)
+            self._members[fields] = index.to(self._device), count.to(self._device)
+        return self._members[fields]
+
+
+@functools.lru_cache(maxsize=64)
+def _groups_of(numbers: tuple[int, ...], device: torch.device) -> _ScaleGroups:
+    return _ScaleGroups(numbers, device)
 
 
 def _whole_groups(counts: Sequence[int], most: int) -> Iterator[range]:
@@ -446,17 +505,17 @@ def _whole_groups(counts: Sequence[int], most: int) -> Iterator[range]:
     yield range(start, start + size)
 
 
-def _scale_groups(scale_over: ScaleOver | torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def _scale_groups(scale_over: ScaleOver | torch.Tensor, x: torch.Tensor) -> _ScaleGroups:
     if isinstance(scale_over, torch.Tensor):
         if scale_over.shape != x.shape[:1] or scale_over.is_floating_point():
             raise UsageError(
                 f"scale_over: expected integers [{x.shape[0]}], got {scale_over.dtype} {list(scale_over.shape)}"
             )
-        return scale_over.to(x.device)
+        return _groups_of(tuple(scale_over.tolist()), x.device)
     if scale_over == "map":
-        return torch.zeros(x.shape[0], dtype=torch.long, device=x.device)
+        return _groups_of((0,) * x.shape[0], x.device)
     if scale_over == "location":
-        return torch.arange(x.shape[0], device=x.device)
+        return _groups_of(tuple(range(x.shape[0])), x.device)
     raise UsageError(f"scale_over: expected 'map' or 'location', got {scale_over!r}")
 
 

@@ -40,6 +40,7 @@ def drift_loss(
     chunk_bytes: int | None = None,
     ranks: Ranks | None = None,
     shared: SharedFeatures | None = None,
+    wait: bool | None = None,
 ) -> DriftLoss:
     """Mean squared distance of normalised features to their drifted selves, one value per field.
 
@@ -64,6 +65,7 @@ def drift_loss(
         chunk_bytes=chunk_bytes,
         ranks=ranks,
         shared=shared,
+        wait=wait,
     )
     with torch.autocast(generated.device.type, enabled=False):
         per_field: torch.Tensor = _Regression.apply(generated, drift.v, drift.feature_scale)  # type: ignore[no-untyped-call]

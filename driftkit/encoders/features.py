@@ -47,10 +47,10 @@ class FieldCall:
         """[G, N, C], the groups' vectors one after another."""
         return torch.cat([g.values for g in self.groups])
 
-    def membership(self, device: torch.device) -> torch.Tensor:
-        """int64 [G]: the number of the group that a vector belongs to."""
-        counts = torch.tensor([g.values.shape[0] for g in self.groups], device=device)
-        return torch.repeat_interleave(torch.arange(len(self.groups), device=device), counts)
+    def membership(self) -> torch.Tensor:
+        """int64 [G] on the CPU: the number of the group that a vector belongs to."""
+        counts = torch.tensor([g.values.shape[0] for g in self.groups])
+        return torch.repeat_interleave(torch.arange(len(self.groups)), counts)
 
 
 FEATURES_VERSION = 2  # counted up when a feature set gives other numbers: caches are made anew

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from driftkit.drift.field import CHUNK_BYTES, field_flops, workspace_bytes
+from driftkit.drift.field import CHUNK_BYTES, WAITS, field_flops, workspace_bytes
 from driftkit.encoders.features import FieldCall, feature_set, field_calls
 from driftkit.encoders.networks import FrozenEncoder
 
@@ -82,7 +82,11 @@ def field_memory(calls: list[FieldCall], *, batch_size: int) -> dict[str, Any]:
         chunks[device] = 0
         for call in calls:
             one = workspace_bytes(
-                num_rows=batch_size, num_columns=2 * batch_size, channels=call.channels, num_taus=DEFAULT_TAUS
+                num_rows=batch_size,
+                num_columns=2 * batch_size,
+                channels=call.channels,
+                num_taus=DEFAULT_TAUS,
+                wait=device in WAITS,
             )
             chunks[device] = max(chunks[device], one * min(call.vectors, max(1, budget // one)))
     return {"batch_size": batch_size, "features_bytes": features, "field_chunk_bytes": chunks}

@@ -57,7 +57,7 @@ class DriftingConfig(BaseModel):
         description="how affinities are normalised: both, rows, none or sinkhorn(N)",
     )
     field_chunk_mib: int | None = Field(
-        None, ge=1, description="size in MiB of the workspace of the field; None: 16 on a CPU, 256 on a GPU"
+        None, ge=1, description="size in MiB of the workspace of the field; None: 16 on a CPU, 2048 on a GPU"
     )
 
 
@@ -165,7 +165,7 @@ class Drifting:
     def _one_call(
         self, gen: FieldCall, x: torch.Tensor, y_pos: torch.Tensor, shared: SharedFeatures, *, step: int
     ) -> DriftLoss:
-        config, membership = self.config, gen.membership(x.device)
+        config, membership = self.config, gen.membership()
         try:
             return drift_loss(
                 x,

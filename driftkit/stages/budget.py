@@ -11,7 +11,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from driftkit.drift.affinity import Affinity
-from driftkit.drift.field import CHUNK_BYTES, KEPT_CHUNKS, SHARPEST_FLOAT32, field_flops, workspace_bytes
+from driftkit.drift.field import CHUNK_BYTES, KEPT_CHUNKS, SHARPEST_FLOAT32, WAITS, field_flops, workspace_bytes
 from driftkit.encoders.features import feature_set, field_calls
 from driftkit.encoders.loading import load_encoder, native_image_size
 from driftkit.encoders.networks import FrozenEncoder
@@ -30,7 +30,7 @@ Forward = Callable[[torch.Tensor], list[torch.Tensor]]
 # How often the field reads or writes its matrices of pairs, in memory where they exceed the caches: 11 times for
 # distances, their sum, range and excess, and 13 times per temperature for the kernel, its sums, factors and product.
 WALKS, WALKS_PER_TAU = 11, 13
-LOG_MATRICES = 3  # of pairs, beside the workspace, at temperatures whose kernel would underflow
+LOG_MATRICES = 2  # of pairs, beside the workspace, at temperatures whose kernel would underflow
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,11 @@ def budget(shapes: Shapes, *, images: int, ranks: int, machine: Machine | None =
     features = sorted((vectors * columns * channels * FLOAT_BYTES for vectors, channels in shapes.calls), reverse=True)
     state = FLOAT_BYTES * (5 * shapes.parameters + shapes.encoder_parameters)
     chunk = how.chunk_bytes or CHUNK_BYTES[device]
-    field = max((field_bytes(call, how, rows=rows, columns=columns, chunk=chunk) for call in shapes.calls), default=0)
+    wait = device in WAITS
+    field = max(
+        (field_bytes(call, how, rows=rows, columns=columns, chunk=chunk, wait=wait) for call in shapes.calls),
+        default=0,
+    )
     arriving = machine.near_bytes if ranks <= machine.per_machine else machine.far_bytes
     walks = WALKS + WALKS_PER_TAU * how.num_taus
     walked = sum(walks * vectors * rows * columns * FLOAT_BYTES for vectors, _ in shapes.calls)
@@ -184,13 +188,16 @@ def budget(shapes: Shapes, *, images: int, ranks: int, machine: Machine | None =
     )
 
 
-def field_bytes(call: tuple[int, int], how: FieldShape, *, rows: int, columns: int, chunk: int) -> int:
+def field_bytes(call: tuple[int, int], how: FieldShape, *, rows: int, columns: int, chunk: int, wait: bool) -> int:
     """Most memory that a field call takes beside the features: workspace, V, and matrices where it needs logarithms."""
     vectors, channels = call
     width = 1 + how.wide
-    one = width * workspace_bytes(num_rows=rows, num_columns=columns, channels=channels, num_taus=how.num_taus)
+    one = width * workspace_bytes(
+        num_rows=rows, num_columns=columns, channels=channels, num_taus=how.num_taus, wait=wait
+    )
     at_once = max(1, min(vectors, chunk // one))
-    one += width * FLOAT_BYTES * rows * (LOG_MATRICES * columns + channels)
+    if wait:
+        one += width * FLOAT_BYTES * rows * (LOG_MATRICES * columns + channels)
     result = vectors * rows * channels * FLOAT_BYTES
     kept = 0
     if how.shared and at_once < vectors:

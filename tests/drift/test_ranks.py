@@ -19,6 +19,8 @@ CASES = {
     "one field at a time": {"scale_over": "map", "chunk_bytes": 1},
     "floor": {"scale_over": "location", "affinity_floor": 1e-2},
     "sharp": {"scale_over": "map", "taus": (0.005,)},
+    "without waiting": {"scale_over": "map", "wait": False},
+    "without waiting, one field at a time": {"scale_over": torch.tensor([1, 0, 1]), "wait": False, "chunk_bytes": 1},
     "rows": {"normalisation": "rows", "taus": (0.1, 0.5)},
     "unnormalised": {"normalisation": "none", "taus": (0.1, 0.5)},
     "sinkhorn": {"normalisation": "sinkhorn(3)", "kernel": "gaussian", "taus": (0.3,)},
