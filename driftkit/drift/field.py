@@ -20,7 +20,7 @@ from driftkit.drift.sharing import Points, SharedFeatures, check_shapes, share_f
 from driftkit.errors import NonFiniteError, UsageError
 from driftkit.runtime.distributed import Ranks
 
-ScaleOver = Literal["map", "location"]
+ScaleOver = Literal["map", "location"] | Sequence[int] | torch.Tensor
 
 # Fields are computed some at a time in a workspace of about this many bytes: on a CPU that stays in the caches; on a
 # GPU every part costs launches and, with several ranks, reductions.
@@ -115,7 +115,7 @@ def aggregated_drift(
     *,
     taus: Sequence[float] = (0.02, 0.05, 0.2),
     negative_weight: torch.Tensor | None = None,
-    scale_over: ScaleOver | torch.Tensor = "map",
+    scale_over: ScaleOver = "map",
     affinity_floor: float = 0.0,
     kernel: Kernel = "laplace",
     normalisation: str = "both",
@@ -142,8 +142,8 @@ def aggregated_drift(
         negatives: further negatives beside the generated ones, [G, M, C].
         taus: temperatures relative to the mean distance, each > 0.
         negative_weight: weights of `negatives`, [G, M], >= 0; they enter the affinities and the mean distance.
-        scale_over: "map" shares S and lambda among all G fields, "location" gives each its own; an integer tensor
-            [G], best on the CPU, shares them among the fields of equal number.
+        scale_over: "map" shares S and lambda among all G fields, "location" gives each its own; G integers share them
+            among the fields of equal number (a tensor of them is read, for which a GPU is waited for).
         affinity_floor: lower bound of A before weighting, the masked self entry included (the authors' release: 1e-3).
         kernel: "laplace", or "gaussian": k = exp(-(|x_i - y_k| / (d_mean * tau))^2 / 2).
         normalisation: "both", or one of the variants that `Affinity` describes: rows, none, sinkhorn(N).
@@ -483,9 +483,12 @@ class _ScaleGroups:
     def members(self, fields: range) -> tuple[torch.Tensor, torch.Tensor]:
         """Number of the group of each field among those at hand, and how many fields each group has."""
         if fields not in self._members:
-            numbers = torch.tensor(self._numbers[fields.start : fields.stop])
-            _, index, count = torch.unique_consecutive(numbers, return_inverse=True, return_counts=True)
-            self._members[fields] = index.to(self._device), count.to(self._device)
+            counts = [len(list(same)) for _, same in itertools.groupby(self._numbers[fields.start : fields.stop])]
+            index = [number for number, count in enumerate(counts) for _ in range(count)]
+            self._members[fields] = (
+                torch.tensor(index, device=self._device),
+                torch.tensor(counts, device=self._device),
+            )
         return self._members[fields]
 
 
@@ -505,18 +508,19 @@ def _whole_groups(counts: Sequence[int], most: int) -> Iterator[range]:
     yield range(start, start + size)
 
 
-def _scale_groups(scale_over: ScaleOver | torch.Tensor, x: torch.Tensor) -> _ScaleGroups:
+def _scale_groups(scale_over: ScaleOver, x: torch.Tensor) -> _ScaleGroups:
     if isinstance(scale_over, torch.Tensor):
-        if scale_over.shape != x.shape[:1] or scale_over.is_floating_point():
-            raise UsageError(
-                f"scale_over: expected integers [{x.shape[0]}], got {scale_over.dtype} {list(scale_over.shape)}"
-            )
-        return _groups_of(tuple(scale_over.tolist()), x.device)
+        scale_over = scale_over.tolist()
     if scale_over == "map":
         return _groups_of((0,) * x.shape[0], x.device)
     if scale_over == "location":
         return _groups_of(tuple(range(x.shape[0])), x.device)
-    raise UsageError(f"scale_over: expected 'map' or 'location', got {scale_over!r}")
+    if isinstance(scale_over, str):
+        raise UsageError(f"scale_over: expected 'map', 'location' or {x.shape[0]} integers, got {scale_over!r}")
+    numbers = tuple(scale_over)
+    if len(numbers) != x.shape[0] or not all(isinstance(number, int) for number in numbers):
+        raise UsageError(f"scale_over: expected {x.shape[0]} integers, got {scale_over}")
+    return _groups_of(numbers, x.device)
 
 
 def _as_float(*tensors: torch.Tensor) -> list[torch.Tensor]:

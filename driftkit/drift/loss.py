@@ -33,7 +33,7 @@ def drift_loss(
     *,
     taus: Sequence[float] = (0.02, 0.05, 0.2),
     negative_weight: torch.Tensor | None = None,
-    scale_over: ScaleOver | torch.Tensor = "map",
+    scale_over: ScaleOver = "map",
     affinity_floor: float = 0.0,
     kernel: Kernel = "laplace",
     normalisation: str = "both",

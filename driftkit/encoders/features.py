@@ -47,10 +47,9 @@ class FieldCall:
         """[G, N, C], the groups' vectors one after another."""
         return torch.cat([g.values for g in self.groups])
 
-    def membership(self) -> torch.Tensor:
-        """int64 [G] on the CPU: the number of the group that a vector belongs to."""
-        counts = torch.tensor([g.values.shape[0] for g in self.groups])
-        return torch.repeat_interleave(torch.arange(len(self.groups)), counts)
+    def membership(self) -> tuple[int, ...]:
+        """The number of the group that each of the G vectors belongs to."""
+        return tuple(number for number, group in enumerate(self.groups) for _ in range(group.values.shape[0]))
 
 
 FEATURES_VERSION = 2  # counted up when a feature set gives other numbers: caches are made anew

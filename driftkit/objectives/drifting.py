@@ -184,7 +184,7 @@ class Drifting:
             names = []
             for side, (which, *_) in (("generated", (points.x,)), ("real", points.others)):
                 broken = (~torch.isfinite(which)).flatten(1).any(dim=1).tolist()
-                found = {gen.groups[int(membership[field])].name for field in error.fields if broken[field]}
+                found = {gen.groups[membership[field]].name for field in error.fields if broken[field]}
                 names += [f"{side} {name}" for name in sorted(found)]
             raise NonFiniteStepError("features", step, names) from None
 

@@ -91,6 +91,9 @@ class Ranks:
     world_size: int = 1
     traffic: Traffic = field(default_factory=Traffic, compare=False)
     peers: tuple[Peer, ...] = ()  # by rank
+    # Small reductions on a GPU would wait behind a large gathering that was started first, were it in their queue.
+    gathering: dist.ProcessGroup | None = field(default=None, compare=False)
+    agreed: set[str] = field(default_factory=set, compare=False)  # shapes that all ranks gather
 
     @classmethod
     def start(cls, *, device_type: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> "Ranks":
@@ -113,7 +116,10 @@ class Ranks:
                 backend, timeout=timeout, device_id=device, store=_own_store(timeout), rank=int(os.environ["RANK"]),
                 world_size=world_size,
             )  # fmt: skip
-        ranks = cls(dist.get_rank(), dist.get_world_size())
+        gathering = None
+        if device_type == "cuda":
+            gathering = dist.new_group(timeout=datetime.timedelta(seconds=timeout_s))
+        ranks = cls(dist.get_rank(), dist.get_world_size(), gathering=gathering)
         return replace(ranks, peers=ranks._meet("cuda" if device_type == "cuda" else "cpu"))
 
     def _meet(self, device: str) -> tuple[Peer, ...]:
@@ -172,7 +178,7 @@ class Ranks:
         """Begin to bring together tensors [G, n_i, *] of all ranks along their second dimension, without gradient.
 
         All of them travel as one buffer in the widest of their types, while the caller goes on with other work. That
-        the ranks agree on the shapes is made sure of first, at the price of waiting for all of them to come here.
+        the ranks agree on the shapes is made sure of the first time, at the price of waiting for all of them.
 
         Raises:
             DriftkitError: on every rank alike, where the ranks hold tensors of different shapes or types.
@@ -184,7 +190,7 @@ class Ranks:
         self._require_equal_shapes(parts, dtype)
         local = torch.cat([part.to(dtype).reshape(-1) for part in parts])
         everything = local.new_empty(self.world_size * len(local))
-        work = dist.all_gather_into_tensor(everything, local, async_op=True)
+        work = dist.all_gather_into_tensor(everything, local, group=self.gathering, async_op=True)
         self.traffic.gathered_bytes += everything.nbytes - local.nbytes
         self.traffic.gathers += 1
         return Gathering(parts, everything.view(self.world_size, -1), work)
@@ -192,6 +198,8 @@ class Ranks:
     def _require_equal_shapes(self, parts: Sequence[torch.Tensor], dtype: torch.dtype) -> None:
         """Compare by a message of one size, whatever the parts: unequal messages would hang or arrive as garbage."""
         own = f"{str(dtype).removeprefix('torch.')} {' and '.join(str(list(part.shape)) for part in parts)}"
+        if own in self.agreed:
+            return
         digest = int.from_bytes(hashlib.sha256(own.encode()).digest()[:8], "big", signed=True)
         mine = torch.tensor([parts[0].shape[1], digest], device=parts[0].device)
         theirs = mine.new_empty(2 * self.world_size)
@@ -201,6 +209,7 @@ class Ranks:
             raise DriftkitError(f"ranks hold different batch sizes {rows}; give every rank the same --batch-size")
         if len(set(digests)) > 1:
             raise DriftkitError(f"ranks hold features of different shapes or types; rank {self.rank} has {own}")
+        self.agreed.add(own)
 
     def sum(self, value: torch.Tensor) -> torch.Tensor:
         """Sum over ranks."""

@@ -101,7 +101,7 @@ def test_dropout_is_the_same_in_both_passes():
     make = feature_set("multires")
     calls = [field_calls(make(objective.encoder.maps(i), i)) for i in (generated, real.images)]
     total = sum(
-        drift_loss(x.values(), y.values(), scale_over="location").per_field[x.membership() == n].mean()
+        drift_loss(x.values(), y.values(), scale_over="location").per_field[torch.tensor(x.membership()) == n].mean()
         for x, y in zip(*calls, strict=True)
         for n in range(len(x.groups))
     )

@@ -109,7 +109,7 @@ def test_memory_of_a_step_is_that_of_a_real_one(precision, micro_batch, tmp_path
         ("map", 2**20, (0.05, 0.2), 0.5),
         ("map", 2**17, (0.05, 0.2), 0.5),  # V of one temperature at a time
         ("map", 2**26, (0.05, 0.2), 0.5),  # all fields fit
-        ("location", 2**21, (0.001,), 0.95),  # in logarithms, which take the most
+        ("location", 2**21, (0.001,), 0.9),  # in logarithms, which take the most
     ],
 )
 def test_memory_of_the_field_stays_within_the_stated_bound(scale_over, chunk_bytes, taus, least):

@@ -1,0 +1,109 @@
+"""What a training step asks of a GPU and of the other ranks, counted on fake CUDA tensors.
+
+Bounds on launches and bytes are a little above what was counted, so that a regression shows: `pytest -rP tests/cuda`
+prints the counts. They leave out the backward pass.
+"""
+
+import pytest
+import torch
+
+from driftkit.encoders.loading import load_encoder
+from driftkit.encoders.networks import MAEEncoder
+from driftkit.nn.mae_resnet import MAEResNet, MAEResNetConfig
+from driftkit.nn.unet import UNet, UNetConfig
+from driftkit.objectives.classifier import Classifier, ClassifierConfig
+from driftkit.objectives.ddpm import DDPM, DDPMConfig
+from driftkit.objectives.drifting import Drifting, DriftingConfig
+from driftkit.objectives.mae import MAE, MAEConfig
+from driftkit.protocols import Batch, Execution
+from driftkit.runtime.distributed import Ranks
+from driftkit.training.finite import FiniteWatch
+from driftkit.training.optim import adamw
+from tests.cuda.fake import CUDA, Watched, fake_cuda, watching
+
+BATCH, SIZE = 128, 32
+MOST_WAITS = 2
+ENCODERS = ("mae", "mocov2", "dinov2-multires", "convnextv2")
+# Launches and GiB of one step on one GPU, without the backward pass.
+BOUNDS = {
+    "ddpm": (1400, 21.0),
+    "mae": (600, 8.0),
+    "classifier": (350, 3.0),
+    "drift mae": (3400, 32.0),
+    "drift mocov2": (3000, 85.0),
+    "drift dinov2-multires": (2500, 107.0),
+    "drift convnextv2": (4200, 270.0),
+}
+
+
+def networks(method: str) -> tuple[torch.nn.Module, torch.nn.Module | None]:
+    """The network that is trained and the frozen encoder, without memory."""
+    with torch.device("meta"):
+        if method in ("mae", "classifier"):
+            config = MAEResNetConfig(num_classes=10, decoder=method == "mae")
+            return MAEResNet(config).to(memory_format=torch.channels_last), None
+        unet = UNet(UNetConfig(), image_size=SIZE).to(memory_format=torch.channels_last)
+        if not method.startswith("drift"):
+            return unet, None
+        name = method.removeprefix("drift ")
+        if name == "mae":
+            encoder = MAEEncoder(name, MAEResNet(MAEResNetConfig()), input_size=SIZE)
+        else:
+            encoder = load_encoder(name, image_size=SIZE, random_weights=True, device="meta")
+    return unet, encoder.to(memory_format=torch.channels_last)
+
+
+def objective_of(method: str, encoder, ranks: Ranks):
+    if method == "ddpm":
+        return DDPM(DDPMConfig())
+    if method == "mae":
+        return MAE(MAEConfig(finetune_from=0), ranks=ranks)
+    if method == "classifier":
+        return Classifier(ClassifierConfig(), ranks=ranks)
+    return Drifting(DriftingConfig(encoder=encoder.name), encoder, ranks=ranks)
+
+
+def step(objective, network, ranks: Ranks, watch: FiniteWatch, number: int) -> None:
+    """One step as the loop does it."""
+    images = torch.empty(BATCH, 3, SIZE, SIZE, device=CUDA).contiguous(memory_format=torch.channels_last)
+    labels = torch.empty(BATCH, dtype=torch.long, device=CUDA)
+    slots = range(ranks.rank * BATCH, (ranks.rank + 1) * BATCH)
+    batch = Batch(images, labels, slots, 0, number)
+    how = Execution(autocast=lambda: torch.autocast("cuda", dtype=torch.bfloat16))
+    outcome = objective.accumulate(network, batch, how)
+    ranks.average_gradients(network.parameters())
+    norm = torch.nn.utils.clip_grad_norm_(network.parameters(), 2.0)
+    watch.see(outcome, norm, step=number)
+
+
+def counted(method: str, *, world_size: int) -> Watched:
+    """What the second of two steps asks for: the first may prepare what lasts."""
+    network, encoder = networks(method)
+    ranks = Ranks(3, world_size) if world_size > 1 else Ranks()
+    with fake_cuda() as watched:
+        network.to_empty(device=CUDA).train()
+        if encoder is not None:
+            encoder = encoder.to_empty(device=CUDA)
+            encoder.freeze()
+        optimizer = adamw(network, learning_rate=1e-4, betas=(0.9, 0.999), weight_decay=0.01)
+        objective, watch = objective_of(method, encoder, ranks), FiniteWatch(ranks, deferred=True)
+        with watching(Watched()):
+            step(objective, network, ranks, watch, 0)
+        optimizer.zero_grad(set_to_none=True)
+        with watching(watched):
+            step(objective, network, ranks, watch, 1)
+    return watched
+
+
+@pytest.mark.parametrize("world_size", [1, 8])
+@pytest.mark.parametrize("method", BOUNDS)
+def test_a_step_hardly_waits_and_stays_on_the_device(method, world_size):
+    watched = counted(method, world_size=world_size)
+    print(f"{method}, world size {world_size}: {watched}")
+    assert len(watched.waits) <= MOST_WAITS, str(watched)
+    assert not watched.wrong, watched.wrong
+    assert bool(watched.exchanged) == (world_size > 1)
+    launches, gib = BOUNDS[method]
+    if world_size == 1:
+        assert 0.8 * launches < watched.launches.total() <= launches, str(watched)
+        assert 0.8 * gib < watched.bytes / 2**30 <= gib, str(watched)
