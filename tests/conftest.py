@@ -60,7 +60,7 @@ def driftkit(*words: object):
 def train_tiny(output: Path, objective: str = "drift", *more: object, steps: int = 2):
     """Train a tiny run of any objective; drift on pixels unless `more` says otherwise."""
     words = [] if objective != "drift" or "--encoder" in more else ["--encoder", "pixel"]
-    model = TINY_MAE if objective == "mae" else TINY_UNET
+    model = TINY_MAE if objective in ("mae", "classifier") else TINY_UNET
     line = ["train", "--objective", objective, *words, *TINY_DATA, *model, *TINY_LOOP]
     result = driftkit(*line, "--steps", steps, "--output", output, *more)
     assert result.exit_code == 0, result.output

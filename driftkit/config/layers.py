@@ -137,6 +137,9 @@ def _describe(model: type[BaseModel], error: Any, origins: Mapping[str, str]) ->
     origin = origins.get(key)
     where = f" (from {origin})" if origin else ""
     if error["type"] == "extra_forbidden":
+        tag = next((p for p in path[1:] if p in tags), None)
+        if tag and key in config_keys(model):
+            return f"config key {key}{where} does not exist for {tag}; it belongs to another kind of {path[0]}"
         return f"unknown config key {key}{where}{did_you_mean(key, config_keys(model))}"
     message = error["msg"].removeprefix("Value error, ")
     got = "" if isinstance(error["input"], dict) else f", got {error['input']!r}"

@@ -21,8 +21,8 @@ from torch.utils._pytree import tree_leaves
 CUDA = torch.device("cuda", 0)
 # Operators that launch nothing: they make views, or allocate.
 VIEWS = {
-    "_reshape_alias", "_unsafe_view", "alias", "as_strided", "as_strided_", "chunk", "detach", "diagonal", "empty", "empty_like",
-    "empty_strided", "expand", "is_same_size", "lift_fresh", "narrow", "new_empty", "new_empty_strided", "permute",
+    "_reshape_alias", "_unsafe_view", "alias", "as_strided", "as_strided_", "chunk", "detach", "diagonal", "empty",
+    "empty_like",     "empty_strided", "expand", "is_same_size", "lift_fresh", "narrow", "new_empty", "new_empty_strided", "permute",
     "select", "set_", "slice", "split", "split_with_sizes", "squeeze", "sym_size", "t", "transpose", "unbind", "unfold",
     "unsqueeze", "view", "view_as",
 }  # fmt: skip
@@ -37,7 +37,8 @@ class Watched:
         bytes: of all operands and results of those.
         waits: where the host waited for the device, one line for each time. A second read right after a first one,
             with nothing launched in between, finds the device idle and does not count.
-        exchanged: collective operations, as "name at file:line: device, shape, contiguous or not".
+        exchanged: collective operations, as "file:line: name, shape and type".
+        wrong: those whose tensor is not on the device, or not contiguous.
     """
 
     launches: Counter[str] = field(default_factory=Counter)
@@ -45,6 +46,7 @@ class Watched:
     waits: list[str] = field(default_factory=list)
     exchanged: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
+    paused: bool = True
 
     def __str__(self) -> str:
         waits = "".join(f"\n  {wait}" for wait in self.waits)
@@ -93,6 +95,7 @@ def place() -> str:
     """The innermost line of driftkit that is being run."""
     frames = [frame for frame in traceback.extract_stack() if "/driftkit/" in frame.filename]
     ours = [frame for frame in frames if "site-packages" not in frame.filename]
+    ours = [frame for frame in ours if not frame.filename.endswith("runtime/distributed.py")] or ours  # who called it
     return f"{ours[-1].filename.rpartition('/driftkit/')[2]}:{ours[-1].lineno}" if ours else "autograd"
 
 
@@ -143,6 +146,8 @@ def fake_cuda() -> Iterator[Watched]:
 
     def exchange(name, tensor, async_op):
         shape = f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+        if watched.paused:
+            return _Work() if async_op else None
         watched.exchanged.append(f"{place()}: {name} of {shape}")
         if tensor.device.type != "cuda" or not tensor.is_contiguous():
             watched.wrong.append(f"{place()}: {name} of {shape} on {tensor.device}, strides {tensor.stride()}")
@@ -166,6 +171,10 @@ def fake_cuda() -> Iterator[Watched]:
         yield watched
 
 
-def watching(watched: Watched) -> contextlib.AbstractContextManager[object]:
+@contextlib.contextmanager
+def watching(watched: Watched) -> Iterator[None]:
     """Write down what is asked of the device within."""
-    return _Watch(watched)
+    with _Watch(watched):
+        watched.paused = False
+        yield
+        watched.paused = True
