@@ -49,6 +49,10 @@ fuzz *ARGS:
 bench *ARGS:
     uv run python -m tests.benchmarks {{ARGS}}
 
+# what a GPU makes of it: training, the field and sampling, in eight minutes; tests/benchmarks/results/gpu.json
+bench-gpu *ARGS:
+    uv run python -m tests.benchmarks.gpu {{ARGS}}
+
 # train a tiny model for 20,000 steps and see whether memory, handles, threads and disk stay flat (10 to 20 minutes)
 soak *ARGS:
     uv run python -m tests.soak {{ARGS}}

@@ -41,7 +41,7 @@ def literal(x: torch.Tensor, pos: torch.Tensor) -> torch.Tensor:
 def algorithm_2(x: torch.Tensor, y_pos: torch.Tensor, y_neg: torch.Tensor, temperature: float) -> torch.Tensor:
     """The field of one temperature: two cdist, two softmaxes, one product with the positives and one with the rest."""
     negative_distance = torch.cdist(x, y_neg)
-    negative_distance = negative_distance + torch.eye(x.shape[1]) * 1e6
+    negative_distance = negative_distance + torch.eye(x.shape[1], device=x.device) * 1e6
     logits = torch.cat([torch.cdist(x, y_pos), negative_distance], dim=2) / -temperature
     affinity = (torch.softmax(logits, dim=2) * torch.softmax(logits, dim=1)).sqrt()
     pull, push = affinity.split([y_pos.shape[1], y_neg.shape[1]], dim=2)

@@ -22,9 +22,9 @@ CUDA = torch.device("cuda", 0)
 # Operators that launch nothing: they make views, or allocate.
 VIEWS = {
     "_reshape_alias", "_unsafe_view", "alias", "as_strided", "as_strided_", "chunk", "detach", "diagonal", "empty",
-    "empty_like",     "empty_strided", "expand", "is_same_size", "lift_fresh", "narrow", "new_empty", "new_empty_strided", "permute",
-    "select", "set_", "slice", "split", "split_with_sizes", "squeeze", "sym_size", "t", "transpose", "unbind", "unfold",
-    "unsqueeze", "view", "view_as",
+    "empty_like", "empty_strided", "expand", "is_same_size", "lift_fresh", "narrow", "new_empty",
+    "new_empty_strided", "permute", "select", "set_", "slice", "split", "split_with_sizes", "squeeze", "sym_size",
+    "t", "transpose", "unbind", "unfold", "unsqueeze", "view", "view_as",
 }  # fmt: skip
 
 
