@@ -101,9 +101,12 @@ def _build_drifting(config: DriftingConfig, setting: Setting) -> BuiltObjective:
         config.encoder,
         image_size=setting.pack.image_size,
         input_size=config.input_size,
+        resize=config.resize,
         weights=Path(config.encoder_weights) if config.encoder_weights else None,
         random_weights=config.random_weights,
         taps=config.taps,
+        map_norm=config.map_norm,
+        feature_set=config.feature_set,
         device=setting.device,
     ).to(memory_format=torch.channels_last)
     if setting.compile:
@@ -113,7 +116,7 @@ def _build_drifting(config: DriftingConfig, setting: Setting) -> BuiltObjective:
     about = {
         "name": encoder.name,
         "parameters": encoder.num_parameters,
-        "input_size": encoder.input_size,
+        **encoder.describe(),
         "feature_set": features,
         "random_weights": encoder.random_weights,
         "weights_digest": encoder.weights_digest,
