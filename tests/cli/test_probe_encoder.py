@@ -14,6 +14,8 @@ SHAPE_KEYS = {
     "encoder",
     "parameters",
     "input_size",
+    "resize",
+    "map_norm",
     "feature_set",
     "weights",
     "maps",
