@@ -200,7 +200,8 @@ class MAEEncoder(FrozenEncoder):
         super().__init__(name, input_size=input_size, feature_set="paper", map_norm=map_norm, resize_mode=resize_mode)
         if map_norm == "final":
             raise UsageError(f"--map-norm final: {name} has no final norm; expected none or layer")
-        depths = [len(stage) for stage in network.stages]  # type: ignore[arg-type]
+        stages = [list(stage.children()) for stage in network.stages]
+        depths = [len(stage) for stage in stages]
         known = ["stem"]
         for stage, depth in enumerate(depths, start=1):
             known += [*(f"stage{stage}.block{block}" for block in range(1, depth + 1)), f"stage{stage}"]
@@ -209,7 +210,7 @@ class MAEEncoder(FrozenEncoder):
         self.stem = network.stem
         self.stages = nn.ModuleList(
             nn.ModuleList(block for number, block in enumerate(stage, start=1) if f"stage{s}.block{number}" in used)
-            for s, stage in enumerate(network.stages, start=1)
+            for s, stage in enumerate(stages, start=1)
         )
         self._trunk = self._read
 
@@ -227,7 +228,7 @@ class MAEEncoder(FrozenEncoder):
         h = self.stem(h)
         yield "stem", h
         for number, stage in enumerate(self.stages, start=1):
-            for place, block in enumerate(stage, start=1):  # type: ignore[arg-type]
+            for place, block in enumerate(stage.children(), start=1):
                 h = block(h)
                 yield f"stage{number}.block{place}", h
             yield f"stage{number}", h

@@ -137,6 +137,7 @@ SPECS = {
             "dinov2-multires", "vit_base_patch14_dinov2.lvd142m", 14, 85_724_928, "DINOv2, LVD-142M", False,
             ("LVD-142M",), "Apache-2.0", map_norm="final",
         ),
+        # The authors' release also reads mean and deviation after the last norm, and no locations of the first stage.
         EncoderSpec(
             "convnextv2", "convnextv2_base.fcmae_ft_in22k_in1k", CONVNEXT_STAGES, (4, 8, 16, 32), 87_690_752,
             "multires", "FCMAE, then classification, ImageNet-22k and -1k", True,
