@@ -75,6 +75,15 @@ def command(
     step: Annotated[
         int | None, option("--step", help="Checkpoint to sample.", panel=HOW, default="the last one")
     ] = None,
+    precision: Annotated[
+        str | None,
+        option(
+            "--precision",
+            help="Number format of a run's network: float32, bfloat16, or auto: bfloat16 where it gains.",
+            panel=HOW,
+            default="float32",
+        ),
+    ] = None,
     batch_size: Annotated[
         int, option("--batch-size", "-b", help="Images at a time; changes speed, not scores.", panel=HOW)
     ] = 64,
@@ -166,7 +175,7 @@ def command(
     if len(evaluators) > 1 and (features_weights or write_statistics):
         other = "--features-weights" if features_weights else "--write-statistics"
         raise UsageError(f"{other}: belongs to one evaluator, got {', '.join(evaluators)}; give one --features")
-    _check(weights, image_size, num_images, output, write_statistics)
+    _check(weights, precision, image_size, num_images, output, write_statistics)
     _require_places(target, output, write_statistics)
     if training is not None and memorisation:
         resolve(training, allow_download=False)
@@ -180,7 +189,7 @@ def command(
     place = resolve_device(device, local_rank=local_rank())
     # Features travel between processes as CPU tensors, whatever device makes them.
     ranks = Ranks.start(device_type="cpu")
-    sampling = Sampling(sampler=sampler, nfe=nfe, weights=weights, seed=seed, step=step)  # type: ignore[arg-type]
+    sampling = Sampling(sampler, nfe, weights, seed, step, precision)  # type: ignore[arg-type]
     try:
         with _progress(shown=ranks.is_main) as report:
             judges = [
@@ -223,6 +232,7 @@ def command(
 
 def _check(
     weights: str | None,
+    precision: str | None,
     image_size: int | None,
     num_images: int | None,
     output: Path | None,
@@ -232,6 +242,8 @@ def _check(
 
     if weights not in (None, "ema", "raw"):
         raise UsageError(f"--weights {weights}: expected ema or raw")
+    if precision not in (None, "auto", "float32", "bfloat16"):
+        raise UsageError(f"--precision {precision}: expected auto, float32 or bfloat16")
     if image_size is not None and not 8 <= image_size <= 4096:
         raise UsageError(f"--image-size {image_size}: expected a side between 8 and 4096 pixels")
     if num_images is not None and num_images < 1:

@@ -26,6 +26,9 @@ def command(
     input_size: Annotated[
         int | None, option("--input-size", help="Side in pixels the encoder sees.", panel=WHAT, default="its own, 224")
     ] = None,
+    resize: Annotated[
+        str, option("--resize", help="How images get there: bicubic or bilinear.", panel=WHAT)
+    ] = "bicubic",
     image_size: Annotated[
         int | None,
         option(
@@ -36,7 +39,7 @@ def command(
         str | None,
         option(
             "--features",
-            help="Feature set: multires, paper, last, global or locations.",
+            help="Feature set: multires, paper, paper-full, last, global or locations.",
             panel=WHAT,
             default="the encoder's own",
         ),
@@ -45,6 +48,15 @@ def command(
         str | None,
         option(
             "--taps", help="Layers whose maps are used, for example block6,block12.", panel=WHAT, default="the table's"
+        ),
+    ] = None,
+    map_norm: Annotated[
+        str | None,
+        option(
+            "--map-norm",
+            help="Normalisation of the maps: none, layer (each position) or final (the network's last norm).",
+            panel=WHAT,
+            default="the encoder's own",
         ),
     ] = None,
     encoder_weights: Annotated[
@@ -119,6 +131,10 @@ def command(
     for name, value in (("--input-size", input_size), ("--image-size", image_size)):
         if value is not None and not 8 <= value <= 4096:
             raise UsageError(f"{name} {value}: expected a side between 8 and 4096 pixels")
+    if resize not in ("bicubic", "bilinear"):
+        raise UsageError(f"--resize {resize}: expected bicubic or bilinear")
+    if map_norm not in (None, "none", "layer", "final"):
+        raise UsageError(f"--map-norm {map_norm}: expected none, layer or final")
     if batch_size is not None and batch_size < 8:
         raise UsageError(f"--batch-size {batch_size}: expected at least 8 images")
     if not 32 <= num_images <= 20_000:
@@ -144,6 +160,8 @@ def command(
             weights=encoder_weights,
             random_weights=random_weights,
             taps=taps.split(",") if taps else None,
+            map_norm=map_norm,  # type: ignore[arg-type]
+            resize=resize,  # type: ignore[arg-type]
             features=features,
             probing=probing,
             device=resolve_device(device),
@@ -174,7 +192,7 @@ def _show_list(rows: list[dict[str, Any]]) -> None:
         strides = row["strides"] or []
         sizes = ", ".join(str(side) for side in dict.fromkeys(strides))
         maps = row["reading"] if row["reading"] == "class token" else ", ".join(row["maps"])
-        after_norm = " after the last norm" if row["reading"] == "normalised maps" else ""
+        after_norm = {"final": " after the last norm", "layer": ", each position normalised"}.get(row["map_norm"], "")
         of_images = row["input_size"] is None
         table.add_row(
             row["name"] + ("" if of_images else f"\n[dim]{row['model']}[/dim]"),
@@ -220,7 +238,8 @@ def _show(document: dict[str, Any]) -> None:
     about = ", ".join(str(document[key]) for key in ("model", "trained_by", "licence") if key in document)
     console.print(f"[bold]{escape(document['encoder'])}[/bold]  {escape(about)}")
     console.print(
-        f"{document['parameters'] / 1e6:.1f} M parameters, input {document['input_size']} px, "
+        f"{document['parameters'] / 1e6:.1f} M parameters, input {document['input_size']} px, {document['resize']}, "
+        f"map norm {document['map_norm']}, "
         f"feature set {document['feature_set']}, weights {document['weights'][:12]}"
     )
     _show_shapes(console, document)

@@ -37,6 +37,15 @@ def command(
         list[str] | None,
         option("--set", help="Sampler option as key=value, for example eta=1.0; repeatable.", panel=HOW),
     ] = None,
+    precision: Annotated[
+        str | None,
+        option(
+            "--precision",
+            help="float32, bfloat16, or auto: bfloat16 where it gains.",
+            panel=HOW,
+            default="as in training",
+        ),
+    ] = None,
     batch_size: Annotated[int, option("--batch-size", "-b", help="Images at a time.", panel=HOW)] = 256,
     device: Annotated[str, option("--device", help="auto, cpu or cuda.", panel=HOW)] = "auto",
     output: Annotated[
@@ -64,6 +73,8 @@ def command(
 
     if weights not in ("ema", "raw"):
         raise UsageError(f"--weights {weights}: expected ema or raw")
+    if precision not in (None, "auto", "float32", "bfloat16"):
+        raise UsageError(f"--precision {precision}: expected auto, float32 or bfloat16")
     if batch_size < 1:
         raise UsageError(f"--batch-size {batch_size}: expected at least 1")
     if output is not None and output.suffix != ".safetensors":
@@ -84,6 +95,7 @@ def command(
             weights=weights,
             step=step,
             options=parse_assignments(assignments or ()),
+            precision=precision,
             batch_size=batch_size,
             device=place,
             advance=lambda count: report("sample", count, num_images),

@@ -16,8 +16,10 @@ CONFIG_KEYS = {
     "encoder_weights": "objective.encoder_weights",
     "random_weights": "objective.random_weights",
     "input_size": "objective.input_size",
+    "resize": "objective.resize",
     "features": "objective.feature_set",
     "taps": "objective.taps",
+    "map_norm": "objective.map_norm",
     "cache_features": "objective.cache_features",
     "data": "data.spec",
     "image_size": "data.image_size",
@@ -64,11 +66,15 @@ def command(
         int | None,
         option("--input-size", help="Side in pixels the encoder sees.", panel=WHAT, default="the encoder's own"),
     ] = None,
+    resize: Annotated[
+        str | None,
+        option("--resize", help="How images get there: bicubic or bilinear.", panel=WHAT, default="bicubic"),
+    ] = None,
     features: Annotated[
         str | None,
         option(
             "--features",
-            help="Feature set: multires, paper, last, global or locations.",
+            help="Feature set: multires, paper, paper-full, last, global or locations.",
             panel=WHAT,
             default="the encoder's own",
         ),
@@ -77,6 +83,15 @@ def command(
         str | None,
         option(
             "--taps", help="Layers whose maps are used, for example block6,block12.", panel=WHAT, default="the table's"
+        ),
+    ] = None,
+    map_norm: Annotated[
+        str | None,
+        option(
+            "--map-norm",
+            help="Normalisation of the maps: none, layer (each position) or final (the network's last norm).",
+            panel=WHAT,
+            default="the encoder's own",
         ),
     ] = None,
     data: Annotated[

@@ -1,9 +1,8 @@
 """Euclidean distances between features, exact enough for small temperatures."""
 
-import contextlib
-from collections.abc import Iterator
-
 import torch
+
+from driftkit.runtime.device import full_precision
 
 # A square below this share of |x|^2 + |y|^2 has lost too many digits in the product that it came from.
 CLOSE = 0.05
@@ -103,18 +102,3 @@ def _mend_pairs(
     for part in torch.arange(len(f), device=f.device).split(max(1, 2**22 // x.shape[-1])):
         difference = x[f[part], i[part]] - y[f[part], k[part]]
         distance[f[part], i[part], k[part]] = torch.linalg.vector_norm(difference, dim=-1)
-
-
-@contextlib.contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
-    """Products of float32 in float32, whatever autocast, TF32 or the matmul precision of the process say."""
-    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
-    before = [backend.fp32_precision for backend in backends]
-    try:
-        for backend in backends:
-            backend.fp32_precision = "ieee"
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        for backend, precision in zip(backends, before, strict=True):
-            backend.fp32_precision = precision

@@ -15,9 +15,10 @@ from typing import Literal
 import torch
 
 from driftkit.drift.affinity import WHOLE_RANGE, Affinity, Columns, Kernel, log_affinity, write_coefficients
-from driftkit.drift.distance import full_precision, pairwise_distance, write_distances
+from driftkit.drift.distance import pairwise_distance, write_distances
 from driftkit.drift.sharing import Points, SharedFeatures, check_shapes, share_features
 from driftkit.errors import NonFiniteError, UsageError
+from driftkit.runtime.device import full_precision
 from driftkit.runtime.distributed import Ranks
 
 ScaleOver = Literal["map", "location"] | Sequence[int] | torch.Tensor

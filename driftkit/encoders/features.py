@@ -64,16 +64,28 @@ def locations(values: torch.Tensor) -> torch.Tensor:
 
 
 def mean_and_std(values: torch.Tensor, grid: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation over each cell of a grid x grid partition, two [grid * grid, N, C].
+    """Mean and standard deviation over each cell of a grid x grid partition, two [grid * grid, N, C]."""
+    return _pooled_mean_and_std(values, lambda maps: F.adaptive_avg_pool2d(maps, grid))
 
-    The mean of squares is taken of centred values in float32, so that bf16 maps with a large mean keep their spread.
+
+def window_mean_and_std(values: torch.Tensor, side: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation over cells of side x side positions, two [(H // side) * (W // side), N, C].
+
+    Positions at the edge that fill no cell are left out.
     """
+    return _pooled_mean_and_std(values, lambda maps: F.avg_pool2d(maps, side))
+
+
+def _pooled_mean_and_std(
+    values: torch.Tensor, pool: Callable[[torch.Tensor], torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Squares are taken of centred values in float32, so that bf16 maps with a large mean keep their spread."""
     values = values.float()
     centred = values - values.mean(dim=(2, 3), keepdim=True).detach()
-    mean = F.adaptive_avg_pool2d(centred, grid)
-    square = F.adaptive_avg_pool2d(centred.square(), grid)
+    mean = pool(centred)
+    square = pool(centred.square())
     std = (square - mean.square()).clamp(min=0).add(STD_EPSILON).sqrt()
-    return locations(F.adaptive_avg_pool2d(values, grid)), locations(std)
+    return locations(pool(values)), locations(std)
 
 
 def multires(maps: list[FeatureMap], images: torch.Tensor) -> list[FeatureGroup]:
@@ -115,6 +127,7 @@ def paper(maps: list[FeatureMap], images: torch.Tensor) -> list[FeatureGroup]:
 
     Source: arXiv 2602.04770, Appendix A.5 (a)-(d). Differs: patch sides grow with the map, larger maps have the means
     of the 4x4 grid for locations, and the input statistic is the root of the mean square, with the scale of the others.
+    With a MAE's default taps the stem and the blocks inside the stages are missing, too; `paper_full` has them all.
     """
     groups = []
     for m in maps:
@@ -127,10 +140,35 @@ def paper(maps: list[FeatureMap], images: torch.Tensor) -> list[FeatureGroup]:
             mean, std = mean_and_std(m.values, grid)
             label = "global" if grid == 1 else f"{side // grid}x{side // grid}"
             groups += [FeatureGroup(m.name, f"{label}-mean", mean), FeatureGroup(m.name, f"{label}-std", std)]
+    return groups + _input_groups(images)
+
+
+def paper_full(maps: list[FeatureMap], images: torch.Tensor) -> list[FeatureGroup]:
+    """The set of the paper and its authors' release, of any size: 1,666 vectors for a map of 32x32 positions.
+
+    Per map every position, mean and standard deviation of the whole and of all cells of 2x2 and of 4x4 positions; the
+    input's RMS per channel; and the pixels. Maps smaller than a cell do without it; a single position is one vector.
+
+    Source: arXiv 2602.04770, Appendix A.5 (a)-(d), and the authors' release (86 terms, 6,734 vectors for latents of
+    32x32 and an encoder of 3, 4, 6 and 3 blocks). Differs: the input statistic is the root of the mean square.
+    """
+    groups = []
+    for m in maps:
+        side = min(m.values.shape[-2:])
+        groups.append(FeatureGroup(m.name, "locations", locations(m.values.float())))
+        if side == 1:
+            continue
+        cells = {"global": mean_and_std(m.values, 1)}
+        cells |= {f"{s}x{s}": window_mean_and_std(m.values, s) for s in (2, 4) if s <= side}
+        for label, (mean, std) in cells.items():
+            groups += [FeatureGroup(m.name, f"{label}-mean", mean), FeatureGroup(m.name, f"{label}-std", std)]
+    return groups + _input_groups(images)
+
+
+def _input_groups(images: torch.Tensor) -> list[FeatureGroup]:
     rms = images.float().square().mean(dim=(2, 3)).add(STD_EPSILON).sqrt()
-    groups.append(FeatureGroup("input", "rms", rms[None]))
-    groups.append(FeatureGroup("input", "pixels", images.float().flatten(1)[None]))
-    return groups
+    pixels = images.float().flatten(1)
+    return [FeatureGroup("input", "rms", rms[None]), FeatureGroup("input", "pixels", pixels[None])]
 
 
 def every_location(maps: list[FeatureMap], images: torch.Tensor) -> list[FeatureGroup]:
@@ -141,11 +179,13 @@ def every_location(maps: list[FeatureMap], images: torch.Tensor) -> list[Feature
 FEATURE_SETS: dict[str, FeatureSet] = {
     "multires": multires,
     "paper": paper,
+    "paper-full": paper_full,
     "last": last,
     "global": global_mean,
     "locations": every_location,
 }
-WITH_PIXELS = ("paper",)  # feature sets in which the image itself is one of the vectors
+WITH_PIXELS = ("paper", "paper-full")  # feature sets in which the image itself is one of the vectors
+WITH_BLOCKS = ("paper-full",)  # feature sets for which a MAE is read at its stem and blocks, too
 
 
 def feature_set(name: str) -> FeatureSet:

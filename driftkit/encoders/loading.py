@@ -5,13 +5,15 @@ Weights that are missing are an error. Random ones are used only where they are 
 
 import difflib
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from pydantic import ValidationError
 
 from driftkit.artifacts.files import read_tensors, state_digest, write_tensors
@@ -28,7 +30,8 @@ from driftkit.encoders.networks import (
     check_input_size,
     require_taps,
 )
-from driftkit.encoders.specs import PIXEL, SPECS, TIMM_PREFIX, EncoderSpec, names
+from driftkit.encoders.resizing import Resize
+from driftkit.encoders.specs import PIXEL, SPECS, TIMM_PREFIX, EncoderSpec, MapNorm, names
 from driftkit.encoders.weights import fetch, read_weights, unless_changed
 from driftkit.errors import MissingError, UsageError
 from driftkit.nn.mae_resnet import MAEResNet, MAEResNetConfig
@@ -39,6 +42,21 @@ ENCODER_FILE = "encoder.safetensors"
 ENCODER_OBJECTIVES = ("mae", "classifier")
 MAE_RESNET = "mae_resnet"
 MAX_SIDE = 4096
+DINOV2_OFFSET = 0.1  # positions, which the original code adds to the side of the grid of position embeddings
+
+
+@dataclass(frozen=True)
+class EncoderSettings:
+    """How an encoder is used; None where its own default holds. See `load_encoder`."""
+
+    input_size: int | None = None
+    resize: Resize = "bicubic"
+    taps: Sequence[str] | None = None
+    map_norm: MapNorm | None = None
+    feature_set: str | None = None
+
+
+DEFAULTS = EncoderSettings()
 
 
 def load_encoder(
@@ -46,9 +64,12 @@ def load_encoder(
     *,
     image_size: int = 32,
     input_size: int | None = None,
+    resize: Resize = "bicubic",
     weights: Path | None = None,
     random_weights: bool = False,
     taps: Sequence[str] | None = None,
+    map_norm: MapNorm | None = None,
+    feature_set: str | None = None,
     device: torch.device | str = "cpu",
 ) -> FrozenEncoder:
     """The frozen encoder of that name, or of the MAE or classifier run in that folder.
@@ -58,12 +79,15 @@ def load_encoder(
             it exported.
         image_size: side in pixels of the images to come; the input size of encoders that work at native resolution.
         input_size: side in pixels to which images are resized; None takes the encoder's own.
+        resize: how they are resized, "bicubic" or "bilinear".
         weights: a local file of weights: safetensors, or a torch file, of which only tensors are read.
         random_weights: leave the network at its seeded initialisation, for timing and tests.
         taps: names of the layers whose maps are used instead of those of the row.
+        map_norm: what is done to the maps, "none", "layer" or "final"; None takes the encoder's own.
+        feature_set: what is made of the maps, which decides the default taps of a MAE or classifier run.
 
     Raises:
-        UsageError: no such encoder or layer, or an input size that does not fit it.
+        UsageError: no such encoder or layer, or an input size or map norm that does not fit it.
         MissingError: weights that are absent, unreadable or of another network.
         RefusedError: weights that are not finite.
     """
@@ -78,16 +102,17 @@ def load_encoder(
     if name == PIXEL:
         if taps:
             raise UsageError("encoder pixel has no layers: leave out --taps")
-        return PixelEncoder(input_size=input_size or image_size).to(device)
+        if map_norm not in (None, "none"):
+            raise UsageError(f"--map-norm {map_norm}: encoder pixel has no channels to normalise over; expected none")
+        return PixelEncoder(input_size=input_size or image_size, resize_mode=resize).to(device)
+    settings = EncoderSettings(input_size, resize, taps, map_norm, feature_set)
     if known:
         spec = SPECS[name] if name in SPECS else timm_spec(name, input_size=input_size)
-        return _load_timm(
-            spec, input_size=input_size, taps=taps, weights=weights, random_weights=random_weights, device=device
-        ).to(device)
+        return _load_timm(spec, settings, weights=weights, random_weights=random_weights, device=device).to(device)
     if Path(name).is_dir():
-        return load_run_encoder(Path(name), input_size=input_size, taps=taps, device=device)
+        return load_run_encoder(Path(name), settings, device=device)
     if Path(name).is_file():
-        return load_encoder_file(Path(name), input_size=input_size, taps=taps, device=device)
+        return load_encoder_file(Path(name), settings, device=device)
     if "/" in name:
         raise MissingError(f"encoder {name}: no such folder; a MAE run makes one: driftkit train --objective mae")
     close = difflib.get_close_matches(name, names(), n=1)
@@ -98,11 +123,7 @@ def load_encoder(
 
 
 def load_run_encoder(
-    path: Path,
-    *,
-    input_size: int | None = None,
-    taps: Sequence[str] | None = None,
-    device: torch.device | str = "cpu",
+    path: Path, settings: EncoderSettings = DEFAULTS, *, device: torch.device | str = "cpu"
 ) -> FrozenEncoder:
     """The EMA encoder of a MAE or classifier run, at the image size it was trained at.
 
@@ -116,8 +137,8 @@ def load_run_encoder(
             f"{path} was trained with objective {objective_of(run)}; an encoder comes from a run of "
             f"{' or '.join(ENCODER_OBJECTIVES)}"
         )
-    size = input_size or image_size_of(run)
-    encoder = _resnet_encoder(str(path), model_of(run), run.checkpoint().weights("ema"), size, taps, device)
+    settings = replace(settings, input_size=settings.input_size or image_size_of(run))
+    encoder = _resnet_encoder(str(path), model_of(run), run.checkpoint().weights("ema"), settings, device)
     encoder.lineage = lineage_of_run(run.manifest(), encoder.weights_digest)
     return encoder
 
@@ -139,11 +160,7 @@ def export_encoder(run: Run) -> Path:
 
 
 def load_encoder_file(
-    path: Path,
-    *,
-    input_size: int | None = None,
-    taps: Sequence[str] | None = None,
-    device: torch.device | str = "cpu",
+    path: Path, settings: EncoderSettings = DEFAULTS, *, device: torch.device | str = "cpu"
 ) -> FrozenEncoder:
     """The encoder in a file that `export_encoder` wrote.
 
@@ -160,12 +177,12 @@ def load_encoder_file(
         )
     if header.get("sha256", state_digest(weights)) != state_digest(weights):
         raise MissingError(f"{path} is damaged: its weights are not those it was written with; train again, or copy it")
-    size = input_size or _size_in(header, path)
+    settings = replace(settings, input_size=settings.input_size or _size_in(header, path))
     try:
         model = from_json(header.get("model", ""))
     except (ValueError, RecursionError):
         raise MissingError(f"{path}: the network's config in its header is unreadable; export it again") from None
-    encoder = _resnet_encoder(str(path), model, weights, size, taps, device)
+    encoder = _resnet_encoder(str(path), model, weights, settings, device)
     encoder.lineage = _lineage_in(header, encoder.weights_digest)
     return encoder
 
@@ -190,8 +207,7 @@ def _resnet_encoder(
     name: str,
     model: Mapping[str, Any],
     weights: Mapping[str, torch.Tensor],
-    input_size: int,
-    taps: Sequence[str] | None,
+    settings: EncoderSettings,
     device: torch.device | str,
 ) -> FrozenEncoder:
     try:
@@ -203,7 +219,16 @@ def _resnet_encoder(
     part = encoder_part(weights)
     network = build_with(lambda: MAEResNet(config), part, what=name, part=is_encoder_part)
     require_finite(part, f"encoder {name}: weights", fix="take another checkpoint or run")
-    encoder = MAEEncoder(name, network, input_size=input_size, taps=taps)
+    assert settings.input_size is not None
+    encoder = MAEEncoder(
+        name,
+        network,
+        input_size=settings.input_size,
+        taps=settings.taps,
+        map_norm=settings.map_norm or "none",
+        resize_mode=settings.resize,
+        feature_set=settings.feature_set,
+    )
     encoder.weights_digest = state_digest(part)
     encoder.freeze()
     return encoder.to(device)
@@ -232,19 +257,20 @@ def is_encoder_part(name: str) -> bool:
 
 def _load_timm(
     spec: EncoderSpec,
+    settings: EncoderSettings,
     *,
-    input_size: int | None,
-    taps: Sequence[str] | None,
     weights: Path | None,
     random_weights: bool,
     device: torch.device | str,
 ) -> FrozenEncoder:
-    size = input_size or spec.input_size
+    size = settings.input_size or spec.input_size
     if random_weights and weights is not None:
         raise UsageError("--random-weights and --encoder-weights exclude each other: give one of them")
     path = None if random_weights else weights or fetch(spec)  # before seconds go into a network without them
-    if taps:
-        spec = _with_taps(spec, taps)
+    if settings.taps:
+        spec = _with_taps(spec, settings.taps)
+    if settings.map_norm:
+        spec = replace(spec, map_norm=settings.map_norm)
     check_input_size(spec, size)
     network = _create(spec.model, size, device)
     digest = "random"
@@ -253,7 +279,7 @@ def _load_timm(
         require_finite(state, f"{path}: weights", fix="remove the file to have it fetched again, or give another")
         digest = state_digest(state)
         put_in(network, state, path)
-    encoder = TimmEncoder(spec, network, input_size=size)
+    encoder = TimmEncoder(spec, network, input_size=size, resize_mode=settings.resize)
     encoder.random_weights, encoder.weights_digest = random_weights, digest
     encoder.lineage = timm_lineage(spec if weights is None else unless_changed(spec, weights), network, digest)
     encoder.freeze()
@@ -371,7 +397,12 @@ def encoder_keys(
 
 
 def put_in(network: Any, state: dict[str, torch.Tensor], path: Path) -> None:
-    """Load `state` strictly, after timm's own renaming and resizing of position embeddings for that family."""
+    """Load `state` strictly, after timm's own renaming and resizing of position embeddings for that family.
+
+    Those of DINOv2 are resized as its authors do, for training and scoring alike.
+    """
+    if "dinov2" in network.pretrained_cfg.get("architecture", ""):
+        state = _with_dinov2_positions(state, network)
     family = sys.modules[type(network).__module__]
     if hasattr(family, "checkpoint_filter_fn"):
         state = family.checkpoint_filter_fn(dict(state), network)
@@ -390,3 +421,23 @@ def put_in(network: Any, state: dict[str, torch.Tensor], path: Path) -> None:
         more = f" and {len(problems) - 2} more" if len(problems) > 2 else ""
         raise MissingError(f"{path} does not fit {type(network).__name__}: {'; '.join(problems[:2])}{more}")
     network.load_state_dict(state)
+
+
+def _with_dinov2_positions(state: dict[str, torch.Tensor], network: Any) -> dict[str, torch.Tensor]:
+    """The state with `pos_embed` for the grid of the network, where it is a square one of another size.
+
+    Source: DINOv2's own code (arXiv 2304.07193): bicubic, not antialiased, by the scale (wanted + 0.1) / side. timm's
+    resizing gives other features.
+    """
+    embedding = state.get("pos_embed")
+    wanted = int(network.patch_embed.grid_size[0])
+    if embedding is None or embedding.ndim != 3:
+        return state
+    side = math.isqrt(embedding.shape[1])
+    prefix = embedding.shape[1] - side * side  # positions of the class token
+    if prefix not in (0, 1) or side in (0, wanted):
+        return state
+    grid = embedding[:, prefix:].reshape(1, side, side, -1).permute(0, 3, 1, 2).float()
+    scale = (wanted + DINOV2_OFFSET) / side
+    grid = F.interpolate(grid, scale_factor=(scale, scale), mode="bicubic", antialias=False)
+    return {**state, "pos_embed": torch.cat([embedding[:, :prefix], grid.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)}

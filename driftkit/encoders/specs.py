@@ -5,10 +5,9 @@ from typing import Literal
 
 PIXEL = "pixel"
 TIMM_PREFIX = "timm:"
-INTERPOLATION = "bicubic"  # of every resize; antialiased where it shrinks
-
 Normalisation = Literal["imagenet", "clip", "half", "other"]
-Reading = Literal["maps", "normalised maps", "class token"]
+Reading = Literal["maps", "class token"]
+MapNorm = Literal["none", "layer", "final"]
 Keys = Literal["timm", "efficientnet-lite"]
 
 NORMALISATIONS: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
@@ -56,7 +55,9 @@ class EncoderSpec:
         licence: of the weights.
         input_size: side in pixels to which images are resized.
         normalisation: key of NORMALISATIONS, or "other": as timm has it.
-        reading: the maps as the layers give them, after the network's last norm, or the class token alone.
+        reading: the maps, or the class token alone.
+        map_norm: what is done to them: nothing, "layer" (each position over its channels), or "final" (the network's
+            last norm).
         weights_url: where the file lies when it is not on the hub.
         weights_prefix: the file is a training checkpoint; only keys under the prefix belong to the encoder.
         dropped_keys: beginnings of keys under the prefix that do not belong to it after all.
@@ -78,6 +79,7 @@ class EncoderSpec:
     input_size: int = 224
     normalisation: Normalisation = "imagenet"
     reading: Reading = "maps"
+    map_norm: MapNorm = "none"
     weights_url: str | None = None
     weights_prefix: str = ""
     dropped_keys: tuple[str, ...] = ()
@@ -95,11 +97,11 @@ def _plain_vit(
     name: str, model: str, patch: int, parameters: int, trained_by: str, supervised: bool,
     data: tuple[str, ...], licence: str, *, normalisation: Normalisation = "imagenet",
     taps: tuple[tuple[str, int], ...] = BLOCKS_OF_12,
-    feature_set: str = "multires", reading: Reading = "maps",
+    feature_set: str = "multires", reading: Reading = "maps", map_norm: MapNorm = "none",
 ) -> EncoderSpec:  # fmt: skip
     return EncoderSpec(
         name, model, taps, (patch,) * len(taps), parameters, feature_set, trained_by, supervised, data,
-        licence, normalisation=normalisation, reading=reading,
+        licence, normalisation=normalisation, reading=reading, map_norm=map_norm,
     )  # fmt: skip
 
 
@@ -125,24 +127,25 @@ SPECS = {
         _efficientnet_lite(2, 4_357_952, "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"),
         _plain_vit(
             "dinov2", "vit_base_patch14_dinov2.lvd142m", 14, 85_724_928, "DINOv2, LVD-142M", False, ("LVD-142M",),
-            "Apache-2.0", taps=(("class", 11),), feature_set="global", reading="class token",
+            "Apache-2.0", taps=(("class", 11),), feature_set="global", reading="class token", map_norm="final",
         ),
         _plain_vit(
             "dinov2-last", "vit_base_patch14_dinov2.lvd142m", 14, 85_724_928, "DINOv2, LVD-142M", False, ("LVD-142M",),
-            "Apache-2.0", taps=(("block12", 11),), feature_set="last", reading="normalised maps",
+            "Apache-2.0", taps=(("block12", 11),), feature_set="last", map_norm="final",
         ),
         _plain_vit(
-            "dinov2-multires", "vit_base_patch14_dinov2.lvd142m", 14, 85_723_392, "DINOv2, LVD-142M", False,
-            ("LVD-142M",), "Apache-2.0",
+            "dinov2-multires", "vit_base_patch14_dinov2.lvd142m", 14, 85_724_928, "DINOv2, LVD-142M", False,
+            ("LVD-142M",), "Apache-2.0", map_norm="final",
         ),
+        # The authors' release also reads mean and deviation after the last norm, and no locations of the first stage.
         EncoderSpec(
-            "convnextv2", "convnextv2_base.fcmae", CONVNEXT_STAGES, (4, 8, 16, 32), 87_690_752, "multires",
-            "FCMAE, ImageNet-1k", False, ("ImageNet-1k",), "CC-BY-NC-4.0",
-        ),
-        EncoderSpec(
-            "convnextv2-ft", "convnextv2_base.fcmae_ft_in22k_in1k", CONVNEXT_STAGES, (4, 8, 16, 32), 87_690_752,
+            "convnextv2", "convnextv2_base.fcmae_ft_in22k_in1k", CONVNEXT_STAGES, (4, 8, 16, 32), 87_690_752,
             "multires", "FCMAE, then classification, ImageNet-22k and -1k", True,
-            ("ImageNet-22k", "ImageNet-1k"), "CC-BY-NC-4.0",
+            ("ImageNet-22k", "ImageNet-1k"), "CC-BY-NC-4.0", map_norm="layer",
+        ),
+        EncoderSpec(
+            "convnextv2-fcmae", "convnextv2_base.fcmae", CONVNEXT_STAGES, (4, 8, 16, 32), 87_690_752, "multires",
+            "FCMAE, ImageNet-1k", False, ("ImageNet-1k",), "CC-BY-NC-4.0", map_norm="layer",
         ),
         EncoderSpec(
             "mocov2", "resnet50", (("layer1", 1), ("layer2", 2), ("layer3", 3), ("layer4", 4)), (4, 8, 16, 32),

@@ -23,8 +23,9 @@ def probe_shapes(
         batch_size: generated images per step, and as many real ones, of which the memory is told.
 
     Returns:
-        `encoder`, `parameters`, `input_size`, `feature_set`, `weights`; `maps`: name, channels, height, width and the
-        number of feature vectors it gives; `field_calls`: channels and vectors of every batched field;
+        `encoder`, `parameters`, `input_size`, `resize`, `map_norm`, `feature_set`, `weights`; `maps`: name, channels,
+        height, width and the number of feature vectors it gives; `field_calls`: channels and vectors of every batched
+        field;
         `field_gflop`: what their matrix products cost per step at three temperatures; `memory`: see
         `field_memory`.
     """
@@ -41,6 +42,8 @@ def probe_shapes(
         "encoder": encoder.name,
         "parameters": encoder.num_parameters,
         "input_size": encoder.input_size,
+        "resize": encoder.resize_mode,
+        "map_norm": encoder.map_norm,
         "feature_set": features or encoder.feature_set,
         "weights": encoder.weights_digest,
         "maps": [

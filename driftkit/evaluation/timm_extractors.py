@@ -1,6 +1,5 @@
 """Evaluators that come through timm: DINOv2 and CLIP as FD-DINOv2 and FD-CLIP take them, and any other model."""
 
-import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from driftkit.encoders.lineage import Lineage, family_of
 from driftkit.encoders.loading import encoder_keys, put_in, timm_lineage, timm_spec
 from driftkit.encoders.specs import SPECS
 from driftkit.encoders.weights import fetch, read_weights, unless_changed
-from driftkit.errors import MissingError
 from driftkit.evaluation.features import Extractor
 
 DINOV2_MODEL = "vit_large_patch14_dinov2.lvd142m"
@@ -30,7 +28,7 @@ def dinov2(path: Path, device: torch.device, *, model: str = DINOV2_MODEL) -> Ex
     are resized by torch instead of PIL, to the same 8 bits but for rounding.
     """
     state = read_weights(path)
-    network = dinov2_network(state, path, model=model).to(device)
+    network = _network(model, state, path, img_size=DINOV2_SIZE).to(device)
     lineage = _transformer_lineage(network, model, state, "LVD-142M", labels=False)
     return _extractor("dinov2", network, lineage, device, size=DINOV2_SIZE, model=model, reading="class token")
 
@@ -91,11 +89,11 @@ def timm_model(name: str, path: Path, device: torch.device) -> Extractor:
     return _extractor(name, network, lineage, device, size=size, model=spec.model, reading="pooled features", mode=mode)
 
 
-def _network(model: str, state: dict[str, torch.Tensor], path: Path) -> Any:
+def _network(model: str, state: dict[str, torch.Tensor], path: Path, **options: Any) -> Any:
     """A timm model without its classifier, in evaluation mode; MissingError where the weights are of another one."""
     import timm
 
-    network: Any = timm.create_model(model, pretrained=False, num_classes=0)
+    network: Any = timm.create_model(model, pretrained=False, num_classes=0, **options)
     put_in(network, state, path)
     return network.requires_grad_(False).eval()
 
@@ -129,42 +127,3 @@ def _extractor(
         device=device,
         lineage=lineage,
     )
-
-
-def dinov2_network(state: dict[str, torch.Tensor], path: Path, *, model: str) -> Any:
-    """A DINOv2 for 224 pixels from a timm or an original state dict of the 518 pixel network.
-
-    Position embeddings are interpolated as the original code does, with its offset of 0.1 and without antialiasing;
-    timm's own interpolation gives other features.
-
-    Raises:
-        MissingError: the weights are of another network.
-    """
-    import timm
-
-    network: Any = timm.create_model(model, pretrained=False, num_classes=0, img_size=DINOV2_SIZE)
-    with torch.device("meta"):
-        native: Any = timm.create_model(model, pretrained=False, num_classes=0)
-    family = sys.modules[type(network).__module__]
-    problem = ""
-    try:
-        state = dict(family.checkpoint_filter_fn(dict(state), native))
-        side, wanted = native.patch_embed.grid_size[0], network.patch_embed.grid_size[0]
-        state["pos_embed"] = _resize_positions(state["pos_embed"], side, wanted)
-        network.load_state_dict(state)
-    except (KeyError, RuntimeError) as error:  # what torch raises for keys and shapes that do not fit
-        problem = str(error)
-    if problem:
-        raise MissingError(f"{path} does not hold the weights of {model}: {problem[:200]}")
-    return network.requires_grad_(False).eval()
-
-
-def _resize_positions(embedding: torch.Tensor, side: int, wanted: int) -> torch.Tensor:
-    """Class position and side x side patch positions [1, 1 + side^2, D] -> [1, 1 + wanted^2, D]."""
-    prefix = embedding.shape[1] - side * side
-    if prefix not in (0, 1):
-        raise KeyError(f"pos_embed has {embedding.shape[1]} positions, expected {side * side + 1}")
-    grid = embedding[:, prefix:].reshape(1, side, side, -1).permute(0, 3, 1, 2).float()
-    scale = (wanted + 0.1) / side
-    grid = F.interpolate(grid, scale_factor=(scale, scale), mode="bicubic", antialias=False)
-    return torch.cat([embedding[:, :prefix], grid.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)

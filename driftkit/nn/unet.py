@@ -108,7 +108,10 @@ class UNet(nn.Module):
         self.output = zero_initialised(nn.Conv2d(channels, 3, 3, padding=1))
 
     def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        """x [N, 3, H, W], integer t [N] -> [N, 3, H, W]."""
+        """x [N, 3, H, W], integer t [N] -> [N, 3, H, W].
+
+        The last norm and convolution are float32 even under autocast: 8 bits are too coarse for images and noise.
+        """
         embedding = self.time_embedding(t)
         h = self.input(x)
         skips = [h]
@@ -118,7 +121,9 @@ class UNet(nn.Module):
         h = _apply(self.middle, h, embedding)
         for parts in self.up:
             h = _apply(parts, torch.cat([h, skips.pop()], dim=1), embedding)
-        out: torch.Tensor = self.output(F.silu(self.output_norm(h)))
+        device = "cpu" if h.is_meta else h.device.type  # meta tensors have no autocast of their own
+        with torch.autocast(device, enabled=False):
+            out: torch.Tensor = self.output(F.silu(self.output_norm(h.float())))
         return out
 
 

@@ -13,6 +13,8 @@ from driftkit.drift.sampler import generate_one_step
 from driftkit.encoders.cache import FeatureCache
 from driftkit.encoders.features import FeatureGroup, FieldCall, feature_set, field_calls
 from driftkit.encoders.networks import FrozenEncoder
+from driftkit.encoders.resizing import Resize
+from driftkit.encoders.specs import MapNorm
 from driftkit.errors import NonFiniteError, NonFiniteStepError
 from driftkit.protocols import Batch, Execution, StepLoss
 from driftkit.runtime.distributed import Ranks
@@ -37,8 +39,14 @@ class DriftingConfig(BaseModel):
     encoder_weights: str | None = Field(None, description="local file of encoder weights; None: cache, then hub")
     random_weights: bool = Field(False, description="leave the encoder untrained (shapes, speed and tests only)")
     input_size: int | None = Field(None, ge=8, le=4096, description="side in pixels the encoder sees; None: its own")
+    resize: Resize = Field("bicubic", description="how images are brought to that size; the authors' release: bilinear")
+    map_norm: MapNorm | None = Field(
+        None,
+        description="normalisation of the maps: none, layer (each position over its channels) or final (the network's "
+        "last norm); None: the encoder's own",
+    )
     feature_set: str | None = Field(
-        None, description="multires, paper, last, global or locations; None: the encoder's own"
+        None, description="multires, paper, paper-full, last, global or locations; None: the encoder's own"
     )
     cache_features: bool = Field(
         False, description="compute the features of real images once and map them from disk, in bfloat16"
@@ -66,7 +74,9 @@ class Drifting:
 
     Generated and real features of all ranks are gathered, so that the field sees the global batch.
 
-    Source: arXiv 2602.04770, Algorithm 1 and Appendix A.5, A.6. Differs: unconditional, one real image per generated.
+    Source: arXiv 2602.04770, Algorithm 1 and Appendix A.5, A.6. Differs: unconditional, one real image per generated;
+    and by default each location has its own feature and drift scale, where paper and authors' release share them over a
+    map (`scale_over`), and affinities have no lower bound, where the release has 1e-3 (`affinity_floor`).
     """
 
     def __init__(

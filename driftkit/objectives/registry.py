@@ -14,7 +14,7 @@ from driftkit.artifacts.files import state_digest
 from driftkit.artifacts.run import Run
 from driftkit.config.layers import did_you_mean
 from driftkit.datasets.packs import ImagePack
-from driftkit.diffusion.samplers import sample_ddim, sample_ddpm, sample_dpm_solver
+from driftkit.diffusion.samplers import ddpm_variance, sample_ddim, sample_ddpm, sample_dpm_solver
 from driftkit.drift.sampler import sample_one_step
 from driftkit.encoders.cache import FeatureCache, FeatureSource, open_cache
 from driftkit.encoders.features import FEATURES_VERSION, WITH_PIXELS, feature_set
@@ -78,6 +78,7 @@ class ObjectiveKind:
         build: makes the objective.
         samplers: sampler name -> function of the objective's config that makes the sampler; the first is the default.
             Empty where the method generates no images.
+        sampler_options: (config, sampler, NFE, options asked for) -> those to record: with what follows from the NFE.
         min_batch: images that the global batch must have.
         tells_spread: whether its steps generate images, so that their collapse shows while it trains.
         holdout: share of the images kept out of training to measure on, unless data.holdout says how many.
@@ -89,6 +90,9 @@ class ObjectiveKind:
     model_kind: str
     build: Callable[[Any, Setting], BuiltObjective]
     samplers: Mapping[str, Callable[[Any], Sampler]] = field(default_factory=dict)
+    sampler_options: Callable[[Any, str, int | None, Mapping[str, Any]], dict[str, Any]] = (
+        lambda config, sampler, nfe, options: dict(options)
+    )
     min_batch: int = 1
     tells_spread: bool = False
     holdout: float = 0.0
@@ -101,9 +105,12 @@ def _build_drifting(config: DriftingConfig, setting: Setting) -> BuiltObjective:
         config.encoder,
         image_size=setting.pack.image_size,
         input_size=config.input_size,
+        resize=config.resize,
         weights=Path(config.encoder_weights) if config.encoder_weights else None,
         random_weights=config.random_weights,
         taps=config.taps,
+        map_norm=config.map_norm,
+        feature_set=config.feature_set,
         device=setting.device,
     ).to(memory_format=torch.channels_last)
     if setting.compile:
@@ -113,7 +120,7 @@ def _build_drifting(config: DriftingConfig, setting: Setting) -> BuiltObjective:
     about = {
         "name": encoder.name,
         "parameters": encoder.num_parameters,
-        "input_size": encoder.input_size,
+        **encoder.describe(),
         "feature_set": features,
         "random_weights": encoder.random_weights,
         "weights_digest": encoder.weights_digest,
@@ -144,6 +151,13 @@ def _open_cache(encoder: FrozenEncoder, features: str, setting: Setting) -> Feat
     return open_cache(
         cache_folder() / "features", setting.pack.images, source, flips=setting.flips, ranks=setting.ranks
     )
+
+
+def _ddpm_sampler_options(
+    config: DDPMConfig, sampler: str, nfe: int | None, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    chosen = {"variance": ddpm_variance(nfe, config.schedule())} if sampler == "ddpm" else {}
+    return {**chosen, **options}
 
 
 def _build_mae(config: MAEConfig, setting: Setting) -> BuiltObjective:
@@ -211,6 +225,7 @@ OBJECTIVES = {
                 "ddpm": lambda config: partial(sample_ddpm, schedule=config.schedule()),
                 "dpm-solver": lambda config: partial(sample_dpm_solver, schedule=config.schedule()),
             },
+            sampler_options=_ddpm_sampler_options,
         ),
         ObjectiveKind("mae", "mae_resnet", _build_mae, holdout=0.02, complete=_complete_mae, export=export_encoder),
         ObjectiveKind(

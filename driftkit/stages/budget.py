@@ -297,7 +297,10 @@ def _encoder(objective: DriftingConfig, image_size: int) -> FrozenEncoder:
         image_size=native_image_size(objective.encoder) or image_size,
         input_size=objective.input_size,
         random_weights=_published(objective.encoder),
+        resize=objective.resize,
         taps=objective.taps,
+        map_norm=objective.map_norm,
+        feature_set=objective.feature_set,
         device="meta",
     )
 

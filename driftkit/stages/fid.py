@@ -77,7 +77,7 @@ class Judge:
 
     def identity(self, run: Run, num_images: int, sampling: Sampling) -> str:
         """Digest of everything that an evaluation of a run follows from: equal ones need not be made twice."""
-        wanted = {"weights": "ema", "seed": 0, **sampling.given()}
+        wanted = sampling.resolved()
         checkpoint = run.checkpoint(sampling.step)
         return digest_json(
             {

@@ -180,6 +180,7 @@ def _describe(found: Target) -> dict[str, Any]:
         "run": found.run.name if found.run else None,
         **{key: info.get(key) for key in ("method", "encoder", "sampler", "nfe", "weights", "step", "seed")},
         "sampler_options": info.get("sampler_options") or {},
+        "sampler_precision": info.get("precision"),
     }
 
 
@@ -203,6 +204,7 @@ def default_path(found: Target, document: dict[str, Any]) -> Path:
         f"step{document['step']}",
         f"n{document['num_images']}",
         f"seed{document['seed']}",
+        *([] if document["sampler_precision"] in (None, "float32") else [document["sampler_precision"]]),
         document["reference"]["digest"][:8],
     )
     return found.run.path / "evaluations" / f"{_file_label('-'.join(str(p) for p in parts))}.json"

@@ -75,7 +75,7 @@ def repeats_summary(made: Sequence[Evaluation]) -> dict[str, Any]:
     names = [n for n in documents[0]["metrics"] if all(n in d["metrics"] for d in documents)]
     spread = {name: spread_of([d["metrics"][name] for d in documents]) for name in names}
     shared = ("name", "num_images", "target", "run", "method", "encoder", "sampler", "nfe", "weights", "step",
-              "kinship", "floor", "extractor", "reference")  # fmt: skip
+              "sampler_precision", "kinship", "floor", "extractor", "reference")  # fmt: skip
     return {
         "format": FORMAT,
         "kind": "evaluation repeats",
@@ -162,8 +162,8 @@ def known_evaluations(run: Run) -> dict[str, Evaluation]:
 
 
 def _write_curve(run: Run, last: dict[str, Any], points: list[dict[str, Any]]) -> Evaluation:
-    keys = ("name", "num_images", "run", "method", "encoder", "sampler", "nfe", "weights", "seed", "floor", "extractor",
-            "reference", "kinship")  # fmt: skip
+    keys = ("name", "num_images", "run", "method", "encoder", "sampler", "nfe", "weights", "seed",
+            "sampler_precision", "floor", "extractor", "reference", "kinship")  # fmt: skip
     document = {
         "format": FORMAT,
         "kind": "evaluation curve",

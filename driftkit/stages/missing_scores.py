@@ -140,7 +140,7 @@ def ways_of(run: Run, wanted: MissingScores) -> list[Way]:
 
 
 def _done(run: Run, judge: Judge, num_images: int, seed: int) -> list[Way]:
-    """The ways that were scored by this judge, against these images, with that count and seed."""
+    """The ways that were scored by this judge in float32, against these images, with that count and seed."""
     found = []
     for document in read_evaluations(run)[0]:
         theirs, ours = mapping(document.get("extractor")), judge.bench.extractor.describe()
@@ -151,6 +151,7 @@ def _done(run: Run, judge: Judge, num_images: int, seed: int) -> list[Way]:
             and document.get("weights") == "ema"
             and document.get("seed") == seed
             and not document.get("sampler_options")
+            and document.get("sampler_precision") == "float32"
             and isinstance(document.get("kinship"), dict)
         )
         sampler, step = text(document.get("sampler")), count(document.get("step"))

@@ -14,7 +14,8 @@ from driftkit.datasets.sources import open_dataset
 from driftkit.encoders.features import feature_set
 from driftkit.encoders.loading import load_encoder, native_image_size
 from driftkit.encoders.networks import FrozenEncoder
-from driftkit.encoders.specs import INTERPOLATION, PIXEL, SPECS
+from driftkit.encoders.resizing import RESIZES, Resize
+from driftkit.encoders.specs import PIXEL, SPECS, MapNorm
 from driftkit.encoders.weights import locate
 from driftkit.errors import UsageError
 from driftkit.evaluation.encoder_speed import measure_encoder_speed
@@ -30,7 +31,7 @@ from driftkit.runtime.random import generator_for
 
 LISTED = (
     "name", "model", "trained_by", "supervised", "licence", "parameters", "input_size", "interpolation",
-    "normalisation", "maps", "strides", "reading", "feature_set", "weights",
+    "normalisation", "maps", "strides", "reading", "map_norm", "feature_set", "weights",
 )  # fmt: skip
 SMALLEST_BATCH = 8
 DEFAULT_BATCH = 128
@@ -67,6 +68,8 @@ def probe_encoder(
     weights: Path | None = None,
     random_weights: bool = False,
     taps: Sequence[str] | None = None,
+    map_norm: MapNorm | None = None,
+    resize: Resize = "bicubic",
     features: str | None = None,
     probing: Probing | None = None,
     device: torch.device | str = "cpu",
@@ -115,6 +118,9 @@ def probe_encoder(
             weights=weights,
             random_weights=random_weights,
             taps=taps,
+            map_norm=map_norm,
+            resize=resize,
+            feature_set=features,
             device=place,
         ).to(memory_format=torch.channels_last)  # as training has it
 
@@ -149,7 +155,7 @@ def encoder_table() -> list[dict[str, Any]]:
     """
     rows: list[dict[str, Any]] = [
         {**dict.fromkeys(LISTED), "name": PIXEL, "feature_set": "locations", "maps": ["pixels"], "parameters": 0,
-         "trained_by": "nothing: the image itself", "supervised": False, "interpolation": INTERPOLATION}
+         "trained_by": "nothing: the image itself", "supervised": False, "interpolation": RESIZES[0]}
     ]  # fmt: skip
     for spec in SPECS.values():
         path = locate(spec)
@@ -160,7 +166,7 @@ def encoder_table() -> list[dict[str, Any]]:
                 **known,
                 "maps": [name for name, _ in spec.taps],
                 "strides": list(spec.strides),
-                "interpolation": INTERPOLATION,
+                "interpolation": RESIZES[0],
                 "weights": None if path is None else str(path),
             }
         )

@@ -18,7 +18,7 @@ from driftkit.errors import MissingError, RefusedError, UsageError
 from driftkit.nn.weights import build_with
 from driftkit.objectives.registry import OBJECTIVES, build_network, build_sampler
 from driftkit.protocols import SampleRequest
-from driftkit.runtime.device import autocast, autocast_dtype
+from driftkit.runtime.device import Precision, autocast, autocast_dtype
 from driftkit.runtime.finite import require_finite
 from driftkit.runtime.memory import fitting_batch
 from driftkit.runtime.random import image_noise
@@ -78,6 +78,7 @@ def generate(
     weights: Weights = "ema",
     step: int | None = None,
     options: dict[str, Any] | None = None,
+    precision: Precision | None = None,
     batch_size: int = SAMPLE_BATCH,
     device: torch.device | None = None,
     advance: Callable[[int], None] | None = None,
@@ -94,6 +95,7 @@ def generate(
         weights: "ema" is what one scores; "raw" are the last weights.
         step: checkpoint; None takes the last.
         options: further options of the sampler, for example eta.
+        precision: number format of the network; None takes that of the run's training.
         advance: called with the number of images just made.
 
     Returns:
@@ -116,6 +118,7 @@ def generate(
         nfe=nfe,
         seed=seed,
         options=options,
+        precision=precision,
         batch_size=batch_size,
         device=device,
         advance=advance,
@@ -129,7 +132,7 @@ def generate(
         "encoder": (manifest.get("encoder") or {}).get("name"),
         "sampler": drawn.sampler,
         "nfe": drawn.nfe,
-        "sampler_options": options or {},
+        "sampler_options": drawn.options,
         "seed": seed,
         "weights": weights,
         "step": checkpoint.step,
@@ -147,6 +150,7 @@ class Drawn:
     images: torch.Tensor  # uint8 [N, 3, H, W]
     sampler: str
     nfe: int
+    options: dict[str, Any]
     precision: str
 
 
@@ -159,6 +163,7 @@ def draw_images(
     nfe: int | None = None,
     seed: int = 0,
     options: dict[str, Any] | None = None,
+    precision: Precision | None = None,
     batch_size: int = SAMPLE_BATCH,
     device: torch.device,
     advance: Callable[[int], None] | None = None,
@@ -174,8 +179,9 @@ def draw_images(
         UsageError, RefusedError: as `generate`.
     """
     name, draw = build_sampler(config.objective, sampler)
+    chosen = OBJECTIVES[config.objective.name].sampler_options(config.objective, name, nfe, options or {})
     shape = (3, _image_size(config), _image_size(config))
-    dtype = autocast_dtype(config.trainer.precision, device)
+    dtype = autocast_dtype(precision or config.trainer.precision, device)
     images, used_nfe = [], 0
     for first in range(0, len(numbers), batch_size):
         indices = numbers[first : first + batch_size]
@@ -184,7 +190,7 @@ def draw_images(
         def step_noise(number: int, indices: range = indices) -> torch.Tensor:
             return image_noise(seed, "sampler", indices, shape, step=number).to(device)
 
-        request = SampleRequest(nfe=nfe, step_noise=step_noise, options=options or {})
+        request = SampleRequest(nfe=nfe, step_noise=step_noise, options=chosen)
         once = partial(_evaluate, network, noise, device=device, dtype=dtype)
         explained = fitting_batch("sampling", len(indices), once, device=device)
         with explained, torch.inference_mode(), autocast(device, dtype):
@@ -194,7 +200,7 @@ def draw_images(
         images.append(to_uint8(batch).cpu())
         if advance:
             advance(len(indices))
-    return Drawn(torch.cat(images), name, used_nfe, str(dtype).removeprefix("torch."))
+    return Drawn(torch.cat(images), name, used_nfe, chosen, str(dtype).removeprefix("torch."))
 
 
 def _evaluate(
@@ -213,6 +219,7 @@ def sample(run: Run, output: Path | None, **request: Any) -> SampleSet:
         chosen = "".join(f"-{key}{value}" for key, value in sorted(info["sampler_options"].items()))
         label = f"{info['sampler']}{chosen}-nfe{info['nfe']}-{info['weights']}-step{info['step']}"
         label += f"-seed{info['seed']}-n{len(images)}"
+        label += "" if info["precision"] == "float32" else f"-{info['precision']}"
         output = run.path / "samples" / f"{re.sub(r'[^A-Za-z0-9.-]+', '-', label)}.safetensors"
     return write_samples(output, images, info)
 

@@ -15,6 +15,7 @@ from driftkit.artifacts.saved_config import image_size_of, objective_of
 from driftkit.errors import DriftkitError, MissingError, RefusedError, UsageError
 from driftkit.evaluation.checks import require_uint8
 from driftkit.evaluation.features import Share
+from driftkit.runtime.device import Precision
 from driftkit.runtime.distributed import Ranks
 from driftkit.runtime.progress import Report
 
@@ -25,17 +26,22 @@ FORMAT_NAMES = {"jpg": "jpeg", "jpe": "jpeg", "jfif": "jpeg", "tif": "tiff"}
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample a run that is scored; None where its own default holds. No samples file takes any of these."""
+    """How to sample a run that is scored; None where a default holds. No samples file takes any of these."""
 
     sampler: str | None = None
     nfe: int | None = None
     weights: Weights | None = None
     seed: int | None = None
     step: int | None = None
+    precision: Precision | None = None
 
     def given(self) -> dict[str, Any]:
         """The values that were asked for."""
         return {name: value for name, value in vars(self).items() if value is not None}
+
+    def resolved(self) -> dict[str, Any]:
+        """The same, with the defaults of scoring."""
+        return {"weights": "ema", "seed": 0, "precision": "float32", **self.given()}
 
 
 @dataclass(frozen=True)
@@ -106,7 +112,6 @@ def _sampled(run: Run, sampling: Sampling, opening: Opening) -> Target:
 
     total = opening.num_images or DEFAULT_NUM_IMAGES
     share = Share.of(total, batch_size=opening.batch_size, ranks=opening.ranks)
-    wanted = {"weights": "ema", "seed": 0, **sampling.given()}
     # A rank without work still makes one image: its record says what rank 0's does.
     images, info = generate(
         run,
@@ -115,7 +120,7 @@ def _sampled(run: Run, sampling: Sampling, opening: Opening) -> Target:
         batch_size=opening.batch_size,
         device=opening.device,
         advance=lambda n: opening.report("sample", n, len(share)),
-        **wanted,
+        **sampling.resolved(),
     )
     return Target(images[: len(share)], share, {**info, "num_images": total}, run, run.path)
 

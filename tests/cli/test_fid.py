@@ -163,3 +163,28 @@ def test_a_refusal_of_one_process_ends_both(tmp_path, runs):
     assert done.returncode != 0
     assert "at least 10 images, got 4" in done.stderr
     assert done.stdout == ""
+
+
+def test_a_run_is_sampled_in_float32_unless_a_precision_is_given(invoke, tmp_path):
+    words = ["--precision", "bfloat16", "--set", "trainer.learning_rate=0.01"]
+    train_tiny(tmp_path / "run", "ddpm", *words, steps=4)
+    line = [tmp_path / "run", "-r", "real", "-n", 16, "--nfe", 2, "--weights", "raw", "--allow-collapsed", "--json"]
+    found = {}
+    for precision in (None, "float32", "bfloat16", "auto"):
+        result = invoke(*line, "--device", "cpu", *(["--precision", precision] if precision else []))
+        assert result.exit_code == 0, result.stderr
+        found[precision] = json.loads(result.stdout)
+    used = {precision: document["sampler_precision"] for precision, document in found.items()}
+    assert used == {None: "float32", "float32": "float32", "bfloat16": "bfloat16", "auto": "float32"}
+    assert found[None]["identity"] == found["float32"]["identity"] != found["bfloat16"]["identity"]
+    assert found[None]["evaluation"] == found["float32"]["evaluation"] != found["bfloat16"]["evaluation"]
+    assert found[None]["metrics"]["fid"] != found["bfloat16"]["metrics"]["fid"]
+    refused = invoke(*line, "--precision", "fp8")
+    assert (refused.exit_code, "expected auto, float32 or bfloat16" in refused.stderr) == (2, True)
+
+
+def test_images_that_are_there_have_no_precision_to_choose(invoke, tmp_path):
+    path = add_samples(make_run(tmp_path / "ddpm", "ddpm"))
+    result = invoke(path, "-r", "real", "--precision", "float32")
+    assert result.exit_code == 2
+    assert "--precision: " in result.stderr

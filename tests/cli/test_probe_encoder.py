@@ -14,6 +14,8 @@ SHAPE_KEYS = {
     "encoder",
     "parameters",
     "input_size",
+    "resize",
+    "map_norm",
     "feature_set",
     "weights",
     "maps",
@@ -132,8 +134,8 @@ def test_the_list_has_a_row_for_every_encoder():
     result = driftkit("probe-encoder", "--list", "--json")
     rows = {row["name"]: row for row in json.loads(result.stdout)["encoders"]}
     assert set(rows) == set(names())
-    assert rows["convnextv2"]["supervised"] is False
-    assert rows["convnextv2-ft"]["supervised"] is True
+    assert rows["convnextv2-fcmae"]["supervised"] is False
+    assert rows["convnextv2"]["supervised"] is True
     assert rows["dinov2"]["reading"] == "class token"
     assert all(row["licence"] and row["parameters"] > 0 for name, row in rows.items() if name != "pixel")
     text = driftkit("probe-encoder", "--list").stdout

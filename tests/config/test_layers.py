@@ -49,6 +49,13 @@ def test_every_preset_fits_the_objectives_it_is_for(preset, objective):
     assert set(origins) <= set(flatten(config.model_dump(mode="json")))
 
 
+def test_the_full_size_baseline_is_trained_as_the_ddpm_paper_did():
+    """Warm-up, clipping and learning rate of its CIFAR-10 runs; the drifting run keeps its own."""
+    trainers = {name: resolve_config(objective=name, preset="cifar10-seed")[0].trainer for name in ("ddpm", "drift")}
+    found = {name: (t.learning_rate, t.warmup_steps, t.gradient_clip) for name, t in trainers.items()}
+    assert found == {"ddpm": (2e-4, 5000, 1.0), "drift": (2e-4, 0, 2.0)}
+
+
 @pytest.mark.parametrize(
     ("assignment", "words"),
     [

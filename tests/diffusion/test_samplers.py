@@ -1,12 +1,13 @@
 """The samplers against diffusers' schedulers, and what every sampler keeps."""
 
+import math
 from functools import partial
 
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 
-from driftkit.diffusion.samplers import sample_ddim, sample_ddpm, sample_dpm_solver
+from driftkit.diffusion.samplers import ddpm_variance, sample_ddim, sample_ddpm, sample_dpm_solver
 from driftkit.diffusion.schedule import linear_schedule
 from driftkit.errors import UsageError
 from driftkit.protocols import SampleRequest
@@ -62,9 +63,9 @@ def test_ddpm_agrees_with_diffusers(nfe, spacing, variance, monkeypatch):
     assert (images - estimate).abs().max() < TOLERANCE
 
 
-def test_ddpm_takes_all_steps_by_default_and_agrees_with_diffusers(monkeypatch):
+def test_ddpm_takes_all_steps_with_the_large_variance_by_default_and_agrees_with_diffusers(monkeypatch):
     schedule = linear_schedule(60)
-    other = DDPMScheduler(num_train_timesteps=60, clip_sample=True)
+    other = DDPMScheduler(num_train_timesteps=60, clip_sample=True, variance_type="fixed_large")
     x = estimate = draw(0)
     for i, t in enumerate(reversed(range(60))):
         step_noise = draw(1000 + i)
@@ -76,6 +77,37 @@ def test_ddpm_takes_all_steps_by_default_and_agrees_with_diffusers(monkeypatch):
     images, nfe = sample_ddpm(denoiser, draw(0), request(None), schedule=schedule)
     assert nfe == 60
     assert (images - estimate).abs().max() < TOLERANCE
+
+
+@pytest.mark.parametrize("nfe", [5, 4])
+def test_the_first_ancestral_step_has_the_variance_of_its_nfe_in_plain_float64(nfe):
+    """Of T = 5 steps: beta at NFE 5, the posterior's at NFE 4, which goes from t = 4 to t = 3 (4 - 1.25, rounded)."""
+    betas = [0.1, 0.15, 0.2, 0.25, 0.3]
+    alpha_bar = [math.prod(1 - beta for beta in betas[: t + 1]) for t in range(5)]
+    schedule = linear_schedule(5, 0.1, 0.3)
+    seen, draws = [], []
+
+    def recording(x, t):
+        seen.append((x.double(), int(t[0])))
+        return denoiser(x, t)
+
+    def step_noise(i):
+        draws.append(draw(1000 + i))
+        return draws[-1]
+
+    sample_ddpm(recording, draw(0), SampleRequest(nfe, step_noise, {"clip_x0": False}), schedule=schedule)
+    (x, t), (got, t_next) = seen[:2]
+    assert (t, t_next) == (4, 3)
+    noise = denoiser(x.float(), torch.tensor([t])).double()
+    x0 = (x - math.sqrt(1 - alpha_bar[t]) * noise) / math.sqrt(alpha_bar[t])
+    beta = betas[t]
+    mean = math.sqrt(alpha_bar[t_next]) * beta / (1 - alpha_bar[t]) * x0
+    mean = mean + math.sqrt(1 - beta) * (1 - alpha_bar[t_next]) / (1 - alpha_bar[t]) * x
+    variance = beta if nfe == 5 else beta * (1 - alpha_bar[t_next]) / (1 - alpha_bar[t])
+    want = mean + math.sqrt(variance) * draws[0].double()
+    assert (got - want).abs().max() < 1e-5
+    assert ddpm_variance(nfe, schedule) == ("large" if nfe == 5 else "small")
+    assert ddpm_variance(None, schedule) == "large"
 
 
 @pytest.mark.parametrize("clip", [True, False])

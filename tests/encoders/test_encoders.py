@@ -9,7 +9,9 @@ import torch
 from driftkit.artifacts.files import write_tensors
 from driftkit.encoders.features import FEATURE_SETS, STD_EPSILON, field_calls, mean_and_std
 from driftkit.encoders.loading import load_encoder, read_weights
+from driftkit.encoders.networks import MAEEncoder, layer_normalised
 from driftkit.errors import MissingError, UsageError
+from driftkit.nn.mae_resnet import MAEResNet, MAEResNetConfig
 from driftkit.protocols import FeatureMap
 from tests.conftest import driftkit, train_tiny
 
@@ -157,11 +159,181 @@ def test_a_mae_is_read_at_some_of_its_scales(tmp_path):
     assert torch.equal(part.maps(images)[1].values, whole.maps(images)[2].values)
     assert part.num_parameters < whole.num_parameters / 2  # the last stage is the largest
     assert part.weights_digest == whole.weights_digest
-    with pytest.raises(UsageError, match="stage1, stage2, stage3, stage4"):
+    with pytest.raises(UsageError, match=r"expected some of stem, stage1\.block1, stage1, stage2\.block1, .*, stage4$"):
         load_encoder(str(tmp_path / "mae"), taps=["stage5"])
 
 
-@pytest.mark.parametrize("name", ["multires", "paper", "last", "global", "locations"])
+def resnet(*num_blocks, width=8):
+    return MAEResNet(MAEResNetConfig(base_channels=width, num_blocks=num_blocks)).eval()
+
+
+def test_a_mae_is_read_at_its_stem_and_blocks():
+    network, images = resnet(1, 2, 1, 3), torch.randn(2, 3, 16, 16)
+    taps = ["stage4.block2", "stem", "stage2.block1", "stage2"]
+    encoder = MAEEncoder("mae", network, input_size=16, taps=taps)
+    encoder.freeze()
+    stem = network.stem(images)
+    first = network.stages[1][0](network.stages[0](stem))
+    second = network.stages[1](network.stages[0](stem))
+    last = network.stages[3][1](network.stages[3][0](network.stages[2](second)))
+    maps = encoder.maps(images)
+    assert [m.name for m in maps] == ["stem", "stage2.block1", "stage2", "stage4.block2"]
+    for got, want in zip(maps, (stem, first, second, last), strict=True):
+        assert torch.equal(got.values, want)
+    unused = [network.stages[3][2], network.decoder, network.output]
+    whole = sum(p.numel() for p in network.parameters())
+    assert encoder.num_parameters == whole - sum(p.numel() for part in unused for p in part.parameters())
+
+
+def test_the_release_has_86_terms_of_6734_vectors_at_32_pixels():
+    """12 maps: the stem, every second block of stages of 3, 4, 6 and 3 blocks, and the stages; 7 terms each, 2 more."""
+    encoder = MAEEncoder("mae", resnet(3, 4, 6, 3, width=4), input_size=32, feature_set="paper-full")
+    blocks = ["1.block2", "2.block2", "2.block4", "3.block2", "3.block4", "3.block6", "4.block2"]
+    assert set(encoder.taps) == {"stem", "stage1", "stage2", "stage3", "stage4", *(f"stage{b}" for b in blocks)}
+    images = torch.randn(1, 3, 32, 32)
+    maps = encoder.maps(images)
+    assert [m.values.shape[-1] for m in maps] == [32] * 3 + [16] * 3 + [8] * 4 + [4] * 2
+    groups = FEATURE_SETS["paper-full"](maps, images)
+    assert len({g.name for g in groups}) == 12 * 7 + 2 == 86
+    assert sum(g.values.shape[0] for g in groups) == 3 * 1666 + 3 * 418 + 4 * 106 + 2 * 28 + 2 == 6734
+
+
+def test_every_set_but_the_full_one_reads_a_mae_at_its_stages():
+    for name in (None, *FEATURE_SETS):
+        taps = MAEEncoder("mae", resnet(2, 1, 1, 2), input_size=16, feature_set=name).taps
+        stages = ["stage1", "stage2", "stage3", "stage4"]
+        full = ["stem", "stage1.block2", "stage1", "stage2", "stage3", "stage4.block2", "stage4"]
+        assert taps == (full if name == "paper-full" else stages)
+
+
+@pytest.mark.parametrize("side", [4, 6, 8])
+def test_the_full_set_equals_plain_loops_in_float64(side):
+    values, images = torch.randn(2, 3, side, side), torch.randn(2, 3, 8, 8)
+    groups = {g.name: g.values.double() for g in FEATURE_SETS["paper-full"]([FeatureMap("m", values)], images)}
+    wide = values.double()
+    for row in range(side):
+        for column in range(side):
+            assert torch.equal(groups["m/locations"][row * side + column], wide[:, :, row, column])
+    for label, cell in {"global": side, "2x2": 2, "4x4": 4}.items():
+        mean, std = groups.pop(f"m/{label}-mean"), groups.pop(f"m/{label}-std")
+        assert len(mean) == len(std) == (side // cell) ** 2
+        for row in range(side // cell):
+            for column in range(side // cell):
+                part = wide[:, :, row * cell : (row + 1) * cell, column * cell : (column + 1) * cell]
+                place = row * (side // cell) + column
+                assert torch.allclose(mean[place], part.mean((2, 3)), atol=1e-6)
+                assert torch.allclose(std[place], (part.var((2, 3), unbiased=False) + 1e-6).sqrt(), atol=1e-5)
+    rms = (images.double().square().mean((2, 3)) + 1e-6).sqrt()
+    assert torch.allclose(groups["input/rms"][0], rms, atol=1e-6)
+    assert torch.equal(groups["input/pixels"][0], images.double().flatten(1))
+    assert set(groups) == {"m/locations", "input/rms", "input/pixels"}
+
+
+def test_a_mae_compiles_as_one_graph_with_its_resizing_for_changing_batch_sizes():
+    encoder = MAEEncoder(
+        "mae", resnet(1, 2, 1, 1), input_size=16, map_norm="layer", resize_mode="bilinear", feature_set="paper-full"
+    )
+    encoder.freeze()
+    check_compiled(encoder, side=8)
+
+
+def check_compiled(encoder, *, side):
+    compiled = torch.compile(encoder._read, backend="aot_eager", fullgraph=True)
+    for count in (2, 3):
+        images = torch.rand(count, 3, side, side) * 2 - 1
+        gradients = []
+        for read in (encoder._read, compiled):
+            inputs = images.clone().requires_grad_()
+            outputs = read(inputs)
+            sum(o.float().square().mean() for o in outputs).backward()
+            gradients.append((outputs, inputs.grad))
+        for a, b in zip(*(g[0] for g in gradients), strict=True):
+            assert torch.allclose(a, b, atol=1e-5)
+        assert torch.allclose(gradients[0][1], gradients[1][1], atol=1e-6)
+        assert gradients[1][1].abs().sum() > 0
+
+
+def test_a_network_of_timm_compiles_as_one_graph_with_its_resizing():
+    check_compiled(load_encoder("timm:test_vit2", random_weights=True, input_size=64), side=32)
+
+
+@pytest.mark.parametrize("options", [{"map_norm": "layer"}, {"resize": "bilinear"}])
+def test_map_norm_and_resizing_are_part_of_what_features_follow_from(options, tmp_path):
+    train_tiny(tmp_path / "mae", "mae")
+    for name in (str(tmp_path / "mae"), str(tmp_path / "mae" / "encoder.safetensors"), "efficientnet-lite0"):
+        known = {} if name != "efficientnet-lite0" else {"random_weights": True}
+        plain, changed = (load_encoder(name, input_size=32, **known, **o) for o in ({}, options))
+        assert (plain.describe()["map_norm"], plain.describe()["resize"]) == ("none", "bicubic")
+        assert plain.describe() | options == changed.describe() != plain.describe()
+        images = torch.rand(1, 3, 24, 24)
+        for a, b in zip(plain.maps(images), changed.maps(images), strict=True):
+            assert a.values.shape == b.values.shape
+            assert not torch.allclose(a.values, b.values, atol=1e-3)
+
+
+def test_a_layer_norm_of_a_map_equals_plain_loops_in_float64():
+    values = torch.randn(2, 5, 3, 4).mul(7).add(100).to(torch.bfloat16)
+    got = layer_normalised(values)
+    assert got.dtype == torch.float32
+    for image in range(2):
+        for row in range(3):
+            for column in range(4):
+                position = values[image, :, row, column].double()
+                want = (position - position.mean()) / (position.var(unbiased=False).sqrt() + 1e-3)
+                assert torch.allclose(got[image, :, row, column].double(), want, atol=1e-4)
+
+
+def test_a_layer_norm_of_a_constant_position_is_zero_with_a_finite_gradient():
+    values = torch.full((1, 4, 2, 2), 3.0, requires_grad=True)
+    result = layer_normalised(values)
+    result.square().sum().backward()
+    assert result.abs().max() == 0
+    assert torch.isfinite(values.grad).all()
+
+
+@pytest.mark.parametrize("map_norm", ["layer", "final"])
+def test_pixels_are_not_normalised(map_norm):
+    with pytest.raises(UsageError, match=f"--map-norm {map_norm}: encoder pixel .*; expected none"):
+        load_encoder("pixel", map_norm=map_norm)
+    assert load_encoder("pixel", map_norm="none").map_norm == "none"
+
+
+def test_a_final_norm_that_is_not_there_or_does_not_fit_is_refused(tmp_path):
+    train_tiny(tmp_path / "mae", "mae")
+    for name in (str(tmp_path / "mae"), "efficientnet-lite0", "convnextv2", "mocov2"):
+        known = {} if name.startswith("/") else {"random_weights": True, "device": "meta"}
+        with pytest.raises(UsageError, match=r"--map-norm final: .* has no final norm; expected none or layer"):
+            load_encoder(name, map_norm="final", **known)
+    swin = {"random_weights": True, "device": "meta", "map_norm": "final"}
+    with pytest.raises(UsageError, match=r"takes 768 channels, .* has 96; expected none or layer, or other --taps"):
+        load_encoder("timm:swin_tiny_patch4_window7_224", **swin)
+
+
+@pytest.mark.parametrize("words", [["--map-norm", "layer"], ["--resize", "bilinear"]])
+def test_train_and_probe_take_the_settings_and_write_them_down(words, tmp_path):
+    train_tiny(tmp_path / "mae", "mae")
+    train_tiny(tmp_path / "drift", "drift", "--encoder", tmp_path / "mae", "--input-size", 16, *words)
+    manifest = json.loads((tmp_path / "drift" / "manifest.json").read_text())
+    key = words[0][2:].replace("-", "_")
+    assert manifest["config"]["objective"][key] == manifest["encoder"][key] == words[1]
+    assert manifest["encoder"]["taps"] == ["stage1", "stage2", "stage3", "stage4"]
+    document = json.loads(driftkit("probe-encoder", tmp_path / "mae", *words, "--json").stdout)
+    assert document[key] == words[1]
+    for command in (["probe-encoder", tmp_path / "mae"], ["train", "--encoder", tmp_path / "mae"]):
+        result = driftkit(*command, words[0], "other")
+        assert result.exit_code == 2
+        assert "other" in result.stderr
+
+
+def test_a_mae_trains_a_generator_with_the_full_set(tmp_path):
+    train_tiny(tmp_path / "mae", "mae", "--set", "model.num_blocks=[1,2,1,1]")
+    train_tiny(tmp_path / "drift", "drift", "--encoder", tmp_path / "mae", "--features", "paper-full")
+    manifest = json.loads((tmp_path / "drift" / "manifest.json").read_text())
+    assert manifest["encoder"]["taps"] == ["stem", "stage1", "stage2.block2", "stage2", "stage3", "stage4"]
+    assert any(entry["architecture"].startswith("the pixels") for entry in manifest["encoder"]["lineage"])
+
+
+@pytest.mark.parametrize("name", ["multires", "paper", "paper-full", "last", "global", "locations"])
 @pytest.mark.parametrize("side", [1, 2, 3, 4, 5, 7, 8, 14])
 def test_no_vector_of_a_map_is_constant(name, side):
     """Statistics over cells of one position would say nothing, and count as much as the others."""

@@ -7,12 +7,14 @@ import timm
 import torch
 
 from driftkit.artifacts.files import write_tensors
+from driftkit.artifacts.images import to_float
 from driftkit.encoders import loading
 from driftkit.encoders.features import feature_set, field_calls
 from driftkit.encoders.loading import load_encoder, timm_spec
-from driftkit.encoders.networks import resize
+from driftkit.encoders.resizing import resize
 from driftkit.encoders.specs import NORMALISATIONS, PACKAGED, SPECS
 from driftkit.errors import UsageError
+from driftkit.evaluation.timm_extractors import dinov2
 from driftkit.objectives.drifting import Drifting, DriftingConfig
 from driftkit.protocols import Batch, Execution
 from driftkit.runtime.distributed import Ranks
@@ -24,8 +26,8 @@ SMALL = {
     "dinov2": "vit_small_patch14_dinov2.lvd142m",
     "dinov2-last": "vit_small_patch14_dinov2.lvd142m",
     "dinov2-multires": "vit_small_patch14_dinov2.lvd142m",
-    "convnextv2": "convnextv2_atto.fcmae",
-    "convnextv2-ft": "convnextv2_atto.fcmae_ft_in1k",
+    "convnextv2": "convnextv2_atto.fcmae_ft_in1k",
+    "convnextv2-fcmae": "convnextv2_atto.fcmae",
     "mocov2": "resnet26.bt_in1k",
     "dinov3": "vit_small_patch16_dinov3.lvd1689m",
     "eva02": "eva02_tiny_patch14_224.mim_in22k",
@@ -117,8 +119,75 @@ def test_position_embeddings_of_the_native_size_are_resized(small_dinov2, tmp_pa
     encoder = load_encoder("dinov2-last", weights=tmp_path / "native.safetensors", input_size=56)
     assert native.pos_embed.shape[1] == 1370
     assert encoder.network.pos_embed.shape[1] == 17
-    wanted = timm.layers.resample_abs_pos_embed(native.pos_embed, [4, 4], num_prefix_tokens=1)
-    assert torch.allclose(encoder.network.pos_embed, wanted, atol=1e-6)
+    ours = encoder.network.pos_embed
+    assert torch.equal(ours[:, :1], native.pos_embed[:, :1])
+    for row in range(4):
+        for column in range(4):
+            want = bicubic_position(native.pos_embed[0, 1:].detach().double().view(37, 37, -1), row, column)
+            assert torch.allclose(ours[0, 1 + 4 * row + column].double(), want, atol=1e-6)
+
+
+def bicubic_position(grid, row, column):
+    """One position of a grid of 4x4 as DINOv2's code takes it: cubic convolution, a = -0.75, at a scale of 4.1/37."""
+
+    def cubic(distance, a=-0.75):
+        d = abs(distance)
+        return (a + 2) * d**3 - (a + 3) * d**2 + 1 if d <= 1 else a * (d**3 - 5 * d**2 + 8 * d - 4) if d < 2 else 0.0
+
+    total = 0.0
+    y, x = ((place + 0.5) * 37 / 4.1 - 0.5 for place in (row, column))
+    for i in range(int(y) - 1, int(y) + 3):
+        for j in range(int(x) - 1, int(x) + 3):
+            total = total + cubic(y - i) * cubic(x - j) * grid[i, j]
+    return total
+
+
+def test_training_and_scoring_see_the_same_features_of_dinov2(small_dinov2, tmp_path):
+    """From weights of 518 pixels, at 224: position embeddings are resized the same way for both."""
+    native = timm.create_model(SMALL["dinov2"], num_classes=0)
+    torch.nn.init.normal_(native.pos_embed)
+    write_tensors(tmp_path / "native.safetensors", native.state_dict())
+    images = torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8)
+    scored = dinov2(tmp_path / "native.safetensors", torch.device("cpu"), model=SMALL["dinov2"])
+    want, _ = scored.embed(images)
+    (token,) = load_encoder("dinov2", weights=tmp_path / "native.safetensors").maps(to_float(images))
+    assert torch.allclose(token.values[:, :, 0, 0], want, atol=1e-4)
+    elsewhere = timm.create_model(SMALL["dinov2"], num_classes=0, img_size=224)
+    state = timm.models.vision_transformer.checkpoint_filter_fn(native.state_dict(), elsewhere)
+    assert not torch.allclose(load_encoder("dinov2", weights=tmp_path / "native.safetensors").network.pos_embed,
+                              state["pos_embed"], atol=1e-2)  # fmt: skip
+
+
+@pytest.mark.parametrize("map_norm", ["none", "layer", "final"])
+def test_maps_of_a_transformer_are_raw_normalised_by_position_or_by_its_last_norm(map_norm, small_dinov2):
+    images = torch.rand(1, 3, 56, 56) * 2 - 1
+    encoder = load_encoder("dinov2-multires", random_weights=True, input_size=56, map_norm=map_norm)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = timm.create_model(SMALL["dinov2"], num_classes=0, img_size=56).eval()
+    tokens = network.patch_embed((images / 2 + 0.5 - encoder.mean) / encoder.std)
+    tokens = network._pos_embed(tokens)
+    for block, got in zip(network.blocks, range(12), strict=True):
+        tokens = block(tokens)
+        if got % 3 != 2:
+            continue
+        want = tokens
+        if map_norm == "final":
+            want = network.norm(tokens)
+        if map_norm == "layer":
+            wide = tokens.double()
+            want = (wide - wide.mean(-1, keepdim=True)) / (wide.var(-1, unbiased=False, keepdim=True).sqrt() + 1e-3)
+        values = encoder.maps(images)[got // 3].values
+        assert torch.allclose(values.flatten(2).mT.double(), want[:, 1:].double(), atol=1e-4)
+
+
+def test_rows_say_which_norm_their_references_took():
+    norms = {name: spec.map_norm for name, spec in SPECS.items() if spec.map_norm != "none"}
+    assert norms == {"convnextv2": "layer", "convnextv2-fcmae": "layer", "dinov2": "final", "dinov2-last": "final",
+                     "dinov2-multires": "final"}  # fmt: skip
+    assert "fcmae_ft_in22k_in1k" in SPECS["convnextv2"].model
+    assert SPECS["convnextv2"].data == ("ImageNet-22k", "ImageNet-1k")
+    assert SPECS["convnextv2-fcmae"].data == ("ImageNet-1k",)
 
 
 def test_layers_behind_the_last_tap_cost_nothing():

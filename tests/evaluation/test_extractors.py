@@ -137,7 +137,7 @@ def test_dinov2_reads_timm_weights_and_refuses_others(tmp_path):
     assert features.shape == (2, 384)
     assert logits is None
     write_tensors(tmp_path / "other.safetensors", {"weight": torch.zeros(3)})
-    with pytest.raises(MissingError, match="weights of"):
+    with pytest.raises(MissingError, match="does not fit VisionTransformer: lacks cls_token"):
         timm_extractors.dinov2(tmp_path / "other.safetensors", torch.device("cpu"), model=model)
 
 

@@ -65,7 +65,7 @@ def score(target, reference, **more):
 def test_run_is_sampled_and_its_evaluation_records_what_the_number_depends_on(tmp_path, real, sampled):
     run = trained(tmp_path / "drift")
     made = score(run.path, real, num_images=40, sampling=Sampling(seed=3))
-    assert sampled == [{"num_images": 40, "seed": 3, "weights": "ema"}]
+    assert sampled == [{"num_images": 40, "seed": 3, "weights": "ema", "precision": "float32"}]
     document = made.document
     digest = document["reference"]["digest"]
     assert made.path.parent == run.path / "evaluations"

@@ -166,6 +166,7 @@ def test_names_of_runs_and_samplers_make_no_path(tmp_path):
     found = Target(random_images(1), Share(0, 1, 1), {}, run, run.path)
     document = {"extractor": {"name": "../../x", "weights_digest": "/etc/pas"}, "sampler": "..", "nfe": "a/b",
                 "weights": "\x00", "step": "\n", "seed": "$(id)", "num_images": 1, "sampler_options": {"../eta": "/"},
+                "sampler_precision": "../p",
                 "reference": {"digest": "../../.."}}  # fmt: skip
     path = default_path(found, document)
     assert path.parent == run.path / "evaluations"

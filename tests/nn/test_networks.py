@@ -34,6 +34,24 @@ def test_unet_keeps_the_image_size_and_starts_at_zero(size):
     assert not torch.allclose(out[0], out[1])  # time matters
 
 
+def test_the_output_is_computed_in_float32_under_autocast():
+    config = UNetConfig(base_channels=8, channel_multipliers=(1, 2), num_res_blocks=1, attention_resolutions=())
+    network = UNet(config, image_size=8).eval()
+    torch.nn.init.normal_(network.output.weight)
+    hidden = []
+    network.output_norm.register_forward_pre_hook(lambda module, args: hidden.append(args[0]))
+    x, t = torch.randn(2, 3, 8, 8), torch.tensor([0, 999])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = network(x, t)
+    (h,) = hidden
+    assert (out.dtype, h.dtype) == (torch.float32, torch.float32)
+    assert torch.equal(h, h.bfloat16().float())  # the body is as before
+    want = network.output(torch.nn.functional.silu(network.output_norm(h)))
+    assert torch.equal(out, want)
+    assert not torch.equal(out, network(x, t))
+    assert network.to("meta")(x.to("meta"), t.to("meta")).shape == x.shape
+
+
 def test_sizes_that_cannot_be_halved_are_refused():
     with pytest.raises(ValueError, match="multiple of 8"):
         UNet(UNetConfig(), image_size=20)

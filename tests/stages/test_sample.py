@@ -1,6 +1,7 @@
 """Sampling: image i is a function of (seed, i), and what is written says how it came about."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -40,6 +41,41 @@ def test_samples_are_written_with_record_and_grid(tmp_path):
     assert made.path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize(("nfe", "variance"), [(10, "large"), (None, "large"), (9, "small")])
+def test_the_variance_of_ancestral_sampling_is_recorded(nfe, variance, tmp_path):
+    train_tiny(tmp_path / "run", "ddpm", "--set", "objective.num_steps=10")
+    run = Run.open(tmp_path / "run")
+    by_default, info = generate(run, num_images=2, sampler="ddpm", nfe=nfe)
+    assert info["sampler_options"] == {"variance": variance}
+    named, _ = generate(run, num_images=2, sampler="ddpm", nfe=nfe, options={"variance": variance})
+    assert torch.equal(by_default, named)
+    other = {"variance": {"large": "small", "small": "large"}[variance]}
+    changed, info = generate(run, num_images=2, sampler="ddpm", nfe=nfe, options=other)
+    assert info["sampler_options"] == other
+    assert not torch.equal(by_default, changed)
+    assert generate(run, num_images=2, sampler="ddim", nfe=3)[1]["sampler_options"] == {}
+
+
+@pytest.mark.parametrize(
+    ("trained", "asked", "used"),
+    [("bfloat16", None, "bfloat16"), ("bfloat16", "float32", "float32"), ("float32", "bfloat16", "bfloat16"),
+     ("bfloat16", "auto", "float32")],
+)  # fmt: skip
+def test_precision_is_that_of_training_or_as_asked_for(trained, asked, used, tmp_path):
+    # With an output layer that starts at zero all formats would give the same images.
+    train_tiny(tmp_path / "run", "ddpm", "--precision", trained, "--set", "trainer.learning_rate=0.01", steps=4)
+    result = driftkit("sample", tmp_path / "run", "-n", 4, *(["--precision", asked] if asked else []), "--nfe", 3,
+                      "--weights", "raw", "--device", "cpu", "--json")  # fmt: skip
+    document = json.loads(result.stdout)
+    assert document["precision"] == used
+    assert ("bfloat16" in document["samples"].rsplit("/", 1)[-1]) == (used == "bfloat16")
+    run, plain = Run.open(tmp_path / "run"), {"num_images": 4, "nfe": 3, "weights": "raw"}
+    exact = generate(run, precision="float32", **plain)[0]
+    rounded = generate(run, precision="bfloat16", **plain)[0]
+    assert not torch.equal(exact, rounded)
+    assert torch.equal(read_samples(Path(document["samples"])).images, exact if used == "float32" else rounded)
+
+
 def test_ema_and_raw_weights_differ(tmp_path):
     train_tiny(tmp_path / "run", "drift", "--set", "trainer.learning_rate=0.01", steps=4)
     run = Run.open(tmp_path / "run")
@@ -60,6 +96,7 @@ def test_ema_and_raw_weights_differ(tmp_path):
         (["--output", "a.png"], 2, ".safetensors"),
         (["--set", "eta=1"], 2, "no options"),
         (["--batch-size", "0"], 2, "at least 1"),
+        (["--precision", "fp8"], 2, "expected auto, float32 or bfloat16"),
     ],
 )
 def test_requests_that_do_not_fit_are_refused(words, code, says, tmp_path):

@@ -53,7 +53,7 @@ def test_scoring_changes_neither_the_training_nor_a_resumed_one(tmp_path, judged
 
 def test_images_that_cannot_be_scored_warn_and_training_goes_on(tmp_path, judged, monkeypatch):
     black = torch.zeros(IMAGES, 3, 8, 8, dtype=torch.uint8)
-    monkeypatch.setattr(training_scores, "draw_images", lambda *_, **__: Drawn(black, "one-step", 1, "float32"))
+    monkeypatch.setattr(training_scores, "draw_images", lambda *_, **__: Drawn(black, "one-step", 1, {}, "float32"))
     result = train_tiny(tmp_path / "drift", "drift", *judged, "--eval-every", 1)
     assert set(scores(tmp_path / "drift").values()) == {None}
     assert "no fid@40 at this step: samples: all 40 images are identical" in result.stderr
