@@ -163,11 +163,12 @@ def command(
     Scores of an evaluator that is kin to the run's training encoder are marked: they flatter it and rank nothing.
     Exit code 5 means that a number would mislead: collapse, copies of one image, other sizes, JPEG against PNG.
     """
+    from driftkit.artifacts.writable import require_replaceable
     from driftkit.datasets.sources import resolve
     from driftkit.errors import UsageError
     from driftkit.runtime.device import resolve_device
     from driftkit.runtime.distributed import Ranks, local_rank
-    from driftkit.stages.fid import Judging, Sampling, evaluate_with, open_judge
+    from driftkit.stages.fid import Judging, Sampling, evaluate_with, open_judge, output_of
     from driftkit.stages.fid_series import evaluate_checkpoints, evaluate_repeats
     from driftkit.stages.targets import is_run
 
@@ -210,6 +211,10 @@ def command(
                 )
                 for number, evaluator in enumerate(evaluators)
             ]
+            for judge in judges:
+                file = output_of(judge, output, several=len(judges) > 1)
+                if file is not None:
+                    require_replaceable(file, "--output", "evaluation")
             if write_statistics is not None:
                 judges[0].write_statistics(write_statistics)
             if all_checkpoints:

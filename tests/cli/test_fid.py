@@ -188,3 +188,15 @@ def test_images_that_are_there_have_no_precision_to_choose(invoke, tmp_path):
     result = invoke(path, "-r", "real", "--precision", "float32")
     assert result.exit_code == 2
     assert "--precision: " in result.stderr
+
+
+def test_no_evaluator_writes_over_what_is_no_evaluation(invoke, tmp_path):
+    """Each of several evaluators has a file of its own, of which none was named on the command line."""
+    path = add_samples(make_run(tmp_path / "ddpm", "ddpm"))
+    mine = tmp_path / "score-encoder-tiny-abababab.json"
+    mine.write_text('{"kind": "notes"}')
+    words = ["-r", "real", "--features", "one", "--features", "other", "--output", tmp_path / "score.json"]
+    result = invoke(path, *words, "--device", "cpu")
+    assert result.exit_code == 2, result.output
+    assert "found the record of a notes; give another name" in result.stderr
+    assert mine.read_text() == '{"kind": "notes"}'
