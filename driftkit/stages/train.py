@@ -16,6 +16,7 @@ from driftkit.datasets.sources import open_dataset
 from driftkit.errors import InterruptedRunError, StorageError, UsageError
 from driftkit.evaluation.features import together
 from driftkit.objectives.registry import OBJECTIVES, BuiltObjective, ObjectiveKind, Setting, build_network
+from driftkit.protocols import Objective
 from driftkit.runtime.device import autocast_dtype, resolve_device
 from driftkit.runtime.distributed import Ranks, local_rank
 from driftkit.runtime.progress import warn
@@ -171,8 +172,8 @@ def with_batch(config: TrainConfig, batch_size: int) -> TrainConfig:
     return config.model_copy(update={"trainer": config.trainer.model_copy(update={"batch_size": batch_size})})
 
 
-def feed_of(config: TrainConfig, setting: Setting) -> Feed:
-    """Where a run's batches come from."""
+def feed_of(config: TrainConfig, setting: Setting, objective: Objective) -> Feed:
+    """Where a run's batches come from, with the draws of its objective."""
     return Feed(
         setting.pack.images,
         setting.pack.labels,
@@ -182,6 +183,7 @@ def feed_of(config: TrainConfig, setting: Setting) -> Feed:
         ranks=setting.ranks,
         device=setting.device,
         indices=setting.training,
+        objective=objective,
     )
 
 
@@ -191,7 +193,7 @@ def _trainer(
     return Trainer(
         built.objective,
         network,
-        feed_of(config, setting),
+        feed_of(config, setting, built.objective),
         run,
         config.trainer,
         seed=config.seed,

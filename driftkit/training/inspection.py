@@ -226,7 +226,7 @@ def _global_batch(feed: Feed, step: int) -> Batch:
     images = torch.cat([part.images.cpu() for part in parts])
     indices = torch.cat([part.indices for part in parts if part.indices is not None])
     flips = torch.cat([part.flips for part in parts if part.flips is not None])
-    labels = torch.cat([part.labels.cpu() for part in parts])
+    labels = feed.labels[indices]
     wrong = (~torch.isfinite(images)).flatten(1).any(dim=1)
     kept = max(1, min(len(images), MOST_IMAGE_BYTES // images[0].nbytes))
     order = wrong.long().argsort(descending=True, stable=True)[:kept]
