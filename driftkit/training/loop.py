@@ -28,6 +28,7 @@ from driftkit.runtime.device import (
 from driftkit.runtime.distributed import DEFAULT_TIMEOUT_S, Ranks
 from driftkit.runtime.finite import named, not_finite, require_finite
 from driftkit.runtime.random import image_noise, seed_global_generators
+from driftkit.runtime.readback import LaggedReading
 from driftkit.runtime.signals import StopRequest, exit_code
 from driftkit.runtime.timing import StepClock
 from driftkit.training.collapse import CollapseWatch
@@ -147,6 +148,7 @@ class Trainer:
         self.watch = FiniteWatch(ranks, deferred=device.type == "cuda")
         # On a CPU the draws are about 1 % of a step, and a thread that makes them takes its time from the same cores.
         self.prefetch = device.type == "cuda"
+        self.stop, self.stop_reading = StopRequest(), LaggedReading()
         self.collapse = CollapseWatch(threshold=config.collapse_spread, patience=config.collapse_patience)
         self.execution = Execution(
             micro_batch=config.micro_batch, autocast=partial(autocast, device, self.dtype), clock=self.clock
@@ -228,7 +230,7 @@ class Trainer:
 
     def _train_to_the_end(self) -> None:
         with (
-            StopRequest() as stop,
+            self.stop,
             TrainingProgress(total=self.config.steps, start=self.step, shown=self.ranks.is_main) as progress,
             self.feed.prefetching(end=self.config.steps) if self.prefetch else contextlib.nullcontext(),
         ):
@@ -240,7 +242,7 @@ class Trainer:
                     self._log(outcome, progress)
                 progress.step(self.step)
                 self._save_when_due()
-                self._stop_if_asked(stop)
+                self._stop_if_asked()
         if self.step == 0:  # a run of no steps: the untrained network, to be sampled and scored like any other
             self._save_checkpoint()
 
@@ -256,7 +258,7 @@ class Trainer:
             self.ranks.average_gradients(self.network.parameters())
             self.clock.mark("gradient exchange")
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip)
-        self.watch.see(outcome, norm, step=self.step)
+        self.watch.see(outcome, norm, step=self.step, stop=self.stop.signal or 0)
         if not self.watch.deferred:
             self.watch.check()
         self.optimizer.found_inf = self.watch.last  # type: ignore[attr-defined]  # fused: then it updates nothing
@@ -371,9 +373,11 @@ class Trainer:
             self._save_checkpoint()
         self._window_start += time.monotonic() - started
 
-    def _stop_if_asked(self, stop: StopRequest) -> None:
-        asked = torch.tensor([float(stop.signal or 0)], device=self.device)
-        number = int(self.ranks.max(asked)) if self.ranks.world_size > 1 else (stop.signal or 0)
+    def _stop_if_asked(self) -> None:
+        """Save and stop where a signal came to any rank. Ranks see one another's a step late, all at the same step."""
+        number = self.stop.signal or 0
+        if self.watch.stop is not None:
+            number = int(self.stop_reading.exchange(self.watch.stop))
         if not number or self.step >= self.config.steps:
             return
         if self.saved_step != self.step:  # known to all ranks alike, unlike what their file systems show
