@@ -55,17 +55,24 @@ class Execution:
     Attributes:
         micro_batch: images that networks see at a time; None: all of the batch.
         autocast: makes the context in which networks run forwards.
+        last_backward: makes the context around the last backward pass of a step, in which gradients that are complete
+            begin to travel among ranks. Without it they travel afterwards.
         clock: told where the time goes.
     """
 
     micro_batch: int | None = None
     autocast: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
+    last_backward: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
     clock: StepClock = field(default_factory=StepClock)
 
     def chunks(self, count: int) -> list[slice]:
         """`count` images in chunks of `micro_batch`; the last may be smaller."""
         size = min(self.micro_batch or count, count)
         return [slice(first, min(first + size, count)) for first in range(0, count, size)]
+
+    def backward_of(self, chunk: slice, count: int) -> AbstractContextManager[object]:
+        """The context of the backward pass of one of the `chunks` of `count` images, where each has one."""
+        return self.last_backward() if chunk.stop == count else contextlib.nullcontext()
 
 
 @dataclass

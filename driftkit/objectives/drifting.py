@@ -109,7 +109,10 @@ class Drifting:
             part = parts[0] if len(chunks) == 1 else self._generate(model, noise, which, batch, how)
             if part.images.requires_grad:
                 part.images.register_hook(lambda _: how.clock.mark("encoder"))
-            torch.autograd.backward([g.values for g in part.groups], [gradients[g.name][:, which] for g in part.groups])
+            with how.backward_of(which, len(batch.slots)):
+                torch.autograd.backward(
+                    [g.values for g in part.groups], [gradients[g.name][:, which] for g in part.groups]
+                )
             how.clock.mark("generator")
         return outcome
 

@@ -1,9 +1,10 @@
 """A step that was not finite: repeated to see where it begins, and kept on disk for inspection."""
 
+import contextlib
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ def repeat(
 ) -> Repeated:
     """Make the step's loss and gradient once more, from the same draws, and look at everything on the way.
 
-    All ranks must call it together. The weights stay as they are; gradients are left empty.
+    All ranks must call it together. The weights stay as they are; gradients are those of this rank, and left empty.
 
     Args:
         model: `network`, possibly compiled.
@@ -114,7 +115,8 @@ def repeat(
     outcome: StepLoss | None = None
     features: tuple[str, ...] = ()
     try:
-        outcome = objective.accumulate(model, feed.batch(step), execution)
+        alone = replace(execution, last_backward=contextlib.nullcontext)
+        outcome = objective.accumulate(model, feed.batch(step), alone)
     except NonFiniteStepError as error:
         features = error.names
     gradients = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}

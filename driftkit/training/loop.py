@@ -35,6 +35,7 @@ from driftkit.training.collapse import CollapseWatch
 from driftkit.training.ema import averaged
 from driftkit.training.feed import Feed
 from driftkit.training.finite import FiniteWatch
+from driftkit.training.gradients import GradientExchange
 from driftkit.training.inspection import explained, repeat, save_inspection
 from driftkit.training.optim import adamw, optimizer_tensors, restore_optimizer
 from driftkit.training.pacing import MOST_GRIDS, MOST_RECORDS, is_due
@@ -150,8 +151,12 @@ class Trainer:
         self.prefetch = device.type == "cuda"
         self.stop, self.stop_reading = StopRequest(), LaggedReading()
         self.collapse = CollapseWatch(threshold=config.collapse_spread, patience=config.collapse_patience)
+        self.exchange = GradientExchange(self.network.parameters(), ranks)
         self.execution = Execution(
-            micro_batch=config.micro_batch, autocast=partial(autocast, device, self.dtype), clock=self.clock
+            micro_batch=config.micro_batch,
+            autocast=partial(autocast, device, self.dtype),
+            last_backward=self.exchange.last_backward,
+            clock=self.clock,
         )
         self.tracker: Tracker = NoTracker()
         if ranks.is_main:
@@ -255,7 +260,7 @@ class Trainer:
         self.clock.mark("data")
         outcome = self.objective.accumulate(self.model, batch, self.execution)
         if self.ranks.world_size > 1:
-            self.ranks.average_gradients(self.network.parameters())
+            self.exchange.finish()
             self.clock.mark("gradient exchange")
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip)
         self.watch.see(outcome, norm, step=self.step, stop=self.stop.signal or 0)
@@ -266,7 +271,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate()
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.exchange.clear()
         self.step += 1
         self.ema.update(self.network, self.step)
         self.clock.mark("optimizer")

@@ -24,6 +24,7 @@ from driftkit.runtime.distributed import Ranks
 from driftkit.stages.config import resolve_config
 from driftkit.stages.resuming import continuation
 from driftkit.training.feed import Feed
+from driftkit.training.gradients import GradientExchange
 from tests.conftest import TINY_DATA, TINY_LOOP, TINY_UNET, driftkit, setting, train_tiny
 
 BATCH = 12
@@ -47,8 +48,11 @@ def gradients(objective: str, ranks: Ranks, micro_batch: int | None = None) -> d
         images, torch.arange(40) % 4 - 1, batch_size=BATCH // ranks.world_size, horizontal_flip=True, seed=0,
         ranks=ranks, device=torch.device("cpu"),
     )  # fmt: skip
-    built.objective.accumulate(network, feed.batch(3), Execution(micro_batch=micro_batch))
-    ranks.average_gradients(network.parameters())
+    network = network.to(memory_format=torch.channels_last)
+    exchange = GradientExchange(network.parameters(), ranks, bucket_bytes=1000)
+    how = Execution(micro_batch=micro_batch, last_backward=exchange.last_backward)
+    built.objective.accumulate(network, feed.batch(3), how)
+    exchange.finish()
     return {name: p.grad for name, p in network.named_parameters()}
 
 
