@@ -11,6 +11,7 @@ from driftkit.artifacts.images import to_float
 from driftkit.protocols import Batch, Objective
 from driftkit.runtime.distributed import Ranks
 from driftkit.runtime.random import shuffled_indices, stream_seed
+from driftkit.runtime.worker import one_worker
 
 RESIDENT_SHARE = 1 / 8  # of a GPU's free memory, which images may take to be there once for all
 
@@ -85,17 +86,13 @@ class Feed:
         The batches are the same. What goes wrong on the thread is raised by `batch` of the step it was for. On leaving,
         the thread ends once the one batch is done that it may still be preparing.
         """
-        with ThreadPoolExecutor(1, "feed", initializer=self._begin_thread) as worker:
+        with one_worker("feed", self.device) as worker:
             self._worker, self._end = worker, end
             try:
                 yield
             finally:
                 self._worker = self._next = None
                 worker.shutdown(wait=False, cancel_futures=True)
-
-    def _begin_thread(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.set_device(self.device)  # else pinned memory would belong to GPU 0
 
     def batch(self, step: int, *, rank: int | None = None) -> Batch:
         """The batch of a step on the device: this rank's, or that of another one."""
