@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from driftkit.artifacts.atomic import require_free
+from driftkit.artifacts.files import state_digest
 from driftkit.artifacts.lock import locked_folder
 from driftkit.artifacts.run import Run
 from driftkit.config.layers import flatten
@@ -119,6 +120,7 @@ def _train(
             warn(f"{run.path}: {sentence}")
     try:
         with ranks.naming_the_lost(), memory.explained():
+            _require_equal_start(trainer, built, ranks)
             trainer.train()
     except InterruptedRunError:
         raise
@@ -129,6 +131,22 @@ def _train(
     if kind.export and ranks.is_main:
         kind.export(run)
     return TrainResult(run, start if resumed else None, ranks)
+
+
+def _require_equal_start(trainer: Trainer, built: BuiltObjective, ranks: Ranks) -> None:
+    """Refuse to train ranks that differ: gradients are averaged, so that they would never come to be alike.
+
+    Raises:
+        DriftkitError: on every rank alike.
+    """
+    if ranks.world_size > 1:
+        ranks.require_equal(
+            {
+                "the step to go on from": str(trainer.step),
+                "the network": state_digest(trainer.network.state_dict()),
+                "the encoder": str((built.encoder or {}).get("weights_digest")),
+            }
+        )
 
 
 def _finished(run: Run, kind: ObjectiveKind, ranks: Ranks) -> TrainResult:

@@ -173,6 +173,7 @@ def save_inspection(
     batch = _global_batch(feed, error.step)
     assert batch.indices is not None
     assert batch.flips is not None
+    assert batch.labels is not None
     with atomic_folder(folder) as made:
         write_tensors(
             made / WEIGHTS_FILE, network.state_dict(), header={**header, "weights": "raw", "step": error.step}
