@@ -16,6 +16,7 @@ import json
 import platform
 import re
 import secrets
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -113,7 +114,7 @@ class Checkpoint:
 
 
 class Run:
-    """A run folder, new or existing.
+    """A run folder, new or existing. Checkpoints may be written on one thread while another adds metrics and grids.
 
     Args:
         path: the folder; `Run.open` checks that it is one.
@@ -123,6 +124,8 @@ class Run:
         self.path = Path(path)
         self._written: dict[str, Any] = {}  # products that the manifest does not list yet
         self._metrics: tuple[int, Any] | None = None  # bytes of the metrics that this process knows, and their sha256
+        self._products_lock = threading.RLock()  # of these two
+        self._manifest_lock = threading.Lock()  # from reading the manifest to writing it
 
     @classmethod
     def open(cls, path: Path) -> "Run":
@@ -198,17 +201,25 @@ class Run:
         self._update(fields, forget=set())
 
     def _update(self, fields: Mapping[str, Any], *, forget: set[str]) -> None:
-        manifest = self.manifest()
-        products = {**manifest.get("products", {}), **self._written}
-        if self.metrics_path.is_file():
-            products[METRICS_FILE] = self._metrics_record()
-        kept = {name: record for name, record in products.items() if name not in forget}
-        write_json(self.manifest_path, {**manifest, **fields, "products": kept, "updated": now()})
-        self._written = {}
+        with self._manifest_lock:
+            manifest = self.manifest()
+            with self._products_lock:
+                written = dict(self._written)
+            products = {**manifest.get("products", {}), **written}
+            if self.metrics_path.is_file():
+                products[METRICS_FILE] = self._metrics_record()
+            kept = {name: record for name, record in products.items() if name not in forget}
+            write_json(self.manifest_path, {**manifest, **fields, "products": kept, "updated": now()})
+        with self._products_lock:  # the other thread may have written more in the meantime
+            self._written = {n: r for n, r in self._written.items() if written.get(n) != r}
 
     def wrote(self, path: Path) -> None:
         """Have the next `update` list a file of the run with its digest."""
-        self._written[path.relative_to(self.path).as_posix()] = file_record(path)
+        self._list(path, file_record(path))
+
+    def _list(self, path: Path, record: Mapping[str, Any]) -> None:
+        with self._products_lock:
+            self._written[path.relative_to(self.path).as_posix()] = dict(record)
 
     def checkpoints(self) -> list[Checkpoint]:
         """All saved steps, oldest first. Folders still being written have other names."""
@@ -277,7 +288,7 @@ class Run:
             last = max((c.step for c in self.checkpoints()), default=None)
             kept = "there is no earlier checkpoint" if last is None else f"the checkpoint of step {last} is kept"
             raise StorageError(f"{error}; {kept}") from error
-        self._written[path.relative_to(self.path).as_posix()] = {"sha256": seal}
+        self._list(path, {"sha256": seal})
         return Checkpoint(path, step, run)
 
     def prune_checkpoints(self, *, keep_every: int) -> None:
@@ -303,17 +314,18 @@ class Run:
             StorageError: the disk takes no more; the lines before are as they were.
         """
         line = (json.dumps(record, allow_nan=False) + "\n").encode()
-        size, digest = self._known_metrics()
-        with storage_errors(self.metrics_path, len(line)), open(self.metrics_path, "ab", buffering=0) as file:
-            try:
-                rest = memoryview(line)
-                while rest:
-                    rest = rest[file.write(rest) :]
-            except OSError:
-                file.truncate(size)  # needs no room
-                raise
-        digest.update(line)
-        self._metrics = (size + len(line), digest)
+        with self._products_lock:
+            size, digest = self._known_metrics()
+            with storage_errors(self.metrics_path, len(line)), open(self.metrics_path, "ab", buffering=0) as file:
+                try:
+                    rest = memoryview(line)
+                    while rest:
+                        rest = rest[file.write(rest) :]
+                except OSError:
+                    file.truncate(size)  # needs no room
+                    raise
+            digest.update(line)
+            self._metrics = (size + len(line), digest)
 
     def _known_metrics(self) -> tuple[int, Any]:
         if self._metrics is None:
@@ -323,9 +335,11 @@ class Run:
 
     def _metrics_record(self) -> dict[str, Any]:
         """Of the lines so far: those that follow do not make it wrong."""
+        with self._products_lock:
+            size, digest = self._known_metrics()
+            record = {"sha256": digest.hexdigest(), "bytes": size}
         flush(self.metrics_path)
-        size, digest = self._known_metrics()
-        return {"sha256": digest.hexdigest(), "bytes": size}
+        return record
 
     def metrics(self) -> list[dict[str, Any]]:
         """All metric records in order; a last line cut off by a kill is left out.
@@ -374,7 +388,7 @@ class Run:
         for checkpoint in self.checkpoints():
             name = checkpoint.path.relative_to(self.path).as_posix()
             if name not in listed and checkpoint.files():
-                self._written[name] = {"sha256": read_sealed(checkpoint.state_path)[1]}
+                self._list(checkpoint.path, {"sha256": read_sealed(checkpoint.state_path)[1]})
         for grid in (self.path / "samples").glob("step-*.png"):
             if grid.relative_to(self.path).as_posix() not in listed and (_step_of(grid.name) or 0) <= step:
                 self.wrote(grid)

@@ -29,5 +29,5 @@ def q_sample(x0: torch.Tensor, t: torch.Tensor, noise: torch.Tensor, schedule: N
         raise ValueError(f"t: expected integers [{len(x0)}], got {t.dtype} {list(t.shape)}")
     if t.device.type == "cpu" and t.numel() > 0 and not (int(t.min()) >= 0 and int(t.max()) < schedule.num_steps):
         raise ValueError(f"t: expected times in [0, {schedule.num_steps}), got {int(t.min())} to {int(t.max())}")
-    alpha_bar = schedule.alpha_bar.to(x0.device)[t].view(-1, *[1] * (x0.ndim - 1))  # [N, 1, 1, 1]
+    alpha_bar = schedule.alpha_bar_on(x0.device)[t].view(-1, *[1] * (x0.ndim - 1))  # [N, 1, 1, 1]
     return alpha_bar.sqrt().to(x0.dtype) * x0 + (1 - alpha_bar).sqrt().to(x0.dtype) * noise

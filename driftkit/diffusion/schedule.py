@@ -1,7 +1,7 @@
 """How much noise each time carries, and which times a sampler visits."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import torch
@@ -28,6 +28,7 @@ class NoiseSchedule:
     betas: torch.Tensor
     alpha_bar: torch.Tensor
     num_steps: int
+    _on: dict[torch.device, torch.Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         for name, values in (("betas", self.betas), ("alpha_bar", self.alpha_bar)):
@@ -35,6 +36,12 @@ class NoiseSchedule:
                 raise ValueError(
                     f"{name}: expected float64 [{self.num_steps}], got {values.dtype} {list(values.shape)}"
                 )
+
+    def alpha_bar_on(self, device: torch.device) -> torch.Tensor:
+        """`alpha_bar` on a device, where it stays: a copy at every step would wait for the work queued there."""
+        if device not in self._on:
+            self._on[device] = self.alpha_bar.to(device)
+        return self._on[device]
 
     def signal_share(self, t: int) -> float:
         """alpha_bar at time t; 1.0 for t = -1, the clean image that follows time 0."""

@@ -122,6 +122,17 @@ def load_encoder(
     )
 
 
+def fetch_published(name: str) -> None:
+    """Have the published weights of an encoder of the table, or of timm, in the cache; others bring their own.
+
+    Raises:
+        UsageError: timm has no such model.
+        MissingError: they are not here and do not come.
+    """
+    if name in SPECS or name.startswith(TIMM_PREFIX):
+        fetch(SPECS[name] if name in SPECS else timm_spec(name, input_size=None))
+
+
 def load_run_encoder(
     path: Path, settings: EncoderSettings = DEFAULTS, *, device: torch.device | str = "cpu"
 ) -> FrozenEncoder:

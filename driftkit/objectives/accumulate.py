@@ -19,7 +19,8 @@ def accumulate_parts(loss: Callable[[Batch, slice], StepLoss], batch: Batch, how
     for which in how.chunks(len(batch.slots)):
         with how.autocast():
             part = loss(batch.part(which), which)
-        part.total.backward()
+        with how.backward_of(which, len(batch.slots)):
+            part.total.backward()
         part = StepLoss(
             part.total.detach(),
             {name: value.detach() for name, value in part.terms.items()},

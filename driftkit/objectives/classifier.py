@@ -1,5 +1,6 @@
 """A classifier of the images and their labels: the evaluator of generators that it taught nothing."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 
 from driftkit.artifacts.images import to_float
 from driftkit.objectives.accumulate import accumulate_parts
-from driftkit.objectives.mae import MEASURE_BATCH, HeldOut, crop_batch
+from driftkit.objectives.mae import MEASURE_BATCH, HeldOut, crop_batch, crop_draws
 from driftkit.protocols import Batch, Execution, StepLoss
 from driftkit.runtime.distributed import Ranks
 
@@ -29,17 +30,26 @@ class ClassifierConfig(BaseModel):
 class Classifier:
     """Cross-entropy of the linear head on the mean of the last map; images without a label are passed over."""
 
+    needs_labels = True
+
     def __init__(self, config: ClassifierConfig, *, ranks: Ranks, held_out: HeldOut | None = None):
         self.config = config
         self.ranks = ranks
         self.held_out = held_out
 
+    def draws(self, seed: int, step: int, slots: range, image_shape: Sequence[int]) -> dict[str, torch.Tensor]:
+        """`crop`, where images are cropped."""
+        return crop_draws(seed, step, slots, min_crop=self.config.min_crop)
+
     def accumulate(self, model: nn.Module, batch: Batch, how: Execution) -> StepLoss:
+        batch = batch.drawn(self)
+        assert batch.labels is not None
         cropped = crop_batch(batch, min_crop=self.config.min_crop)
         # Every rank divides by the mean count over ranks, so that the gradients average to that of all images.
         labelled = self.ranks.mean((batch.labels >= 0).sum().float()).clamp(min=1)
 
         def loss(part: Batch, which: slice) -> StepLoss:
+            assert part.labels is not None
             logits = model(cropped[which], classify=True).float()
             total = F.cross_entropy(
                 logits, part.labels, ignore_index=-1, reduction="sum", label_smoothing=self.config.label_smoothing

@@ -1,5 +1,6 @@
 """DDPM: the denoiser predicts the noise of a noised image."""
 
+from collections.abc import Sequence
 from typing import Literal, Self
 
 import torch
@@ -43,19 +44,25 @@ class DDPM:
     Source: Ho et al. 2020 (arXiv 2006.11239), Eq. (14). Differs: nothing.
     """
 
+    needs_labels = False
+
     def __init__(self, config: DDPMConfig):
         self.schedule = config.schedule()
 
+    def draws(self, seed: int, step: int, slots: range, image_shape: Sequence[int]) -> dict[str, torch.Tensor]:
+        """`noise`, standard normal, and `time`, uniform in [0, T)."""
+        times = [stream_seed(seed, "time", step, slot) % self.schedule.num_steps for slot in slots]
+        return {"noise": image_noise(seed, "noise", slots, image_shape, step=step), "time": torch.tensor(times)}
+
     def accumulate(self, model: nn.Module, batch: Batch, how: Execution) -> StepLoss:
         def loss(part: Batch, which: slice) -> StepLoss:
-            noise = image_noise(part.seed, "noise", part.slots, part.images.shape[1:], step=part.step).to(part.images)
-            times = [stream_seed(part.seed, "time", part.step, slot) % self.schedule.num_steps for slot in part.slots]
-            t = torch.tensor(times, device=part.images.device)
+            assert part.draws is not None
+            noise, t = part.draws["noise"].to(part.images), part.draws["time"]
             noisy = q_sample(part.images, t, noise, self.schedule)
             error = F.mse_loss(model(noisy, t).float(), noise, reduction="sum") / batch.images.numel()
             return StepLoss(error, {"noise_mse": error})
 
-        return accumulate_parts(loss, batch, how)
+        return accumulate_parts(loss, batch.drawn(self), how)
 
     def measure(self, model: nn.Module) -> dict[str, float]:
         return {}

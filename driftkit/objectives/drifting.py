@@ -88,6 +88,12 @@ class Drifting:
         self.ranks = ranks
         self.features = feature_set(config.feature_set or encoder.feature_set)
 
+    needs_labels = False
+
+    def draws(self, seed: int, step: int, slots: range, image_shape: Sequence[int]) -> dict[str, torch.Tensor]:
+        """`prior`, the standard normal noise that images are generated from."""
+        return {"prior": image_noise(seed, "prior", slots, image_shape, step=step)}
+
     def accumulate(self, model: nn.Module, batch: Batch, how: Execution) -> StepLoss:
         """Gradient of the field of the whole batch, whatever the chunks.
 
@@ -97,7 +103,9 @@ class Drifting:
         chunk size is another, equally valid, draw of its masks. torch's global generators are seeded here.
         """
         chunks = how.chunks(len(batch.slots))
-        noise = image_noise(batch.seed, "prior", batch.slots, batch.images.shape[1:], step=batch.step).to(batch.images)
+        batch = batch.drawn(self)
+        assert batch.draws is not None
+        noise = batch.draws["prior"].to(batch.images)
         how.clock.mark("data")
         positives = self._positives(batch, how)
         if len(chunks) == 1:
@@ -111,7 +119,10 @@ class Drifting:
             part = parts[0] if len(chunks) == 1 else self._generate(model, noise, which, batch, how)
             if part.images.requires_grad:
                 part.images.register_hook(lambda _: how.clock.mark("encoder"))
-            torch.autograd.backward([g.values for g in part.groups], [gradients[g.name][:, which] for g in part.groups])
+            with how.backward_of(which, len(batch.slots)):
+                torch.autograd.backward(
+                    [g.values for g in part.groups], [gradients[g.name][:, which] for g in part.groups]
+                )
             how.clock.mark("generator")
         return outcome
 

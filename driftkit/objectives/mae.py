@@ -1,5 +1,6 @@
 """MAE: the encoder for drifting that one can train oneself, by filling in masked patches."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -78,21 +79,38 @@ class MAE:
         self.ranks = ranks
         self.held_out = held_out
 
+    @property
+    def needs_labels(self) -> bool:
+        return self.config.finetune_from != NEVER
+
+    def draws(self, seed: int, step: int, slots: range, image_shape: Sequence[int]) -> dict[str, torch.Tensor]:
+        """`mask`, bool [N, rows, columns] of patches, and `crop`, where images are cropped."""
+        return {
+            "mask": self._masked_patches(seed, step, slots, image_shape),
+            **crop_draws(seed, step, slots, min_crop=self.config.min_crop),
+        }
+
     def accumulate(self, model: nn.Module, batch: Batch, how: Execution) -> StepLoss:
+        batch = batch.drawn(self)
+        assert batch.draws is not None
         cropped = crop_batch(
             batch, min_crop=self.config.min_crop
         )  # here, where no autocast rounds the crop's coordinates
-        masks = self._masks(cropped, batch.slots, seed=batch.seed, step=batch.step)
+        masks = self._of_pixels(batch.draws["mask"], cropped)
         # Every rank divides by the mean counts over ranks, so that the gradients average to that of all images.
         masked = (self.ranks.mean(masks.sum()) * batch.images.shape[1]).clamp(min=1)
-        labelled = self.ranks.mean((batch.labels >= 0).sum().float()).clamp(min=1)
         weight = self.config.classifier_weight(batch.step)
+        labelled = torch.ones(())
+        if weight:
+            assert batch.labels is not None
+            labelled = self.ranks.mean((batch.labels >= 0).sum().float()).clamp(min=1)
 
         def loss(part: Batch, which: slice) -> StepLoss:
             images, mask = cropped[which], masks[which]
             total = ((model(images * (1 - mask)).float() - images).square() * mask).sum() / masked
             terms, health = {"masked_mse": total}, {}
             if weight:
+                assert part.labels is not None
                 logits = model(images, classify=True).float()
                 cross_entropy = F.cross_entropy(logits, part.labels, ignore_index=-1, reduction="sum") / labelled
                 terms["classifier"] = weight * cross_entropy
@@ -103,14 +121,21 @@ class MAE:
         outcome = accumulate_parts(loss, batch, how)
         return StepLoss(outcome.total, outcome.terms, {k: self.ranks.mean(v) for k, v in outcome.health.items()})
 
-    def _masks(self, images: torch.Tensor, slots: range, *, seed: int, step: int) -> torch.Tensor:
-        """[N, 1, H, W], 1 where masked; every image's mask is a function of (seed, step, slot)."""
-        patch = self.config.patch_size
-        height, width = -(-images.shape[-2] // patch), -(-images.shape[-1] // patch)
-        draws = torch.stack([torch.rand(height, width, generator=generator_for(seed, "mask", step, s)) for s in slots])
-        mask = (draws < self.config.mask_probability).float()[:, None]
-        mask = mask.repeat_interleave(patch, -2).repeat_interleave(patch, -1)
-        return mask[..., : images.shape[-2], : images.shape[-1]].to(images)
+    def _masked_patches(self, seed: int, step: int, slots: range, image_shape: Sequence[int]) -> torch.Tensor:
+        """bool [N, rows, columns], True where a patch is masked: for every image a function of (seed, step, slot)."""
+        size = [-(-side // self.config.patch_size) for side in image_shape[-2:]]
+        draws = torch.stack([torch.rand(size, generator=generator_for(seed, "mask", step, s)) for s in slots])
+        return draws < self.config.mask_probability
+
+    def _of_pixels(self, patches: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+        """[N, 1, H, W] in the type of the images, 1 where masked."""
+        mask = patches.to(images)[:, None]
+        mask = mask.repeat_interleave(self.config.patch_size, -2).repeat_interleave(self.config.patch_size, -1)
+        return mask[..., : images.shape[-2], : images.shape[-1]]
+
+    def _fixed_masks(self, images: torch.Tensor, slots: range) -> torch.Tensor:
+        """Those of the first step of seed 0, for what is measured and shown."""
+        return self._of_pixels(self._masked_patches(0, 0, slots, images.shape[1:]), images)
 
     @torch.no_grad()
     def measure(self, model: nn.Module) -> dict[str, float]:
@@ -142,7 +167,7 @@ class MAE:
         for number, part in enumerate(images.split(MEASURE_BATCH)):
             real = to_float(part.to(device))
             first = number * MEASURE_BATCH
-            mask = self._masks(real, range(first, first + len(real)), seed=0, step=0)
+            mask = self._fixed_masks(real, range(first, first + len(real)))
             error += float(((model(real * (1 - mask)).float() - real).square() * mask).sum())
             count += float(mask.sum()) * real.shape[1]
         return error / max(count, 1.0)
@@ -150,19 +175,24 @@ class MAE:
     def preview(self, model: nn.Module, noise: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
         """Original, masked and filled in, in turn."""
         images = images[: len(noise) // 3]
-        mask = self._masks(images, range(len(images)), seed=0, step=0)
+        mask = self._fixed_masks(images, range(len(images)))
         filled = images * (1 - mask) + model(images * (1 - mask)).float() * mask
         return torch.stack([images, images * (1 - mask), filled], dim=1).flatten(0, 1)
 
 
+def crop_draws(seed: int, step: int, slots: range, *, min_crop: float) -> dict[str, torch.Tensor]:
+    """`crop`, float32 [N, 4], for `crop_batch`; nothing where images stay whole."""
+    if min_crop == 1:
+        return {}
+    return {"crop": torch.stack([torch.rand(4, generator=generator_for(seed, "crop", step, s)) for s in slots])}
+
+
 def crop_batch(batch: Batch, *, min_crop: float) -> torch.Tensor:
-    """`random_resized_crop` of the images of a batch, whose draws are functions of (seed, step, slot)."""
+    """`random_resized_crop` of the images of a batch by its `crop_draws`."""
     if min_crop == 1:
         return batch.images
-    draws = torch.stack(
-        [torch.rand(4, generator=generator_for(batch.seed, "crop", batch.step, s)) for s in batch.slots]
-    )
-    return random_resized_crop(batch.images, draws.to(batch.images.device), min_crop=min_crop)
+    assert batch.draws is not None
+    return random_resized_crop(batch.images, batch.draws["crop"], min_crop=min_crop)
 
 
 def random_resized_crop(images: torch.Tensor, draws: torch.Tensor, *, min_crop: float) -> torch.Tensor:

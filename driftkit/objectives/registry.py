@@ -19,7 +19,7 @@ from driftkit.drift.sampler import sample_one_step
 from driftkit.encoders.cache import FeatureCache, FeatureSource, open_cache
 from driftkit.encoders.features import FEATURES_VERSION, WITH_PIXELS, feature_set
 from driftkit.encoders.lineage import PIXEL_TERM, Lineage
-from driftkit.encoders.loading import export_encoder, load_encoder
+from driftkit.encoders.loading import export_encoder, fetch_published, load_encoder
 from driftkit.encoders.networks import FrozenEncoder
 from driftkit.errors import UsageError
 from driftkit.nn.mae_resnet import MAEResNet, MAEResNetConfig
@@ -101,6 +101,9 @@ class ObjectiveKind:
 
 
 def _build_drifting(config: DriftingConfig, setting: Setting) -> BuiltObjective:
+    if setting.ranks.world_size > 1 and config.encoder_weights is None and not config.random_weights:
+        with setting.ranks.first_alone():  # one download per cache, which the other ranks then read
+            fetch_published(config.encoder)
     encoder = load_encoder(
         config.encoder,
         image_size=setting.pack.image_size,

@@ -1,5 +1,6 @@
 """The process group. World size 1 takes the same path as world size 64: every collective is then the identity."""
 
+import collections
 import contextlib
 import datetime
 import functools
@@ -7,7 +8,7 @@ import hashlib
 import os
 import socket
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -174,6 +175,45 @@ class Ranks:
         if self.world_size > 1:
             dist.barrier()
 
+    @contextlib.contextmanager
+    def first_alone(self) -> Iterator[None]:
+        """Let rank 0 through first, then one rank of every other machine, then all others.
+
+        What the first ones put into a cache, be it shared by all machines or each machine's own, is there for the rest.
+        A rank that fails lets the others through.
+        """
+        turn = 0 if self.is_main else 1 if local_rank() == 0 else 2
+        for _ in range(turn):
+            self.barrier()
+        try:
+            yield
+        finally:
+            for _ in range(2 - turn):
+                self.barrier()
+
+    def require_equal(self, values: Mapping[str, str]) -> None:
+        """Refuse to go on where ranks hold different values; all of them call it with the same names.
+
+        Raises:
+            DriftkitError: on every rank alike; it names the ranks that differ from most others.
+        """
+        if self.world_size == 1:
+            return
+        digests = b"".join(hashlib.sha256(value.encode()).digest() for value in values.values())
+        mine = torch.tensor(list(digests), dtype=torch.uint8)
+        theirs = mine.new_empty(self.world_size * len(mine))
+        dist.all_gather_into_tensor(theirs, mine)
+        for name, rows in zip(values, theirs.view(self.world_size, len(values), -1).unbind(1), strict=True):
+            held = [bytes(row) for row in rows.tolist()]
+            common = collections.Counter(held).most_common(1)[0][0]
+            if others := [str(rank) for rank, digest in enumerate(held) if digest != common]:
+                error = DriftkitError(
+                    f"{name} of rank {', '.join(others)} is not that of the other ranks; give all machines the same "
+                    "versions and files, then start again"
+                )
+                error.on_all_ranks = True
+                raise error
+
     def start_gather(self, parts: Sequence[torch.Tensor]) -> "Gathering":
         """Begin to bring together tensors [G, n_i, *] of all ranks along their second dimension, without gradient.
 
@@ -228,19 +268,6 @@ class Ranks:
     def mean(self, value: torch.Tensor) -> torch.Tensor:
         """Mean over ranks."""
         return self.sum(value) / self.world_size
-
-    def average_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Replace every gradient by its mean over ranks, in one fused reduction."""
-        if self.world_size == 1:
-            return
-        grads = [p.grad for p in parameters if p.grad is not None]
-        flat = torch.cat([g.reshape(-1).float() for g in grads])
-        dist.all_reduce(flat)
-        flat /= self.world_size
-        offset = 0
-        for grad in grads:
-            grad.copy_(flat[offset : offset + grad.numel()].view_as(grad))
-            offset += grad.numel()
 
 
 def _own_store(timeout: datetime.timedelta) -> dist.Store:

@@ -28,6 +28,7 @@ _WORDS = (
     "std::bad_alloc",
     "could not create a primitive",
     "resource temporarily unavailable",
+    "can't start new thread",
 )
 _ASKED = re.compile(r"tried to allocate ([\d.]+) ?(bytes|[KMGT]iB)", re.IGNORECASE)
 _UNITS = {"bytes": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}

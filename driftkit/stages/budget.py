@@ -112,7 +112,7 @@ class Budget:
     field_flops: int
     encoder_flops: int
     network_flops: int
-    state_bytes: int  # float32 weights, gradients, two moments, EMA; weights of the encoder
+    state_bytes: int  # float32 weights, gradients, two moments, EMA; weights of the encoder; on a CPU checkpoints' copy
     saved_bytes: int  # what the networks keep for the backward pass of the images they see at a time
     feature_bytes: int  # gathered float32 features: of the largest field, and of the next, on its way
     field_bytes: int  # workspace and V of the largest field
@@ -132,7 +132,7 @@ def budget(shapes: Shapes, *, images: int, ranks: int, machine: Machine | None =
         images: of all ranks together.
         ranks: how many share them.
         machine: what the time is expected of; None: the defaults.
-        device: "cpu" or "cuda", for the workspace of the field.
+        device: "cpu" or "cuda", for the workspace of the field and the copy that checkpoints are written from.
 
     Raises:
         UsageError: the ranks cannot share the images evenly.
@@ -154,7 +154,8 @@ def budget(shapes: Shapes, *, images: int, ranks: int, machine: Machine | None =
     encoder = rows * shapes.encoder_flops * (2 + shapes.real_encoded + again)
     network = rows * shapes.network_flops * (3 + (again and drifting))
     features = sorted((vectors * columns * channels * FLOAT_BYTES for vectors, channels in shapes.calls), reverse=True)
-    state = FLOAT_BYTES * (5 * shapes.parameters + shapes.encoder_parameters)
+    copied = 4 * shapes.parameters if device == "cpu" else 0  # all but gradients, to write checkpoints from
+    state = FLOAT_BYTES * (5 * shapes.parameters + copied + shapes.encoder_parameters)
     chunk = how.chunk_bytes or CHUNK_BYTES[device]
     wait = device in WAITS
     field = max(

@@ -48,6 +48,6 @@ def replay(folder: Path | str, *, device: str = "cpu") -> dict[str, Any]:
     how = Execution(
         micro_batch=trainer.micro_batch, autocast=partial(autocast, place, autocast_dtype(trainer.precision, place))
     )
-    feed = feed_of(config, setting)
+    feed = feed_of(config, setting, built.objective)
     found = repeat(built.objective, network, network, feed, how, ranks, step=record["step"]).findings
     return {"cause": found.cause(), **asdict(found)}

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from driftkit.artifacts.atomic import require_free
+from driftkit.artifacts.files import state_digest
 from driftkit.artifacts.lock import locked_folder
 from driftkit.artifacts.run import Run
 from driftkit.config.layers import flatten
@@ -16,6 +17,7 @@ from driftkit.datasets.sources import open_dataset
 from driftkit.errors import InterruptedRunError, StorageError, UsageError
 from driftkit.evaluation.features import together
 from driftkit.objectives.registry import OBJECTIVES, BuiltObjective, ObjectiveKind, Setting, build_network
+from driftkit.protocols import Objective
 from driftkit.runtime.device import autocast_dtype, resolve_device
 from driftkit.runtime.distributed import Ranks, local_rank
 from driftkit.runtime.progress import warn
@@ -118,6 +120,7 @@ def _train(
             warn(f"{run.path}: {sentence}")
     try:
         with ranks.naming_the_lost(), memory.explained():
+            _require_equal_start(trainer, built, ranks)
             trainer.train()
     except InterruptedRunError:
         raise
@@ -128,6 +131,22 @@ def _train(
     if kind.export and ranks.is_main:
         kind.export(run)
     return TrainResult(run, start if resumed else None, ranks)
+
+
+def _require_equal_start(trainer: Trainer, built: BuiltObjective, ranks: Ranks) -> None:
+    """Refuse to train ranks that differ: gradients are averaged, so that they would never come to be alike.
+
+    Raises:
+        DriftkitError: on every rank alike.
+    """
+    if ranks.world_size > 1:
+        ranks.require_equal(
+            {
+                "the step to go on from": str(trainer.step),
+                "the network": state_digest(trainer.network.state_dict()),
+                "the encoder": str((built.encoder or {}).get("weights_digest")),
+            }
+        )
 
 
 def _finished(run: Run, kind: ObjectiveKind, ranks: Ranks) -> TrainResult:
@@ -171,8 +190,8 @@ def with_batch(config: TrainConfig, batch_size: int) -> TrainConfig:
     return config.model_copy(update={"trainer": config.trainer.model_copy(update={"batch_size": batch_size})})
 
 
-def feed_of(config: TrainConfig, setting: Setting) -> Feed:
-    """Where a run's batches come from."""
+def feed_of(config: TrainConfig, setting: Setting, objective: Objective) -> Feed:
+    """Where a run's batches come from, with the draws of its objective."""
     return Feed(
         setting.pack.images,
         setting.pack.labels,
@@ -182,6 +201,7 @@ def feed_of(config: TrainConfig, setting: Setting) -> Feed:
         ranks=setting.ranks,
         device=setting.device,
         indices=setting.training,
+        objective=objective,
     )
 
 
@@ -191,7 +211,7 @@ def _trainer(
     return Trainer(
         built.objective,
         network,
-        feed_of(config, setting),
+        feed_of(config, setting, built.objective),
         run,
         config.trainer,
         seed=config.seed,

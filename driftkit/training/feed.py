@@ -1,11 +1,17 @@
 """Which images a step sees: a function of (seed, step, slot in the global batch), so nothing is kept to resume."""
 
+import contextlib
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
 import torch
 
 from driftkit.artifacts.images import to_float
-from driftkit.protocols import Batch
+from driftkit.protocols import Batch, Objective
 from driftkit.runtime.distributed import Ranks
 from driftkit.runtime.random import shuffled_indices, stream_seed
+from driftkit.runtime.worker import one_worker
 
 RESIDENT_SHARE = 1 / 8  # of a GPU's free memory, which images may take to be there once for all
 
@@ -17,6 +23,26 @@ def _resident(images: torch.Tensor, device: torch.device) -> torch.Tensor:
     return images.to(device)
 
 
+@dataclass(frozen=True)
+class _Prepared:
+    """What of a batch is made on the host; in pinned memory where the device is a GPU.
+
+    Attributes:
+        indices: which images of the pack, int64 [B].
+        images: uint8 [B, 3, H, W]; None where all images are on the device.
+        flips: which of them are mirrored, bool [B].
+        labels: int64 [B]; None where the objective does not need them.
+        draws: those of the objective; None where it makes them itself.
+    """
+
+    slots: range
+    indices: torch.Tensor
+    images: torch.Tensor | None
+    flips: torch.Tensor
+    labels: torch.Tensor | None
+    draws: dict[str, torch.Tensor] | None
+
+
 class Feed:
     """Shuffled epochs one after another; every rank takes its own slots of the global batch.
 
@@ -26,6 +52,7 @@ class Feed:
         batch_size: images per rank.
         horizontal_flip: mirror half of the images, by a draw of (seed, step, slot).
         indices: which of the images are fed, int64; None: all.
+        objective: whose draws come with the batches, and which may do without labels; None: labels and no draws.
     """
 
     def __init__(
@@ -39,32 +66,104 @@ class Feed:
         ranks: Ranks,
         device: torch.device,
         indices: torch.Tensor | None = None,
+        objective: Objective | None = None,
     ):
         self.images, self.labels = _resident(images, device), labels
         self.indices = torch.arange(len(images)) if indices is None else indices
         self.batch_size = batch_size
         self.horizontal_flip = horizontal_flip
         self.seed, self.ranks, self.device = seed, ranks, device
+        self.objective = objective
         self._orders: dict[int, torch.Tensor] = {}
+        self._worker: ThreadPoolExecutor | None = None
+        self._end = 0
+        self._next: tuple[int, Future[_Prepared]] | None = None
+
+    @contextlib.contextmanager
+    def prefetching(self, *, end: int) -> Iterator[None]:
+        """Prepare the batch of every following step below `end` on a worker thread, while the device works on this one.
+
+        The batches are the same. What goes wrong on the thread is raised by `batch` of the step it was for. On leaving,
+        the thread ends once the one batch is done that it may still be preparing.
+        """
+        with one_worker("feed", self.device) as worker:
+            self._worker, self._end = worker, end
+            try:
+                yield
+            finally:
+                self._worker = self._next = None
+                worker.shutdown(wait=False, cancel_futures=True)
 
     def batch(self, step: int, *, rank: int | None = None) -> Batch:
         """The batch of a step on the device: this rank's, or that of another one."""
+        own = rank is None or rank == self.ranks.rank
+        return self._to_device(self._own(step) if own else self._prepare(step, rank), step)
+
+    def _own(self, step: int) -> _Prepared:
+        if self._worker is None:
+            return self._prepare(step)
+        if self._next is None or self._next[0] != step:
+            self._next = step, self._worker.submit(self._prepare, step)
+        prepared = self._next[1].result()
+        self._next = (step + 1, self._worker.submit(self._prepare, step + 1)) if step + 1 < self._end else None
+        return prepared
+
+    def _prepare(self, step: int, rank: int | None = None) -> _Prepared:
         first = (self.ranks.rank if rank is None else rank) * self.batch_size
         slots = range(first, first + self.batch_size)
-        start = step * self.batch_size * self.ranks.world_size
-        picked = torch.tensor([self._image_at(start + slot) for slot in slots])
-        images = to_float(self.images[picked.to(self.images.device, non_blocking=True)].to(self.device))
+        picked = self._images_at(step * self.batch_size * self.ranks.world_size + first, self.batch_size)
         flips = torch.zeros(len(slots), dtype=torch.bool)
         if self.horizontal_flip:
             flips = torch.tensor([stream_seed(self.seed, "flip", step, slot) % 2 for slot in slots], dtype=torch.bool)
-            images = torch.where(flips.to(self.device)[:, None, None, None], images.flip(-1), images)
-        images = images.contiguous(memory_format=torch.channels_last)
-        labels = self.labels[picked].to(self.device)
-        return Batch(images, labels, slots, self.seed, step, indices=picked, flips=flips)
+        labels = draws = None
+        if self.objective is not None:
+            made = self.objective.draws(self.seed, step, slots, self.images.shape[1:])
+            draws = {name: self._pinned(values) for name, values in made.items()}
+        if self.objective is None or self.objective.needs_labels:
+            labels = self._pinned(self.labels[picked])
+        on_host = self.images.device.type == "cpu"
+        return _Prepared(
+            slots,
+            indices=self._pinned(picked),
+            images=self._pinned(self.images[picked]) if on_host else None,
+            flips=self._pinned(flips),
+            labels=labels,
+            draws=draws,
+        )
 
-    def _image_at(self, position: int) -> int:
-        epoch, offset = divmod(position, len(self.indices))
+    def _pinned(self, values: torch.Tensor) -> torch.Tensor:
+        """In memory from which a GPU copies while the host goes on; torch keeps it until the copy is done."""
+        return values.pin_memory() if self.device.type == "cuda" else values
+
+    def _to_device(self, made: _Prepared, step: int) -> Batch:
+        def moved(values: torch.Tensor) -> torch.Tensor:
+            return values.to(self.device, non_blocking=True)
+
+        images = to_float(self.images[moved(made.indices)] if made.images is None else moved(made.images))
+        if self.horizontal_flip:
+            images = torch.where(moved(made.flips)[:, None, None, None], images.flip(-1), images)
+        return Batch(
+            images.contiguous(memory_format=torch.channels_last),
+            None if made.labels is None else moved(made.labels),
+            made.slots,
+            self.seed,
+            step,
+            indices=made.indices,
+            flips=made.flips,
+            draws=None if made.draws is None else {name: moved(values) for name, values in made.draws.items()},
+        )
+
+    def _images_at(self, first: int, count: int) -> torch.Tensor:
+        """Numbers in the pack of the images at `count` positions of the epochs one after another, int64 [count]."""
+        parts = []
+        while count > 0:
+            epoch, offset = divmod(first, len(self.indices))
+            parts.append(self._order(epoch)[offset : offset + count])
+            first, count = first + len(parts[-1]), count - len(parts[-1])
+        return torch.cat(parts)
+
+    def _order(self, epoch: int) -> torch.Tensor:
         if epoch not in self._orders:
             self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1}  # a batch may span two epochs
             self._orders[epoch] = self.indices[shuffled_indices(self.seed, epoch, len(self.indices))]
-        return int(self._orders[epoch][offset])
+        return self._orders[epoch]

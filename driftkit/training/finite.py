@@ -20,20 +20,29 @@ class FiniteWatch:
         self.ranks, self.deferred = ranks, deferred
         self.last: torch.Tensor | None = None
         """float32 [], 1 where nothing may be updated with the step that was seen last, or with any before it."""
+        self.stop: torch.Tensor | None = None
+        """float32 [], the largest `stop` of all ranks at the step that was seen last; None in a world of one."""
         self._first: torch.Tensor | None = None  # int64 [], step + 1
         self._wrong: torch.Tensor | None = None  # [terms + 2], which of them were not finite: total, gradient last
         self._values: torch.Tensor | None = None
         self._terms: tuple[str, ...] = ()
 
-    def see(self, outcome: StepLoss, gradient_norm: torch.Tensor, *, step: int) -> None:
-        """Take note of a step before its update."""
+    def see(self, outcome: StepLoss, gradient_norm: torch.Tensor, *, step: int, stop: int = 0) -> None:
+        """Take note of a step before its update.
+
+        Args:
+            stop: signal by which this rank is asked to stop, 0 for none: it shares the one message of the step.
+        """
         if self._terms != tuple(outcome.terms):  # a term joins in or leaves: what was seen has other entries
             self.check()
             self._first = None
             self._terms = tuple(outcome.terms)
         values = [*outcome.terms.values(), outcome.total, gradient_norm]
         seen = torch.stack([value.detach().float() for value in values])
-        wrong = self.ranks.max((~torch.isfinite(seen)).float())
+        wrong = (~torch.isfinite(seen)).float()
+        if self.ranks.world_size > 1:
+            shared = self.ranks.max(torch.cat([wrong, torch.full_like(wrong[:1], stop)]))
+            wrong, self.stop = shared[:-1], shared[-1]
         bad = wrong.amax()
         if self._first is None or self._wrong is None or self._values is None or self.last is None:
             self._first, self.last = torch.zeros_like(bad, dtype=torch.long), torch.zeros_like(bad)

@@ -1,9 +1,10 @@
 """A step that was not finite: repeated to see where it begins, and kept on disk for inspection."""
 
+import contextlib
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ def repeat(
 ) -> Repeated:
     """Make the step's loss and gradient once more, from the same draws, and look at everything on the way.
 
-    All ranks must call it together. The weights stay as they are; gradients are left empty.
+    All ranks must call it together. The weights stay as they are; gradients are those of this rank, and left empty.
 
     Args:
         model: `network`, possibly compiled.
@@ -114,7 +115,8 @@ def repeat(
     outcome: StepLoss | None = None
     features: tuple[str, ...] = ()
     try:
-        outcome = objective.accumulate(model, feed.batch(step), execution)
+        alone = replace(execution, last_backward=contextlib.nullcontext)
+        outcome = objective.accumulate(model, feed.batch(step), alone)
     except NonFiniteStepError as error:
         features = error.names
     gradients = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
@@ -171,6 +173,7 @@ def save_inspection(
     batch = _global_batch(feed, error.step)
     assert batch.indices is not None
     assert batch.flips is not None
+    assert batch.labels is not None
     with atomic_folder(folder) as made:
         write_tensors(
             made / WEIGHTS_FILE, network.state_dict(), header={**header, "weights": "raw", "step": error.step}
@@ -226,7 +229,7 @@ def _global_batch(feed: Feed, step: int) -> Batch:
     images = torch.cat([part.images.cpu() for part in parts])
     indices = torch.cat([part.indices for part in parts if part.indices is not None])
     flips = torch.cat([part.flips for part in parts if part.flips is not None])
-    labels = torch.cat([part.labels.cpu() for part in parts])
+    labels = feed.labels[indices]
     wrong = (~torch.isfinite(images)).flatten(1).any(dim=1)
     kept = max(1, min(len(images), MOST_IMAGE_BYTES // images[0].nbytes))
     order = wrong.long().argsort(descending=True, stable=True)[:kept]

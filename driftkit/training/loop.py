@@ -1,5 +1,6 @@
 """The only training loop: steps, averaging, logging, grids, checkpoints, resuming and stopping."""
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -27,12 +28,15 @@ from driftkit.runtime.device import (
 from driftkit.runtime.distributed import DEFAULT_TIMEOUT_S, Ranks
 from driftkit.runtime.finite import named, not_finite, require_finite
 from driftkit.runtime.random import image_noise, seed_global_generators
+from driftkit.runtime.readback import LaggedReading
 from driftkit.runtime.signals import StopRequest, exit_code
 from driftkit.runtime.timing import StepClock
+from driftkit.training.checkpoints import CheckpointWriter, State
 from driftkit.training.collapse import CollapseWatch
 from driftkit.training.ema import averaged
 from driftkit.training.feed import Feed
 from driftkit.training.finite import FiniteWatch
+from driftkit.training.gradients import GradientExchange
 from driftkit.training.inspection import explained, repeat, save_inspection
 from driftkit.training.optim import adamw, optimizer_tensors, restore_optimizer
 from driftkit.training.pacing import MOST_GRIDS, MOST_RECORDS, is_due
@@ -144,19 +148,27 @@ class Trainer:
         self.clock = StepClock(device)
         # Asking a GPU at every step whether numbers are finite would keep it waiting for the next one's orders.
         self.watch = FiniteWatch(ranks, deferred=device.type == "cuda")
+        # On a CPU the draws are about 1 % of a step, and a thread that makes them takes its time from the same cores.
+        self.prefetch = device.type == "cuda"
+        self.stop, self.stop_reading = StopRequest(), LaggedReading()
         self.collapse = CollapseWatch(threshold=config.collapse_spread, patience=config.collapse_patience)
+        self.exchange = GradientExchange(self.network.parameters(), ranks)
         self.execution = Execution(
-            micro_batch=config.micro_batch, autocast=partial(autocast, device, self.dtype), clock=self.clock
+            micro_batch=config.micro_batch,
+            autocast=partial(autocast, device, self.dtype),
+            last_backward=self.exchange.last_backward,
+            clock=self.clock,
         )
         self.tracker: Tracker = NoTracker()
         if ranks.is_main:
             self.tracker = open_tracker(config.tracker, run.path, header)
         self.scoring = scoring
+        self.writer = CheckpointWriter(run, keep_every=config.keep_every, device=device)
         self.step = 0
         self.saved_step: int | None = None
         self.images_seen = 0
         self.train_seconds = 0.0
-        self._window_start, self._window_images, self._window_steps = time.monotonic(), 0, 0
+        self._begin_window(time.monotonic())
 
     def resume(self) -> bool:
         """Continue from the last checkpoint, if there is one. Records after it are dropped, to be written again."""
@@ -198,7 +210,8 @@ class Trainer:
             self.run.remove_partial_checkpoints()
         self._update_manifest("running")
         try:
-            self._train_to_the_end()
+            with self.writer:
+                self._train_to_the_end()
         except NonFiniteStepError as error:
             raise self._inspected(error) from None
         finally:
@@ -225,20 +238,31 @@ class Trainer:
 
     def _train_to_the_end(self) -> None:
         with (
-            StopRequest() as stop,
+            self.stop,
             TrainingProgress(total=self.config.steps, start=self.step, shown=self.ranks.is_main) as progress,
+            self.feed.prefetching(end=self.config.steps) if self.prefetch else contextlib.nullcontext(),
         ):
-            self._window_start, self._window_images, self._window_steps = time.monotonic(), 0, 0
+            self._begin_window(time.monotonic())
+            first = self.step
             while self.step < self.config.steps:
                 outcome = self._train_step()
+                if self.step == first + 1 and self.ranks.is_main:  # only now the optimizer has its moments
+                    self.writer.prepare(self._state())
                 measured = self._measure_when_due(outcome)
                 if measured or self._is_record_due():
                     self._log(outcome, progress)
                 progress.step(self.step)
                 self._save_when_due()
-                self._stop_if_asked(stop)
-        if self.step == 0:  # a run of no steps: the untrained network, to be sampled and scored like any other
-            self._save_checkpoint()
+                self.writer.check()
+                self._stop_if_asked()
+            if self.step == 0:  # a run of no steps: the untrained network, to be sampled and scored like any other
+                self._save_checkpoint()
+            self._await_checkpoint()
+
+    def _begin_window(self, start: float) -> None:
+        """Count from a reading of the clock on what the next record says of speed."""
+        self._window_start, self._window_images, self._window_steps = start, 0, 0
+        self._window_aside = 0.0  # seconds for what is no training step: pictures, checkpoints, measurements
 
     def _train_step(self) -> StepLoss:
         started = time.monotonic()
@@ -249,10 +273,10 @@ class Trainer:
         self.clock.mark("data")
         outcome = self.objective.accumulate(self.model, batch, self.execution)
         if self.ranks.world_size > 1:
-            self.ranks.average_gradients(self.network.parameters())
+            self.exchange.finish()
             self.clock.mark("gradient exchange")
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip)
-        self.watch.see(outcome, norm, step=self.step)
+        self.watch.see(outcome, norm, step=self.step, stop=self.stop.signal or 0)
         if not self.watch.deferred:
             self.watch.check()
         self.optimizer.found_inf = self.watch.last  # type: ignore[attr-defined]  # fused: then it updates nothing
@@ -260,7 +284,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate()
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.exchange.clear()
         self.step += 1
         self.ema.update(self.network, self.step)
         self.clock.mark("optimizer")
@@ -285,7 +309,7 @@ class Trainer:
         scoring = self.scoring if self.scoring and (last or self.step % self.scoring.every == 0) else None
         if not measuring and not scoring:
             return False
-        started = time.monotonic()  # like pictures, measurements do not count as training time
+        started = time.monotonic()  # like pictures, measurements are no training steps
         measured: dict[str, float] = {}
         if self.ranks.is_main and measuring:
             with torch.inference_mode(), autocast(self.device, self.dtype):
@@ -293,20 +317,22 @@ class Trainer:
         if self.ranks.is_main and scoring:
             measured |= scoring.score(self.ema.module.eval())
         outcome.health |= {name: torch.tensor(value) for name, value in measured.items()}
-        self._window_start += time.monotonic() - started
+        self._window_aside += time.monotonic() - started
         return True
 
     def _log(self, outcome: StepLoss, progress: TrainingProgress) -> None:
         self.watch.check()
         synchronize(self.device)
         now = time.monotonic()
+        took = now - self._window_start
         means = torch.stack([outcome.total.float(), *(t.float() for t in outcome.terms.values())])
         total, *terms = self.ranks.mean(means).tolist()
         record = {
             "step": self.step,
             "images": self.images_seen,
             "seconds": round(self.train_seconds, 3),
-            "images_per_second": self._window_images / max(now - self._window_start, 1e-9),
+            "images_per_second": self._window_images / max(took, 1e-9),
+            "images_per_second_of_steps": self._window_images / max(took - self._window_aside, 1e-9),
             "seconds_per_step": self._time_split(),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "ema_decay": self.ema.get_decay(self.step),
@@ -314,7 +340,7 @@ class Trainer:
             "terms": dict(zip(outcome.terms, terms, strict=True)),
             "health": {name: float(value) for name, value in outcome.health.items()},
         }
-        self._window_start, self._window_images, self._window_steps = now, 0, 0
+        self._begin_window(now)
         collapsed = self._see_collapse(record, progress)
         if self.ranks.is_main:
             self.run.append_metrics(record)
@@ -333,6 +359,7 @@ class Trainer:
         if known.now:
             record["health"]["collapsed"] = 1.0
         if begins and self.ranks.is_main:
+            self.writer.wait()  # else it would put what it knew of collapse over this
             self.run.update(collapse=self.collapse.document())
             progress.warn(
                 f"collapse: since step {known.below_since} generated features spread less than "
@@ -345,6 +372,7 @@ class Trainer:
         """Save and refuse to go on; the spread is equal on all ranks, so that all come here."""
         if self.saved_step != self.step:
             self._save_checkpoint()
+        self._await_checkpoint()
         known = self.collapse.known
         error = RefusedError(
             f"the generator has collapsed: since step {known.below_since} its features spread less than "
@@ -359,21 +387,24 @@ class Trainer:
         return {name: seconds / max(1, self._window_steps) for name, seconds in self.clock.seconds().items()}
 
     def _save_when_due(self) -> None:
-        started = time.monotonic()  # pictures and checkpoints do not count as training time
+        started = time.monotonic()  # pictures and checkpoints are no training steps
         last = self.step == self.config.steps
         if last or is_due(self.step, self.config.sample_every, most=MOST_GRIDS):
             self._save_grid()
         if last or (self.config.checkpoint_every and self.step % self.config.checkpoint_every == 0):
             self._save_checkpoint()
-        self._window_start += time.monotonic() - started
+        self._window_aside += time.monotonic() - started
 
-    def _stop_if_asked(self, stop: StopRequest) -> None:
-        asked = torch.tensor([float(stop.signal or 0)], device=self.device)
-        number = int(self.ranks.max(asked)) if self.ranks.world_size > 1 else (stop.signal or 0)
+    def _stop_if_asked(self) -> None:
+        """Save and stop where a signal came to any rank. Ranks see one another's a step late, all at the same step."""
+        number = self.stop.signal or 0
+        if self.watch.stop is not None:
+            number = int(self.stop_reading.exchange(self.watch.stop))
         if not number or self.step >= self.config.steps:
             return
         if self.saved_step != self.step:  # known to all ranks alike, unlike what their file systems show
             self._save_checkpoint()
+        self._await_checkpoint()
         self._update_manifest("interrupted")
         raise InterruptedRunError(
             f"stopped at step {self.step}, state saved; the same command resumes", exit_code(number)
@@ -395,23 +426,30 @@ class Trainer:
         self.run.wrote(path)
         self.tracker.grid(to_uint8(images).cpu(), self.step)
 
+    def _state(self) -> State:
+        """What a checkpoint holds, on the device."""
+        return {
+            "raw": self.network.state_dict(),
+            "ema": self.ema.module.state_dict(),
+            "optimizer": optimizer_tensors(self.optimizer, self.network),
+        }
+
     def _state_tensors(self) -> dict[str, torch.Tensor]:
-        """Weights, their average, and moments, under names that tell them apart."""
-        state = {f"raw/{name}": value for name, value in self.network.state_dict().items()}
-        state |= {f"ema/{name}": value for name, value in self.ema.module.state_dict().items()}
-        return state | optimizer_tensors(self.optimizer, self.network)
+        """The same under names that tell weights and their average apart."""
+        state = self._state()
+        named = {f"{which}/{name}": value for which in ("raw", "ema") for name, value in state[which].items()}
+        return named | dict(state["optimizer"])
 
     def _save_checkpoint(self) -> None:
+        """Begin to save this step; `_await_checkpoint` knows when it is on disk."""
         self.watch.check()
         broken = not_finite(self._state_tensors())  # the last update may have spoilt what no step has seen yet
         if int(self.ranks.max(torch.tensor(len(broken), device=self.device))):
             raise NonFiniteStepError("weights", self.step, [named(list(broken))])
         if self.ranks.is_main:
-            self.run.save_checkpoint(
+            self.writer.save(
                 self.step,
-                raw=self.network.state_dict(),
-                ema=self.ema.module.state_dict(),
-                optimizer=optimizer_tensors(self.optimizer, self.network),
+                self._state(),
                 state={
                     "step": self.step,
                     "images_seen": self.images_seen,
@@ -419,10 +457,17 @@ class Trainer:
                     "collapse": self.collapse.state(),
                 },
                 header={**self.header, "step": self.step, "ema_decay": self.ema.get_decay(self.step)},
+                manifest=self._manifest_fields("running"),
             )
-            self.run.prune_checkpoints(keep_every=self.config.keep_every)
-            self._update_manifest("running")
         self.saved_step = self.step
+
+    def _await_checkpoint(self) -> None:
+        """Wait until the last step that was saved is on disk; all ranks, since torchrun ends the others with the first.
+
+        Raises:
+            StorageError: on rank 0, it was not written.
+        """
+        self.writer.wait()
         self.ranks.barrier()
 
     def _finish_what_was_killed(self) -> None:
@@ -438,15 +483,18 @@ class Trainer:
 
     def _update_manifest(self, state: str) -> None:
         if self.ranks.is_main:
-            self.run.update(
-                state=state,
-                failure=None,
-                step=self.step,
-                images_seen=self.images_seen,
-                train_seconds=round(self.train_seconds, 3),
-                peak_memory_gib=round(peak_memory_gib(self.device), 3),
-                device=describe_device(self.device),
-                world_size=self.ranks.world_size,
-                precision=str(self.dtype).removeprefix("torch."),
-                collapse=self.collapse.document(),
-            )
+            self.run.update(**self._manifest_fields(state))
+
+    def _manifest_fields(self, state: str) -> dict[str, Any]:
+        return {
+            "state": state,
+            "failure": None,
+            "step": self.step,
+            "images_seen": self.images_seen,
+            "train_seconds": round(self.train_seconds, 3),
+            "peak_memory_gib": round(peak_memory_gib(self.device), 3),
+            "device": describe_device(self.device),
+            "world_size": self.ranks.world_size,
+            "precision": str(self.dtype).removeprefix("torch."),
+            "collapse": self.collapse.document(),
+        }

@@ -116,6 +116,8 @@ def _backward(roots, *gradients, **options) -> None:
     for leaf in _leaves([roots] if isinstance(roots, torch.Tensor) else roots):
         if leaf.grad is None:
             leaf.grad = torch.empty_like(leaf)
+        for hook in (leaf._post_accumulate_grad_hooks or {}).values():
+            hook(leaf)
 
 
 def _memory_format(images, weight, backend):
@@ -156,6 +158,9 @@ def fake_cuda() -> Iterator[Watched]:
     with pytest.MonkeyPatch.context() as patch, FakeTensorMode(allow_non_fake_inputs=True):
         patch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
         patch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)
+        patch.setattr(torch.cuda, "mem_get_info", lambda *_: (0, 80 * 2**30))  # images stay on the host
+        patch.setattr(torch.cuda, "set_device", lambda *_: None)
+        patch.setattr(torch.Tensor, "pin_memory", lambda self: self)
         patch.setattr(torch._C, "_conv_determine_backend_memory_format", _memory_format)
         patch.setattr(torch.nn.functional, "scaled_dot_product_attention", _attention)
         patch.setattr(torch.Tensor, "backward", lambda self, *_, **__: _backward(self))

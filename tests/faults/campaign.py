@@ -121,7 +121,7 @@ class Campaign:
         found = ask(lambda: _state(sandbox, target.runs), sandbox)
         tally.problems += [f"{when} {problem}" for problem in found["problems"]]
         tally.most_lost = max(tally.most_lost, found["lost"])
-        if found["lost"] > CHECKPOINT_EVERY:
+        if found["lost"] > 2 * CHECKPOINT_EVERY:  # training goes on while a checkpoint is written, at most to the next
             tally.problems.append(f"{when} {found['lost']} steps were lost")
 
 

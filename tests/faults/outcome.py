@@ -11,8 +11,8 @@ from driftkit.artifacts.files import read_tensors, state_digest
 # Times; and what holds a time, or a number drawn once per run, or the digest of a file that does.
 VARYING = {
     "created", "updated", "written", "since", "seconds", "train_seconds", "seconds_by_part", "seconds_per_step",
-    "images_per_second", "peak_memory_gib", "id", "run_id", "run", "seal", "age", "sha256", "bytes",
-    "fingerprint", "identity", "result", "products",
+    "images_per_second", "images_per_second_of_steps", "peak_memory_gib", "id", "run_id", "run", "seal", "age",
+    "sha256", "bytes", "fingerprint", "identity", "result", "products",
 }  # fmt: skip
 TEXTS_WITH_TIMES = {".html", ".svg", ".csv"}
 

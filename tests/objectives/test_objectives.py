@@ -1,5 +1,6 @@
 """The objectives: what they minimise, and that they learn."""
 
+import contextlib
 import dataclasses
 
 import pytest
@@ -7,14 +8,18 @@ import torch
 
 from driftkit.diffusion.schedule import linear_schedule
 from driftkit.drift import aggregated_drift
+from driftkit.encoders import loading
 from driftkit.encoders.networks import PixelEncoder
 from driftkit.nn.mae_resnet import MAEResNet, MAEResNetConfig
+from driftkit.objectives import registry
 from driftkit.objectives.ddpm import DDPM, DDPMConfig
 from driftkit.objectives.drifting import Drifting, DriftingConfig
 from driftkit.objectives.mae import MAE, HeldOut, LabelledImages, MAEConfig, random_resized_crop
 from driftkit.protocols import Batch, Execution
 from driftkit.runtime.distributed import Ranks
 from driftkit.runtime.random import image_noise
+from driftkit.stages.config import resolve_config
+from tests.conftest import setting
 
 
 def batch(count=8, size=4, step=0):
@@ -159,3 +164,37 @@ def test_held_out_images_tell_how_well_classes_can_be_read_off():
     blank = LabelledImages(images[60:], torch.full((20,), -1))
     assert set(MAE(MAEConfig(), ranks=Ranks(), held_out=HeldOut(known, blank)).measure(network)) == {"held_out_mse"}
     assert MAE(MAEConfig(), ranks=Ranks()).measure(network) == {}
+
+
+@dataclasses.dataclass(frozen=True)
+class WatchedRanks(Ranks):
+    """Rank 0 of two, which writes down when it goes first."""
+
+    events: list = dataclasses.field(default_factory=list)
+
+    @contextlib.contextmanager
+    def first_alone(self):
+        self.events.append("first")
+        yield
+        self.events.append("the others")
+
+
+@pytest.mark.parametrize(
+    ("more", "fetched"),
+    [
+        (["objective.encoder=dinov2-multires"], ["first", "dinov2-multires", "the others"]),
+        (["objective.encoder=dinov2-multires", "objective.random_weights=true"], []),
+        (["objective.encoder=pixel"], ["first", "the others"]),
+    ],
+)
+def test_rank_0_fetches_weights_before_the_others_look_for_them(more, fetched, monkeypatch):
+    ranks = WatchedRanks(world_size=2)
+
+    def fetch(spec):
+        ranks.events.append(spec.name)
+
+    monkeypatch.setattr(loading, "fetch", fetch)
+    monkeypatch.setattr(registry, "load_encoder", lambda *_, **__: PixelEncoder(input_size=8))
+    config, _ = resolve_config(objective="drift", assignments=more)
+    registry.OBJECTIVES["drift"].build(config.objective, setting(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), ranks))
+    assert ranks.events == fetched

@@ -1,6 +1,9 @@
 """What processes say to one another, with two real ones; the field over ranks is in tests/drift/test_ranks.py."""
 
+import contextlib
 import os
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -31,6 +34,28 @@ def refused(ranks: Ranks, parts: list[torch.Tensor]) -> str:
     return "went through"
 
 
+def unequal(ranks: Ranks, values: dict[str, str]) -> list:
+    try:
+        ranks.require_equal(values)
+    except DriftkitError as problem:
+        return [str(problem), problem.on_all_ranks]
+    return []
+
+
+def turns(ranks: Ranks, folder: Path) -> list[bool]:
+    """Whether the cache was filled when a rank came to it; the second time the first rank fails at it."""
+    filled = []
+    for name in ("cache", "other"):
+        with contextlib.suppress(OSError), ranks.first_alone():
+            filled.append((folder / name).exists())
+            if ranks.is_main:
+                time.sleep(0.3)
+                if name == "other":
+                    raise OSError("no network")
+                (folder / name).touch()
+    return filled
+
+
 def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", RANK=str(rank), WORLD_SIZE=str(WORLD), LOCAL_RANK=str(rank))
@@ -53,11 +78,9 @@ def work(rank: int, folder: str) -> None:
         refused(ranks, [one.double() if rank else one]),
         refused(ranks, [one]),  # all agree again: what went before left nothing behind
     ]
-    parameters = [torch.nn.Parameter(torch.zeros(3)), torch.nn.Parameter(torch.zeros(2, 2)), torch.nn.Parameter(one)]
-    parameters[0].grad, parameters[1].grad = torch.full((3,), 1.0 + rank), torch.arange(4.0).view(2, 2) * rank
-    ranks.average_gradients(parameters)
-    out |= {"gradient/0": parameters[0].grad, "gradient/1": parameters[1].grad}
-    out["untouched"] = torch.tensor(parameters[2].grad is None)
+    out["turns"] = turns(ranks, Path(folder))
+    out["unequal"] = unequal(ranks, {"the step": "3", "the network": f"digest {rank}"})
+    out["equal"] = unequal(ranks, {"the step": "3", "the network": "digest"})
     value = torch.tensor([1.0, 2.0]) * (1 + rank)
     out |= {"sum": ranks.sum(value), "max": ranks.max(-value), "mean": ranks.mean(value), "value": value}
     torch.save(out, f"{folder}/{rank}.pt")
@@ -107,15 +130,24 @@ def test_ranks_that_disagree_are_all_refused(told):
         assert agreed == "went through"
 
 
-def test_gradients_and_values_are_reduced(told):
+def test_values_are_reduced(told):
     for rank, out in enumerate(told):
-        assert out["gradient/0"].tolist() == [1.5] * 3
-        assert out["gradient/1"].tolist() == [[0.0, 0.5], [1.0, 1.5]]
-        assert out["untouched"]
         assert out["value"].tolist() == [1.0 + rank, 2.0 + 2 * rank]  # reductions leave their argument alone
         assert out["sum"].tolist() == [3.0, 6.0]
         assert out["max"].tolist() == [-1.0, -2.0]
         assert out["mean"].tolist() == [1.5, 3.0]
+
+
+def test_rank_0_goes_first_and_the_others_go_on_even_if_it_fails(told):
+    assert [out["turns"] for out in told] == [[False, False], [True, False]]
+
+
+def test_ranks_that_differ_are_named_on_all_of_them(told):
+    for out in told:
+        message, on_all_ranks = out["unequal"]
+        assert message.startswith("the network of rank 1 is not that of the other ranks")
+        assert on_all_ranks
+        assert out["equal"] == []
 
 
 def test_a_world_of_one_copies_and_counts_nothing():

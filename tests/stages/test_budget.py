@@ -131,6 +131,9 @@ def test_state_is_that_of_a_trained_network():
     held += [value for state in optimizer.state.values() for key, value in state.items() if key != "step"]
     paper = budget(training_shapes(config)[0], images=BATCH, ranks=1)
     assert paper.state_bytes == sum(tensor.nbytes for tensor in held)
+    gradients = sum(p.nbytes for p in network.parameters())
+    on_host = budget(training_shapes(config)[0], images=BATCH, ranks=1, device="cpu")
+    assert on_host.state_bytes == 2 * paper.state_bytes - gradients, "checkpoints are written from a copy"
 
 
 def test_ranks_share_the_work_and_receive_the_rest():

@@ -68,3 +68,35 @@ def test_terms_may_join_in():
     watch.see(loss(BAD, a=GOOD, b=BAD), GOOD, step=1)
     with pytest.raises(DriftkitError, match="step 1: b"):
         watch.see(loss(GOOD, a=GOOD), GOOD, step=2)
+
+
+class PairedRanks(Ranks):
+    """Rank 0 of two, with what the other one sends."""
+
+    other = torch.zeros(4)
+    messages = 0
+
+    def max(self, value):
+        PairedRanks.messages += 1
+        return torch.maximum(value, self.other)
+
+
+def test_a_request_to_stop_travels_with_the_flags_of_the_step():
+    ranks = PairedRanks(world_size=2)
+    watch = FiniteWatch(ranks, deferred=True)
+    for step, (own, others, agreed) in enumerate([(0, 0, 0), (0, 15, 15), (2, 15, 15), (1, 0, 1)]):
+        PairedRanks.other = torch.tensor([0.0, 0.0, 0.0, others])
+        watch.see(loss(GOOD, a=GOOD), GOOD, step=step, stop=own)
+        assert watch.stop == agreed
+        assert watch.last == 0, "a signal is no number that is not finite"
+    assert PairedRanks.messages == 4, "one message a step"
+    PairedRanks.other = torch.tensor([1.0, 1.0, 0.0, 0.0])
+    watch.see(loss(GOOD, a=GOOD), GOOD, step=4)
+    with pytest.raises(DriftkitError, match="loss is not finite at step 4: a"):
+        watch.check()
+
+
+def test_a_world_of_one_sends_nothing():
+    watch = FiniteWatch(Ranks(), deferred=True)
+    watch.see(loss(GOOD, a=GOOD), GOOD, step=0, stop=15)
+    assert watch.stop is None

@@ -21,9 +21,11 @@ from driftkit.errors import MissingError, UsageError
 from driftkit.objectives.registry import OBJECTIVES, build_network
 from driftkit.protocols import Execution
 from driftkit.runtime.distributed import Ranks
+from driftkit.stages import train as train_stage
 from driftkit.stages.config import resolve_config
 from driftkit.stages.resuming import continuation
 from driftkit.training.feed import Feed
+from driftkit.training.gradients import GradientExchange
 from tests.conftest import TINY_DATA, TINY_LOOP, TINY_UNET, driftkit, setting, train_tiny
 
 BATCH = 12
@@ -47,8 +49,11 @@ def gradients(objective: str, ranks: Ranks, micro_batch: int | None = None) -> d
         images, torch.arange(40) % 4 - 1, batch_size=BATCH // ranks.world_size, horizontal_flip=True, seed=0,
         ranks=ranks, device=torch.device("cpu"),
     )  # fmt: skip
-    built.objective.accumulate(network, feed.batch(3), Execution(micro_batch=micro_batch))
-    ranks.average_gradients(network.parameters())
+    network = network.to(memory_format=torch.channels_last)
+    exchange = GradientExchange(network.parameters(), ranks, bucket_bytes=1000)
+    how = Execution(micro_batch=micro_batch, last_backward=exchange.last_backward)
+    built.objective.accumulate(network, feed.batch(3), how)
+    exchange.finish()
     return {name: p.grad for name, p in network.named_parameters()}
 
 
@@ -190,6 +195,33 @@ def train_part(rank, world, output, sets):
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(30100 + os.getppid() % 1000), RANK=str(rank),
                       WORLD_SIZE=str(world), LOCAL_RANK=str(rank))  # fmt: skip
     train_tiny(Path(output), "drift", *sets, steps=3)
+
+
+def train_unlike(rank, world, output):
+    """Train, with other initial weights or another encoder on rank 1; what was said goes to a file of the rank."""
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(30100 + os.getppid() % 1000), RANK=str(rank),
+                      WORLD_SIZE=str(world), LOCAL_RANK=str(rank))  # fmt: skip
+    build = train_stage.build_network
+
+    def build_network(*arguments, **options):
+        network = build(*arguments, **options)
+        if rank == 1:
+            next(network.parameters()).data[0] += 1e-6
+        return network
+
+    train_stage.build_network = build_network
+    result = driftkit("train", "--encoder", "pixel", *TINY_DATA, *TINY_UNET, *TINY_LOOP, "--output", output)
+    Path(f"{output}.{rank}").write_text(f"{result.exit_code} {result.stderr}")
+
+
+def test_ranks_with_other_initial_weights_do_not_train(tmp_path):
+    mp.start_processes(train_unlike, args=(2, str(tmp_path / "run")), nprocs=2, start_method="spawn")
+    said = [(tmp_path / f"run.{rank}").read_text() for rank in range(2)]
+    assert all(text.startswith("1 ") for text in said), said
+    assert "error: the network of rank 1 is not that of the other ranks" in said[0]
+    assert Run(tmp_path / "run").manifest()["state"] == "failed"
+    assert not Run(tmp_path / "run").checkpoints()
 
 
 @pytest.mark.parametrize(

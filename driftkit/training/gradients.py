@@ -1,0 +1,153 @@
+"""Gradients of several ranks: kept in a few flat buffers, whose averaging begins while the backward pass still runs.
+
+DistributedDataParallel does the like for one forward and one backward pass per step. Objectives here call a network
+several times before a backward pass, and let parameters join in at a later step, which it takes for errors.
+"""
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from driftkit.runtime.distributed import Ranks
+
+BUCKET_BYTES = 25 * 2**20  # as DistributedDataParallel has it: large enough for bandwidth, small enough to begin early
+
+
+@dataclass
+class _Bucket:
+    """Gradients that travel together.
+
+    Attributes:
+        flat: all of them, one after another.
+        views: parameter -> its gradient, with the strides of the parameter.
+        missing: how many of them the last backward pass has not given yet.
+        work: the reduction, once it has begun.
+    """
+
+    flat: torch.Tensor
+    views: dict[nn.Parameter, torch.Tensor]
+    missing: int = 0
+    work: dist.Work | None = None
+
+
+class GradientExchange:
+    """Averages the gradients of a network over ranks.
+
+    Between `clear` and `finish` the gradients are views of flat buffers, into which backward passes add. Buffers leave
+    in one order on all ranks, as soon as the last backward pass has filled them and those before. Parameters that no
+    backward pass of the step before has reached have buffers of their own at the end, so that nothing waits for them.
+    In a world of one this leaves gradients to torch.
+
+    Args:
+        parameters: of the network; those without `requires_grad` are left out.
+        bucket_bytes: least size of a buffer.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], ranks: Ranks, *, bucket_bytes: int = BUCKET_BYTES):
+        self.parameters = [p for p in parameters if p.requires_grad]
+        self.ranks, self.bucket_bytes = ranks, bucket_bytes
+        self._buckets: list[_Bucket] = []  # none in a world of one
+        self._bucket_of: dict[nn.Parameter, _Bucket] = {}
+        self._given: set[nn.Parameter] = set()  # those with a gradient in this step
+        self._expected: set[nn.Parameter] = set()  # those with one in the step that the buffers were laid out for
+        self._is_last = False  # whether the last backward pass runs
+        if ranks.world_size > 1:
+            for parameter in self.parameters:
+                parameter.register_post_accumulate_grad_hook(self._receive)
+            self._lay_out(set(self.parameters))
+            self.clear()
+
+    def _lay_out(self, expected: set[nn.Parameter]) -> None:
+        """Make buffers in the order in which a backward pass fills them: about that of the parameters, backwards."""
+        backwards, self._buckets = self.parameters[::-1], []
+        for together in ([p for p in backwards if p in expected], [p for p in backwards if p not in expected]):
+            self._buckets += _buckets(together, self.bucket_bytes)
+        self._bucket_of = {p: bucket for bucket in self._buckets for p in bucket.views}
+        self._expected = expected
+
+    def clear(self) -> None:
+        """Forget all gradients before the next step."""
+        if not self._buckets:
+            for parameter in self.parameters:
+                parameter.grad = None
+            return
+        if self._given and self._given != self._expected:
+            self._lay_out(set(self._given))
+        for bucket in self._buckets:
+            bucket.flat.zero_()
+            for parameter, view in bucket.views.items():
+                parameter.grad = view
+        self._given.clear()
+
+    @contextlib.contextmanager
+    def last_backward(self) -> Iterator[None]:
+        """Around the last backward pass of a step: buffers that it completes leave at once, the others after it."""
+        if not self._buckets:
+            yield
+            return
+        for bucket in self._buckets:
+            bucket.missing = len(bucket.views)
+        self._is_last = True
+        try:
+            yield
+        finally:
+            self._is_last = False
+        self._send_all()
+
+    def finish(self) -> None:
+        """Wait until every gradient is the mean over ranks; on CUDA, have the stream wait.
+
+        Parameters that no backward pass of the step has reached get none, so that the optimizer passes them over. They
+        must be the same on all ranks.
+        """
+        if not self._buckets:
+            return
+        self._send_all()
+        for bucket in self._buckets:
+            assert bucket.work is not None
+            bucket.work.wait()
+            bucket.work = None
+            bucket.flat /= self.ranks.world_size
+        for parameter in self.parameters:
+            if parameter not in self._given:
+                parameter.grad = None
+
+    def _receive(self, parameter: nn.Parameter) -> None:
+        self._given.add(parameter)
+        if not self._is_last:
+            return
+        self._bucket_of[parameter].missing -= 1
+        for bucket in self._buckets:
+            if bucket.missing:
+                break
+            self._send(bucket)
+
+    def _send_all(self) -> None:
+        for bucket in self._buckets:
+            self._send(bucket)
+
+    def _send(self, bucket: _Bucket) -> None:
+        if bucket.work is None:
+            assert all(p.grad is view for p, view in bucket.views.items()), "gradients were replaced during the step"
+            bucket.work = dist.all_reduce(bucket.flat, async_op=True)
+
+
+def _buckets(parameters: list[nn.Parameter], least: int) -> list[_Bucket]:
+    groups: list[list[nn.Parameter]] = []
+    for parameter in parameters:
+        if not groups or sum(p.nbytes for p in groups[-1]) >= least:
+            groups.append([])
+        groups[-1].append(parameter)
+    return [_bucket(group) for group in groups]
+
+
+def _bucket(parameters: list[nn.Parameter]) -> _Bucket:
+    sizes = [p.numel() for p in parameters]
+    flat = parameters[0].new_zeros(sum(sizes))
+    # Strides of the parameter (channels_last): accumulation and fused updates would copy others.
+    views = {p: part.as_strided(p.size(), p.stride()) for p, part in zip(parameters, flat.split(sizes), strict=True)}
+    return _Bucket(flat, views)
