@@ -53,7 +53,7 @@ class FieldCall:
         return torch.repeat_interleave(torch.arange(len(self.groups), device=device), counts)
 
 
-FEATURES_VERSION = 2  # counted up when a feature set gives other numbers: caches are made anew
+FEATURES_VERSION = 3  # counted up when a feature set gives other numbers: caches are made anew
 
 FeatureSet = Callable[[list[FeatureMap], torch.Tensor], list[FeatureGroup]]
 """(feature maps, the images they came from) -> feature groups."""
@@ -67,14 +67,20 @@ def locations(values: torch.Tensor) -> torch.Tensor:
 def mean_and_std(values: torch.Tensor, grid: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and standard deviation over each cell of a grid x grid partition, two [grid * grid, N, C].
 
-    The mean of squares is taken of centred values in float32, so that bf16 maps with a large mean keep their spread.
+    Variances are of centred values in float32, so that bf16 maps with a large mean keep their spread. Where the grid
+    divides the map, one pass gives both and the backward pass keeps the map alone; other cells overlap, as those of
+    adaptive pooling do.
     """
     values = values.float()
-    centred = values - values.mean(dim=(2, 3), keepdim=True).detach()
-    mean = F.adaptive_avg_pool2d(centred, grid)
-    square = F.adaptive_avg_pool2d(centred.square(), grid)
-    std = (square - mean.square()).clamp(min=0).add(STD_EPSILON).sqrt()
-    return locations(F.adaptive_avg_pool2d(values, grid)), locations(std)
+    height, width = values.shape[-2:]
+    if height % grid or width % grid:
+        centred = values - values.mean(dim=(2, 3), keepdim=True).detach()
+        square, shift = F.adaptive_avg_pool2d(centred.square(), grid), F.adaptive_avg_pool2d(centred, grid)
+        mean, variance = F.adaptive_avg_pool2d(values, grid), (square - shift.square()).clamp(min=0)
+    else:
+        cells = values.unflatten(3, (grid, width // grid)).unflatten(2, (grid, height // grid))
+        variance, mean = torch.var_mean(cells, dim=(3, 5), correction=0)  # of [N, C, grid, rows, grid, columns]
+    return locations(mean), locations(variance.add(STD_EPSILON).sqrt())
 
 
 def multires(maps: list[FeatureMap], images: torch.Tensor) -> list[FeatureGroup]:
@@ -87,8 +93,9 @@ def multires(maps: list[FeatureMap], images: torch.Tensor) -> list[FeatureGroup]
         if m.values.shape[-1] == 1:
             groups.append(FeatureGroup(m.name, "locations", locations(m.values.float())))
             continue
-        mean, std = mean_and_std(m.values, 1)
-        pooled = locations(F.adaptive_avg_pool2d(m.values.float(), 4))
+        values = m.values.float()
+        mean, std = mean_and_std(values, 1)
+        pooled = locations(F.adaptive_avg_pool2d(values, 4))
         groups += [
             FeatureGroup(m.name, "locations", pooled),
             FeatureGroup(m.name, "mean", mean),
