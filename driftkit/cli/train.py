@@ -139,7 +139,7 @@ def command(
             "--compile/--no-compile",
             help="Compile the trained network and the frozen encoder.",
             panel=HOW,
-            default="no-compile",
+            default="on a GPU, when 2,000 steps are left",
             envvar="DRIFTKIT_TRAIN_COMPILE",
         ),
     ] = None,

@@ -10,6 +10,7 @@ from torch import nn
 from driftkit.encoders.lineage import PIXELS, Lineage
 from driftkit.encoders.specs import NORMALISATIONS, PIXEL, EncoderSpec
 from driftkit.errors import UsageError
+from driftkit.nn.blocks import PointwiseConv2d
 from driftkit.nn.mae_resnet import MAEResNet
 from driftkit.protocols import FeatureMap
 
@@ -56,11 +57,22 @@ class FrozenEncoder(nn.Module):
         """Feature maps of float images [N, 3, H, W] in [-1, 1]."""
         raise TypeError(f"{type(self).__name__} defines no maps")
 
-    def compile_trunk(self) -> None:
-        """Compile the network; nothing where there is none.
+    def store_weights_for(self, dtype: torch.dtype) -> None:
+        """Keep the weights and biases of products in the type that autocast gives them at every forward otherwise.
 
-        Resizing stays outside: its backward pass cannot be compiled for changing batch sizes (torch 2.15).
+        Features under autocast are the same numbers. Norms and other parameters stay float32, and so do layers that
+        compute with their weights before the product. Digests are of the original weights: take them first.
+
+        Args:
+            dtype: of autocast, under which alone the encoder works from now on; float32 changes nothing.
         """
+        for module in self.modules():
+            if type(module) in self._products():
+                module.to(dtype)
+
+    def _products(self) -> tuple[type[nn.Module], ...]:
+        """Layers that autocast runs in its own type, weights included."""
+        return nn.Conv2d, nn.Linear, PointwiseConv2d
 
 
 class PixelEncoder(FrozenEncoder):
@@ -98,7 +110,6 @@ class TimmEncoder(FrozenEncoder):
         self._options: dict[str, Any] = {"norm": True} if spec.reading != "maps" else {}
         if spec.reading == "class token":
             self._options["return_prefix_tokens"] = True
-        self._trunk = self._read
         network.prune_intermediate_layers([index for _, index in spec.taps], prune_norm=spec.reading == "maps")
 
     def describe(self) -> dict[str, Any]:
@@ -113,7 +124,7 @@ class TimmEncoder(FrozenEncoder):
 
     def maps(self, images: torch.Tensor) -> list[FeatureMap]:
         inputs = (resize(images, self.input_size) / 2 + 0.5 - self.mean) / self.std
-        outputs = self._trunk(inputs)
+        outputs = self._read(inputs)
         return [FeatureMap(name, values) for (name, _), values in zip(self.spec.taps, outputs, strict=True)]
 
     def _read(self, inputs: torch.Tensor) -> list[torch.Tensor]:
@@ -128,8 +139,10 @@ class TimmEncoder(FrozenEncoder):
             return [prefix[:, 0, :, None, None] for _, prefix in outputs]
         return list(outputs)
 
-    def compile_trunk(self) -> None:
-        self._trunk = torch.compile(self._read)
+    def _products(self) -> tuple[type[nn.Module], ...]:
+        from timm.layers import Conv2dSame, Linear
+
+        return *super()._products(), Conv2dSame, Linear
 
 
 class MAEEncoder(FrozenEncoder):
@@ -150,13 +163,12 @@ class MAEEncoder(FrozenEncoder):
         known = [f"stage{number}" for number in range(1, len(network.stages) + 1)]
         self.taps = require_taps(name, taps or known, known)
         self.stem, self.stages = network.stem, network.stages[: known.index(self.taps[-1]) + 1]
-        self._trunk = self._read
 
     def describe(self) -> dict[str, Any]:
         return {**super().describe(), "taps": self.taps}
 
     def maps(self, images: torch.Tensor) -> list[FeatureMap]:
-        outputs = self._trunk(resize(images, self.input_size))
+        outputs = self._read(resize(images, self.input_size))
         return [FeatureMap(name, values) for name, values in zip(self.taps, outputs, strict=True)]
 
     def _read(self, inputs: torch.Tensor) -> list[torch.Tensor]:
@@ -166,9 +178,6 @@ class MAEEncoder(FrozenEncoder):
             if f"stage{number}" in self.taps:
                 outputs.append(h)
         return outputs
-
-    def compile_trunk(self) -> None:
-        self._trunk = torch.compile(self._read)
 
 
 def require_taps(encoder: str, taps: Sequence[str], known: Sequence[str]) -> list[str]:
