@@ -44,6 +44,17 @@ def resolve_device(name: str, *, local_rank: int = 0) -> torch.device:
     raise UsageError(f"--device {name}: expected auto, cpu or cuda")
 
 
+def planned_device(name: str) -> str:
+    """The type of device that a plan is for: "cpu", or "cuda", which need not be here. "auto" is what is here.
+
+    Raises:
+        UsageError: an unknown name.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"--device {name}: expected auto, cpu or cuda")
+    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def _require_no_idle_gpu() -> None:
     """Refuse to fall back to the CPU on a machine whose NVIDIA device this torch cannot use.
 
