@@ -9,15 +9,17 @@ GIB, TERA = 2**30, 1e12
 
 
 def budget_table(budget: Mapping[str, Any]) -> tuple[Table, str]:
-    """A column per number of GPUs, and what the expected times rest on."""
-    steps = budget["steps"]
+    """A column per number of GPUs or processes, and what the counts leave out."""
+    steps, shapes = budget["steps"], budget["shapes"]
+    one = "GPU" if shapes["device"] == "cuda" else "process"
+    many = "GPUs" if shapes["device"] == "cuda" else "processes"
     table = Table(title=f"cost of a step of {budget['images']} images, per rank", title_justify="left")
     table.add_column("")
     for number, step in enumerate(steps):
-        count = f"{step['ranks']} GPU{'s' if step['ranks'] > 1 else ''}"
+        count = f"{step['ranks']} {one if step['ranks'] == 1 else many}"
         table.add_column(f"{count} (this run)" if number == 0 else count, justify="right")
     table.add_row("images", *(str(step["images_per_rank"]) for step in steps))
-    drifting = bool(budget["shapes"]["calls"])
+    drifting = bool(shapes["calls"])
     rows = {
         "features received, MiB": ("gathered_bytes", 2**20, drifting),
         "gradients received, MiB": ("gradient_bytes", 2**20, True),
@@ -33,20 +35,6 @@ def budget_table(budget: Mapping[str, Any]) -> tuple[Table, str]:
     for label, (key, unit, shown) in rows.items():
         if shown:
             table.add_row(label, *(f"{step[key] / unit:,.3g}" for step in steps))
-    machine, dtype = budget["machine"], budget["shapes"]["dtype"]
-    table.add_row(f"expected on {machine['name']}, ms", *(f"{1000 * step['seconds']:,.3g}" for step in steps))
-    peak = machine["network_flops" if dtype == "bfloat16" else "field_flops"]
-    assumed = [f"expected: {machine['network_share']:.0%} of {peak / TERA:.0f} TFLOP/s {dtype} in the networks"]
-    if drifting:
-        assumed += [
-            f"{machine['field_share']:.0%} of {machine['field_flops'] / TERA:.0f} TFLOP/s float32 in the field, whose "
-            f"matrices lie in memory at {machine['memory_bytes'] / 1e12:.2f} TB/s"
-        ]
-    assumed += [
-        f"{machine['near_bytes'] / 1e9:.0f} GB/s within a machine of {machine['per_machine']} and "
-        f"{machine['far_bytes'] / 1e9:.0f} GB/s between machines",
-        "the same shares however few images a GPU has, nothing overlapped, nothing waited for; memory is without what "
-        "lives for a moment only",
-        *budget["assumed"],
-    ]
-    return table, "; ".join(assumed)
+    where = "a GPU" if shapes["device"] == "cuda" else "a CPU"
+    counted = f"memory: {shapes['dtype']} on {where}, without what lives for a moment only"
+    return table, "; ".join([counted, *budget["advice"], *budget["assumed"]])

@@ -85,8 +85,15 @@ def command(
         ),
     ] = None,
     batch_size: Annotated[
-        int, option("--batch-size", "-b", help="Images at a time; changes speed, not scores.", panel=HOW)
-    ] = 64,
+        int | None,
+        option(
+            "--batch-size",
+            "-b",
+            help="Images at a time; changes speed, not scores.",
+            panel=HOW,
+            default="64; 256 on a GPU",
+        ),
+    ] = None,
     allow_collapsed: Annotated[
         bool,
         option("--allow-collapsed", help="Score images that are all alike, too (an untrained network).", panel=JUDGE),

@@ -154,7 +154,7 @@ def command(
             "--compile/--no-compile",
             help="Compile the trained network and the frozen encoder.",
             panel=HOW,
-            default="no-compile",
+            default="on a GPU, when 2,000 steps are left",
             envvar="DRIFTKIT_TRAIN_COMPILE",
         ),
     ] = None,
@@ -208,7 +208,8 @@ def command(
         bool,
         option(
             "--dry-run",
-            help="Print the resolved config with the origin of every value and what a step will cost, and stop.",
+            help="Print the resolved config with the origin of every value and what a step will cost, and stop. "
+            "With --device cuda it counts for a GPU that need not be here.",
             panel=FILES,
         ),
     ] = False,
@@ -250,7 +251,7 @@ def command(
             return None
         values = resolved.model_dump(mode="json")
         document: dict[str, Any] = {"output": str(folder), "config": values, "origins": origins}
-        document |= _budget(resolved)
+        document |= _budget(resolved, device)
         emit(document, as_json=as_json, show=lambda: _show_plan(flatten(values), origins, folder, document))
         return document
     require_writable(folder, "--output", folder=True)
@@ -284,13 +285,15 @@ def _given(context: typer.Context) -> tuple[dict[str, Any], dict[str, Any]]:
     return merge(layers["COMMANDLINE"])[0], merge(layers["ENVIRONMENT"])[0]
 
 
-def _budget(config: Any) -> dict[str, Any]:
+def _budget(config: Any, device: str) -> dict[str, Any]:
     """What a step will cost, or why that cannot be told yet."""
     from driftkit.errors import MissingError
+    from driftkit.runtime.device import planned_device
     from driftkit.stages.budget import training_budget
 
     try:
-        return {"budget": training_budget(config, ranks=int(os.environ.get("WORLD_SIZE", "1")))}
+        ranks = int(os.environ.get("WORLD_SIZE", "1"))
+        return {"budget": training_budget(config, ranks=ranks, device=planned_device(device))}
     except MissingError as error:  # the encoder of a pipeline whose earlier stage has not run
         return {"budget": None, "budget_unknown": str(error)}
 

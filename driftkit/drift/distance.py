@@ -2,7 +2,7 @@
 
 import torch
 
-from driftkit.runtime.device import full_precision
+from driftkit.runtime.device import ieee_float32
 
 # A square below this share of |x|^2 + |y|^2 has lost too many digits in the product that it came from.
 CLOSE = 0.05
@@ -21,7 +21,7 @@ def pairwise_distance(
         self_at: column at which y holds x[:, 0] (then x[:, 1], ...), whose distances are exactly 0.
         wait: as for `write_distances`.
     """
-    with full_precision(x.device):
+    with ieee_float32(x.device):
         distance = x.new_empty((x.shape[0], x.shape[1], y.shape[1]))
         write_distances(x, y, distance, self_at=self_at, wait=wait)
     if self_at is not None:

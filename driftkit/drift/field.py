@@ -18,7 +18,7 @@ from driftkit.drift.affinity import WHOLE_RANGE, Affinity, Columns, Kernel, log_
 from driftkit.drift.distance import pairwise_distance, write_distances
 from driftkit.drift.sharing import Points, SharedFeatures, check_shapes, share_features
 from driftkit.errors import NonFiniteError, UsageError
-from driftkit.runtime.device import full_precision
+from driftkit.runtime.device import ieee_float32
 from driftkit.runtime.distributed import Ranks
 
 ScaleOver = Literal["map", "location"] | Sequence[int] | torch.Tensor
@@ -99,7 +99,7 @@ def drift_field(
         raise UsageError(f"mask_self needs at least as many negatives as x, got {y_neg.shape[1]} for {x.shape[1]}")
     y = torch.cat([y_neg, y_pos], dim=1)  # [G, M + P, C]
     columns = Columns(y_neg.shape[1], None, x.shape[1], Ranks())
-    with full_precision(x.device):
+    with ieee_float32(x.device):
         logits = affinity.power_of(pairwise_distance(x, y) / tau) * -affinity.sharpness(1.0)
         if mask_self:
             torch.diagonal(logits, 0, 1, 2).fill_(-torch.inf)
@@ -181,7 +181,7 @@ def aggregated_drift(
         chunk_bytes = CHUNK_BYTES.get(generated.device.type, CHUNK_BYTES["cuda"])
     if wait is None:
         wait = generated.device.type in WAITS
-    with full_precision(generated.device), torch.no_grad():
+    with ieee_float32(generated.device), torch.no_grad():
         return _Computation(shared.points(), groups, tuple(taus), affinity, chunk_bytes, wait=wait).result()
 
 

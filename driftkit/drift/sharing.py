@@ -54,10 +54,12 @@ def share_features(
     *,
     negative_weight: torch.Tensor | None = None,
     ranks: Ranks | None = None,
+    compare: bool = True,
 ) -> SharedFeatures:
     """Begin to gather the features of all ranks, in one exchange, so that other work can go on meanwhile.
 
-    Args: as `aggregated_drift`, to which the result is given as `shared`, with the same features.
+    Args: as `aggregated_drift`, to which the result is given as `shared`, with the same features; `compare` as for
+    `Ranks.start_gather`.
 
     Raises:
         UsageError: shapes or weights that do not fit.
@@ -74,7 +76,11 @@ def share_features(
         weight = _check_weight(negative_weight, extra)
         parts += [weight[..., None]] if weighted else []
     return SharedFeatures(
-        ranks.start_gather(parts), ranks, num_rows=generated.shape[1], num_extra=extra.shape[1], weighted=weighted
+        ranks.start_gather(parts, compare=compare),
+        ranks,
+        num_rows=generated.shape[1],
+        num_extra=extra.shape[1],
+        weighted=weighted,
     )
 
 

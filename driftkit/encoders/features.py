@@ -52,7 +52,7 @@ class FieldCall:
         return tuple(number for number, group in enumerate(self.groups) for _ in range(group.values.shape[0]))
 
 
-FEATURES_VERSION = 2  # counted up when a feature set gives other numbers: caches are made anew
+FEATURES_VERSION = 3  # counted up when a feature set gives other numbers: caches are made anew
 
 FeatureSet = Callable[[list[FeatureMap], torch.Tensor], list[FeatureGroup]]
 """(feature maps, the images they came from) -> feature groups."""
@@ -64,8 +64,19 @@ def locations(values: torch.Tensor) -> torch.Tensor:
 
 
 def mean_and_std(values: torch.Tensor, grid: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation over each cell of a grid x grid partition, two [grid * grid, N, C]."""
-    return _pooled_mean_and_std(values, lambda maps: F.adaptive_avg_pool2d(maps, grid))
+    """Mean and standard deviation over each cell of a grid x grid partition, two [grid * grid, N, C].
+
+    Variances are of centred values in float32, so that bf16 maps with a large mean keep their spread. Where the grid
+    does not divide the map, cells overlap as those of adaptive pooling do.
+    """
+    values = values.float()
+    height, width = values.shape[-2:]
+    if height % grid == 0 and width % grid == 0:
+        return _mean_and_std_of_cells(values, grid, grid)
+    centred = values - values.mean(dim=(2, 3), keepdim=True).detach()
+    square, shift = F.adaptive_avg_pool2d(centred.square(), grid), F.adaptive_avg_pool2d(centred, grid)
+    variance = (square - shift.square()).clamp(min=0)
+    return locations(F.adaptive_avg_pool2d(values, grid)), locations(variance.add(STD_EPSILON).sqrt())
 
 
 def window_mean_and_std(values: torch.Tensor, side: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -73,19 +84,16 @@ def window_mean_and_std(values: torch.Tensor, side: int) -> tuple[torch.Tensor, 
 
     Positions at the edge that fill no cell are left out.
     """
-    return _pooled_mean_and_std(values, lambda maps: F.avg_pool2d(maps, side))
+    rows, columns = (length // side for length in values.shape[-2:])
+    return _mean_and_std_of_cells(values[..., : rows * side, : columns * side].float(), rows, columns)
 
 
-def _pooled_mean_and_std(
-    values: torch.Tensor, pool: Callable[[torch.Tensor], torch.Tensor]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Squares are taken of centred values in float32, so that bf16 maps with a large mean keep their spread."""
-    values = values.float()
-    centred = values - values.mean(dim=(2, 3), keepdim=True).detach()
-    mean = pool(centred)
-    square = pool(centred.square())
-    std = (square - mean.square()).clamp(min=0).add(STD_EPSILON).sqrt()
-    return locations(pool(values)), locations(std)
+def _mean_and_std_of_cells(values: torch.Tensor, rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of rows x columns equal cells: one pass gives both, and the backward pass keeps the map alone."""
+    height, width = values.shape[-2:]
+    cells = values.unflatten(3, (columns, width // columns)).unflatten(2, (rows, height // rows))
+    variance, mean = torch.var_mean(cells, dim=(3, 5), correction=0)  # of [N, C, rows, *, columns, *]
+    return locations(mean), locations(variance.add(STD_EPSILON).sqrt())
 
 
 def multires(maps: list[FeatureMap], images: torch.Tensor) -> list[FeatureGroup]:
@@ -98,8 +106,9 @@ def multires(maps: list[FeatureMap], images: torch.Tensor) -> list[FeatureGroup]
         if m.values.shape[-1] == 1:
             groups.append(FeatureGroup(m.name, "locations", locations(m.values.float())))
             continue
-        mean, std = mean_and_std(m.values, 1)
-        pooled = locations(F.adaptive_avg_pool2d(m.values.float(), 4))
+        values = m.values.float()
+        mean, std = mean_and_std(values, 1)
+        pooled = locations(F.adaptive_avg_pool2d(values, 4))
         groups += [
             FeatureGroup(m.name, "locations", pooled),
             FeatureGroup(m.name, "mean", mean),

@@ -11,6 +11,7 @@ from driftkit.encoders.lineage import PIXELS, Lineage
 from driftkit.encoders.resizing import Resize, resize
 from driftkit.encoders.specs import NORMALISATIONS, PIXEL, EncoderSpec, MapNorm
 from driftkit.errors import UsageError
+from driftkit.nn.blocks import PointwiseConv2d
 from driftkit.nn.mae_resnet import MAEResNet
 from driftkit.protocols import FeatureMap
 
@@ -77,8 +78,22 @@ class FrozenEncoder(nn.Module):
         """Feature maps of float images [N, 3, H, W] in [-1, 1]."""
         raise TypeError(f"{type(self).__name__} defines no maps")
 
-    def compile_trunk(self) -> None:
-        """Compile the network and all that is done before and after it; nothing where there is none."""
+    def store_weights_for(self, dtype: torch.dtype) -> None:
+        """Keep the weights and biases of products in the type that autocast gives them at every forward otherwise.
+
+        Features under autocast are the same numbers. Norms and other parameters stay float32, and so do layers that
+        compute with their weights before the product. Digests are of the original weights: take them first.
+
+        Args:
+            dtype: of autocast, under which alone the encoder works from now on; float32 changes nothing.
+        """
+        for module in self.modules():
+            if type(module) in self._products():
+                module.to(dtype)
+
+    def _products(self) -> tuple[type[nn.Module], ...]:
+        """Layers that autocast runs in its own type, weights included."""
+        return nn.Conv2d, nn.Linear, PointwiseConv2d
 
     def _resized(self, images: torch.Tensor) -> torch.Tensor:
         return resize(images, self.input_size, self.resize_mode)
@@ -131,7 +146,6 @@ class TimmEncoder(FrozenEncoder):
         self._options: dict[str, Any] = {"norm": True} if spec.map_norm == "final" else {}
         if spec.reading == "class token":
             self._options["return_prefix_tokens"] = True
-        self._trunk = self._read
         network.prune_intermediate_layers([index for _, index in spec.taps], prune_norm=spec.map_norm != "final")
 
     def describe(self) -> dict[str, Any]:
@@ -145,7 +159,7 @@ class TimmEncoder(FrozenEncoder):
         }
 
     def maps(self, images: torch.Tensor) -> list[FeatureMap]:
-        outputs = self._trunk(images)
+        outputs = self._read(images)
         return [FeatureMap(name, values) for (name, _), values in zip(self.spec.taps, outputs, strict=True)]
 
     def _read(self, images: torch.Tensor) -> list[torch.Tensor]:
@@ -161,8 +175,10 @@ class TimmEncoder(FrozenEncoder):
             outputs = [prefix[:, 0, :, None, None] for _, prefix in outputs]
         return [layer_normalised(values) if self.map_norm == "layer" else values for values in outputs]
 
-    def compile_trunk(self) -> None:
-        self._trunk = torch.compile(self._read)
+    def _products(self) -> tuple[type[nn.Module], ...]:
+        from timm.layers import Conv2dSame, Linear
+
+        return *super()._products(), Conv2dSame, Linear
 
 
 class MAEEncoder(FrozenEncoder):
@@ -212,13 +228,12 @@ class MAEEncoder(FrozenEncoder):
             nn.ModuleList(block for number, block in enumerate(stage, start=1) if f"stage{s}.block{number}" in used)
             for s, stage in enumerate(stages, start=1)
         )
-        self._trunk = self._read
 
     def describe(self) -> dict[str, Any]:
         return {**super().describe(), "taps": self.taps}
 
     def maps(self, images: torch.Tensor) -> list[FeatureMap]:
-        return [FeatureMap(name, values) for name, values in zip(self.taps, self._trunk(images), strict=True)]
+        return [FeatureMap(name, values) for name, values in zip(self.taps, self._read(images), strict=True)]
 
     def _read(self, images: torch.Tensor) -> list[torch.Tensor]:
         outputs = [values for name, values in self._layers(self._resized(images)) if name in self.taps]
@@ -232,9 +247,6 @@ class MAEEncoder(FrozenEncoder):
                 h = block(h)
                 yield f"stage{number}.block{place}", h
             yield f"stage{number}", h
-
-    def compile_trunk(self) -> None:
-        self._trunk = torch.compile(self._read)
 
 
 def _default_taps(depths: Sequence[int], feature_set: str | None) -> list[str]:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from driftkit.errors import UsageError
-from driftkit.runtime.device import full_precision
+from driftkit.runtime.device import ieee_float32
 
 Resize = Literal["bicubic", "bilinear"]
 RESIZES: tuple[str, ...] = get_args(Resize)
@@ -52,7 +52,7 @@ def _resample(x: torch.Tensor, height: int, width: int, size: int, mode: str, tr
     rows, columns = (axis_matrix(side, size, mode, antialias, x.device) for side in (height, width))
     if transposed:
         rows, columns = rows.T, columns.T
-    with full_precision(x.device):
+    with ieee_float32(x.device):
         return rows @ (x @ columns.T)
 
 

@@ -9,13 +9,18 @@ from driftkit.encoders.quality import linear_predictions
 from driftkit.evaluation.features import ImageFeatures
 from driftkit.evaluation.frechet import frechet_distance
 from driftkit.evaluation.moments import Moments
+from driftkit.runtime.device import float64_device
 
 MIN_PER_CLASS = 10
 SPLIT_SEED = 2020
 
 
 def class_scores(
-    generated: ImageFeatures, reference: ImageFeatures, *, classes: Sequence[str]
+    generated: ImageFeatures,
+    reference: ImageFeatures,
+    *,
+    classes: Sequence[str],
+    device: torch.device | str = "cpu",
 ) -> tuple[dict[str, Any] | None, list[str]]:
     """Class histograms with their entropies, and the Fréchet distance of each class, where classes are known.
 
@@ -27,6 +32,7 @@ def class_scores(
 
     Args:
         classes: names of the reference's classes; empty where it has none.
+        device: where the classifier is fitted and distances are computed.
 
     Returns:
         The record: `by` (labels, predictions or linear), `entropy` and `reference_entropy` in nats, `missing` (classes
@@ -39,7 +45,7 @@ def class_scores(
     ours = generated.labels if labelled else generated.predictions
     theirs = reference.labels if labelled else reference.predictions
     if not labelled and not _knows(theirs, reference.labels, classes) and _can_fit(reference, classes):
-        by, (ours, theirs) = "linear", _fitted(generated.rows, reference)
+        by, (ours, theirs) = "linear", _fitted(generated.rows, reference, device)
     if ours is None or theirs is None:
         return None, []
     count = int(max(ours.max(), theirs.max())) + 1
@@ -58,7 +64,7 @@ def class_scores(
             "names": list(classes),
             "generated": _padded(mine, len(classes)),
             "reference": _padded(real, len(classes)),
-            "fd": _per_class(generated.rows, ours, reference.rows, theirs, classes),
+            "fd": _per_class(generated.rows, ours, reference.rows, theirs, classes, device),
         }
         if accuracy is not None:
             record["accuracy"] = accuracy
@@ -95,16 +101,19 @@ def _can_fit(reference: ImageFeatures, classes: Sequence[str]) -> bool:
     return int(torch.bincount(reference.labels, minlength=len(classes)).min()) >= 2 * MIN_PER_CLASS
 
 
-def _fitted(generated: torch.Tensor, reference: ImageFeatures) -> tuple[torch.Tensor, torch.Tensor]:
+def _fitted(
+    generated: torch.Tensor, reference: ImageFeatures, device: torch.device | str
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Classes of generated and of real images by a linear classifier that has not seen the image it is asked about."""
-    rows, labels = reference.rows, reference.labels
-    assert labels is not None
+    assert reference.labels is not None
+    place = float64_device(device)
+    rows, labels = reference.rows.to(place), reference.labels.to(place)
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(SPLIT_SEED))
     halves = order.chunk(2)
     theirs = torch.empty_like(labels)
     for known, asked in (halves, halves[::-1]):
         theirs[asked] = linear_predictions(rows[known], labels[known], rows[asked])
-    return linear_predictions(rows, labels, generated), theirs
+    return linear_predictions(rows, labels, generated.to(place)).cpu(), theirs.cpu()
 
 
 def _padded(counts: torch.Tensor, length: int) -> list[int]:
@@ -112,14 +121,20 @@ def _padded(counts: torch.Tensor, length: int) -> list[int]:
 
 
 def _per_class(
-    generated: torch.Tensor, ours: torch.Tensor, reference: torch.Tensor, theirs: torch.Tensor, classes: Sequence[str]
+    generated: torch.Tensor,
+    ours: torch.Tensor,
+    reference: torch.Tensor,
+    theirs: torch.Tensor,
+    classes: Sequence[str],
+    device: torch.device | str,
 ) -> dict[str, float | None]:
     """Fréchet distance by class name; None where either side has fewer than 10 images of it."""
     found: dict[str, float | None] = {}
     for number, name in enumerate(classes):
         sides = generated[ours == number], reference[theirs == number]
         enough = min(map(len, sides)) >= MIN_PER_CLASS
-        found[name] = frechet_distance(*(Moments.of(side) for side in sides)) if enough else None
+        moments = (Moments.of(side, device=device) for side in sides)
+        found[name] = frechet_distance(*moments, device=device) if enough else None
     return found
 
 

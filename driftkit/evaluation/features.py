@@ -15,12 +15,20 @@ from driftkit.encoders.lineage import Lineage
 from driftkit.errors import DriftkitError, RefusedError
 from driftkit.evaluation.moments import Moments
 from driftkit.evaluation.survey import Survey, survey_images
+from driftkit.runtime.device import IEEE_FLOAT32, copy_to, ieee_float32
 from driftkit.runtime.distributed import Ranks
 from driftkit.runtime.memory import fitting_batch
 
 MOST_ROWS = 100_000  # features kept of one set; at 2048 dimensions they take 0.8 GB
-BLOCK_ROWS = 4096  # that moments take at a time, whatever the batch size is
+BLOCK_ROWS = 4096  # features that are checked, summed and moved at a time, whatever the batch size is
+BATCH_SIZES = {"cpu": 64, "cuda": 256}  # images at a time, by device type: small batches leave a GPU idle
 ROW_SEED = 2020
+
+
+def default_batch_size(device: torch.device) -> int:
+    """Images that an extractor on the device sees at a time unless told otherwise."""
+    return BATCH_SIZES.get(device.type, BATCH_SIZES["cpu"])
+
 
 Embed = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]
 """uint8 images [n, 3, H, W] on the device -> features [n, D] and, from a classifier, logits [n, K]."""
@@ -36,6 +44,7 @@ class Extractor:
         version: which implementation made the features.
         weights_digest: sha256 of its weights; with `name` and `resize` it says which numbers may be compared.
         resize: how images get to the network's size.
+        precision: of its convolutions and matrix products.
         dim: length of a feature vector.
         embed: the network with its resizing.
         device: where `embed` expects its images.
@@ -54,54 +63,75 @@ class Extractor:
     num_classes: int = 0
     scores_inception: bool = False
     lineage: Lineage | None = None
+    precision: str = IEEE_FLOAT32
 
     def describe(self) -> dict[str, Any]:
         """What an evaluation records of it."""
-        keys = ("name", "version", "weights_digest", "resize", "dim")
+        keys = ("name", "version", "weights_digest", "resize", "precision", "dim")
         return {key: getattr(self, key) for key in keys}
 
-    def batches(
-        self, images: torch.Tensor, *, batch_size: int
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
-        """Images, features and logits of one batch after another; see `features`."""
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"images: expected uint8 [N, 3, H, W], got {images.dtype} {list(images.shape)}")
-        for batch in images.split(batch_size) if len(images) else ():
-            with fitting_batch(self.name, len(batch), partial(self._try, batch), device=self.device):
-                values, logits = self._try(batch, len(batch))
-            if not bool(torch.isfinite(values).all()):
-                raise RefusedError(
-                    f"{self.name} gives features that are not finite for these images; nothing was scored"
-                )
-            yield batch, values.float().cpu(), None if logits is None else logits.float().cpu()
+    def blocks(
+        self, images: torch.Tensor, *, batch_size: int | None = None, advance: Callable[[int], None] | None = None
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+        """Features of BLOCK_ROWS images after another, on the extractor's device; the last block may be smaller.
 
-    def _try(self, images: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        with torch.inference_mode():
-            return self.embed(images[:count].to(self.device))
-
-    def features(
-        self, images: torch.Tensor, *, batch_size: int = 64, advance: Callable[[int], None] | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Features of uint8 images [N, 3, H, W].
+        The host waits for the device once per block, to learn whether its features are finite.
 
         Args:
-            batch_size: images at a time; changes nothing beyond float32 rounding.
-            advance: called with the number of images just done.
+            images: uint8 [N, 3, H, W].
+            batch_size: images at a time; changes nothing beyond float32 rounding. None: `default_batch_size`.
+            advance: called with the number of images just handed to the device.
 
-        Returns:
-            float32 [N, dim] on the CPU, and the logits [N, K] or None.
+        Yields:
+            float32 [n, dim], and the logits [n, K] or None.
 
         Raises:
             RefusedError: a feature is not finite.
         """
-        features: list[torch.Tensor] = []
-        logits: list[torch.Tensor] = []
-        for batch, values, scores in self.batches(images, batch_size=batch_size):
-            features.append(values)
-            logits += [] if scores is None else [scores]
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"images: expected uint8 [N, 3, H, W], got {images.dtype} {list(images.shape)}")
+        waiting: list[tuple[torch.Tensor, torch.Tensor | None]] = []
+        done = 0
+        for batch in images.split(batch_size or default_batch_size(self.device)) if len(images) else ():
+            with fitting_batch(self.name, len(batch), partial(self._try, batch), device=self.device):
+                waiting.append(self._try(batch, len(batch)))
+            done += len(batch)
             if advance:
                 advance(len(batch))
-        return torch.cat(features), torch.cat(logits) if logits else None
+            if sum(len(values) for values, _ in waiting) < BLOCK_ROWS and done < len(images):
+                continue
+            values, logits = _joined(waiting)
+            whole = len(values) if done == len(images) else len(values) // BLOCK_ROWS * BLOCK_ROWS
+            waiting = [(values[whole:], None if logits is None else logits[whole:])]
+            for first in range(0, whole, BLOCK_ROWS):
+                which = slice(first, min(first + BLOCK_ROWS, whole))
+                yield self._checked(values[which]), None if logits is None else logits[which]
+
+    def _try(self, images: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        with torch.inference_mode(), ieee_float32(self.device):
+            return self.embed(copy_to(images[:count], self.device))
+
+    def _checked(self, values: torch.Tensor) -> torch.Tensor:
+        if not bool(torch.isfinite(values).all()):
+            raise RefusedError(f"{self.name} gives features that are not finite for these images; nothing was scored")
+        return values
+
+    def features(
+        self, images: torch.Tensor, *, batch_size: int | None = None, advance: Callable[[int], None] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Features of all images, float32 [N, dim] on the CPU, and the logits [N, K] or None; as `blocks` otherwise."""
+        blocks = [
+            (values.cpu(), None if logits is None else logits.cpu())
+            for values, logits in self.blocks(images, batch_size=batch_size, advance=advance)
+        ]
+        logits = [scores for _, scores in blocks if scores is not None]
+        return torch.cat([values for values, _ in blocks]), torch.cat(logits) if logits else None
+
+
+def _joined(parts: list[tuple[torch.Tensor, torch.Tensor | None]]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Features and logits of several batches as those of all their images, float32."""
+    logits = [scores.float() for _, scores in parts if scores is not None]
+    return torch.cat([values.float() for values, _ in parts]), torch.cat(logits) if logits else None
 
 
 @dataclass(frozen=True)
@@ -200,7 +230,7 @@ def extract(
     images: torch.Tensor,
     share: Share,
     *,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     ranks: Ranks | None = None,
     labels: torch.Tensor | None = None,
     advance: Callable[[int], None] | None = None,
@@ -210,11 +240,12 @@ def extract(
 
     Args:
         images: this rank's part, uint8 [len(share), 3, H, W].
+        batch_size: images at a time; None: `default_batch_size`.
         labels: true classes of the whole set, int64 [N].
         advance: called with the number of images just done here.
 
     Returns:
-        Everything, on rank 0; nothing elsewhere.
+        Everything, on the CPU of rank 0; nothing elsewhere.
 
     Raises:
         RefusedError: a feature is not finite.
@@ -252,36 +283,19 @@ def _extract_part(
     images: torch.Tensor,
     is_kept: torch.Tensor,
     *,
-    batch_size: int,
+    batch_size: int | None,
     advance: Callable[[int], None] | None,
 ) -> _Part:
-    moments = Moments(extractor.dim)
+    moments = Moments(extractor.dim, device=extractor.device)
     rows, logits = [torch.empty(0, extractor.dim)], [torch.empty(0, extractor.num_classes)]
-    waiting: list[torch.Tensor] = []
     done = 0
-    for batch, values, scores in extractor.batches(images, batch_size=batch_size):
-        here = is_kept[done : done + len(batch)]
-        done += len(batch)
-        rows.append(values[here])
-        logits += [] if scores is None else [scores[here]]
-        waiting.append(values)
-        if sum(map(len, waiting)) >= BLOCK_ROWS:
-            waiting = _digest(moments, waiting)
-        if advance:
-            advance(len(batch))
-    _digest(moments, waiting, everything=True)
-    return _Part(moments, torch.cat(rows), torch.cat(logits), survey_images(images))
-
-
-def _digest(moments: Moments, waiting: list[torch.Tensor], *, everything: bool = False) -> list[torch.Tensor]:
-    """Feed whole blocks to the moments, and give back what is left over."""
-    if not waiting:
-        return []
-    rows = torch.cat(waiting)
-    whole = len(rows) if everything else len(rows) // BLOCK_ROWS * BLOCK_ROWS
-    for block in rows[:whole].split(BLOCK_ROWS):
-        moments.update(block)
-    return [rows[whole:]]
+    for values, scores in extractor.blocks(images, batch_size=batch_size, advance=advance):
+        moments.update(values)
+        here = is_kept[done : done + len(values)]
+        done += len(values)
+        rows.append(values.cpu()[here])
+        logits += [] if scores is None else [scores.cpu()[here]]
+    return _Part(moments.to("cpu"), torch.cat(rows), torch.cat(logits), survey_images(images))
 
 
 def _merge(moments: Moments, ranks: Ranks) -> Moments:

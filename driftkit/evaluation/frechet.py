@@ -7,7 +7,7 @@ from driftkit.evaluation.moments import Moments
 SMALLEST_PIVOT = 1e-10  # of a Cholesky factor, squared, over the largest variance
 
 
-def frechet_distance(a: Moments, b: Moments) -> float:
+def frechet_distance(a: Moments, b: Moments, *, device: torch.device | str = "cpu") -> float:
     """Squared Fréchet (2-Wasserstein) distance between the Gaussians with these moments.
 
     |mean_a - mean_b|^2 + tr(C_a) + tr(C_b) - 2 tr((C_a C_b)^(1/2)). The last trace is the sum of the singular values
@@ -16,6 +16,7 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
     Args:
         a, b: moments of equal dimension, at least 2 vectors each.
+        device: where it is computed, in float64; a device without float64 leaves it to the CPU.
 
     Returns:
         The distance, >= 0, in squared units of the features.
@@ -27,6 +28,7 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     """
     if a.mean.shape != b.mean.shape:
         raise ValueError(f"features of {len(a.mean)} and {len(b.mean)} dimensions cannot be compared")
+    a, b = a.to(device), b.to(device)
     cov_a, cov_b = a.covariance(), b.covariance()
     if not bool(torch.isfinite(cov_a).all() and torch.isfinite(cov_b).all()):
         raise ValueError("the features are not finite")
@@ -47,7 +49,7 @@ def _root(covariance: torch.Tensor) -> torch.Tensor:
         return factor
     try:
         values, vectors = torch.linalg.eigh(covariance)
-    except torch.linalg.LinAlgError:  # of few images most eigenvalues are 0, where LAPACK's may fail to converge
+    except torch.linalg.LinAlgError:  # of few images most eigenvalues are 0, where solvers may fail to converge
         vectors, values, _ = torch.linalg.svd(covariance)
     noise = values.max().clamp(min=0) * len(values) * torch.finfo(torch.float64).eps
     kept = values > noise

@@ -3,6 +3,8 @@
 import numpy as np
 import torch
 
+from driftkit.runtime.device import float64_device, ieee_float32
+
 KID_SUBSETS = 100
 KID_SUBSET_SIZE = 1000
 CHUNK = 4096  # rows at a time in float64
@@ -26,25 +28,34 @@ def kernel_distance(
         generated, reference: float32 [N, D] and [M, D], at least `subset_size` rows each.
         subset_size: rows of either set in a subset, >= 2.
         subsets: how many.
+        device: where it is computed; a device without float64 leaves it to the CPU.
 
     Returns:
         `kid_mean` and `kid_std` over the subsets; the mean has no bias and may be below 0.
 
     Source: Binkowski et al. 2018 (arXiv 1801.01401), Eq. (4). Differs: nothing; subsets are torch-fidelity's.
     """
-    draws = np.random.RandomState(RANDOM_SEED)
+    place = float64_device(device)
     dim = reference.shape[1]
     centre = reference.mean(dim=0).double()
-    x, y = (_centred(rows, centre).to(device) for rows in (generated, reference))
     constant = 1 + float(centre @ centre) / dim
+    picks = _draw_subsets(len(generated), len(reference), subset_size, subsets).to(place)
     values = []
-    for _ in range(subsets):
-        one = x[torch.from_numpy(draws.choice(len(x), subset_size, replace=False)).to(device)]
-        other = y[torch.from_numpy(draws.choice(len(y), subset_size, replace=False)).to(device)]
-        within = _mean(one, one, constant, without_self=True) + _mean(other, other, constant, without_self=True)
-        values.append(within - 2 * _mean(one, other, constant))
+    with ieee_float32(place):
+        x, y = (_centred(rows.to(place), centre.to(place)) for rows in (generated, reference))
+        for for_x, for_y in picks:
+            one, other = x[for_x], y[for_y]
+            within = _mean(one, one, constant, without_self=True) + _mean(other, other, constant, without_self=True)
+            values.append(within - 2 * _mean(one, other, constant))
     found = torch.stack(values)
     return {"kid_mean": float(found.mean()), "kid_std": float(found.std(correction=0))}
+
+
+def _draw_subsets(num_x: int, num_y: int, size: int, subsets: int) -> torch.Tensor:
+    """Rows of either set in every subset, int64 [subsets, 2, size]."""
+    draws = np.random.RandomState(RANDOM_SEED)
+    picks = [[draws.choice(count, size, replace=False) for count in (num_x, num_y)] for _ in range(subsets)]
+    return torch.from_numpy(np.array(picks))
 
 
 def _centred(rows: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,8 @@ No matrix of distances is ever whole: 50,000 x 50,000 of them take their turn in
 
 import torch
 
+from driftkit.runtime.device import ieee_float32
+
 CHUNK_BYTES = 2**27  # of distances at a time
 PRC_NEIGHBOURS = 3
 DENSITY_NEIGHBOURS = 5
@@ -35,7 +37,8 @@ class Points:
 
     def squared_distances(self, which: slice, other: "Points") -> torch.Tensor:
         """[n, M]; rounding may take those of equal points slightly below 0."""
-        return self.left[which] @ other.right.T
+        with ieee_float32(self.left.device):
+            return self.left[which] @ other.right.T
 
 
 def neighbour_radii(points: Points, neighbours: tuple[int, ...]) -> torch.Tensor:
@@ -73,23 +76,23 @@ def manifold_scores(
     fake, real = Points(generated, centre, device), Points(reference, centre, device)
     real_radius, real_density_radius = neighbour_radii(real, (neighbours, density_neighbours))
     (fake_radius,) = neighbour_radii(fake, (neighbours,))
-    inside = dense = 0.0
+    inside, dense = torch.zeros(2, dtype=torch.int64, device=device)  # the host waits for them once, at the end
     reached = torch.full_like(real_radius, torch.inf)  # distance of a real point to the nearest ball around a generated
     nearest = torch.full_like(real_radius, torch.inf)
     work = torch.empty(0, device=device)
     for which in fake.chunks(real):
         distance = fake.squared_distances(which, real)
         work = torch.empty_like(distance) if work.shape != distance.shape else work
-        inside += float((torch.sub(distance, real_radius, out=work).amin(dim=1) <= 0).sum())
-        dense += float(torch.count_nonzero(distance <= real_density_radius))
+        inside += (torch.sub(distance, real_radius, out=work).amin(dim=1) <= 0).sum()
+        dense += torch.count_nonzero(distance <= real_density_radius)
         torch.minimum(nearest, distance.amin(dim=0), out=nearest)
         beyond = torch.sub(distance, fake_radius[which, None], out=work).amin(dim=0)
         torch.minimum(reached, beyond, out=reached)
     return {
-        "precision": inside / len(fake),
-        "recall": float((reached <= 0).double().mean()),
-        "density": dense / (density_neighbours * len(fake)),
-        "coverage": float((nearest <= real_density_radius).double().mean()),
+        "precision": int(inside) / len(fake),
+        "recall": int((reached <= 0).sum()) / len(real),
+        "density": int(dense) / (density_neighbours * len(fake)),
+        "coverage": int((nearest <= real_density_radius).sum()) / len(real),
     }
 
 

@@ -2,12 +2,18 @@
 
 import torch
 
+from driftkit.runtime.device import float64_device
+
 
 class Moments:
     """Count, mean and scatter of the feature vectors seen so far.
 
     Two of them merge exactly as if one had seen everything, so neither batches nor ranks change the result beyond
     float64 rounding.
+
+    Args:
+        dim: D.
+        device: of the features to come. Sums stay there, or on the CPU where the device has no float64.
 
     Attributes:
         count: vectors seen.
@@ -17,17 +23,22 @@ class Moments:
     Source: Chan, Golub and LeVeque 1979, pairwise update. Differs: nothing.
     """
 
-    def __init__(self, dim: int):
+    def __init__(self, dim: int, *, device: torch.device | str = "cpu"):
+        place = float64_device(device)
         self.count = 0
-        self.mean = torch.zeros(dim, dtype=torch.float64)
-        self.scatter = torch.zeros(dim, dim, dtype=torch.float64)
+        self.mean = torch.zeros(dim, dtype=torch.float64, device=place)
+        self.scatter = torch.zeros(dim, dim, dtype=torch.float64, device=place)
 
     @classmethod
-    def of(cls, features: torch.Tensor, *, chunk: int = 4096) -> "Moments":
-        """Moments of all rows of [N, D], taken `chunk` rows at a time to bound the float64 copy."""
+    def of(cls, features: torch.Tensor, *, chunk: int = 4096, device: torch.device | str | None = None) -> "Moments":
+        """Moments of all rows of [N, D], taken `chunk` rows at a time to bound the float64 copy.
+
+        Args:
+            device: where they are computed; None: where the features are.
+        """
         if features.ndim != 2:
             raise ValueError(f"features: expected [N, D], got {list(features.shape)}")
-        moments = cls(features.shape[1])
+        moments = cls(features.shape[1], device=features.device if device is None else device)
         for rows in features.split(chunk):
             moments.update(rows)
         return moments
@@ -49,7 +60,7 @@ class Moments:
             raise ValueError(f"features: expected [n, {len(self.mean)}], got {list(features.shape)}")
         if len(features) == 0:
             return
-        rows = features.detach().to("cpu", torch.float64)
+        rows = features.detach().to(self.mean.device).double()
         other = Moments(0)
         other.count = len(rows)
         other.mean = rows.mean(dim=0)
@@ -66,6 +77,13 @@ class Moments:
         self.scatter = self.scatter + other.scatter + torch.outer(shift, shift) * (self.count * other.count / total)
         self.mean = self.mean + shift * (other.count / total)
         self.count = total
+
+    def to(self, device: torch.device | str) -> "Moments":
+        """The same moments on a device, or on the CPU where that has no float64."""
+        moved = Moments(0)
+        moved.count = self.count
+        moved.mean, moved.scatter = (sums.to(float64_device(device)) for sums in (self.mean, self.scatter))
+        return moved
 
     def covariance(self) -> torch.Tensor:
         """Unbiased covariance, float64 [D, D].

@@ -46,9 +46,9 @@ def score_features(
     Args:
         generated, reference: of one extractor, at least 2 images each.
         inception_score: whether the generated logits are those that the Inception Score is defined with.
-        device: where distances are computed.
+        device: where the scores are computed.
     """
-    metrics = {"fid": frechet_distance(generated.moments, reference.moments)}
+    metrics = {"fid": frechet_distance(generated.moments, reference.moments, device=device)}
     scores = score_rows(generated.rows, reference.rows, device=device)
     settings, omitted = dict(scores.settings), list(scores.omitted)
     if inception_score and generated.logits is not None:
@@ -121,5 +121,5 @@ def real_floor(
         return None
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
     first, second = rows[order[:count]], rows[order[count : 2 * count]]
-    fid = frechet_distance(Moments.of(first), Moments.of(second))
+    fid = frechet_distance(*(Moments.of(half, device=device) for half in (first, second)), device=device)
     return {"fid": fid, "num_images": count, "seed": seed, **score_rows(first, second, device=device).metrics}

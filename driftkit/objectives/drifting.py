@@ -1,6 +1,6 @@
 """Drifting: the generator regresses onto its own output, moved along the field in an encoder's feature space."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, TypeVar
 
@@ -74,19 +74,33 @@ class Drifting:
 
     Generated and real features of all ranks are gathered, so that the field sees the global batch.
 
+    Args:
+        cache: of the features of real images; None encodes those of every batch.
+        compiled: whether everything from images to feature groups is one compiled function.
+
     Source: arXiv 2602.04770, Algorithm 1 and Appendix A.5, A.6. Differs: unconditional, one real image per generated;
     and by default each location has its own feature and drift scale, where paper and authors' release share them over a
     map (`scale_over`), and affinities have no lower bound, where the release has 1e-3 (`affinity_floor`).
     """
 
     def __init__(
-        self, config: DriftingConfig, encoder: FrozenEncoder, *, ranks: Ranks, cache: FeatureCache | None = None
+        self,
+        config: DriftingConfig,
+        encoder: FrozenEncoder,
+        *,
+        ranks: Ranks,
+        cache: FeatureCache | None = None,
+        compiled: bool = False,
     ):
         self.config = config
         self.cache = cache
         self.encoder = encoder
         self.ranks = ranks
+        self._compared: set[tuple[torch.Size, torch.Size]] = set()
         self.features = feature_set(config.feature_set or encoder.feature_set)
+        self._features: Callable[[torch.Tensor], list[FeatureGroup]] = self._encode
+        if compiled:  # batches have one or two sizes: a program for each is faster than one for any
+            self._features = torch.compile(self._encode, dynamic=False)
 
     needs_labels = False
 
@@ -181,7 +195,10 @@ class Drifting:
         """Every field call with its features, x a leaf of its own graph, whose exchange among ranks has begun."""
         for gen, pos in zip(field_calls(generated), field_calls(positives), strict=True):
             x, y_pos = gen.values().detach().requires_grad_(), pos.values()
-            yield gen, x, y_pos, share_features(x, y_pos, ranks=self.ranks)
+            shapes = (x.shape, y_pos.shape)
+            compare = shapes not in self._compared  # shapes are constants of a run, and equal on all ranks
+            self._compared.add(shapes)
+            yield gen, x, y_pos, share_features(x, y_pos, ranks=self.ranks, compare=compare)
 
     def _one_call(
         self, gen: FieldCall, x: torch.Tensor, y_pos: torch.Tensor, shared: SharedFeatures, *, step: int
@@ -222,7 +239,7 @@ class Drifting:
                 health[f"{name}/tau {tau:g}"] = values.mean()
         return health
 
-    def _features(self, images: torch.Tensor) -> list[FeatureGroup]:
+    def _encode(self, images: torch.Tensor) -> list[FeatureGroup]:
         return self.features(self.encoder.maps(images), images)
 
     def measure(self, model: nn.Module) -> dict[str, float]:

@@ -116,8 +116,6 @@ def _build_drifting(config: DriftingConfig, setting: Setting) -> BuiltObjective:
         feature_set=config.feature_set,
         device=setting.device,
     ).to(memory_format=torch.channels_last)
-    if setting.compile:
-        encoder.compile_trunk()
     features = config.feature_set or encoder.feature_set
     cache = _open_cache(encoder, features, setting) if config.cache_features else None
     about = {
@@ -129,7 +127,9 @@ def _build_drifting(config: DriftingConfig, setting: Setting) -> BuiltObjective:
         "weights_digest": encoder.weights_digest,
         "lineage": [lineage.describe() for lineage in taught_by(encoder, features)],
     }
-    return BuiltObjective(Drifting(config, encoder, ranks=setting.ranks, cache=cache), about)
+    encoder.store_weights_for(setting.dtype)  # their digests have been taken
+    objective = Drifting(config, encoder, ranks=setting.ranks, cache=cache, compiled=setting.compile)
+    return BuiltObjective(objective, about)
 
 
 def taught_by(encoder: FrozenEncoder, features: str) -> list[Lineage]:

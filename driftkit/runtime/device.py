@@ -15,6 +15,8 @@ from driftkit.errors import ResourceError, UsageError
 
 DEVICE_FILES = Path("/dev")  # where drivers show their devices
 Precision = Literal["auto", "float32", "bfloat16"]
+WITHOUT_FLOAT64 = ("mps",)  # device types whose hardware has no float64
+IEEE_FLOAT32 = "float32 (IEEE)"  # how records name the arithmetic of `ieee_float32`
 
 
 def resolve_device(name: str, *, local_rank: int = 0) -> torch.device:
@@ -40,6 +42,17 @@ def resolve_device(name: str, *, local_rank: int = 0) -> torch.device:
             )
         return torch.device("cuda", local_rank)
     raise UsageError(f"--device {name}: expected auto, cpu or cuda")
+
+
+def planned_device(name: str) -> str:
+    """The type of device that a plan is for: "cpu", or "cuda", which need not be here. "auto" is what is here.
+
+    Raises:
+        UsageError: an unknown name.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"--device {name}: expected auto, cpu or cuda")
+    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _require_no_idle_gpu() -> None:
@@ -75,9 +88,17 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
 
 
 @contextlib.contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
-    """Products of float32 in float32, whatever autocast, TF32 or the matmul precision of the process say."""
-    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
+def ieee_float32(device: torch.device) -> Iterator[None]:
+    """Convolutions and matrix products of float32 in IEEE float32: no TF32, bfloat16 products or autocast.
+
+    cuDNN's convolutions take TF32 unless they are told otherwise. Settings of the process are put back at the end.
+    """
+    backends = (
+        torch.backends.cudnn.conv,  # type: ignore[attr-defined]
+        torch.backends.cuda.matmul,
+        torch.backends.mkldnn.conv,  # type: ignore[attr-defined]
+        torch.backends.mkldnn.matmul,  # type: ignore[attr-defined]
+    )
     before = [backend.fp32_precision for backend in backends]
     try:
         for backend in backends:
@@ -87,6 +108,19 @@ def full_precision(device: torch.device) -> Iterator[None]:
     finally:
         for backend, precision in zip(backends, before, strict=True):
             backend.fp32_precision = precision
+
+
+def float64_device(device: torch.device | str) -> torch.device:
+    """Where to compute in float64 what lies on that device: there, or on the CPU if its hardware has no float64."""
+    place = torch.device(device)
+    return torch.device("cpu") if place.type in WITHOUT_FLOAT64 else place
+
+
+def copy_to(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor on the device; on CUDA through pinned memory, so that the host does not wait for earlier work."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def synchronize(device: torch.device) -> None:

@@ -94,7 +94,6 @@ class Ranks:
     peers: tuple[Peer, ...] = ()  # by rank
     # Small reductions on a GPU would wait behind a large gathering that was started first, were it in their queue.
     gathering: dist.ProcessGroup | None = field(default=None, compare=False)
-    agreed: set[str] = field(default_factory=set, compare=False)  # shapes that all ranks gather
 
     @classmethod
     def start(cls, *, device_type: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> "Ranks":
@@ -117,9 +116,11 @@ class Ranks:
                 backend, timeout=timeout, device_id=device, store=_own_store(timeout), rank=int(os.environ["RANK"]),
                 world_size=world_size,
             )  # fmt: skip
-        gathering = None
+        gathering: dist.ProcessGroup | None = None
         if device_type == "cuda":
-            gathering = dist.new_group(timeout=datetime.timedelta(seconds=timeout_s))
+            made = dist.new_group(timeout=datetime.timedelta(seconds=timeout_s))
+            assert isinstance(made, dist.ProcessGroup)  # no number that says this rank is left out
+            gathering = made
         ranks = cls(dist.get_rank(), dist.get_world_size(), gathering=gathering)
         return replace(ranks, peers=ranks._meet("cuda" if device_type == "cuda" else "cpu"))
 
@@ -214,11 +215,14 @@ class Ranks:
                 error.on_all_ranks = True
                 raise error
 
-    def start_gather(self, parts: Sequence[torch.Tensor]) -> "Gathering":
+    def start_gather(self, parts: Sequence[torch.Tensor], *, compare: bool = True) -> "Gathering":
         """Begin to bring together tensors [G, n_i, *] of all ranks along their second dimension, without gradient.
 
-        All of them travel as one buffer in the widest of their types, while the caller goes on with other work. That
-        the ranks agree on the shapes is made sure of the first time, at the price of waiting for all of them.
+        All of them travel as one buffer in the widest of their types, while the caller goes on with other work.
+
+        Args:
+            compare: make sure first that the ranks agree on shapes and types, for which all wait for one another and
+                for their devices. Without it, tensors that differ hang or arrive as garbage.
 
         Raises:
             DriftkitError: on every rank alike, where the ranks hold tensors of different shapes or types.
@@ -227,7 +231,8 @@ class Ranks:
         if self.world_size == 1:
             return Gathering(parts)
         dtype = functools.reduce(torch.promote_types, (part.dtype for part in parts))
-        self._require_equal_shapes(parts, dtype)
+        if compare:
+            self._require_equal_shapes(parts, dtype)
         local = torch.cat([part.to(dtype).reshape(-1) for part in parts])
         everything = local.new_empty(self.world_size * len(local))
         work = dist.all_gather_into_tensor(everything, local, group=self.gathering, async_op=True)
@@ -238,8 +243,6 @@ class Ranks:
     def _require_equal_shapes(self, parts: Sequence[torch.Tensor], dtype: torch.dtype) -> None:
         """Compare by a message of one size, whatever the parts: unequal messages would hang or arrive as garbage."""
         own = f"{str(dtype).removeprefix('torch.')} {' and '.join(str(list(part.shape)) for part in parts)}"
-        if own in self.agreed:
-            return
         digest = int.from_bytes(hashlib.sha256(own.encode()).digest()[:8], "big", signed=True)
         mine = torch.tensor([parts[0].shape[1], digest], device=parts[0].device)
         theirs = mine.new_empty(2 * self.world_size)
@@ -249,7 +252,6 @@ class Ranks:
             raise DriftkitError(f"ranks hold different batch sizes {rows}; give every rank the same --batch-size")
         if len(set(digests)) > 1:
             raise DriftkitError(f"ranks hold features of different shapes or types; rank {self.rank} has {own}")
-        self.agreed.add(own)
 
     def sum(self, value: torch.Tensor) -> torch.Tensor:
         """Sum over ranks."""

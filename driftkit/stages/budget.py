@@ -1,13 +1,10 @@
-"""What a training step will cost, on paper: bytes gathered, multiplications, memory and time, from shapes alone."""
+"""What a training step will cost, on paper: bytes gathered, multiplications and memory, from shapes alone."""
 
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from driftkit.drift.affinity import Affinity
@@ -22,38 +19,17 @@ from driftkit.objectives.classifier import ClassifierConfig
 from driftkit.objectives.drifting import DriftingConfig
 from driftkit.objectives.mae import NEVER, MAEConfig
 from driftkit.objectives.registry import build_network
+from driftkit.runtime.memory import gib
 from driftkit.stages.config import TrainConfig
+from driftkit.stages.kept_tensors import Forward, kept_bytes
 
 ASSUMED_IMAGE_SIZE = 32
 FLOAT_BYTES = 4
-Forward = Callable[[torch.Tensor], list[torch.Tensor]]
-# How often the field reads or writes its matrices of pairs, in memory where they exceed the caches: 11 times for
-# distances, their sum, range and excess, and 13 times per temperature for the kernel, its sums, factors and product.
-WALKS, WALKS_PER_TAU = 11, 13
+CARDS_GIB = (24, 40, 80)  # memory of common GPUs
+# Of a card, what a step may take on paper: workspaces of convolutions, gradients of activations and what the allocator
+# loses are not counted.
+CARD_SHARE = 0.8
 LOG_MATRICES = 2  # of pairs, beside the workspace, at temperatures whose kernel would underflow
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What times are expected of. The defaults are the data sheet of an H100 SXM, and shares of it that we assume.
-
-    Attributes:
-        network_flops: peak of bfloat16 products, per second; `network_share` of it is expected of the networks.
-        field_flops: peak of float32 products, per second; `field_share` of it is expected of the field.
-        memory_bytes: bandwidth of the GPU's memory, per second.
-        near_bytes, far_bytes: what a GPU receives per second within a machine (NVLink) and between machines (400 Gb/s).
-        per_machine: GPUs of one machine.
-    """
-
-    name: str = "H100 SXM"
-    network_flops: float = 989e12
-    network_share: float = 0.3
-    field_flops: float = 67e12
-    field_share: float = 0.6
-    memory_bytes: float = 3.35e12
-    near_bytes: float = 450e9
-    far_bytes: float = 50e9
-    per_machine: int = 8
 
 
 @dataclass(frozen=True)
@@ -66,9 +42,11 @@ class Shapes:
         network_flops: one forward of the trained network, of all that it does in a step; a backward counts two.
         encoder_flops: one forward of the frozen encoder. Its weights get no gradient: a backward counts one.
         real_encoded: whether real images go through the encoder, too.
-        parameters, encoder_parameters: how many there are.
-        saved_bytes: what the networks keep for the backward pass, in `dtype`, with the types of a CPU's autocast.
+        parameters: of the trained network.
+        encoder_bytes: of the encoder's weights.
+        saved_bytes: what the networks keep for the backward pass under autocast of `dtype` on `device`.
         dtype: float32 or bfloat16.
+        device: "cpu" or "cuda".
         micro_batch: images that the networks see at a time; None: all.
     """
 
@@ -78,9 +56,10 @@ class Shapes:
     encoder_flops: int
     real_encoded: bool
     parameters: int
-    encoder_parameters: int
+    encoder_bytes: int
     saved_bytes: int
     dtype: str
+    device: str
     micro_batch: int | None
 
 
@@ -103,7 +82,7 @@ class FieldShape:
 
 @dataclass(frozen=True)
 class Budget:
-    """One training step of one rank. Bytes and operations are counts; seconds rest on the assumptions of `Machine`."""
+    """One training step of one rank, in bytes and operations."""
 
     ranks: int
     images_per_rank: int
@@ -117,7 +96,6 @@ class Budget:
     feature_bytes: int  # gathered float32 features: of the largest field, and of the next, on its way
     field_bytes: int  # workspace and V of the largest field
     memory_bytes: int  # of all these: features and V go on living while networks run backwards
-    seconds: float
 
 
 def gathered_bytes(calls: tuple[tuple[int, int], ...], *, rows: int, ranks: int) -> int:
@@ -125,21 +103,18 @@ def gathered_bytes(calls: tuple[tuple[int, int], ...], *, rows: int, ranks: int)
     return sum(2 * (ranks - 1) * rows * vectors * channels * FLOAT_BYTES for vectors, channels in calls)
 
 
-def budget(shapes: Shapes, *, images: int, ranks: int, machine: Machine | None = None, device: str = "cuda") -> Budget:
+def budget(shapes: Shapes, *, images: int, ranks: int) -> Budget:
     """The cost of one step of a rank.
 
     Args:
         images: of all ranks together.
         ranks: how many share them.
-        machine: what the time is expected of; None: the defaults.
-        device: "cpu" or "cuda", for the workspace of the field and the copy that checkpoints are written from.
 
     Raises:
         UsageError: the ranks cannot share the images evenly.
     """
     if images % ranks:
         raise UsageError(f"{images} images cannot be shared evenly by {ranks} ranks")
-    machine = machine or Machine()
     rows, columns = images // ranks, 2 * images
     how = shapes.field or FieldShape()
     seen = min(rows, shapes.micro_batch or rows)
@@ -154,23 +129,13 @@ def budget(shapes: Shapes, *, images: int, ranks: int, machine: Machine | None =
     encoder = rows * shapes.encoder_flops * (2 + shapes.real_encoded + again)
     network = rows * shapes.network_flops * (3 + (again and drifting))
     features = sorted((vectors * columns * channels * FLOAT_BYTES for vectors, channels in shapes.calls), reverse=True)
-    copied = 4 * shapes.parameters if device == "cpu" else 0  # all but gradients, to write checkpoints from
-    state = FLOAT_BYTES * (5 * shapes.parameters + copied + shapes.encoder_parameters)
-    chunk = how.chunk_bytes or CHUNK_BYTES[device]
-    wait = device in WAITS
+    copied = 4 * shapes.parameters if shapes.device == "cpu" else 0  # all but gradients, to write checkpoints from
+    state = FLOAT_BYTES * (5 * shapes.parameters + copied) + shapes.encoder_bytes
+    chunk = how.chunk_bytes or CHUNK_BYTES[shapes.device]
+    wait = shapes.device in WAITS
     field = max(
         (field_bytes(call, how, rows=rows, columns=columns, chunk=chunk, wait=wait) for call in shapes.calls),
         default=0,
-    )
-    arriving = machine.near_bytes if ranks <= machine.per_machine else machine.far_bytes
-    walks = WALKS + WALKS_PER_TAU * how.num_taus
-    walked = sum(walks * vectors * rows * columns * FLOAT_BYTES for vectors, _ in shapes.calls)
-    peak = machine.network_flops if shapes.dtype == "bfloat16" else machine.field_flops
-    seconds = (
-        (encoder + network) / (peak * machine.network_share)
-        + flops / (machine.field_flops * machine.field_share)
-        + walked / machine.memory_bytes
-        + (gathered + gradients) / arriving
     )
     return Budget(
         ranks=ranks,
@@ -185,7 +150,6 @@ def budget(shapes: Shapes, *, images: int, ranks: int, machine: Machine | None =
         feature_bytes=sum(features[:2]),
         field_bytes=field,
         memory_bytes=state + seen * shapes.saved_bytes + sum(features[:2]) + field,
-        seconds=seconds,
     )
 
 
@@ -207,8 +171,11 @@ def field_bytes(call: tuple[int, int], how: FieldShape, *, rows: int, columns: i
     return at_once * one + result + kept
 
 
-def training_shapes(config: TrainConfig) -> tuple[Shapes, list[str]]:
+def training_shapes(config: TrainConfig, *, device: str) -> tuple[Shapes, list[str]]:
     """What an image of this run costs, counted on networks without memory, and what had to be assumed.
+
+    Args:
+        device: "cpu" or "cuda", which need not be here.
 
     Raises:
         MissingError: the encoder is a run that is not there yet.
@@ -230,9 +197,10 @@ def training_shapes(config: TrainConfig) -> tuple[Shapes, list[str]]:
         encoder_flops=0,
         real_encoded=False,
         parameters=sum(p.numel() for p in network.parameters()),
-        encoder_parameters=0,
+        encoder_bytes=0,
         saved_bytes=0,
-        dtype="float32" if config.trainer.precision == "float32" else "bfloat16",
+        dtype=_dtype(config.trainer.precision, device),
+        device=device,
         micro_batch=config.trainer.micro_batch,
     )
     networks, whole = [network], trained
@@ -253,10 +221,16 @@ def training_shapes(config: TrainConfig) -> tuple[Shapes, list[str]]:
             field=_field_shape(config.objective),
             encoder_flops=_flops(encode, image),
             real_encoded=not config.objective.cache_features,
-            encoder_parameters=encoder.num_parameters,
         )
-    saved = _saved_bytes(networks, whole, image_size=size, dtype=getattr(torch, shapes.dtype))
+        encoder.store_weights_for(getattr(torch, shapes.dtype))
+        shapes = replace(shapes, encoder_bytes=sum(p.nbytes for p in encoder.parameters()))
+    saved = kept_bytes(networks, whole, image_size=size, dtype=getattr(torch, shapes.dtype), device=device)
     return replace(shapes, saved_bytes=saved), assumed
+
+
+def _dtype(precision: str, device: str) -> str:
+    """The type that "auto" stands for, of a GPU that computes in bfloat16."""
+    return precision if precision != "auto" else "bfloat16" if device == "cuda" else "float32"
 
 
 def _trained(config: TrainConfig, network: nn.Module) -> Forward:
@@ -317,45 +291,40 @@ def _flops(function: Forward, images: torch.Tensor) -> int:
     return int(counter.get_total_flops())
 
 
-def _saved_bytes(networks: Sequence[nn.Module], function: Forward, *, image_size: int, dtype: torch.dtype) -> int:
-    """What autograd keeps of one image until the backward pass: the difference between three images and two.
-
-    Counted on a CPU's tensors without memory, since those of the meta device choose another attention.
-    """
-    kept: dict[int, int] = {}  # what is kept twice takes its memory once
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage._cdata] = storage.nbytes()
-        return tensor
-
-    totals = []
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        for network in networks:
-            network.to_empty(device="cpu")
-        autocast = torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32)
-        for count in (2, 3):
-            kept.clear()
-            with autocast, saved_tensors_hooks(pack, lambda tensor: tensor):
-                outputs = function(torch.zeros(count, 3, image_size, image_size))  # alive, and with it all it needs
-            totals.append(sum(kept.values()))
-            del outputs
-    return totals[1] - totals[0]
-
-
-def training_budget(config: TrainConfig, *, ranks: int) -> dict[str, Any]:
+def training_budget(config: TrainConfig, *, ranks: int, device: str) -> dict[str, Any]:
     """The budget of a run: as it is started, and the same batch on 1, 8 and 64 GPUs where they share it evenly.
 
+    Args:
+        device: "cpu" or "cuda", which need not be here.
+
     Returns:
-        `assumed`: sentences; `machine`: what times rest on; `shapes`; `steps`: budgets, the run's own first.
+        `assumed`: sentences; `advice`: sentences; `shapes`; `steps`: budgets, the run's own first.
     """
-    shapes, assumed = training_shapes(config)
+    shapes, assumed = training_shapes(config, device=device)
     images = config.trainer.batch_size * ranks
-    counts = [ranks, *(count for count in (1, 8, 64) if count != ranks and images % count == 0)]
+    counts = [ranks, *(count for count in (1, 8, 64) if device == "cuda" and count != ranks and images % count == 0)]
     return {
         "images": images,
         "assumed": assumed,
-        "machine": asdict(Machine()),
+        "advice": _card_advice(shapes, images=images, ranks=ranks) if device == "cuda" else [],
         "shapes": asdict(shapes),
         "steps": [asdict(budget(shapes, images=images, ranks=count)) for count in counts],
     }
+
+
+def _card_advice(shapes: Shapes, *, images: int, ranks: int) -> list[str]:
+    """For every common size of GPU memory that a step leaves too little room on, the largest micro-batch that fits."""
+    advice = []
+    whole = budget(shapes, images=images, ranks=ranks)
+    for card in CARDS_GIB:
+        room = CARD_SHARE * card * 2**30
+        if whole.memory_bytes <= room:
+            continue
+        sizes = [2**power for power in range(20) if 2**power < (shapes.micro_batch or whole.images_per_rank)]
+        smaller = {n: budget(replace(shapes, micro_batch=n), images=images, ranks=ranks).memory_bytes for n in sizes}
+        fitting = [n for n, needed in smaller.items() if needed <= room]
+        way_out = "no micro-batch leaves enough"
+        if fitting:
+            way_out = f"--micro-batch {max(fitting)} takes {gib(smaller[max(fitting)])}, with the same gradient"
+        advice.append(f"{gib(whole.memory_bytes)} leave too little room on a GPU of {card} GB; {way_out}")
+    return advice

@@ -21,7 +21,7 @@ from driftkit.training.loop import TrainerConfig
 # What may differ when a run resumes: how long it goes on and what it writes on the way.
 FREE_ON_RESUME = {
     "trainer.steps", "trainer.log_every", "trainer.sample_every", "trainer.checkpoint_every", "trainer.keep_every",
-    "trainer.tracker", "trainer.measure_every", "trainer.micro_batch", "trainer.rank_timeout",
+    "trainer.tracker", "trainer.measure_every", "trainer.micro_batch", "trainer.rank_timeout", "trainer.compile",
     "trainer.collapse_spread", "trainer.collapse_patience", "trainer.fail_on_collapse",
     "evaluation.every", "evaluation.reference", "evaluation.features", "evaluation.features_weights",
     "evaluation.num_images",

@@ -15,7 +15,7 @@ from driftkit.artifacts.run import Run
 from driftkit.errors import RefusedError, UsageError
 from driftkit.evaluation.checks import collapse_warning, require_scorable
 from driftkit.evaluation.extractors import load_extractor
-from driftkit.evaluation.features import Extractor, Share, extract, together
+from driftkit.evaluation.features import Extractor, Share, default_batch_size, extract, together
 from driftkit.evaluation.frechet import frechet_distance
 from driftkit.evaluation.memorisation import PAIRS, Memorisation, save_pairs
 from driftkit.evaluation.reference_statistics import write_statistics
@@ -164,7 +164,7 @@ class Judge:
         require_scorable(generated.survey, "samples", allow_collapsed=self.judging.allow_collapsed)
         real = self.reference.statistics.features
         collapse_warning(generated.moments, real.moments, allow_collapsed=self.judging.allow_collapsed)
-        return frechet_distance(generated.moments, real.moments)
+        return frechet_distance(generated.moments, real.moments, device=self.bench.device)
 
     def _require_same_size(self, found: Target) -> None:
         size = self.reference.image_size
@@ -261,7 +261,7 @@ def evaluate(
     num_images: int | None = None,
     sampling: Sampling | None = None,
     image_size: int | None = None,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     device: torch.device | None = None,
     output: Path | None = None,
     allow_collapsed: bool = False,
@@ -280,7 +280,7 @@ def evaluate(
         num_images: how many; None takes 50,000 of a run and all of anything else.
         sampling: how to sample a run.
         image_size: side in pixels to which the reference is resized; None takes it as it is.
-        batch_size: images at a time, which changes nothing beyond rounding.
+        batch_size: images at a time, which changes nothing beyond rounding; None: `default_batch_size`.
         output: where to write; None puts it into the run's evaluations, else beside the target.
         allow_collapsed: as in `judging`, where that is None.
         judging: how strictly it is judged.
@@ -318,7 +318,7 @@ def open_judge(
     features: str | Extractor = "inception",
     features_weights: Path | None = None,
     image_size: int | None = None,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     device: torch.device | None = None,
     judging: Judging | None = None,
     cache: bool = True,
@@ -331,6 +331,7 @@ def open_judge(
     """Load the extractor, and the statistics of the reference or the images they are made of.
 
     Args:
+        batch_size: images at a time; None: `default_batch_size`.
         cache: keep statistics of real images on disk, and use those that are there.
         first_target: what will be scored first, so that what does not fit is refused before the reference is read.
         check_size: told the side in pixels of the reference before that is read; refuses it by raising.
@@ -339,9 +340,10 @@ def open_judge(
     Raises:
         UsageError, MissingError, RefusedError: as `evaluate`.
     """
-    if batch_size < 1:
+    if batch_size is not None and batch_size < 1:
         raise UsageError(f"--batch-size {batch_size}: expected at least 1")
     ranks, place = ranks or Ranks(), device or torch.device("cpu")
+    batch_size = batch_size or default_batch_size(place)
     # The extractor comes first: its weights are what is missing most often, and sampling takes long.
     extractor = _load_in_turn(features, features_weights, place, ranks)
     bench = Bench(extractor, batch_size, place, ranks, cache, report, tell)

@@ -28,7 +28,7 @@ from driftkit.stages.references import Bench, Reference, Training, training_dige
 from driftkit.stages.targets import Target
 
 FORMAT = 1
-SCORES_VERSION = 3  # part of an evaluation's identity: counted up when the same images would get other numbers
+SCORES_VERSION = 4  # part of an evaluation's identity: counted up when the same images would get other numbers
 
 
 @dataclass(frozen=True)
@@ -93,9 +93,8 @@ def evaluation_document(
     collapse = collapse_warning(generated.moments, theirs.moments, allow_collapsed=judging.allow_collapsed)
     scores = score_features(generated, theirs, inception_score=extractor.scores_inception, device=bench.device)
     floor = floor_of(reference, len(generated), bench)
-    classes, class_warnings = class_scores(
-        generated, theirs, classes=_common_classes(found, reference.statistics.data.get("classes") or [])
-    )
+    common = _common_classes(found, reference.statistics.data.get("classes") or [])
+    classes, class_warnings = class_scores(generated, theirs, classes=common, device=bench.device)
     warnings += ([collapse] if collapse else []) + class_warnings
     warnings += count_warnings(len(generated), reference.statistics.data["count"], dim=extractor.dim)
     warnings += scores.omitted + floor_warnings(floor, scores.metrics["fid"], len(generated))
@@ -128,7 +127,7 @@ def evaluation_document(
         "classes": classes,
         "memorisation": {**copies.record, **training.describe()} if copies and training else None,
         "warnings": warnings,
-        "precision": "float32",
+        "precision": extractor.precision,
         "device": str(bench.device),
         "batch_size": bench.batch_size,
         "world_size": bench.ranks.world_size,

@@ -33,6 +33,7 @@ class MissingScores:
         seed: of the noise.
         all_checkpoints: score every checkpoint that is kept (at the sampler's own NFE), not only the last.
         allow_collapsed: score even images that are all alike.
+        batch_size: images at a time; None: `default_batch_size`.
     """
 
     reference: str
@@ -43,7 +44,7 @@ class MissingScores:
     seed: int = 0
     all_checkpoints: bool = False
     allow_collapsed: bool = False
-    batch_size: int = 64
+    batch_size: int | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
 

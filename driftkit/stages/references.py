@@ -34,7 +34,7 @@ class Bench:
 
     Attributes:
         batch_size: images the extractor sees at a time.
-        device: where distances are computed.
+        device: where scores are computed.
         ranks: that share the work.
         cache: keep statistics of real images on disk, and use those that are there.
         report: told how far it is.

@@ -1,7 +1,7 @@
 """Training: from a config to a run folder."""
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from driftkit.errors import InterruptedRunError, StorageError, UsageError
 from driftkit.evaluation.features import together
 from driftkit.objectives.registry import OBJECTIVES, BuiltObjective, ObjectiveKind, Setting, build_network
 from driftkit.protocols import Objective
+from driftkit.runtime.compilation import decide_compilation, tried_convolutions
 from driftkit.runtime.device import autocast_dtype, resolve_device
 from driftkit.runtime.distributed import Ranks, local_rank
 from driftkit.runtime.progress import warn
@@ -86,7 +87,9 @@ def _train(
     config = _completed(config, pack)
     _check_batch(config, kind, global_batch)
     running = with_batch(config, global_batch // ranks.world_size)
-    setting = setting_of(config, pack, place, ranks)
+    reached = run.checkpoint().step if going_on is not None and run.checkpoints() else 0
+    compilation = decide_compilation(config.trainer.compile, device=place, steps_left=config.trainer.steps - reached)
+    setting = setting_of(config, pack, place, ranks, compiled=compilation.compiled)
     memory = TrainingMemory(running, ranks.world_size, place)
     with memory.explained():
         built = kind.build(config.objective, setting)
@@ -111,6 +114,8 @@ def _train(
     ranks.barrier()
     if scoring is not None and ranks.is_main:
         run.update(scored_on_the_way=dict(scoring.kinship))
+    if ranks.is_main:
+        run.update(compilation=asdict(compilation))
     trainer = _trainer(running, setting, built, network, run, scoring)
     resumed = trainer.resume() if going_on is not None else False
     start = trainer.step
@@ -119,7 +124,8 @@ def _train(
         for sentence in going_on.notes:
             warn(f"{run.path}: {sentence}")
     try:
-        with ranks.naming_the_lost(), memory.explained():
+        eager_gpu = place.type == "cuda" and not compilation.compiled
+        with ranks.naming_the_lost(), memory.explained(), tried_convolutions(wanted=eager_gpu):
             _require_equal_start(trainer, built, ranks)
             trainer.train()
     except InterruptedRunError:
@@ -170,7 +176,9 @@ def checkpoint_bytes(network: nn.Module) -> int:
     return 2 * weights + moments
 
 
-def setting_of(config: TrainConfig, pack: ImagePack, device: torch.device, ranks: Ranks) -> Setting:
+def setting_of(
+    config: TrainConfig, pack: ImagePack, device: torch.device, ranks: Ranks, *, compiled: bool = False
+) -> Setting:
     """What the objective of a complete config is built in."""
     training, held_out = hold_out(len(pack), config.data.holdout or 0)
     return Setting(
@@ -179,7 +187,7 @@ def setting_of(config: TrainConfig, pack: ImagePack, device: torch.device, ranks
         held_out,
         flips=config.data.horizontal_flip,
         dtype=autocast_dtype(config.trainer.precision, device),
-        compile=config.trainer.compile,
+        compile=compiled,
         device=device,
         ranks=ranks,
     )
@@ -220,6 +228,7 @@ def _trainer(
         device=setting.device,
         header={"driftkit": "weights", "config": config.model_dump(mode="json")},
         scoring=scoring,
+        compiled=setting.compile,
     )
 
 

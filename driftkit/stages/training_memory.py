@@ -62,7 +62,7 @@ class TrainingMemory:
 
     def _numbers(self) -> str:
         trainer = self.config.trainer
-        shapes, _ = training_shapes(self.config)
+        shapes, _ = training_shapes(self.config, device=self.device.type)
         spent = self._budget(shapes, trainer.batch_size)
         seen = shapes.micro_batch or trainer.batch_size
         parts = {"networks": spent.saved_bytes, "features": spent.feature_bytes, "field": spent.field_bytes,
@@ -112,7 +112,7 @@ class TrainingMemory:
         return 0, 0
 
     def _budget(self, shapes: Shapes, batch: int) -> Budget:
-        return budget(shapes, images=batch * self.ranks, ranks=self.ranks, device=self.device.type)
+        return budget(shapes, images=batch * self.ranks, ranks=self.ranks)
 
     def _chunk_mib(self, shapes: Shapes) -> int:
         assert shapes.field is not None

@@ -16,6 +16,7 @@ from driftkit.artifacts.images import save_grid, to_float, to_uint8
 from driftkit.artifacts.run import Checkpoint, Run
 from driftkit.errors import InterruptedRunError, NonFiniteStepError, RefusedError
 from driftkit.protocols import Execution, Objective, StepLoss
+from driftkit.runtime.compilation import CompileSetting
 from driftkit.runtime.device import (
     Precision,
     autocast,
@@ -61,7 +62,9 @@ class TrainerConfig(BaseModel):
         9.0, ge=0, description="EMA warm-up W: the decay of step n is at most (n - 1) / (n - 1 + W); 0: none"
     )
     precision: Precision = Field("auto", description="float32, bfloat16, or auto: bfloat16 where the device gains")
-    compile: bool = Field(False, description="compile the trained network, and the frozen encoder, with torch.compile")
+    compile: CompileSetting = Field(
+        "auto", description="compile the trained network and the frozen encoder: on, off, or auto: where it gains"
+    )
     micro_batch: int | None = Field(
         None, ge=1, description="images that networks see at a time, with the gradient of the whole batch; None: all"
     )
@@ -114,11 +117,12 @@ class Trainer:
 
     Args:
         objective: what a step minimises.
-        network: the plain network; a compiled form of it is used where the config asks for it.
+        network: the plain network.
         feed: where batches come from.
         run: its folder, with a manifest.
         header: what weights files say about themselves.
         scoring: scores to be made on the way, which do not count as training time.
+        compiled: whether steps take a compiled form of the network.
     """
 
     def __init__(
@@ -135,11 +139,12 @@ class Trainer:
         device: torch.device,
         header: Mapping[str, Any],
         scoring: Scoring | None = None,
+        compiled: bool = False,
     ):
         self.objective, self.feed, self.run, self.config = objective, feed, run, config
         self.seed, self.image_size, self.ranks, self.device, self.header = seed, image_size, ranks, device, header
         self.network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.model: nn.Module = torch.compile(self.network) if config.compile else self.network  # type: ignore[assignment]
+        self.model: nn.Module = torch.compile(self.network, dynamic=False) if compiled else self.network  # type: ignore[assignment]
         self.ema = averaged(self.network, decay=config.ema_decay, warmup=config.ema_warmup)
         self.optimizer = adamw(
             self.network, learning_rate=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay

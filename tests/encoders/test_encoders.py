@@ -386,6 +386,39 @@ def test_patch_statistics_equal_plain_loops():
             )
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("side", "grid"), [(8, 1), (8, 4), (7, 1), (7, 4), (14, 4)])  # cells of 7 / 4 overlap
+@pytest.mark.parametrize(("dtype", "offset"), [(torch.float32, 0.0), (torch.float32, 1e3), (torch.bfloat16, 100.0)])
+def test_statistics_keep_their_digits_beside_a_large_mean(memory_format, side, grid, dtype, offset):
+    """Values, and the gradient, against float64; a mean of squares would lose them all at an offset of 1,000."""
+    values = (offset + torch.randn(3, 5, side, side)).to(dtype).contiguous(memory_format=memory_format).requires_grad_()
+    wide = values.detach().double().requires_grad_()
+    edges = [(i * side // grid, -(-(i + 1) * side // grid)) for i in range(grid)]
+    cells = [wide[:, :, a:b, c:d] for a, b in edges for c, d in edges]
+    means = torch.stack([cell.mean((2, 3)) for cell in cells])
+    stds = torch.stack([(cell.var((2, 3), unbiased=False) + STD_EPSILON).sqrt() for cell in cells])
+    mean, std = mean_and_std(values, grid)
+    torch.testing.assert_close(mean.double(), means, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(std.double(), stds, rtol=1e-3 if offset == 1e3 else 1e-4, atol=1e-5)
+    weights = torch.randn(2, *mean.shape)
+    (mean * weights[0] + std * weights[1]).sum().backward()
+    (means * weights[0] + stds * weights[1]).sum().backward()
+    rounding = {"rtol": 1e-2, "atol": 1e-2} if dtype == torch.bfloat16 else {"rtol": 1e-2, "atol": 1e-3}
+    torch.testing.assert_close(values.grad.double(), wide.grad, **rounding)
+
+
+def test_statistics_keep_the_map_alone_for_the_backward_pass():
+    values, kept = torch.randn(4, 8, 16, 16, requires_grad=True), {}
+
+    def pack(tensor):
+        kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        statistics = mean_and_std(values, 4)
+    assert sum(kept.values()) < 1.2 * values.nbytes, len(statistics)
+
+
 def test_groups_of_equal_channels_share_a_field_call():
     maps = [
         FeatureMap("a", torch.randn(5, 4, 8, 8)),

@@ -7,7 +7,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from driftkit.encoders.resizing import RESIZES, axis_matrix, resize
 from driftkit.errors import UsageError
-from driftkit.runtime.device import full_precision
+from driftkit.runtime.device import ieee_float32
 
 SHAPES = [(32, 32, 224), (32, 32, 64), (224, 224, 32), (33, 33, 47), (31, 31, 13), (24, 40, 56), (24, 40, 32)]
 
@@ -116,7 +116,7 @@ def test_torch_itself_agrees_that_the_operator_is_sound():
 @pytest.mark.gpu
 def test_on_cuda_the_gradient_is_the_same_each_time_and_tf32_changes_nothing():
     images, weights = torch.rand(64, 3, 32, 32, device="cuda"), torch.randn(64, 3, 224, 224, device="cuda")
-    with full_precision(images.device):
+    with ieee_float32(images.device):
         first = both_ways(lambda x: resize(x, 224), images, weights)
     want = both_ways(
         lambda x: F.interpolate(x, size=(224, 224), mode="bicubic"), images.cpu().double(), weights.cpu().double()

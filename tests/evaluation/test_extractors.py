@@ -47,6 +47,38 @@ def test_features_that_are_not_finite_are_refused():
         broken.features(random_images(3))
 
 
+def settings_of_float32():
+    """Everything that decides how float32 is computed: of convolutions, of products, and autocast."""
+    conv, matmul = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    cpu = (torch.backends.mkldnn.conv.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision)
+    return conv.fp32_precision, matmul.fp32_precision, *cpu, torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_evaluators_compute_in_ieee_float32_and_put_the_settings_back(fails):
+    seen = []
+
+    def embed(images):
+        seen.append(settings_of_float32())
+        if fails:
+            raise ZeroDivisionError
+        return images.float().flatten(1)[:, :1] / 255, None
+
+    extractor = Extractor("x", "1", "0", "none", 1, embed, torch.device("cpu"))
+    before = settings_of_float32()
+    assert before[0] == "tf32"  # cuDNN's default
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        if fails:
+            with pytest.raises(ZeroDivisionError):
+                extractor.features(random_images(3))
+        else:
+            extractor.features(random_images(3))
+        assert torch.is_autocast_enabled("cpu")
+    assert seen == [("ieee", "ieee", "ieee", "ieee", False)]
+    assert settings_of_float32() == before
+    assert extractor.describe()["precision"] == "float32 (IEEE)"
+
+
 def test_float_images_are_refused():
     with pytest.raises(ValueError, match="uint8"):
         tiny_extractor().features(torch.zeros(2, 3, 8, 8))

@@ -7,13 +7,23 @@ import torch
 import torch.multiprocessing as mp
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from driftkit.errors import DriftkitError, RefusedError
 from driftkit.evaluation import features as module
-from driftkit.evaluation.features import Share, extract, gather_rows, kept_indices, together
+from driftkit.evaluation.features import (
+    Extractor,
+    Share,
+    default_batch_size,
+    extract,
+    gather_rows,
+    kept_indices,
+    together,
+)
 from driftkit.evaluation.moments import Moments
 from driftkit.runtime.distributed import Ranks
 from tests.evaluation.fakes import random_images, tiny_extractor
+from tests.runtime.host_waits import HostWaits
 
 COUNT, BATCH = 50, 8
 
@@ -38,6 +48,49 @@ def test_streamed_moments_are_those_of_all_features(monkeypatch, batch_size):
     torch.testing.assert_close(found.rows, rows[found.indices], rtol=1e-6, atol=1e-6)
     assert torch.equal(found.indices, kept_indices(COUNT, 20))
     assert len(found.survey) == COUNT
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 16, 33])
+def test_blocks_have_the_same_size_whatever_the_batch_and_miss_nothing(monkeypatch, batch_size):
+    monkeypatch.setattr(module, "BLOCK_ROWS", 16)
+    images, seen = random_images(COUNT), []
+    blocks = list(tiny_extractor().blocks(images, batch_size=batch_size, advance=seen.append))
+    assert [len(values) for values, _ in blocks] == [16, 16, 16, 2]
+    torch.testing.assert_close(torch.cat([values for values, _ in blocks]), tiny_extractor().features(images)[0])
+    assert sum(seen) == COUNT
+
+
+def test_moments_are_a_literal_sum_in_float64():
+    images = random_images(COUNT)
+    rows = [row.tolist() for row in tiny_extractor().features(images)[0]]
+    found = extract(tiny_extractor(), images, Share(0, COUNT, COUNT), batch_size=7)
+    for i in range(12):
+        mean = sum(row[i] for row in rows) / COUNT
+        assert float(found.moments.mean[i]) == pytest.approx(mean, rel=1e-10)
+        for j in range(12):
+            other = sum(row[j] for row in rows) / COUNT
+            scatter = sum((row[i] - mean) * (row[j] - other) for row in rows)
+            assert float(found.moments.scatter[i, j]) == pytest.approx(scatter, rel=1e-10, abs=1e-10)
+
+
+def test_extraction_waits_for_a_gpu_once_per_block_and_sums_there(monkeypatch):
+    monkeypatch.setattr(module, "BLOCK_ROWS", 16)
+    gpu = torch.device("cuda", 0)
+    with FakeTensorMode(), HostWaits() as waits:
+        projection = torch.zeros(3 * 8 * 8, 6, device=gpu)
+        extractor = Extractor("x", "1", "0", "none", 6, lambda i: (i.float().flatten(1) @ projection, None), gpu)
+        moments = Moments(6, device=gpu)
+        for values, _ in extractor.blocks(torch.zeros(40, 3, 8, 8, dtype=torch.uint8), batch_size=4):
+            assert values.device == gpu
+            moments.update(values)
+        assert (moments.scatter.device, moments.scatter.dtype) == (gpu, torch.float64)
+    assert waits.reads == 3  # blocks of 16, 16 and 8 images, each asked whether it is finite
+    assert not waits.copies
+
+
+def test_a_gpu_gets_larger_batches():
+    assert default_batch_size(torch.device("cuda", 1)) == 256
+    assert default_batch_size(torch.device("cpu")) == default_batch_size(torch.device("mps")) == 64
 
 
 def work(rank, world, folder):

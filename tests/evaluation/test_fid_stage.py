@@ -75,6 +75,7 @@ def test_run_is_sampled_and_its_evaluation_records_what_the_number_depends_on(tm
     assert set(document["metrics"]) == {"fid", "kid_mean", "kid_std", "precision", "recall", "density", "coverage"}
     assert document["extractor"] == {
         "name": "encoder:tiny", "version": "1", "weights_digest": "ab" * 32, "resize": "4x4 mean", "dim": 12,
+        "precision": "float32 (IEEE)",
         "lineage": tiny_extractor().lineage.describe(),
     }  # fmt: skip
     assert document["reference"] == {

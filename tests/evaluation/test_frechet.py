@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
 
 from driftkit.evaluation.frechet import _root, frechet_distance
@@ -40,6 +41,16 @@ def test_merged_moments_are_those_of_the_whole(split):
     assert merged.count == 50
     torch.testing.assert_close(merged.mean, whole.mean, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(merged.scatter, whole.scatter, rtol=1e-10, atol=1e-10)
+
+
+def test_moments_stay_on_a_device_that_has_float64_and_leave_others():
+    with FakeTensorMode():
+        rows = torch.zeros(9, 4, device="cuda")
+        moments = Moments.of(rows, chunk=4)
+        assert (moments.mean.device.type, moments.scatter.dtype) == ("cuda", torch.float64)
+        assert moments.to("cpu").scatter.device.type == "cpu"
+        assert moments.to("mps").scatter.device.type == "cpu"
+        assert Moments.of(rows, device="mps").scatter.device.type == "cpu"
 
 
 def test_moments_refuse_other_widths_and_single_vectors():

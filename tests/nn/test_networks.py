@@ -87,3 +87,17 @@ def test_narrow_networks_in_channels_last_do_not_write_outside_their_memory(chan
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("network", ["unet", "mae", "classifier"])
+def test_networks_are_one_graph(network):
+    images, more = torch.randn(2, 3, 16, 16), {}
+    if network == "unet":
+        config = UNetConfig(base_channels=16, num_heads=2, attention_resolutions=(8,), channel_multipliers=(1, 2))
+        model, more = UNet(config, image_size=16), {"t": torch.zeros(2, dtype=torch.long)}
+    else:
+        model = MAEResNet(MAEResNetConfig(base_channels=8, num_classes=3))
+        more = {"classify": True} if network == "classifier" else {}
+    torch._dynamo.reset()
+    found = torch._dynamo.explain(model.train())(images, **more)
+    assert (found.graph_count, found.graph_break_count) == (1, 0), found.break_reasons

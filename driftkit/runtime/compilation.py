@@ -1,0 +1,78 @@
+"""Whether networks are compiled, and why; and the choice of convolution algorithms by trial."""
+
+import contextlib
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BeforeValidator
+
+COMPILE_STEPS = 2_000  # that must be left for "auto": compiling takes about a minute, what many short runs take
+OLDEST_CAPABILITY = (7, 0)  # of a GPU that Triton writes programs for
+
+
+def _from_flag(value: Any) -> Any:
+    """--compile and --no-compile, and true and false in a file, as the settings they stand for."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
+CompileSetting = Annotated[Literal["auto", "on", "off"], BeforeValidator(_from_flag)]
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """Whether networks are compiled.
+
+    Attributes:
+        setting: what was asked for.
+        compiled: what was decided.
+        reason: why, in a few words.
+    """
+
+    setting: str
+    compiled: bool
+    reason: str
+
+
+def decide_compilation(setting: CompileSetting, *, device: torch.device, steps_left: int) -> Compilation:
+    """ "auto" compiles on a GPU that can, when steps enough are left to win the time back; never on a CPU.
+
+    A run that is resumed decides again. Compiled and eager networks agree within rounding.
+    """
+    if setting != "auto":
+        return Compilation(setting, setting == "on", "as the config says")
+    if device.type != "cuda":
+        return Compilation(setting, False, f"on {device.type} it takes longer than it saves")
+    problem = _hindrance(device)
+    if problem:
+        return Compilation(setting, False, problem)
+    enough = steps_left >= COMPILE_STEPS
+    return Compilation(
+        setting, enough, f"{steps_left:,} steps left, {COMPILE_STEPS:,} or more make up for the compiling"
+    )
+
+
+def _hindrance(device: torch.device) -> str | None:
+    """Why programs cannot be compiled for a GPU; None where they can."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < OLDEST_CAPABILITY:
+        return f"Triton knows no GPU of compute capability {capability[0]}.{capability[1]}"
+    return None
+
+
+@contextlib.contextmanager
+def tried_convolutions(*, wanted: bool) -> Iterator[None]:
+    """Let cuDNN try its algorithms at the first convolution of every shape and keep the fastest.
+
+    Worth it where shapes are few and fixed. Which one wins may differ from process to process, and with it rounding.
+    """
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = before or wanted
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
