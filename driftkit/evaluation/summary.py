@@ -1,6 +1,5 @@
 """What a comparison knows of each run: its manifest and its metrics, read without trusting them."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -111,7 +110,7 @@ def summarise(run: Run, *, label: str) -> RunSummary:
     warnings += collapse_warnings(mapping(manifest.get("collapse")))
     last = curve[-1] if curve else {}
     method = text(objective.get("name")) or "unknown"
-    flat = {key: _storable(value) for key, value in flatten(config).items()}
+    flat = {key: value for key, value in flatten(config).items()}
     data_digest = text(inputs.get("digest"))
     parts = [method_name(method), short_name(named) if named else None, features]
     return RunSummary(
@@ -172,15 +171,6 @@ def _scored_by(config: Mapping[str, Any], recorded: Any) -> str | None:
     said = f"fid@{count(wanted.get('num_images'))} by {text(wanted.get('features'))} against {reference}"
     kinship = read_kinship(recorded) if recorded else None
     return said if kinship is None or kinship.counts else f"{said} ({kinship.degree} evaluator)"
-
-
-def _storable(value: Any) -> Any:
-    """A config value as it goes into JSON again: NaN, which only Python reads, becomes text."""
-    try:
-        json.dumps(value, allow_nan=False)
-    except ValueError:
-        return str(value)
-    return value
 
 
 def _group(config: Mapping[str, Any], encoder_digest: str | None, data_digest: str | None) -> str:
