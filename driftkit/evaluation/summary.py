@@ -110,7 +110,7 @@ def summarise(run: Run, *, label: str) -> RunSummary:
     warnings += collapse_warnings(mapping(manifest.get("collapse")))
     last = curve[-1] if curve else {}
     method = text(objective.get("name")) or "unknown"
-    flat = {key: value for key, value in flatten(config).items()}
+    flat = flatten(config)
     data_digest = text(inputs.get("digest"))
     parts = [method_name(method), short_name(named) if named else None, features]
     return RunSummary(
