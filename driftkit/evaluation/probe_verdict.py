@@ -4,6 +4,7 @@ The score was compared with trained generators (pipelines/README.md); it stands 
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import median
 
@@ -19,9 +20,9 @@ STRONG = 0.4
 NEAREST_ONLY = 2.0  # perplexity below which one neighbour decides
 UNIFORM = 0.95  # share of the candidates above which distance no longer matters
 SILENT = 0.05  # mean signal share below which a temperature adds only noise to the loss
-MENDED = 0.2  # geometric mean of the restoring cosines that earns full marks
+MENDED = 0.2  # mean of the restoring cosines that earns full marks
 UNKNOWN_CONTENT = 0.3
-GOOD, USABLE = 0.15, 0.09  # scores from which an encoder is called so
+GOOD, USABLE = 0.16, 0.12  # scores from which an encoder is called so
 MANY_BLIND = 3  # faults that no group sees
 MAX_TAUS = 3
 
@@ -41,21 +42,6 @@ class Seen:
     mean: float
     group: str
     strength: float
-
-
-@dataclass(frozen=True)
-class Summary:
-    """All that the score may look at.
-
-    Attributes:
-        seen: fault -> strength, 0 to 1.
-        restoration: fault -> cosine of the step in pixels with the step that mends the image.
-        purity_lift: neighbour purity of the joined global vectors, 0 at chance and 1 at perfect; None where unlabelled.
-    """
-
-    seen: dict[str, float]
-    restoration: dict[str, float]
-    purity_lift: float | None
 
 
 @dataclass(frozen=True)
@@ -81,22 +67,22 @@ class Verdict:
     input_size: int
 
 
-def score(summary: Summary) -> float:
+def score(restoration: Mapping[str, float], purity_lift: float | None) -> float:
     """Expected worth of an encoder for drifting, 0 to 1; higher is better.
 
-    Sight: what no group sees is not trained, so the weakest fault counts as much as the mean over faults. Restoration:
-    what is seen must also reach the pixels through the encoder's gradient; a geometric mean, so that mending one thing
-    well does not make up for another. Content: a kernel that puts images of one class next to each other pulls towards
-    the right kind of image. It multiplies the others: networks that were never trained see and mend as much as trained
-    ones, and generators trained with them are far worse. Where there are no labels nothing is known of it, and
-    UNKNOWN_CONTENT stands in its place, so that scores on unlabelled images rank among themselves alone.
+    Restoration: the step that the loss asks of the pixels must repair the images. What the vectors see does not count
+    here: deep maps alone see every fault, yet their gradients repair nothing, and generators trained with them are the
+    worst of all. Content: a kernel that puts images of one class next to each other pulls towards the right kind of
+    image. It multiplies: untrained networks repair as much as trained ones, and their generators are far worse.
+
+    Args:
+        restoration: fault -> cosine of the step in pixels with the step that mends the image.
+        purity_lift: neighbour purity of the joined global vectors, 0 at chance and 1 at perfect. None where there are
+            no labels: UNKNOWN_CONTENT stands in its place, and such scores rank among themselves alone.
     """
-    strengths = list(summary.seen.values())
-    sight = 0.5 * sum(strengths) / len(strengths) + 0.5 * min(strengths)
-    cosines = [max(value, 1e-3) for value in summary.restoration.values()]
-    mended = min(1.0, math.prod(cosines) ** (1 / len(cosines)) / MENDED)
-    content = UNKNOWN_CONTENT if summary.purity_lift is None else max(summary.purity_lift, 0.0)
-    return (sight + mended) / 2 * content
+    cosines = [max(value, 0.0) for value in restoration.values()]
+    content = UNKNOWN_CONTENT if purity_lift is None else max(purity_lift, 0.0)
+    return min(1.0, sum(cosines) / len(cosines) / MENDED) * content
 
 
 def judge(measurement: EncoderMeasurement, *, chance: float | None, input_size: int, random_weights: bool) -> Verdict:
@@ -112,7 +98,7 @@ def judge(measurement: EncoderMeasurement, *, chance: float | None, input_size: 
     lift = None
     if measurement.purity is not None and chance is not None:
         lift = (measurement.purity - chance) / max(1 - chance, 1e-9)
-    value = score(Summary({name: s.strength for name, s in seen.items()}, measurement.restoration, lift))
+    value = score(measurement.restoration, lift)
     blind = [name for name, s in seen.items() if s.best < BLIND]
     taus = recommended_taus(measurement.groups)
     taps = recommended_taps(measurement.groups)

@@ -1,14 +1,16 @@
 """Does the probe rank encoders as training does? `python -m tests.benchmarks.encoder_study outputs/encoder-study`.
 
-Reads what `pipelines/encoder-study.toml` left: the score of every probe, and the Fréchet distances of the generator
-that was trained with the same encoder. Prints them side by side, and per evaluator how well the orders agree, over the
-runs that the evaluator is independent of.
+Reads what `pipelines/encoder-study.toml` left: what every probe measured, scored as the probe scores today, and the
+Fréchet distances of the generator that was trained with the same encoder. Prints them side by side, and per evaluator
+how well the orders agree, over the runs that the evaluator is independent of.
 """
 
 import argparse
 import json
 from pathlib import Path
 from typing import Any
+
+from driftkit.evaluation.probe_verdict import score
 
 
 def ranks(values: list[float]) -> list[float]:
@@ -27,11 +29,10 @@ def correlation(a: list[float], b: list[float]) -> float:
 def row(folder: Path, probe: Path) -> dict[str, Any]:
     document = json.loads(probe.read_text())
     evaluations = [json.loads(path.read_text()) for path in (folder / probe.parent.name / "evaluations").glob("*.json")]
+    lift = (document["purity"] - document["chance_purity"]) / (1 - document["chance_purity"])
     return {
         "name": probe.parent.name,
-        "score": document["score"],
-        "verdict": document["verdict"],
-        "purity": document.get("purity"),
+        "score": score(document["restoration"], lift),
         "evaluations": {evaluation["extractor"]["name"]: evaluation for evaluation in evaluations},
     }
 
@@ -51,17 +52,17 @@ def main() -> None:
     rows = [row(folder, path) for path in sorted((folder / "probes").glob("*/probe.json"))]
     rows.sort(key=lambda r: -r["score"])
     names = sorted({name for r in rows for name in r["evaluations"]})
-    print(f"| encoder and features | probe | verdict | {' | '.join(f'{n}: distance · recall' for n in names)} |")
-    print("| --- " * (3 + len(names)) + "|")
+    print(f"| encoder and features | probe | {' | '.join(f'{n}: distance · recall' for n in names)} |")
+    print("| --- " * (2 + len(names)) + "|")
     for r in rows:
         cells = " | ".join(shown(r["evaluations"].get(name)) for name in names)
-        print(f"| {r['name']} | {r['score']:.3f} | {r['verdict']} | {cells} |")
+        print(f"| {r['name']} | {r['score']:.3f} | {cells} |")
     print()
     for name in names:
         judged = [(r["score"], r["evaluations"][name]) for r in rows if name in r["evaluations"]]
-        counted = [(score, e["metrics"]["fid"]) for score, e in judged if e["kinship"]["degree"] == "independent"]
+        counted = [(value, e["metrics"]["fid"]) for value, e in judged if e["kinship"]["degree"] == "independent"]
         if len(counted) > 2:
-            agreement = correlation(ranks([score for score, _ in counted]), ranks([-fid for _, fid in counted]))
+            agreement = correlation(ranks([value for value, _ in counted]), ranks([-fid for _, fid in counted]))
             print(f"Spearman's rank correlation of probe and distance by {name}: {agreement:.2f} over {len(counted)}")
 
 

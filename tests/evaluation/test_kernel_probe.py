@@ -12,7 +12,7 @@ from driftkit.encoders.networks import FrozenEncoder, PixelEncoder
 from driftkit.errors import DriftkitError
 from driftkit.evaluation.corruptions import ONE_CLASS
 from driftkit.evaluation.kernel_probe import ProbeImages, measure_encoder, one_class_count, relative_change
-from driftkit.evaluation.probe_verdict import Summary, best_signal, judge, judge_group, recommended_taus, score
+from driftkit.evaluation.probe_verdict import best_signal, judge, judge_group, recommended_taus, score
 from driftkit.evaluation.restoration import restoration
 from driftkit.protocols import FeatureMap
 
@@ -156,23 +156,14 @@ def test_restoration_is_the_cosine_of_the_loss_gradient():
     assert got == pytest.approx(float(expected), rel=1e-4)  # float32, summed in another order
 
 
-def summary(**changes):
-    values = {
-        "seen": {"noise": 0.5, "shuffle": 0.5},
-        "restoration": {"noise": 0.1, "blur": 0.1},
-        "purity_lift": 0.3,
-    }
-    return Summary(**{**values, **changes})
-
-
-def test_score_falls_with_a_blind_spot_and_rises_with_content():
-    base = score(summary())
-    assert score(summary(seen={"noise": 0.0, "shuffle": 1.0})) < base
-    assert score(summary(restoration={"noise": 0.0, "blur": 0.2})) < base
-    assert score(summary(purity_lift=0.8)) > base > score(summary(purity_lift=0.0))
-    assert score(summary(seen={"a": 1.0}, restoration={"a": 1.0}, purity_lift=1.0)) == pytest.approx(1)
-    assert score(summary(seen={"a": 0.0}, restoration={"a": -1.0}, purity_lift=-0.1)) < 0.01
-    assert 0 < score(summary(purity_lift=None)) < 1
+def test_score_rises_with_restoration_and_content():
+    cosines = {"noise": 0.1, "blur": 0.1}
+    base = score(cosines, 0.3)
+    assert score({"noise": 0.0, "blur": 0.1}, 0.3) == pytest.approx(base / 2)
+    assert score({"noise": -0.5, "blur": 0.1}, 0.3) == pytest.approx(base / 2), "a step in the wrong direction is none"
+    assert score(cosines, 0.8) > base > score(cosines, 0.0) == score(cosines, -0.1)
+    assert score({"a": 1.0}, 1.0) == 1
+    assert 0 < score(cosines, None) < 1
 
 
 def test_recommended_temperatures_are_among_those_tried_and_at_most_three():
