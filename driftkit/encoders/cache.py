@@ -24,6 +24,7 @@ from driftkit.encoders.features import FeatureGroup, FeatureSet
 from driftkit.encoders.networks import FrozenEncoder
 from driftkit.errors import DriftkitError, MissingError, ResourceError
 from driftkit.protocols import Execution
+from driftkit.runtime.device import copy_to
 from driftkit.runtime.distributed import Ranks
 from driftkit.runtime.progress import progress, silent
 
@@ -147,7 +148,7 @@ class FeatureCache:
         """
         self.offset = self.offset.to(device)
         rows = [self._row(image, int(flip)) for image, flip in zip(indices.tolist(), flips.tolist(), strict=True)]
-        features = torch.stack(rows).to(device).float() + self.offset
+        features = copy_to(torch.stack(rows), device).float() + self.offset
         parts = features.split([g.vectors * g.channels for g in self.layout.groups], dim=1)
         return [
             FeatureGroup(g.map, g.kind, part.view(len(rows), g.vectors, g.channels).transpose(0, 1))
