@@ -58,12 +58,14 @@ class Execution:
         last_backward: makes the context around the last backward pass of a step, in which gradients that are complete
             begin to travel among ranks. Without it they travel afterwards.
         clock: told where the time goes.
+        wait: whether the host may wait for the device to look at values, as for `aggregated_drift`.
     """
 
     micro_batch: int | None = None
     autocast: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
     last_backward: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
     clock: StepClock = field(default_factory=StepClock)
+    wait: bool | None = None
 
     def chunks(self, count: int) -> list[slice]:
         """`count` images in chunks of `micro_batch`; the last may be smaller."""

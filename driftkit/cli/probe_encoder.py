@@ -159,7 +159,7 @@ def command(
             input_size=input_size,
             weights=encoder_weights,
             random_weights=random_weights,
-            taps=taps.split(",") if taps else None,
+            taps=[tap.strip() for tap in taps.split(",")] if taps else None,
             map_norm=map_norm,  # type: ignore[arg-type]
             resize=resize,  # type: ignore[arg-type]
             features=features,

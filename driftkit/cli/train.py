@@ -280,7 +280,7 @@ def _given(context: typer.Context) -> tuple[dict[str, Any], dict[str, Any]]:
         key = CONFIG_KEYS.get("compile" if name == "compile_network" else name)
         source = context.get_parameter_source(name)
         if key and value is not None and source is not None and source.name in layers:
-            value = value.split(",") if name == "taps" else value
+            value = [tap.strip() for tap in value.split(",")] if name == "taps" else value
             layers[source.name].append((name, nest(key, value)))
     return merge(layers["COMMANDLINE"])[0], merge(layers["ENVIRONMENT"])[0]
 

@@ -68,7 +68,7 @@ class UNet(nn.Module):
         embedding = 4 * base
         self.time_embedding = TimeEmbedding(base, embedding)
         self.input = nn.Conv2d(3, base, 3, padding=1)
-        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        self.down = nn.ModuleList()
         channels, skips = base, [base]
         size = image_size
 
@@ -97,6 +97,7 @@ class UNet(nn.Module):
                 ConditionedResBlock(channels, channels, embedding=embedding, dropout=config.dropout),
             ]
         )
+        self.up = nn.ModuleList()  # behind the middle: gradients are exchanged in the order of parameters, backwards
         for level, multiplier in reversed(list(enumerate(config.channel_multipliers))):
             for _ in range(config.num_res_blocks + 1):
                 self.up.append(block(channels + skips.pop(), base * multiplier))

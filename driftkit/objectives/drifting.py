@@ -127,7 +127,7 @@ class Drifting:
         else:
             with torch.no_grad():
                 parts = [self._generate(model, noise, which, batch, how).detached() for which in chunks]
-        outcome, gradients = self._field(_joined([p.groups for p in parts]), positives, step=batch.step)
+        outcome, gradients = self._field(_joined([p.groups for p in parts]), positives, step=batch.step, wait=how.wait)
         how.clock.mark("field")
         for which in chunks:
             part = parts[0] if len(chunks) == 1 else self._generate(model, noise, which, batch, how)
@@ -164,7 +164,7 @@ class Drifting:
         return groups
 
     def _field(
-        self, generated: list[FeatureGroup], positives: list[FeatureGroup], *, step: int
+        self, generated: list[FeatureGroup], positives: list[FeatureGroup], *, step: int, wait: bool | None
     ) -> tuple[StepLoss, dict[str, torch.Tensor]]:
         """The loss, and its gradient at every group's features [L, N, C], by name."""
         terms: dict[str, torch.Tensor] = {}
@@ -172,7 +172,7 @@ class Drifting:
         gradients: dict[str, torch.Tensor] = {}
         spreads = []
         for gen, x, y_pos, shared in _one_ahead(self._shared(generated, positives)):
-            result = self._one_call(gen, x, y_pos, shared, step=step)
+            result = self._one_call(gen, x, y_pos, shared, step=step, wait=wait)
             sizes = [group.values.shape[0] for group in gen.groups]
             variances = zip(_variance(x.detach()).split(sizes), _variance(y_pos).split(sizes), strict=True)
             spreads += [(made.mean() / real.mean().clamp(min=SMALLEST_VARIANCE)).sqrt() for made, real in variances]
@@ -201,7 +201,14 @@ class Drifting:
             yield gen, x, y_pos, share_features(x, y_pos, ranks=self.ranks, compare=compare)
 
     def _one_call(
-        self, gen: FieldCall, x: torch.Tensor, y_pos: torch.Tensor, shared: SharedFeatures, *, step: int
+        self,
+        gen: FieldCall,
+        x: torch.Tensor,
+        y_pos: torch.Tensor,
+        shared: SharedFeatures,
+        *,
+        step: int,
+        wait: bool | None,
     ) -> DriftLoss:
         config, membership = self.config, gen.membership()
         try:
@@ -216,6 +223,7 @@ class Drifting:
                 chunk_bytes=config.field_chunk_mib * 2**20 if config.field_chunk_mib else None,
                 ranks=self.ranks,
                 shared=shared,
+                wait=wait,
             )
         except NonFiniteError as error:
             points = shared.points()

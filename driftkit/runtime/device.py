@@ -87,6 +87,11 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
     return torch.autocast(device.type, dtype=dtype)
 
 
+def sampling_precision(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
+    """Autocast to `dtype`; float32 is that of IEEE, so that samples of all devices agree."""
+    return ieee_float32(device) if dtype == torch.float32 else autocast(device, dtype)
+
+
 @contextlib.contextmanager
 def ieee_float32(device: torch.device) -> Iterator[None]:
     """Convolutions and matrix products of float32 in IEEE float32: no TF32, bfloat16 products or autocast.

@@ -18,7 +18,7 @@ from driftkit.errors import MissingError, RefusedError, UsageError
 from driftkit.nn.weights import build_with
 from driftkit.objectives.registry import OBJECTIVES, build_network, build_sampler
 from driftkit.protocols import SampleRequest
-from driftkit.runtime.device import Precision, autocast, autocast_dtype
+from driftkit.runtime.device import Precision, autocast, autocast_dtype, sampling_precision
 from driftkit.runtime.finite import require_finite
 from driftkit.runtime.memory import fitting_batch
 from driftkit.runtime.random import image_noise
@@ -193,7 +193,7 @@ def draw_images(
         request = SampleRequest(nfe=nfe, step_noise=step_noise, options=chosen)
         once = partial(_evaluate, network, noise, device=device, dtype=dtype)
         explained = fitting_batch("sampling", len(indices), once, device=device)
-        with explained, torch.inference_mode(), autocast(device, dtype):
+        with explained, torch.inference_mode(), sampling_precision(device, dtype):
             batch, used_nfe = draw(network, noise, request)
         if not bool(torch.isfinite(batch).all()):
             raise RefusedError(f"{what} gives images that are not finite; nothing was written")

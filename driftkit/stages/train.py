@@ -2,13 +2,14 @@
 
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from driftkit.artifacts.atomic import require_free
-from driftkit.artifacts.files import state_digest
+from driftkit.artifacts.files import digest_json, state_digest
 from driftkit.artifacts.lock import locked_folder
 from driftkit.artifacts.run import Run
 from driftkit.config.layers import flatten
@@ -24,13 +25,16 @@ from driftkit.runtime.distributed import Ranks, local_rank
 from driftkit.runtime.progress import warn
 from driftkit.runtime.random import generator_for, stream_seed
 from driftkit.stages.config import TrainConfig
-from driftkit.stages.resuming import Resume, continuation, require_same_inputs
+from driftkit.stages.resuming import Continuation, Resume, continuation, require_same_inputs
 from driftkit.stages.training_memory import TrainingMemory
 from driftkit.stages.training_scores import open_scoring
 from driftkit.training.feed import Feed
 from driftkit.training.loop import Scoring, Trainer
 
 MOST_HELD_OUT = 1000
+
+# Where a machine finds what is compared by content.
+PLACES = ("data.spec", "objective.encoder", "objective.encoder_weights", "evaluation.reference")
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,7 @@ def _train(
 ) -> TrainResult:
     going_on = continuation(run, config, resume, ranks)
     ranks.barrier()  # no rank may look for a run that another has just begun
+    _require_equal_plan(going_on, config, ranks)
     kind = OBJECTIVES[config.objective.name]
     if going_on is not None and going_on.is_finished:  # before seconds go into an encoder that nobody needs
         return _finished(run, kind, ranks)
@@ -126,7 +131,7 @@ def _train(
     try:
         eager_gpu = place.type == "cuda" and not compilation.compiled
         with ranks.naming_the_lost(), memory.explained(), tried_convolutions(wanted=eager_gpu):
-            _require_equal_start(trainer, built, ranks)
+            _require_equal_start(trainer, built, pack, ranks)
             trainer.train()
     except InterruptedRunError:
         raise
@@ -139,7 +144,23 @@ def _train(
     return TrainResult(run, start if resumed else None, ranks)
 
 
-def _require_equal_start(trainer: Trainer, built: BuiltObjective, ranks: Ranks) -> None:
+def _require_equal_plan(going_on: Continuation | None, config: TrainConfig, ranks: Ranks) -> None:
+    """Refuse ranks of which some go on with a run that others do not see, or whose settings differ but for places.
+
+    Raises:
+        DriftkitError: on every rank alike.
+    """
+    planned = flatten((config if going_on is None else going_on.config).model_dump(mode="json"))
+    settings = {key: value for key, value in planned.items() if key not in PLACES}
+    ranks.require_equal(
+        {
+            "the run folder, or the run in it,": f"{going_on is not None} {going_on and going_on.is_finished}",
+            "the config": digest_json(settings),
+        }
+    )
+
+
+def _require_equal_start(trainer: Trainer, built: BuiltObjective, pack: ImagePack, ranks: Ranks) -> None:
     """Refuse to train ranks that differ: gradients are averaged, so that they would never come to be alike.
 
     Raises:
@@ -151,6 +172,8 @@ def _require_equal_start(trainer: Trainer, built: BuiltObjective, ranks: Ranks) 
                 "the step to go on from": str(trainer.step),
                 "the network": state_digest(trainer.network.state_dict()),
                 "the encoder": str((built.encoder or {}).get("weights_digest")),
+                "the set of images": pack.digest,
+                "the version of torch or timm": f"{torch.__version__} {version('timm')}",
             }
         )
 

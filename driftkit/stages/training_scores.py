@@ -65,8 +65,9 @@ def open_scoring(
     def score(network: nn.Module) -> dict[str, float]:
         try:
             drawn = draw_images(
-                network, config, range(wanted.num_images), seed=SEED, batch_size=SAMPLE_BATCH, device=device
-            )
+                network, config, range(wanted.num_images), seed=SEED, precision="float32", batch_size=SAMPLE_BATCH,
+                device=device,
+            )  # fmt: skip
             return {name: judge.fid(drawn.images)}
         except RefusedError as error:
             warn(f"no {name} at this step: {error}")

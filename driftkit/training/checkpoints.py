@@ -1,5 +1,6 @@
 """Saving while training goes on: the state is copied to the host at once, and written to disk on another thread."""
 
+import contextlib
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
@@ -114,9 +115,14 @@ class CheckpointWriter:
     def _copy_of(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """Memory on the host for a tensor, with its strides: others would be copied number by number."""
         if name not in self._copies:
-            pinned = self.device.type == "cuda"
-            self._copies[name] = torch.empty_like(tensor, device="cpu", pin_memory=pinned)
+            self._copies[name] = self._memory_like(tensor)
         return self._copies[name]
+
+    def _memory_like(self, tensor: torch.Tensor) -> torch.Tensor:
+        if self.device.type == "cuda":
+            with contextlib.suppress(RuntimeError):  # no more memory may be pinned: then the copy takes longer
+                return torch.empty_like(tensor, device="cpu", pin_memory=True)
+        return torch.empty_like(tensor, device="cpu")
 
     def _write(
         self,

@@ -115,7 +115,7 @@ def repeat(
     outcome: StepLoss | None = None
     features: tuple[str, ...] = ()
     try:
-        alone = replace(execution, last_backward=contextlib.nullcontext)
+        alone = replace(execution, last_backward=contextlib.nullcontext, wait=True)
         outcome = objective.accumulate(model, feed.batch(step), alone)
     except NonFiniteStepError as error:
         features = error.names

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -144,6 +144,11 @@ class Trainer:
         self.objective, self.feed, self.run, self.config = objective, feed, run, config
         self.seed, self.image_size, self.ranks, self.device, self.header = seed, image_size, ranks, device, header
         self.network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if compiled and config.micro_batch:
+            # Features and gradient come from two programs, which must draw the same dropout: that of eager networks.
+            from torch._inductor import config as inductor
+
+            inductor.fallback_random = True
         self.model: nn.Module = torch.compile(self.network, dynamic=False) if compiled else self.network  # type: ignore[assignment]
         self.ema = averaged(self.network, decay=config.ema_decay, warmup=config.ema_warmup)
         self.optimizer = adamw(
@@ -172,8 +177,19 @@ class Trainer:
         self.step = 0
         self.saved_step: int | None = None
         self.images_seen = 0
-        self.train_seconds = 0.0
+        self._earlier_seconds = 0.0  # of training in processes before this one
+        self._began: float | None = None  # reading of the clock; None where the loop does not run
+        self._aside_seconds = 0.0  # since then, for what is no training step: pictures, checkpoints, measurements
         self._begin_window(time.monotonic())
+
+    @property
+    def train_seconds(self) -> float:
+        """Seconds of training so far, without pictures, checkpoints and measurements.
+
+        On a GPU the host is ahead of the steps: it is right after the device was waited for.
+        """
+        since = 0.0 if self._began is None else time.monotonic() - self._began - self._aside_seconds
+        return self._earlier_seconds + since
 
     def resume(self) -> bool:
         """Continue from the last checkpoint, if there is one. Records after it are dropped, to be written again."""
@@ -191,7 +207,7 @@ class Trainer:
         restore_optimizer(self.optimizer, self.network, checkpoint.optimizer())
         state = checkpoint.state()
         self.step, self.images_seen = int(state["step"]), int(state["images_seen"])
-        self.train_seconds = float(state["train_seconds"])
+        self._earlier_seconds = float(state["train_seconds"])
         self.collapse.restore(state.get("collapse", {}))
         self.saved_step = self.step
         require_finite(
@@ -247,7 +263,8 @@ class Trainer:
             TrainingProgress(total=self.config.steps, start=self.step, shown=self.ranks.is_main) as progress,
             self.feed.prefetching(end=self.config.steps) if self.prefetch else contextlib.nullcontext(),
         ):
-            self._begin_window(time.monotonic())
+            self._began, self._aside_seconds = time.monotonic(), 0.0
+            self._begin_window(self._began)
             first = self.step
             while self.step < self.config.steps:
                 outcome = self._train_step()
@@ -262,15 +279,26 @@ class Trainer:
                 self._stop_if_asked()
             if self.step == 0:  # a run of no steps: the untrained network, to be sampled and scored like any other
                 self._save_checkpoint()
-            self._await_checkpoint()
+            with self._aside():
+                self._await_checkpoint()
+            self._earlier_seconds, self._began = self.train_seconds, None
 
     def _begin_window(self, start: float) -> None:
         """Count from a reading of the clock on what the next record says of speed."""
         self._window_start, self._window_images, self._window_steps = start, 0, 0
-        self._window_aside = 0.0  # seconds for what is no training step: pictures, checkpoints, measurements
+        self._window_aside = self._aside_seconds
+
+    @contextlib.contextmanager
+    def _aside(self) -> Iterator[None]:
+        """What is done within is no training; steps that the device still has to do are."""
+        synchronize(self.device)
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self._aside_seconds += time.monotonic() - started
 
     def _train_step(self) -> StepLoss:
-        started = time.monotonic()
         seed_global_generators(self.seed, self.step, self.ranks.rank)
         self.network.train()
         self.clock.start()
@@ -297,7 +325,6 @@ class Trainer:
         self.images_seen += images
         self._window_images += images
         self._window_steps += 1
-        self.train_seconds += time.monotonic() - started
         return outcome
 
     def _learning_rate(self) -> float:
@@ -314,22 +341,21 @@ class Trainer:
         scoring = self.scoring if self.scoring and (last or self.step % self.scoring.every == 0) else None
         if not measuring and not scoring:
             return False
-        started = time.monotonic()  # like pictures, measurements are no training steps
         measured: dict[str, float] = {}
-        if self.ranks.is_main and measuring:
-            with torch.inference_mode(), autocast(self.device, self.dtype):
-                measured |= self.objective.measure(self.ema.module.eval())
-        if self.ranks.is_main and scoring:
-            measured |= scoring.score(self.ema.module.eval())
+        with self._aside():
+            if self.ranks.is_main and measuring:
+                with torch.inference_mode(), autocast(self.device, self.dtype):
+                    measured |= self.objective.measure(self.ema.module.eval())
+            if self.ranks.is_main and scoring:
+                measured |= scoring.score(self.ema.module.eval())
         outcome.health |= {name: torch.tensor(value) for name, value in measured.items()}
-        self._window_aside += time.monotonic() - started
         return True
 
     def _log(self, outcome: StepLoss, progress: TrainingProgress) -> None:
         self.watch.check()
         synchronize(self.device)
         now = time.monotonic()
-        took = now - self._window_start
+        took, aside = now - self._window_start, self._aside_seconds - self._window_aside
         means = torch.stack([outcome.total.float(), *(t.float() for t in outcome.terms.values())])
         total, *terms = self.ranks.mean(means).tolist()
         record = {
@@ -337,7 +363,7 @@ class Trainer:
             "images": self.images_seen,
             "seconds": round(self.train_seconds, 3),
             "images_per_second": self._window_images / max(took, 1e-9),
-            "images_per_second_of_steps": self._window_images / max(took - self._window_aside, 1e-9),
+            "images_per_second_of_steps": self._window_images / max(took - aside, 1e-9),
             "seconds_per_step": self._time_split(),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "ema_decay": self.ema.get_decay(self.step),
@@ -392,13 +418,13 @@ class Trainer:
         return {name: seconds / max(1, self._window_steps) for name, seconds in self.clock.seconds().items()}
 
     def _save_when_due(self) -> None:
-        started = time.monotonic()  # pictures and checkpoints are no training steps
         last = self.step == self.config.steps
         if last or is_due(self.step, self.config.sample_every, most=MOST_GRIDS):
-            self._save_grid()
+            with self._aside():
+                self._save_grid()
         if last or (self.config.checkpoint_every and self.step % self.config.checkpoint_every == 0):
-            self._save_checkpoint()
-        self._window_aside += time.monotonic() - started
+            with self._aside():
+                self._save_checkpoint()
 
     def _stop_if_asked(self) -> None:
         """Save and stop where a signal came to any rank. Ranks see one another's a step late, all at the same step."""

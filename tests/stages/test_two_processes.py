@@ -9,6 +9,9 @@ import pytest
 from driftkit.artifacts.files import read_json, write_json
 from driftkit.artifacts.run import Run
 from driftkit.datasets.packs import open_pack
+from driftkit.runtime.distributed import Ranks
+from driftkit.stages.config import resolve_config
+from driftkit.stages.train import _require_equal_plan
 from driftkit.stages.verify import verify
 from tests.conftest import TINY_DATA, TINY_LOOP, TINY_UNET, driftkit, train_tiny
 from tests.locks import another_process
@@ -126,3 +129,23 @@ def test_reading_commands_do_not_mind_a_training(tmp_path):
         assert driftkit("sample", "run", "-n", 4, "--nfe", 1).exit_code == 0
         assert driftkit("verify", "run").exit_code == 0
     assert Run.open(Path("run")).checkpoint().step == 1
+
+
+class _Listening(Ranks):
+    """Ranks that note what they would compare."""
+
+    def require_equal(self, values):
+        heard.append(values)
+
+
+heard: list[dict[str, str]] = []
+
+
+def test_ranks_compare_all_settings_but_where_things_lie():
+    base, _ = resolve_config(objective="drift", assignments=["objective.encoder=pixel"])
+    for line in ("data.spec=elsewhere", "objective.encoder=/mnt/b/mae", "trainer.learning_rate=1e-3"):
+        other, _ = resolve_config(objective="drift", assignments=["objective.encoder=pixel", line])
+        heard.clear()
+        for config in (base, other):
+            _require_equal_plan(None, config, _Listening())
+        assert (heard[0] == heard[1]) == ("trainer" not in line), line
