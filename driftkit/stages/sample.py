@@ -18,7 +18,7 @@ from driftkit.errors import MissingError, RefusedError, UsageError
 from driftkit.nn.weights import build_with
 from driftkit.objectives.registry import OBJECTIVES, build_network, build_sampler
 from driftkit.protocols import SampleRequest
-from driftkit.runtime.device import Precision, autocast, autocast_dtype, sampling_precision
+from driftkit.runtime.device import Precision, autocast_dtype, sampling_precision
 from driftkit.runtime.finite import require_finite
 from driftkit.runtime.memory import fitting_batch
 from driftkit.runtime.random import image_noise
@@ -207,7 +207,7 @@ def _evaluate(
     network: nn.Module, noise: torch.Tensor, count: int, *, device: torch.device, dtype: torch.dtype
 ) -> torch.Tensor:
     """One evaluation of the network for the first `count` images, which is most of what sampling takes."""
-    with torch.inference_mode(), autocast(device, dtype):
+    with torch.inference_mode(), sampling_precision(device, dtype):
         made: torch.Tensor = network(noise[:count], torch.zeros(count, dtype=torch.long, device=device))
     return made
 

@@ -155,8 +155,8 @@ def _trained(bench: Bench, case: str, run: dict, ceiling: float, size: int) -> I
     second = statistics.median(sum(split.values()) for split in splits)
     batch = run["config"]["trainer"]["batch_size"]
     config = {**run["config"], "data": {**run["config"]["data"], "image_size": size}}
-    shapes, _ = training_shapes(TrainConfig.model_validate(config))
-    step = budget(shapes, images=batch, ranks=1, device=bench.device.type)
+    shapes, _ = training_shapes(TrainConfig.model_validate(config), device=bench.device.type)
+    step = budget(shapes, images=batch, ranks=1)
     flops = step.encoder_flops + step.network_flops
     goal = GOALS["ddpm"] if case.startswith("ddpm") else ""
     share = flops / second / ceiling

@@ -7,7 +7,6 @@ import torch
 import torch.multiprocessing as mp
 from hypothesis import given
 from hypothesis import strategies as st
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from driftkit.errors import DriftkitError, RefusedError
 from driftkit.evaluation import features as module
@@ -22,8 +21,8 @@ from driftkit.evaluation.features import (
 )
 from driftkit.evaluation.moments import Moments
 from driftkit.runtime.distributed import Ranks
+from tests.cuda.fake import CUDA, fake_cuda, watching
 from tests.evaluation.fakes import random_images, tiny_extractor
-from tests.runtime.host_waits import HostWaits
 
 COUNT, BATCH = 50, 8
 
@@ -75,17 +74,16 @@ def test_moments_are_a_literal_sum_in_float64():
 
 def test_extraction_waits_for_a_gpu_once_per_block_and_sums_there(monkeypatch):
     monkeypatch.setattr(module, "BLOCK_ROWS", 16)
-    gpu = torch.device("cuda", 0)
-    with FakeTensorMode(), HostWaits() as waits:
-        projection = torch.zeros(3 * 8 * 8, 6, device=gpu)
-        extractor = Extractor("x", "1", "0", "none", 6, lambda i: (i.float().flatten(1) @ projection, None), gpu)
-        moments = Moments(6, device=gpu)
+    with fake_cuda() as watched, watching(watched):
+        projection = torch.zeros(3 * 8 * 8, 6, device=CUDA)
+        extractor = Extractor("x", "1", "0", "none", 6, lambda i: (i.float().flatten(1) @ projection, None), CUDA)
+        moments = Moments(6, device=CUDA)
         for values, _ in extractor.blocks(torch.zeros(40, 3, 8, 8, dtype=torch.uint8), batch_size=4):
-            assert values.device == gpu
+            assert values.device == CUDA
             moments.update(values)
-        assert (moments.scatter.device, moments.scatter.dtype) == (gpu, torch.float64)
-    assert waits.reads == 3  # blocks of 16, 16 and 8 images, each asked whether it is finite
-    assert not waits.copies
+        assert (moments.scatter.device, moments.scatter.dtype) == (CUDA, torch.float64)
+    assert len(watched.waits) == 3, watched  # blocks of 16, 16 and 8 images, each asked whether it is finite
+    assert all("reads a value" in wait for wait in watched.waits), watched
 
 
 def test_a_gpu_gets_larger_batches():
