@@ -17,9 +17,14 @@ UNTOUCHED = "nothing was updated, the last checkpoint is whole"
 
 
 class DriftkitError(ValueError):
-    """A failure that a user can understand and mend; exit code 1."""
+    """A failure that a user can understand and fix; exit code 1.
+
+    Attributes:
+        code: short stable name of the kind of error, which stands in brackets after the message.
+    """
 
     exit_code = EXIT_FAILURE
+    code = "failure"
     on_all_ranks = False
     """Whether every process of a distributed run raises the same, so that the first one's message is enough."""
 
@@ -28,32 +33,46 @@ class UsageError(DriftkitError):
     """An option, config key or value that does not fit; exit code 2."""
 
     exit_code = EXIT_USAGE
+    code = "usage"
 
 
-class MissingError(DriftkitError):
-    """Data, weights or a run that is absent, unreadable or broken; exit code 3."""
+class ArtifactError(DriftkitError):
+    """Data, weights or a run that cannot be used: absent, unreadable, damaged or of another kind; exit code 3."""
 
     exit_code = EXIT_MISSING
+    code = "artifact"
+
+
+class NotFoundError(ArtifactError):
+    """Data, weights or a run that is absent; exit code 3."""
+
+    code = "not-found"
 
 
 class ResourceError(DriftkitError):
     """Out of memory or disk, a device that is not there, a folder that is in use; exit code 4."""
 
     exit_code = EXIT_RESOURCES
+    code = "resources"
 
 
 class StorageError(ResourceError):
     """A disk that is full, over quota, read-only or failing; exit code 4."""
 
+    code = "storage"
+
 
 class BusyError(ResourceError):
     """A folder that another living process writes; exit code 4."""
+
+    code = "busy"
 
 
 class RefusedError(DriftkitError):
     """A check on results that refuses to go on (mismatch, collapse, images that are not finite); exit code 5."""
 
     exit_code = EXIT_REFUSED
+    code = "refused"
 
 
 class NonFiniteError(DriftkitError):
@@ -63,6 +82,8 @@ class NonFiniteError(DriftkitError):
         fields: numbers of the fields they belong to.
     """
 
+    code = "non-finite"
+
     def __init__(self, fields: list[int]):
         super().__init__(f"features of field {fields[0]} are not finite (fields {fields}); nothing was updated")
         self.fields = fields
@@ -70,6 +91,8 @@ class NonFiniteError(DriftkitError):
 
 class LostRankError(DriftkitError):
     """Another process of a run has died or cannot be reached; exit code 1."""
+
+    code = "lost-rank"
 
 
 class NonFiniteStepError(DriftkitError):
@@ -81,6 +104,7 @@ class NonFiniteStepError(DriftkitError):
         names: loss terms, parameters, or feature groups; empty where they have to be looked for.
     """
 
+    code = "non-finite"
     on_all_ranks = True
 
     def __init__(self, what: str, step: int, names: Sequence[str] = (), *, more: str = ""):
@@ -97,6 +121,8 @@ class NonFiniteStepError(DriftkitError):
 
 class InterruptedRunError(DriftkitError):
     """The run was told to stop and has saved its state; exit code 128 + the number of the signal."""
+
+    code = "interrupted"
 
     def __init__(self, message: str, exit_code: int):
         super().__init__(message)

@@ -7,12 +7,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from driftkit.artifacts.files import read_tensors, write_json, write_tensors
-from driftkit.artifacts.run import Run
 from driftkit.cli.app import app
 from driftkit.datasets.packs import ImagePack, PackCard, PackSource, content_sha256
-from driftkit.objectives.registry import Setting
-from driftkit.runtime.distributed import Ranks
+from driftkit.methods.registry import Setting
+from driftkit.runtime.ranks import Ranks
+from driftkit.storage.files import read_tensors, write_json, write_tensors
+from driftkit.storage.run_folder import Run
 
 TINY_UNET = ["--set", "model.base_channels=8", "--set", "model.channel_multipliers=[1,2]", "--set", "model.num_heads=2",
              "--set", "model.attention_resolutions=[4]", "--set", "model.num_res_blocks=1"]  # fmt: skip

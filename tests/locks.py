@@ -7,7 +7,7 @@ import sys
 HOLD = """
 import sys, time
 from pathlib import Path
-from driftkit.artifacts.lock import locked_file, locked_folder
+from driftkit.storage.lock import locked_file, locked_folder
 with (locked_folder if sys.argv[1] == "folder" else locked_file)(Path(sys.argv[2])):
     print("held", flush=True)
     sys.stdin.readline()

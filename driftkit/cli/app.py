@@ -19,7 +19,11 @@ from driftkit.errors import (
     EXIT_MISSING,
     EXIT_RESOURCES,
     EXIT_USAGE,
+    ArtifactError,
     DriftkitError,
+    InterruptedRunError,
+    ResourceError,
+    StorageError,
     UsageError,
 )
 from driftkit.runtime.signals import StoppedError, ending_cleanly, exit_code
@@ -65,26 +69,34 @@ class DriftkitGroup(TyperGroup):
 
 
 def explain(error: Exception, words: Sequence[str]) -> tuple[int, str]:
-    """Exit code and the one line that says what was got, what was expected and one fix."""
+    """Exit code and the one line that says what was got, what was expected and one fix; it ends in the error's code."""
+    exit_code, code, message = _explanation(error, words)
+    return exit_code, f"error: {message} [{code}]"
+
+
+def _explanation(error: Exception, words: Sequence[str]) -> tuple[int, str, str]:
+    """Exit code, stable code and message."""
     if isinstance(error, DriftkitError):
-        return error.exit_code, f"error: {_one_line(str(error))}"
+        return error.exit_code, error.code, _one_line(str(error))
     if hasattr(error, "format_message"):  # typer's usage errors
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "driftkit"
-        return EXIT_USAGE, f"error: {_usage_message(error, words)} (see {command} --help)"
+        return EXIT_USAGE, UsageError.code, f"{_usage_message(error, words)} (see {command} --help)"
     if type(error).__name__ == "Abort":  # click's word for Ctrl-C where no handler of ours stands
-        return EXIT_INTERRUPTED, "interrupted"
+        return EXIT_INTERRUPTED, InterruptedRunError.code, "interrupted"
     if _is_out_of_memory(error):
-        return EXIT_RESOURCES, f"error: {_out_of_memory(error)}"
+        return EXIT_RESOURCES, ResourceError.code, _out_of_memory(error)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-        return EXIT_RESOURCES, f"error: {_one_line(str(error))}; free some space, or choose another disk"
+        return EXIT_RESOURCES, StorageError.code, f"{_one_line(str(error))}; free some space, or choose another disk"
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
-        return EXIT_USAGE, f"error: {str(error.filename)[:60]}...: the name is too long for a file; give a shorter one"
+        message = f"{str(error.filename)[:60]}...: the name is too long for a file; give a shorter one"
+        return EXIT_USAGE, UsageError.code, message
     if isinstance(error, PermissionError):
-        return EXIT_MISSING, f"error: {error.filename}: reading is not permitted; change its permissions"
+        message = f"{error.filename}: reading is not permitted; change its permissions"
+        return EXIT_MISSING, ArtifactError.code, message
     if isinstance(error, OSError):
-        return EXIT_FAILURE, f"error: {_one_line(str(error))}"
-    return EXIT_FAILURE, f"error: {type(error).__name__}: {_one_line(str(error))} (a bug: --debug shows where)"
+        return EXIT_FAILURE, DriftkitError.code, _one_line(str(error))
+    return EXIT_FAILURE, "bug", f"{type(error).__name__}: {_one_line(str(error))} (a bug: --debug shows where)"
 
 
 def _is_out_of_memory(error: Exception) -> bool:

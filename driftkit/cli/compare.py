@@ -89,15 +89,15 @@ def command(
       driftkit compare outputs/* --evaluate -r photos.zip --features pixels
       driftkit compare outputs/* --no-speed --json
     """
-    from driftkit.artifacts.writable import require_writable
     from driftkit.cli.compare_tables import show
+    from driftkit.comparison.missing_scores import MissingScores
+    from driftkit.comparison.run_pictures import NeighbourSearch
+    from driftkit.comparison.speed import SpeedSettings
     from driftkit.datasets.sources import resolve
     from driftkit.errors import UsageError
-    from driftkit.evaluation.speed import SpeedSettings
     from driftkit.runtime.device import autocast_dtype, resolve_device
     from driftkit.stages.compare import compare
-    from driftkit.stages.comparison_pictures import NeighbourSearch
-    from driftkit.stages.missing_scores import MissingScores
+    from driftkit.storage.writable import require_writable
 
     if speed_batch is not None and speed_batch < 1:
         raise UsageError(f"--speed-batch {speed_batch}: expected at least 1")
@@ -135,7 +135,7 @@ def command(
         )
     extractor = None
     if neighbours and neighbours_by == "features":
-        from driftkit.evaluation.extractors import load_extractor
+        from driftkit.scoring.extractors import load_extractor
 
         extractor = load_extractor(evaluators[0], weights=features_weights, device=place)
     settings = SpeedSettings(

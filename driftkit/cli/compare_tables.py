@@ -6,7 +6,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from driftkit.evaluation.formats import (
+from driftkit.comparison.formats import (
     format_count,
     format_rate,
     format_score,
@@ -15,10 +15,10 @@ from driftkit.evaluation.formats import (
     format_spread,
     sparkline,
 )
-from driftkit.evaluation.records import speed_of
-from driftkit.evaluation.speed import Speed
-from driftkit.evaluation.summary import RunSummary
-from driftkit.evaluation.table import SMALL_N, ScoreRow, ScoreTable
+from driftkit.comparison.run_summary import RunSummary
+from driftkit.comparison.score_records import speed_of
+from driftkit.comparison.score_table import SMALL_N, ScoreRow, ScoreTable
+from driftkit.comparison.speed import Speed
 from driftkit.runtime.terminal import open_console
 
 WIDTH = 100

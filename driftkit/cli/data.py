@@ -53,10 +53,10 @@ def command(
       driftkit data cifar10:test
       driftkit data photos.zip --image-size 64 --limit 5000 --output data/photos.safetensors
     """
-    from driftkit.artifacts.writable import require_writable
     from driftkit.datasets.packs import pack_path
     from driftkit.errors import UsageError
     from driftkit.stages.data import import_data, write_grid
+    from driftkit.storage.writable import require_writable
 
     if grid is not None and grid.suffix.lower() != ".png":
         raise UsageError(f"--grid {grid}: expected a name that ends in .png")

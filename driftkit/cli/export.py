@@ -40,10 +40,10 @@ def command(
       driftkit export outputs/drift_mocov2 --format onnx --output models/drift
       driftkit export outputs/ddpm --format torchscript --weights raw
     """
-    from driftkit.artifacts.run import Run
-    from driftkit.artifacts.writable import require_writable
     from driftkit.errors import UsageError
     from driftkit.stages.export import export
+    from driftkit.storage.run_folder import Run
+    from driftkit.storage.writable import require_writable
 
     if weights not in ("ema", "raw"):
         raise UsageError(f"--weights {weights}: expected ema or raw")

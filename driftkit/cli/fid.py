@@ -170,14 +170,14 @@ def command(
     Scores of an evaluator that is kin to the run's training encoder are marked: they flatter it and rank nothing.
     Exit code 5 means that a number would mislead: collapse, copies of one image, other sizes, JPEG against PNG.
     """
-    from driftkit.artifacts.writable import require_replaceable
     from driftkit.datasets.sources import resolve
     from driftkit.errors import UsageError
     from driftkit.runtime.device import resolve_device
-    from driftkit.runtime.distributed import Ranks, local_rank
-    from driftkit.stages.fid import Judging, Sampling, evaluate_with, open_judge, output_of
-    from driftkit.stages.fid_series import evaluate_checkpoints, evaluate_repeats
-    from driftkit.stages.targets import is_run
+    from driftkit.runtime.ranks import Ranks, local_rank
+    from driftkit.scoring.evaluator import Judging, Sampling, evaluate_with, open_judge, output_of
+    from driftkit.scoring.image_set import is_run
+    from driftkit.scoring.series import evaluate_checkpoints, evaluate_repeats
+    from driftkit.storage.writable import require_replaceable
 
     evaluators = list(dict.fromkeys(features or ["inception"]))
     if len(evaluators) > 1 and (features_weights or write_statistics):
@@ -268,8 +268,8 @@ def _check(
 
 def _require_places(target: Path, output: Path | None, statistics: Path | None) -> None:
     """Ask before the hours of scoring whether what they give can be written."""
-    from driftkit.artifacts.writable import require_replaceable, require_writable
-    from driftkit.stages.targets import is_run
+    from driftkit.scoring.image_set import is_run
+    from driftkit.storage.writable import require_replaceable, require_writable
 
     place = output
     if place is None:

@@ -18,7 +18,7 @@ JsonOption = Annotated[
 def emit(document: Mapping[str, Any], *, as_json: bool, show: Callable[[], None]) -> None:
     """Print `document` as JSON, or call `show` to print it for people."""
     if as_json:
-        from driftkit.artifacts.json_text import to_json
+        from driftkit.storage.json_text import to_json
 
         sys.stdout.write(to_json(document) + "\n")
         sys.stdout.flush()

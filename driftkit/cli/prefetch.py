@@ -29,7 +29,7 @@ def command(
       driftkit prefetch evaluator:dinov2     a judge of driftkit fid, no encoder
       driftkit prefetch --all --json
     """
-    from driftkit.errors import MissingError
+    from driftkit.errors import NotFoundError
     from driftkit.stages.prefetch import prefetch, select
 
     done = prefetch(select(names or (), everything=everything), force=force, report=note)
@@ -37,7 +37,7 @@ def command(
     document = {"ok": not failed, "files": [one.document() for one in done]}
     emit(document, as_json=as_json, show=lambda: _show(document))
     if failed:
-        raise MissingError(f"{len(failed)} of {len(done)} are missing: {', '.join(failed)}; the reasons stand above")
+        raise NotFoundError(f"{len(failed)} of {len(done)} are missing: {', '.join(failed)}; the reasons stand above")
     return document
 
 

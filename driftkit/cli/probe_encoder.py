@@ -125,8 +125,8 @@ def command(
         raise UsageError(
             "NAME is missing: give a name of driftkit probe-encoder --list, timm:MODEL, or a MAE or classifier run"
         )
-    from driftkit.artifacts.writable import require_writable
-    from driftkit.stages.probe import Probing, probe_encoder
+    from driftkit.stages.probe_encoder import Probing, probe_encoder
+    from driftkit.storage.writable import require_writable
 
     for name, value in (("--input-size", input_size), ("--image-size", image_size)):
         if value is not None and not 8 <= value <= 4096:
@@ -173,7 +173,7 @@ def command(
 
 
 def _list(as_json: bool) -> dict[str, Any]:
-    from driftkit.stages.probe import encoder_table
+    from driftkit.stages.probe_encoder import encoder_table
 
     document = {"encoders": encoder_table()}
     emit(document, as_json=as_json, show=lambda: _show_list(document["encoders"]))

@@ -41,10 +41,10 @@ def command(
     import shlex
     import sys
 
-    from driftkit.artifacts.writable import require_writable
     from driftkit.cli.app import check, invoke
     from driftkit.errors import UsageError
-    from driftkit.stages.pipeline import Stage, is_done, load_pipeline, require_stages, run_pipeline
+    from driftkit.stages.run import Stage, is_done, load_pipeline, require_stages, run_pipeline
+    from driftkit.storage.writable import require_writable
 
     if nproc is not None and nproc < 1:
         raise UsageError(f"--nproc {nproc}: expected at least 1 process")

@@ -64,12 +64,12 @@ def command(
       driftkit sample outputs/ddpm --num-images 1000 --sampler dpm-solver --nfe 20
       driftkit sample outputs/ddpm --sampler ddim --nfe 100 --set eta=1.0 --seed 7
     """
-    from driftkit.artifacts.run import Run
-    from driftkit.artifacts.writable import require_replaceable, require_writable
     from driftkit.config.layers import parse_assignments
     from driftkit.errors import UsageError
     from driftkit.runtime.device import resolve_device
     from driftkit.stages.sample import sample
+    from driftkit.storage.run_folder import Run
+    from driftkit.storage.writable import require_replaceable, require_writable
 
     if weights not in ("ema", "raw"):
         raise UsageError(f"--weights {weights}: expected ema or raw")

@@ -228,11 +228,11 @@ def command(
     A config value is taken from, later ones winning: class default, --preset, --config file, DRIFTKIT_TRAIN_*
     variable (DRIFTKIT_TRAIN_STEPS=500), --set, named option. With torchrun the drifting field sees all ranks' images.
     """
-    from driftkit.artifacts.writable import require_writable
     from driftkit.config.layers import flatten
     from driftkit.errors import UsageError
-    from driftkit.stages.config import default_output, resolve_config
     from driftkit.stages.train import train
+    from driftkit.storage.writable import require_writable
+    from driftkit.training.train_config import default_output, resolve_config
 
     if resume not in ("auto", "never"):
         raise UsageError(f"--resume {resume}: expected auto or never")
@@ -287,14 +287,14 @@ def _given(context: typer.Context) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _budget(config: Any, device: str) -> dict[str, Any]:
     """What a step will cost, or why that cannot be told yet."""
-    from driftkit.errors import MissingError
+    from driftkit.errors import ArtifactError
     from driftkit.runtime.device import planned_device
-    from driftkit.stages.budget import training_budget
+    from driftkit.training.budget import training_budget
 
     try:
         ranks = int(os.environ.get("WORLD_SIZE", "1"))
         return {"budget": training_budget(config, ranks=ranks, device=planned_device(device))}
-    except MissingError as error:  # the encoder of a pipeline whose earlier stage has not run
+    except ArtifactError as error:  # the encoder of a pipeline whose earlier stage has not run
         return {"budget": None, "budget_unknown": str(error)}
 
 

@@ -29,7 +29,7 @@ def command(
     left half-written by a process that was killed, what older versions wrote without digests, and files that driftkit
     does not know are notes. Nothing is changed.
     """
-    from driftkit.errors import MissingError
+    from driftkit.errors import ArtifactError
     from driftkit.stages.verify import verify
 
     found = verify(paths)
@@ -37,7 +37,7 @@ def command(
     emit(document, as_json=as_json, show=lambda: _show(document))
     if not found.ok:
         count = len(document["problems"])
-        raise MissingError(f"{count} problem{'s' if count > 1 else ''} in what was read; each is named with its fix")
+        raise ArtifactError(f"{count} problem{'s' if count > 1 else ''} in what was read; each is named with its fix")
     return document
 
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from driftkit.errors import MissingError, UsageError
+from driftkit.errors import ArtifactError, NotFoundError, UsageError
 
 Layer = tuple[str, Mapping[str, Any]]
 """(origin, nested values)"""
@@ -80,15 +80,15 @@ def read_toml(path: Path) -> dict[str, Any]:
     """A TOML file as a mapping.
 
     Raises:
-        MissingError: it is not there.
+        ArtifactError: it is not there.
         UsageError: it is no TOML; the message names the line.
     """
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise MissingError(f"{path} is not there") from None
+        raise NotFoundError(f"{path} is not there") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise MissingError(f"{path} cannot be read: {error}") from None
+        raise ArtifactError(f"{path} cannot be read: {error}") from None
     except (ValueError, RecursionError) as error:  # TOMLDecodeError, numbers of thousands of digits, deep nesting
         raise UsageError(f"{path} is not valid TOML: {error}") from None
 

@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from driftkit.artifacts.files import atomic_path, digest_json
 from driftkit.datasets.decode import resize_images
 from driftkit.datasets.packs import RawImages
-from driftkit.errors import MissingError, UsageError
+from driftkit.errors import ArtifactError, NotFoundError, UsageError
 from driftkit.runtime.progress import progress, warn
+from driftkit.storage.files import atomic_path, digest_json
 
 ARCHIVE, FOLDER = "cifar-10-python.tar.gz", "cifar-10-batches-py"
 OFFICIAL_URL = f"https://www.cs.toronto.edu/~kriz/{ARCHIVE}"
@@ -142,11 +142,11 @@ def download(url: str | None, target: Path) -> Path:
     """Fetch the archive to `target`; the name appears only when the whole file is there and its checksum fits.
 
     Raises:
-        MissingError: fetching is not allowed, fails, is hopelessly slow, or gives another file.
+        ArtifactError: fetching is not allowed, fails, is hopelessly slow, or gives another file.
     """
     advice = placing_advice(target)
     if url is None:
-        raise MissingError(f"CIFAR-10 is not in {target.parent}/; {advice}")
+        raise NotFoundError(f"CIFAR-10 is not in {target.parent}/; {advice}")
     try:
         with atomic_path(target) as temporary:
             with urllib.request.urlopen(url, timeout=TIMEOUT_S) as reply, open(temporary, "wb") as file:
@@ -154,7 +154,7 @@ def download(url: str | None, target: Path) -> Path:
             check_md5(temporary, shown=url)
     except (OSError, HTTPException) as error:
         reason = str(getattr(error, "reason", error)) or type(error).__name__
-        raise MissingError(f"CIFAR-10 could not be fetched from {url}: {reason}; {advice}") from None
+        raise NotFoundError(f"CIFAR-10 could not be fetched from {url}: {reason}; {advice}") from None
     return target
 
 
@@ -181,12 +181,12 @@ def check_md5(path: Path, *, shown: str | None = None) -> None:
     """Compare the archive with the known checksum.
 
     Raises:
-        MissingError: it differs.
+        ArtifactError: it differs.
     """
     with open(path, "rb") as file:
         got = hashlib.file_digest(file, "md5").hexdigest()
     if got != ARCHIVE_MD5:
-        raise MissingError(
+        raise ArtifactError(
             f"{shown or path} is not the original archive: md5 {got}, expected {ARCHIVE_MD5}; get it again"
         )
 
@@ -202,7 +202,7 @@ def parse_batch(data: bytes, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         uint8 [N, 3, 32, 32] and int64 [N].
 
     Raises:
-        MissingError: it holds no images, no labels, or not as many of one as of the other.
+        ArtifactError: it holds no images, no labels, or not as many of one as of the other.
     """
     pixels = b""
     labels: list[int] | None = None
@@ -217,14 +217,14 @@ def parse_batch(data: bytes, name: str) -> tuple[torch.Tensor, torch.Tensor]:
                     # Python 2 strings, and bytes that went through a protocol without them, come as latin-1 text.
                     pixels = argument.encode("latin-1") if isinstance(argument, str) else bytes(argument)
     except (ValueError, IndexError, OverflowError, EOFError) as error:
-        raise MissingError(f"{name} is no batch of CIFAR-10: {error}; get it again") from None
+        raise ArtifactError(f"{name} is no batch of CIFAR-10: {error}; get it again") from None
     if not pixels or not labels or len(pixels) != len(labels) * IMAGE_BYTES:
-        raise MissingError(
+        raise ArtifactError(
             f"{name}: {len(pixels) // IMAGE_BYTES} images and {len(labels or ())} labels, "
             "expected as many of both; get it again"
         )
     if not 0 <= min(labels) <= max(labels) < len(CLASSES):
-        raise MissingError(f"{name}: labels {min(labels)} to {max(labels)}, expected 0 to 9; get it again")
+        raise ArtifactError(f"{name}: labels {min(labels)} to {max(labels)}, expected 0 to 9; get it again")
     images = np.frombuffer(pixels, dtype=np.uint8).reshape(-1, 3, 32, 32)
     return torch.from_numpy(images.copy()), torch.tensor(labels)
 
@@ -249,12 +249,12 @@ def _list_of_ints(operations: Iterator[Any]) -> list[int]:
 def _read_file(path: Path) -> bytes:
     try:
         if path.exists() and not path.is_file():
-            raise MissingError(f"{path} is no plain file; extract {ARCHIVE} again")
+            raise ArtifactError(f"{path} is no plain file; extract {ARCHIVE} again")
         if path.stat().st_size > MAX_BATCH_BYTES:
-            raise MissingError(f"{path}: {path.stat().st_size:,} bytes, expected about 31,000,000; get it again")
+            raise ArtifactError(f"{path}: {path.stat().st_size:,} bytes, expected about 31,000,000; get it again")
         return path.read_bytes()
     except OSError as error:
-        raise MissingError(
+        raise ArtifactError(
             f"{path}: {error.strerror}; a split needs all its batch files, extract {ARCHIVE} again"
         ) from None
 
@@ -270,7 +270,7 @@ def _read_members(archive: Path, names: list[str]) -> list[tuple[str, bytes]]:
                 found[name] = stream.read()
     for name in names:
         if name not in found:
-            raise MissingError(f"{archive} holds no {FOLDER}/{name}; get it again")
+            raise ArtifactError(f"{archive} holds no {FOLDER}/{name}; get it again")
     return [(name, found[name]) for name in names]
 
 
@@ -279,4 +279,4 @@ def _named_errors(archive: Path) -> Iterator[None]:
     try:
         yield
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        raise MissingError(f"{archive} is no whole archive: {error}; get it again") from None
+        raise ArtifactError(f"{archive} is no whole archive: {error}; get it again") from None

@@ -14,8 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, Self
 
-from driftkit.artifacts.files import digest_json
-from driftkit.errors import MissingError
+from driftkit.errors import ArtifactError
+from driftkit.storage.files import digest_json
 
 MAX_MEMBER_BYTES = 256 * 2**20
 MAX_FILES = 20_000_000
@@ -69,13 +69,13 @@ class Folder:
         root = os.path.realpath(self.path)
 
         def refuse(error: OSError) -> NoReturn:
-            raise MissingError(f"{error.filename} is not readable: {error.strerror}") from None
+            raise ArtifactError(f"{error.filename} is not readable: {error.strerror}") from None
 
         for here, folders, files in os.walk(self.path, onerror=refuse):
             folders[:] = [name for name in folders if not _is_hidden(name)]
             for name in folders:
                 if os.path.islink(os.path.join(here, name)):
-                    raise MissingError(
+                    raise ArtifactError(
                         f"{os.path.join(here, name)} is a link to a folder; put the folder there, or name it"
                     )
             for name in files:
@@ -84,11 +84,11 @@ class Folder:
                     try:
                         status = path.stat()
                     except OSError as error:
-                        raise MissingError(f"{path} is not readable: {error.strerror}; remove it") from None
+                        raise ArtifactError(f"{path} is not readable: {error.strerror}; remove it") from None
                     if not stat.S_ISREG(status.st_mode):
-                        raise MissingError(f"{path} is no plain file; remove it")
+                        raise ArtifactError(f"{path} is no plain file; remove it")
                     if path.is_symlink() and not os.path.realpath(path).startswith(f"{root}{os.sep}"):
-                        raise MissingError(
+                        raise ArtifactError(
                             f"{path} is a link out of the folder, to {os.path.realpath(path)}; copy it there (cp -L)"
                         )
                     found[path.relative_to(self.path).as_posix()] = (status.st_size, status.st_mtime_ns)
@@ -108,7 +108,7 @@ class Folder:
                 try:
                     yield name, path.read_bytes()
                 except OSError as error:
-                    raise MissingError(f"{path} is not readable: {error.strerror}") from None
+                    raise ArtifactError(f"{path} is not readable: {error.strerror}") from None
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class Zip:
             with zipfile.ZipFile(self.path) as archive:
                 members = archive.infolist()
         except BROKEN_ARCHIVE as error:
-            raise MissingError(f"{self.path} is no whole zip archive: {error}; get it again") from None
+            raise ArtifactError(f"{self.path} is no whole zip archive: {error}; get it again") from None
         found: dict[str, zipfile.ZipInfo] = {}
         for member in members:
             kind = stat.S_IFMT(member.external_attr >> 16)
@@ -150,7 +150,7 @@ class Zip:
                     try:
                         data = archive.read(member)  # compares the CRC, too
                     except BROKEN_ARCHIVE as error:
-                        raise MissingError(
+                        raise ArtifactError(
                             f"{self.path}: {name} is not readable: {error}; get the archive again"
                         ) from None
                     yield name, data
@@ -199,10 +199,10 @@ class Tar:
                         yield archive, member
                     elif not member.isdir():
                         _refuse(self.path, member.name, "a link or a device")
-        except MissingError:
+        except ArtifactError:
             raise
         except BROKEN_ARCHIVE as error:
-            raise MissingError(f"{self.path} is no whole tar archive: {error}; get it again") from None
+            raise ArtifactError(f"{self.path} is no whole tar archive: {error}; get it again") from None
 
     def names(self) -> list[str]:
         found: dict[str, None] = {}
@@ -229,26 +229,26 @@ def open_container(path: Path) -> Container:
     """The folder or archive at `path`.
 
     Raises:
-        MissingError: it is neither.
+        ArtifactError: it is neither.
     """
     if path.is_dir():
         return Folder(path)
     if path.exists() and not path.is_file():
-        raise MissingError(f"{path} is no plain file; expected a folder or an archive of images")
+        raise ArtifactError(f"{path} is no plain file; expected a folder or an archive of images")
     if path.name.lower().endswith(".zip"):
         return Zip(path)
     if path.name.lower().endswith(TAR_SUFFIXES):
         return Tar(path)
-    raise MissingError(f"{path}: expected a folder, {', '.join(ARCHIVE_SUFFIXES)} or a pack (.safetensors)")
+    raise ArtifactError(f"{path}: expected a folder, {', '.join(ARCHIVE_SUFFIXES)} or a pack (.safetensors)")
 
 
 def _add(found: dict[str, Any], path: Path, name: str, member: Any) -> None:
     if any(_is_hidden(part) for part in name.split("/")):
         return
     if name in found:
-        raise MissingError(f"{path} holds {name} twice; make it again")
+        raise ArtifactError(f"{path} holds {name} twice; make it again")
     if len(found) >= MAX_FILES:
-        raise MissingError(f"{path} holds more than {MAX_FILES:,} files; make several packs of it")
+        raise ArtifactError(f"{path} holds more than {MAX_FILES:,} files; make several packs of it")
     found[name] = member
 
 
@@ -264,9 +264,9 @@ def _check_name(path: Path, name: str) -> None:
 
 
 def _refuse(path: Path, name: str, what: str) -> NoReturn:
-    raise MissingError(f"{path}: refused, since {name!r} is {what}; make the archive again without it")
+    raise ArtifactError(f"{path}: refused, since {name!r} is {what}; make the archive again without it")
 
 
 def _check_size(name: str, size: int) -> None:
     if size > MAX_MEMBER_BYTES:
-        raise MissingError(f"{name}: {size:,} bytes, expected at most {MAX_MEMBER_BYTES:,} for one image; remove it")
+        raise ArtifactError(f"{name}: {size:,} bytes, expected at most {MAX_MEMBER_BYTES:,} for one image; remove it")

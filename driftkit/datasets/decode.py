@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image, ImageOps
 
-from driftkit.errors import MissingError
+from driftkit.errors import ArtifactError
 
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"}
@@ -37,13 +37,13 @@ def decode_image(data: bytes, name: str, image_size: int | None) -> npt.NDArray[
         image_size: None, or the side in pixels of the square to which `square` brings the image.
 
     Raises:
-        MissingError: the image is broken, of an unknown format, or larger than 64 megapixels.
+        ArtifactError: the image is broken, of an unknown format, or larger than 64 megapixels.
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
             width, height = opened.size
             if width * height > MAX_PIXELS:
-                raise MissingError(
+                raise ArtifactError(
                     f"{name}: {width}x{height} px, expected at most {MAX_PIXELS:,} pixels; make it smaller"
                 )
             with _LARGE if width * height > LARGE_PIXELS else contextlib.nullcontext():
@@ -53,10 +53,10 @@ def decode_image(data: bytes, name: str, image_size: int | None) -> npt.NDArray[
                 if image_size is not None:
                     image = square(image, image_size)
                 return np.asarray(image).transpose(2, 0, 1)
-    except MissingError:
+    except ArtifactError:
         raise
     except (*BROKEN, Image.DecompressionBombError) as error:
-        raise MissingError(f"{name} is no readable image: {error}; replace or remove it") from None
+        raise ArtifactError(f"{name} is no readable image: {error}; replace or remove it") from None
 
 
 def square(image: Image.Image, side: int) -> Image.Image:
@@ -83,7 +83,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode == "F":
-        raise MissingError(f"{name}: holds floating-point numbers, expected 8 or 16 bits a channel; convert it")
+        raise ArtifactError(f"{name}: holds floating-point numbers, expected 8 or 16 bits a channel; convert it")
     if image.mode.startswith("I"):  # 16 bits, which Pillow would clip to 255 rather than scale
         deep = np.clip(np.asarray(image), 0, 65535).astype(np.int32)
         grey = ((2 * deep + 257) // 514).astype(np.uint8)  # to the nearest 257th

@@ -17,7 +17,7 @@ import torch
 from driftkit.datasets.containers import ARCHIVE_SUFFIXES, Container, open_container
 from driftkit.datasets.decode import SUFFIXES, decode_image
 from driftkit.datasets.packs import UNLABELLED, RawImages
-from driftkit.errors import MissingError, ResourceError
+from driftkit.errors import ArtifactError, ResourceError
 from driftkit.runtime.progress import progress
 
 SPLITS = frozenset({"train", "training", "test", "testing", "val", "valid", "validation"})
@@ -94,11 +94,11 @@ def arrange(files: Sequence[str], where: Path, split: str | None, *, is_folder: 
         is_folder: whether an error should advise `PATH/train` rather than `PATH?split=train`.
 
     Raises:
-        MissingError: no images; splits and none named; or some images lie in class folders and some do not.
+        ArtifactError: no images; splits and none named; or some images lie in class folders and some do not.
     """
     names = sorted((f for f in files if PurePosixPath(f).suffix.lower() in SUFFIXES), key=natural_order)
     if not names:
-        raise MissingError(f"{where}: no images among {len(files)} files; expected {', '.join(sorted(SUFFIXES))}")
+        raise ArtifactError(f"{where}: no images among {len(files)} files; expected {', '.join(sorted(SUFFIXES))}")
     num_others = len(files) - len(names)
     names = _of_split(names, where, split, is_folder=is_folder)
     depth = len(_shared_folders(names))
@@ -106,7 +106,7 @@ def arrange(files: Sequence[str], where: Path, split: str | None, *, is_folder: 
     if len(classless) == len(names):
         return Arrangement(names, [UNLABELLED] * len(names), (), num_others)
     if classless:
-        raise MissingError(f"{where}: {classless[0]} lies beside class folders; expected every image in one, or none")
+        raise ArtifactError(f"{where}: {classless[0]} lies beside class folders; expected every image in one, or none")
     of_image = [_folders(name)[-1] for name in names]
     classes = tuple(sorted(set(of_image), key=natural_order))
     index = {name: i for i, name in enumerate(classes)}
@@ -121,14 +121,14 @@ def _of_split(names: list[str], where: Path, split: str | None, *, is_folder: bo
         if len(splits) >= 2:
             inside = "/".join([*shared, splits[-1]])
             advice = f"{where}/{inside}" if is_folder else f"{where}?split={splits[-1]}"
-            raise MissingError(f"{where} holds the splits {', '.join(splits)}; name one, for example {advice}")
+            raise ArtifactError(f"{where} holds the splits {', '.join(splits)}; name one, for example {advice}")
         return names
     if split in shared:
         return names
     kept = [name for name in names if _folders(name)[len(shared) : len(shared) + 1] == [split]]
     if not kept:
         there = ", ".join(sorted(tops | set(shared), key=natural_order)[:8]) or "no folders"
-        raise MissingError(f"{where} has no split {split!r}; there: {there}")
+        raise ArtifactError(f"{where} has no split {split!r}; there: {there}")
     return kept
 
 
@@ -165,7 +165,7 @@ def _decode(container: Container, names: Sequence[str], image_size: int | None) 
         for name, data in batch:
             image = decode_image(data, _full_name(container, name), image_size)
             if image.shape != first.shape:
-                raise MissingError(_mixed_sizes(container, first_name, first, name, image))
+                raise ArtifactError(_mixed_sizes(container, first_name, first, name, image))
             images[slots[name]] = image
         return len(batch)
 

@@ -12,9 +12,9 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from driftkit.artifacts.files import read_json, read_tensors, write_json, write_tensors
-from driftkit.artifacts.lock import locked_file
-from driftkit.errors import MissingError
+from driftkit.errors import ArtifactError
+from driftkit.storage.files import read_json, read_tensors, write_json, write_tensors
+from driftkit.storage.lock import locked_file
 
 FORMAT = 1
 SUFFIX = ".safetensors"
@@ -86,11 +86,11 @@ class ImagePack:
         """Side in pixels.
 
         Raises:
-            MissingError: the images are not square.
+            ArtifactError: the images are not square.
         """
         height, width = self.images.shape[-2:]
         if height != width:
-            raise MissingError(
+            raise ArtifactError(
                 f"{self.path}: expected square images, got {width}x{height} px; "
                 f"square ones: driftkit data {self.path} --image-size {min(height, width)} --output NEW.safetensors"
             )
@@ -106,7 +106,7 @@ class ImagePack:
         """Read everything and compare with the card; done once for a file as it is, however often it is opened.
 
         Raises:
-            MissingError: the content is not what the card says.
+            ArtifactError: the content is not what the card says.
         """
         status = self.path.stat()
         key = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, self.card.sha256)
@@ -118,7 +118,7 @@ class ImagePack:
         """The same, however often it was done before."""
         got = content_sha256(self.images, self.labels)
         if got != self.card.sha256:
-            raise MissingError(
+            raise ArtifactError(
                 f"{self.path} is damaged: its content has sha256 {got[:12]}, expected {self.card.sha256[:12]}; "
                 "import it again"
             )
@@ -237,19 +237,19 @@ def open_pack(path: Path) -> ImagePack:
         path: the safetensors file, with or without its suffix.
 
     Raises:
-        MissingError: a file is absent or unreadable, or the card describes other tensors.
+        ArtifactError: a file is absent or unreadable, or the card describes other tensors.
     """
     path = pack_path(Path(path))
     side = card_path(path)
     if path.is_file() and not side.is_file():
         if read_tensors(path)[1].get("driftkit") != "pack":
-            raise MissingError(f"{path} is no pack of images: it has no card {side.name}; name images or a pack")
-        raise MissingError(f"{path} has no card {side.name}: an unfinished import; delete it or import again")
+            raise ArtifactError(f"{path} is no pack of images: it has no card {side.name}; name images or a pack")
+        raise ArtifactError(f"{path} has no card {side.name}: an unfinished import; delete it or import again")
     tensors, header = read_tensors(path)
     card = _read_card(side)
     images, labels = tensors.get("images"), tensors.get("labels")
     if images is None or labels is None:
-        raise MissingError(f"{path}: got the tensors {sorted(tensors)}, expected images and labels; import it again")
+        raise ArtifactError(f"{path}: got the tensors {sorted(tensors)}, expected images and labels; import it again")
     facts: tuple[tuple[str, Any, Any], ...] = (
         ("dtype of images", str(images.dtype), "torch.uint8"),
         ("shape of images", list(images.shape), [card.count, 3, card.height, card.width]),
@@ -259,10 +259,10 @@ def open_pack(path: Path) -> ImagePack:
     )
     for what, got, expected in facts:
         if got != expected:
-            raise MissingError(f"{path}: {what} is {got}, expected {expected} as in {side.name}; import it again")
+            raise ArtifactError(f"{path}: {what} is {got}, expected {expected} as in {side.name}; import it again")
     low, high = int(labels.min()), int(labels.max())
     if low < UNLABELLED or high >= len(card.classes):
-        raise MissingError(
+        raise ArtifactError(
             f"{path}: labels are {low} to {high}, expected -1 to {len(card.classes) - 1}; import it again"
         )
     return ImagePack(path, images, labels, card.classes, card)
@@ -281,7 +281,7 @@ def _check(images: torch.Tensor, labels: torch.Tensor, classes: Sequence[str]) -
 def _header_sha256(path: Path) -> str:
     try:
         return read_tensors(path)[1].get("sha256", "")
-    except MissingError:  # absent or broken: whatever card there is, it is not that of new tensors
+    except ArtifactError:  # absent or broken: whatever card there is, it is not that of new tensors
         return ""
 
 
@@ -292,6 +292,6 @@ def _read_card(side: Path) -> PackCard:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise MissingError(
+        raise ArtifactError(
             f"{side} is no card of a pack (format {FORMAT}): {where}: {first['msg']}, got {first['input']!r:.80}"
         ) from None

@@ -14,9 +14,9 @@ import numpy.typing as npt
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from driftkit.artifacts.files import digest_json
 from driftkit.datasets.packs import RawImages
 from driftkit.runtime.random import stream_seed
+from driftkit.storage.files import digest_json
 
 Array = npt.NDArray[Any]  # float32 planes
 Distance = Callable[[Array, Array], Array]

@@ -10,8 +10,6 @@ from urllib.parse import parse_qsl
 
 from pydantic import ValidationError
 
-from driftkit.artifacts.files import digest_json
-from driftkit.artifacts.lock import locked_file
 from driftkit.datasets.cifar10 import SPLITS, Cifar10Source, archive_url, find_cifar10, is_cifar10
 from driftkit.datasets.containers import open_container
 from driftkit.datasets.folder import FolderSource
@@ -26,8 +24,10 @@ from driftkit.datasets.packs import (
     write_pack,
 )
 from driftkit.datasets.shapes import ShapesOptions, ShapesSource
-from driftkit.errors import MissingError, UsageError
-from driftkit.runtime.distributed import Ranks
+from driftkit.errors import ArtifactError, NotFoundError, UsageError
+from driftkit.runtime.ranks import Ranks
+from driftkit.storage.files import digest_json
+from driftkit.storage.lock import locked_file
 
 LAYOUT = 1  # part of every key: raise it when an import of the same files gives other pixels
 NAMED = ("shapes", "cifar10")
@@ -113,7 +113,7 @@ def open_dataset(
 
     Raises:
         UsageError: the spec or an option does not fit.
-        MissingError: what the spec names is absent, broken, or of another size than asked for.
+        ArtifactError: what the spec names is absent, broken, or of another size than asked for.
     """
     ranks = ranks or Ranks()
     if limit is not None and limit < 1:
@@ -132,7 +132,7 @@ def open_dataset(
         else:
             path = import_path(source, data_dir)
             if not ranks.is_main and not is_finished(path):
-                raise MissingError(
+                raise NotFoundError(
                     f"{spec}: the first rank left no pack at {path}; its message says why, "
                     "or DRIFTKIT_DATA_DIR is not shared between the machines"
                 )
@@ -156,7 +156,7 @@ def resolve(
 
     Raises:
         UsageError: a query key or value does not fit.
-        MissingError: there is nothing of that name.
+        ArtifactError: there is nothing of that name.
     """
     parsed = parse_spec(spec)
     if parsed.target == "shapes":
@@ -175,7 +175,7 @@ def resolve(
         url = archive_url(cifar10_url) if allow_download else None
         return Cifar10Source(spec, split, found, directory, url, image_size)
     if not path.exists():
-        raise MissingError(_not_there(parsed))
+        raise NotFoundError(_not_there(parsed))
     if (path / "manifest.json").is_file() and (path / "checkpoints").is_dir():
         raise UsageError(
             f"{spec}: is a run, whose pictures are grids; name images, or what driftkit sample {spec} makes"
@@ -227,11 +227,11 @@ def require_size(pack: ImagePack, image_size: int | None, spec: str) -> None:
     """Refuse a pack of another size than asked for: resizing is an import, never done in passing.
 
     Raises:
-        MissingError: the sizes differ.
+        ArtifactError: the sizes differ.
     """
     got = (pack.card.width, pack.card.height)
     if image_size is not None and got != (image_size, image_size):
-        raise MissingError(
+        raise ArtifactError(
             f"{pack.path}: images are {got[0]}x{got[1]} px, expected {image_size}x{image_size}; "
             f"resized ones: driftkit data {spec} --image-size {image_size} --output NEW.safetensors"
         )

@@ -17,16 +17,16 @@ from typing import Any
 
 import torch
 
-from driftkit.artifacts.files import digest_json, read_json, read_tensors, state_digest, write_json, write_tensors
-from driftkit.artifacts.images import to_float
-from driftkit.artifacts.lock import locked_file
 from driftkit.encoders.features import FeatureGroup, FeatureSet
 from driftkit.encoders.networks import FrozenEncoder
-from driftkit.errors import DriftkitError, MissingError, ResourceError
+from driftkit.errors import ArtifactError, DriftkitError, NotFoundError, ResourceError
 from driftkit.protocols import Execution
 from driftkit.runtime.device import copy_to
-from driftkit.runtime.distributed import Ranks
 from driftkit.runtime.progress import progress, silent
+from driftkit.runtime.ranks import Ranks
+from driftkit.storage.files import digest_json, read_json, read_tensors, state_digest, write_json, write_tensors
+from driftkit.storage.images import to_float
+from driftkit.storage.lock import locked_file
 
 FORMAT = 2
 KIND = "feature cache"
@@ -144,7 +144,7 @@ class FeatureCache:
             Groups of [L, N, C], float32 on the device, in the order of the feature set.
 
         Raises:
-            MissingError: features are not those that were written.
+            ArtifactError: features are not those that were written.
         """
         self.offset = self.offset.to(device)
         rows = [self._row(image, int(flip)) for image, flip in zip(indices.tolist(), flips.tolist(), strict=True)]
@@ -161,7 +161,7 @@ class FeatureCache:
         row = shard.features[place, flip]
         if not self._seen[image, flip]:
             if checksum(row) != int(shard.checksums[place, flip]):
-                raise MissingError(
+                raise ArtifactError(
                     f"{shard_path(self.folder, number)} is damaged: the features of image {image} are not those that "
                     "were written; remove the file to have it made anew"
                 )
@@ -217,7 +217,7 @@ def open_cache(
 
     Raises:
         ResourceError: the disk lacks room for it.
-        MissingError: the cache there is damaged.
+        ArtifactError: the cache there is damaged.
         DriftkitError: a feature is not finite.
     """
     described = tuple(
@@ -270,7 +270,7 @@ def read_cache(folder: Path, layout: CacheLayout) -> FeatureCache:
     """A complete cache that is there.
 
     Raises:
-        MissingError: a file is absent, damaged, or one of another place or cache.
+        ArtifactError: a file is absent, damaged, or one of another place or cache.
     """
     offset = read_offset(folder, layout)
     return FeatureCache(
@@ -282,37 +282,37 @@ def read_card(folder: Path) -> CacheLayout:
     """The layout of the cache in a folder.
 
     Raises:
-        MissingError: its card is absent, damaged, of another version or of another cache.
+        ArtifactError: its card is absent, damaged, of another version or of another cache.
     """
     path = folder / "card.json"
     card = read_json(path)
     if card.get("kind") != KIND or card.get("format") != FORMAT:
-        raise MissingError(
+        raise ArtifactError(
             f"{path} is of kind {card.get('kind')!r} and format {card.get('format')!r}, this driftkit reads "
             f"{KIND} {FORMAT}; remove the folder to have it made anew"
         )
     if digest_json(card)[:32] != folder.resolve().name:
-        raise MissingError(f"{path} is the card of another cache; remove the folder to have it made anew")
+        raise ArtifactError(f"{path} is the card of another cache; remove the folder to have it made anew")
     try:
         found = dict(card["layout"])
         return CacheLayout(**{**found, "groups": tuple(CachedGroup(**group) for group in found["groups"])})
     except (KeyError, TypeError) as error:
-        raise MissingError(f"{path} describes no cache: {error}; remove the folder to have it made anew") from None
+        raise ArtifactError(f"{path} describes no cache: {error}; remove the folder to have it made anew") from None
 
 
 def read_shard(folder: Path, number: int, layout: CacheLayout, offset: torch.Tensor) -> Shard:
     """One file of a cache, mapped; its checksums are not looked at.
 
     Raises:
-        MissingError: it is absent, damaged, or one of another place or cache.
+        ArtifactError: it is absent, damaged, or one of another place or cache.
     """
     path = shard_path(folder, number)
     shape = layout.shape_of(number)
     tensors, header = _read(path, {"features": (DTYPE, shape), "checksums": (torch.int64, shape[:2])})
     if header.get("shard") != str(number) or header.get("cache") != folder.resolve().name:
-        raise MissingError(f"{path} is the file of another place or cache; remove it to have it made anew")
+        raise ArtifactError(f"{path} is the file of another place or cache; remove it to have it made anew")
     if header.get("offset") != state_digest({"offset": offset}):
-        raise MissingError(f"{path} was made with another {OFFSET_FILE}; remove the file to have it made anew")
+        raise ArtifactError(f"{path} was made with another {OFFSET_FILE}; remove the file to have it made anew")
     return Shard(tensors["features"], tensors["checksums"])
 
 
@@ -365,12 +365,12 @@ def read_offset(folder: Path, layout: CacheLayout) -> torch.Tensor:
     """The mean features from which all others are differences, float32 [width].
 
     Raises:
-        MissingError: they are absent or damaged.
+        ArtifactError: they are absent or damaged.
     """
     path = folder / OFFSET_FILE
     tensors, header = _read(path, {"offset": (torch.float32, (layout.width,))})
     if header.get("sha256") != state_digest(tensors):
-        raise MissingError(f"{path} is damaged; remove the folder to have the cache made anew")
+        raise ArtifactError(f"{path} is damaged; remove the folder to have the cache made anew")
     return tensors["offset"]
 
 
@@ -378,12 +378,12 @@ def _read(
     path: Path, expected: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     if not path.is_file():
-        raise MissingError(f"{path} is not there: processes on several machines need one DRIFTKIT_CACHE they all see")
+        raise NotFoundError(f"{path} is not there: processes on several machines need one DRIFTKIT_CACHE they all see")
     tensors, header = read_tensors(path)
     for name, (dtype, shape) in expected.items():
         tensor = tensors.get(name)
         if tensor is None or tensor.dtype != dtype or tuple(tensor.shape) != shape:
-            raise MissingError(
+            raise ArtifactError(
                 f"{path} is damaged: expected {name} {list(shape)}; remove the file to have it made anew"
             )
     return tensors, header

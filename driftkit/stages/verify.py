@@ -6,11 +6,11 @@ Everything is read, nothing is changed. Folders are searched for what driftkit k
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from driftkit.artifacts.atomic import is_temporary, writer_lives
-from driftkit.artifacts.lock import is_lock
 from driftkit.stages import verify_files
 from driftkit.stages.findings import Findings
 from driftkit.stages.verify_run import handled, verify_checkpoint, verify_run
+from driftkit.storage.atomic import is_temporary, writer_lives
+from driftkit.storage.lock import is_lock
 
 NAMED = 3  # unknown files of a folder that are named
 

@@ -7,8 +7,17 @@ from typing import Any
 from PIL import Image
 
 from driftkit import __version__
-from driftkit.artifacts import images, run
-from driftkit.artifacts.files import (
+from driftkit.datasets import packs
+from driftkit.encoders import cache
+from driftkit.errors import ArtifactError, DriftkitError
+from driftkit.scoring import evaluation_record as fid_record
+from driftkit.scoring import reference_statistics
+from driftkit.scoring import series as fid_series
+from driftkit.stages import compare, export
+from driftkit.stages.findings import Findings
+from driftkit.storage import images
+from driftkit.storage import run_folder as run
+from driftkit.storage.files import (
     read_json,
     read_sealed,
     read_tensors,
@@ -16,12 +25,6 @@ from driftkit.artifacts.files import (
     seal_fits,
     state_digest,
 )
-from driftkit.datasets import packs
-from driftkit.encoders import cache
-from driftkit.errors import DriftkitError, MissingError
-from driftkit.evaluation import reference_statistics
-from driftkit.stages import compare, export, fid_record, fid_series
-from driftkit.stages.findings import Findings
 
 KNOWN_FORMATS = {
     "run": run.FORMAT,
@@ -48,7 +51,7 @@ def record(path: Path, found: Findings, fix: str = "restore it from a copy") -> 
     """A JSON document that is as it was written; None where it is not, which is then among the findings."""
     try:
         document, seal = read_sealed(path)
-    except MissingError as error:
+    except ArtifactError as error:
         found.refused(path, error, fix)
         return None
     kind, there = document.get("kind"), document.get("format")
@@ -81,7 +84,7 @@ def recorded(path: Path, entry: Any, found: Findings, kind: str, fix: str) -> bo
     """Whether a file is the one that a record names by `sha256` and `bytes`."""
     try:
         require_recorded(path, entry if isinstance(entry, dict) else {})
-    except MissingError as error:
+    except ArtifactError as error:
         found.refused(path, error, fix)
         return False
     found.good(kind, path.stat().st_size)
@@ -92,7 +95,7 @@ def tensors_file(path: Path, found: Findings) -> None:
     """A safetensors file: a pack, statistics, an encoder, samples, weights out of a checkpoint, or something else."""
     try:
         header = read_tensors(path)[1]
-    except MissingError as error:
+    except ArtifactError as error:
         found.refused(path, error, "restore it from a copy, or make it again")
         return
     kinds: dict[str, Callable[[Path, Findings], None]] = {
@@ -142,7 +145,7 @@ def feature_cache(folder: Path, found: Findings) -> None:
     try:
         layout = cache.read_card(folder)
         offset = cache.read_offset(folder, layout)
-    except MissingError as error:
+    except ArtifactError as error:
         found.refused(folder, error, again)
         return
     unmade = 0
@@ -153,7 +156,7 @@ def feature_cache(folder: Path, found: Findings) -> None:
             continue
         try:
             damaged = cache.read_shard(folder, number, layout, offset).damaged()
-        except MissingError as error:
+        except ArtifactError as error:
             found.refused(path, error, again)
             continue
         if damaged:
@@ -209,7 +212,7 @@ def _statistics(path: Path, found: Findings) -> None:
         record(side, found, again)
     try:
         reference_statistics.read_statistics(path)
-    except MissingError as error:
+    except ArtifactError as error:
         found.refused(path, error, again)
         return
     found.good("statistics", path.stat().st_size)
@@ -237,7 +240,7 @@ def _samples(path: Path, side: Path, found: Findings) -> None:
         return
     try:
         images.read_samples(path)
-    except MissingError as error:
+    except ArtifactError as error:
         found.refused(path, error, again)
     grid = path.with_suffix(".png")
     if isinstance(content.get("grid"), dict):
@@ -255,5 +258,5 @@ def consumed(path: Path) -> bool:
         return False
     try:
         return "grid" in read_json(path.with_suffix(".json"))
-    except MissingError:
+    except ArtifactError:
         return True  # told of with its record

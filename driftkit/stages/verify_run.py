@@ -4,13 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from driftkit.artifacts.files import read_sealed, read_tensors, require_recorded, sha256, sha256_file
-from driftkit.artifacts.json_text import from_json
-from driftkit.artifacts.lock import holder_of
-from driftkit.artifacts.run import METRICS_FILE, Checkpoint, Run
-from driftkit.errors import MissingError
+from driftkit.errors import ArtifactError
 from driftkit.stages import verify_files
 from driftkit.stages.findings import Findings
+from driftkit.storage.files import read_sealed, read_tensors, require_recorded, sha256, sha256_file
+from driftkit.storage.json_text import from_json
+from driftkit.storage.lock import holder_of
+from driftkit.storage.run_folder import METRICS_FILE, Checkpoint, Run
 
 TENSOR_FILES = ("ema.safetensors", "optimizer.safetensors", "raw.safetensors")
 FROM_COPY = "restore it from a copy"
@@ -35,7 +35,7 @@ def verify_checkpoint(folder: Path) -> Findings:
     found, run = Findings(), Run(folder.resolve().parent.parent)
     try:
         manifest, saved = run.manifest(), run.checkpoints()
-    except MissingError as error:
+    except ArtifactError as error:
         found.refused(run.manifest_path, error, FROM_COPY)
         return found
     for checkpoint in saved:
@@ -115,7 +115,7 @@ def _checkpoint(
 def _tensor_file(path: Path, entry: Any, owners: dict[str, str], found: Findings, fix: str) -> bool:
     try:
         require_recorded(path, entry if isinstance(entry, dict) else {})
-    except MissingError as error:
+    except ArtifactError as error:
         other = owners.get(sha256_file(path)) if path.is_file() else None
         if other is not None:
             found.problem(path, "swapped", f"holds what was written as {other}", fix)
@@ -132,7 +132,7 @@ def _unrecorded(checkpoint: Checkpoint, found: Findings, fix: str) -> None:
         path = checkpoint.path / name
         try:
             header = read_tensors(path)[1]
-        except MissingError as error:
+        except ArtifactError as error:
             found.refused(path, error, fix)
             continue
         if "weights" in header and f"{header['weights']}.safetensors" != name:
@@ -147,7 +147,7 @@ def _owners(saved: list[Checkpoint]) -> dict[str, str]:
     for checkpoint in saved:
         try:
             files = checkpoint.state().get("files")
-        except MissingError:  # told with its checkpoint
+        except ArtifactError:  # told with its checkpoint
             continue
         for name, entry in files.items() if isinstance(files, dict) else ():
             if isinstance(entry, dict):

@@ -8,8 +8,8 @@ from typing import Any, Self
 
 import torch
 
-from driftkit.artifacts.run import Run
 from driftkit.runtime.worker import one_worker
+from driftkit.storage.run_folder import Run
 
 State = Mapping[str, Mapping[str, torch.Tensor]]
 """`raw`, `ema` and `optimizer`: what `Run.save_checkpoint` takes, still on the device."""

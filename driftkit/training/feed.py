@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import torch
 
-from driftkit.artifacts.images import to_float
 from driftkit.protocols import Batch, Objective
-from driftkit.runtime.distributed import Ranks
 from driftkit.runtime.random import shuffled_indices, stream_seed
+from driftkit.runtime.ranks import Ranks
 from driftkit.runtime.worker import one_worker
+from driftkit.storage.images import to_float
 
 RESIDENT_SHARE = 1 / 8  # of a GPU's free memory, which images may take to be there once for all
 

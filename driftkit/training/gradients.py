@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from driftkit.runtime.distributed import Ranks
+from driftkit.runtime.ranks import Ranks
 
 BUCKET_BYTES = 25 * 2**20  # as DistributedDataParallel has it: large enough for bandwidth, small enough to begin early
 

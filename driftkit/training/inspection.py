@@ -12,14 +12,14 @@ import torch
 from torch import nn
 
 from driftkit import __version__
-from driftkit.artifacts.files import atomic_folder, write_json, write_tensors
-from driftkit.artifacts.images import save_grid, to_uint8
-from driftkit.artifacts.run import Run, now
 from driftkit.errors import UNTOUCHED, NonFiniteStepError
 from driftkit.protocols import Batch, Execution, Objective, StepLoss
-from driftkit.runtime.distributed import Ranks
 from driftkit.runtime.finite import named, not_finite
 from driftkit.runtime.random import seed_global_generators
+from driftkit.runtime.ranks import Ranks
+from driftkit.storage.files import atomic_folder, write_json, write_tensors
+from driftkit.storage.images import save_grid, to_uint8
+from driftkit.storage.run_folder import Run, now
 from driftkit.training.feed import Feed
 
 FORMAT = 1
@@ -34,7 +34,7 @@ WEIGHTS_FILE, BATCH_FILE, GRID_FILE, RECORD_FILE = (
 
 
 @dataclass(frozen=True)
-class Findings:
+class NonFiniteTensors:
     """What is not finite in a step when it is repeated, in order of cause and effect; all empty where it is finite.
 
     Attributes:
@@ -87,7 +87,7 @@ class Findings:
 class Repeated:
     """A repeated step: what was found, and what the objective said if it came to that."""
 
-    findings: Findings
+    findings: NonFiniteTensors
     outcome: StepLoss | None
 
 
@@ -127,7 +127,7 @@ def repeat(
     terms = _names(outcome.terms if outcome else {})
     here = torch.zeros(ranks.world_size, device=feed.device)
     here[ranks.rank] = float(bool(weights or terms or broken or (features and ranks.world_size == 1)))
-    found = Findings(
+    found = NonFiniteTensors(
         weights=weights,
         images=broken_images(feed, step),
         features=list(features),
@@ -188,7 +188,7 @@ def save_inspection(
     return folder
 
 
-def explained(error: NonFiniteStepError, findings: Findings, saved: Path | str) -> NonFiniteStepError:
+def explained(error: NonFiniteStepError, findings: NonFiniteTensors, saved: Path | str) -> NonFiniteStepError:
     """The same error with the cause, and where the step was saved, or in words why it was not."""
     where = f"saved for inspection in {saved}" if isinstance(saved, Path) else saved
     ranks = f", on ranks {', '.join(map(str, findings.ranks))}" if findings.ranks not in ([], [0]) else ""

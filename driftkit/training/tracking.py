@@ -7,9 +7,9 @@ from typing import Any, Literal, Protocol
 
 import torch
 
-from driftkit.artifacts.files import digest_json
 from driftkit.config.layers import flatten
 from driftkit.errors import UsageError
+from driftkit.storage.files import digest_json
 
 TrackerName = Literal["none", "tensorboard", "wandb"]
 

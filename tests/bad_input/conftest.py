@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.conftest import driftkit, train_tiny
-from tests.evaluation.fakes import make_pack, random_images
+from tests.scoring.fakes import make_pack, random_images
 
 
 @pytest.fixture(scope="session")

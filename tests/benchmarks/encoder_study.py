@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from driftkit.evaluation.probe_verdict import score
+from driftkit.probing.encoder_verdict import score
 
 
 def ranks(values: list[float]) -> list[float]:

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
-from driftkit.artifacts.images import write_samples
-from driftkit.evaluation.features import Extractor
-from driftkit.stages.fid import Judging, evaluate
+from driftkit.scoring.evaluator import Judging, evaluate
+from driftkit.scoring.extraction import Extractor
+from driftkit.storage.images import write_samples
 from tests.benchmarks.harness import Row
 
 COUNT, TRAINING, SIDE, DIM = 10_000, 50_000, 32, 2048

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from driftkit.drift import aggregated_drift
-from driftkit.runtime.distributed import Gathering, Ranks
+from driftkit.methods.drifting import aggregated_drift
+from driftkit.runtime.ranks import Gathering, Ranks
 from tests.benchmarks.harness import Row, alternate, peak_bytes
 
 SHAPES = ((72, 256, 768), (8, 1024, 768), (18, 256, 2048), (18, 256, 256), (118, 128, 64))

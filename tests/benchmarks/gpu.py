@@ -17,14 +17,14 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from driftkit.diffusion.samplers import sample_ddim
-from driftkit.diffusion.schedule import linear_schedule
-from driftkit.drift import aggregated_drift
-from driftkit.drift.sampler import generate_one_step
-from driftkit.nn.unet import UNet, UNetConfig
+from driftkit.methods.ddpm.samplers import sample_ddim
+from driftkit.methods.ddpm.schedule import linear_schedule
+from driftkit.methods.drifting import aggregated_drift
+from driftkit.methods.drifting.one_step import generate_one_step
+from driftkit.models.unet import UNet, UNetConfig
 from driftkit.protocols import SampleRequest
-from driftkit.stages.budget import budget, training_shapes
-from driftkit.stages.config import TrainConfig
+from driftkit.training.budget import budget, training_shapes
+from driftkit.training.train_config import TrainConfig
 from tests.benchmarks.__main__ import table
 from tests.benchmarks.field import literal
 from tests.benchmarks.harness import Row, write_results

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from driftkit.diffusion.schedule import linear_schedule
-from driftkit.drift.sampler import generate_one_step
-from driftkit.nn.unet import UNet, UNetConfig
+from driftkit.methods.ddpm.schedule import linear_schedule
+from driftkit.methods.drifting.one_step import generate_one_step
+from driftkit.models.unet import UNet, UNetConfig
 from tests.benchmarks.harness import Row, alternate
 
 BATCH, MICRO_BATCH = 640, 32

@@ -5,9 +5,9 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from driftkit.artifacts.files import write_json
 from driftkit.cli.app import app
-from tests.evaluation.fakes import KIN, add_samples, evaluation, make_run
+from driftkit.storage.files import write_json
+from tests.scoring.fakes import KIN, add_samples, evaluation, make_run
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from driftkit.artifacts.files import read_json
 from driftkit.cli.app import app
+from driftkit.storage.files import read_json
 from tests.conftest import TINY_DATA, driftkit, train_tiny
-from tests.evaluation.fakes import add_samples, make_pack, make_run, random_images, tiny_extractor
+from tests.scoring.fakes import add_samples, make_pack, make_run, random_images, tiny_extractor
 
 TWO_PROCESSES = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
@@ -23,7 +23,7 @@ def invoke(tmp_path, monkeypatch):
     """Runs the command with a tiny judge; `real` is a reference."""
     make_pack(tmp_path / "real.safetensors", random_images(60, 50))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("driftkit.stages.fid.load_extractor", lambda name, **_: tiny_extractor())
+    monkeypatch.setattr("driftkit.scoring.evaluator.load_extractor", lambda name, **_: tiny_extractor())
     return lambda *words: CliRunner().invoke(app, ["fid", *map(str, words)])
 
 

@@ -90,7 +90,7 @@ def test_bad_input_gets_one_line_and_its_exit_code(words, code, says, tmp_path, 
 def test_debug_shows_the_traceback_wherever_it_stands(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(app, ["sample", "absent", "--debug"])
-    assert type(result.exception).__name__ == "MissingError"
+    assert type(result.exception).__name__ == "NotFoundError"
 
 
 def test_environment_variables_lie_between_files_and_options(monkeypatch, tmp_path):

@@ -5,8 +5,8 @@ import json
 import pytest
 from PIL import Image
 
-from driftkit.artifacts.files import read_json
 from driftkit.encoders.specs import names
+from driftkit.storage.files import read_json
 from tests.conftest import driftkit, train_tiny
 
 DATA = ["--data", "shapes?image_size=8&count=160", "--num-images", "64", "--batch-size", "8", "--no-speed"]

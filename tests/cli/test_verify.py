@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from driftkit.artifacts.files import write_json
+from driftkit.storage.files import write_json
 from tests.conftest import driftkit, train_tiny
 
 
@@ -28,7 +28,7 @@ def test_a_problem_is_a_line_with_its_fix_and_code_3(run):
     write_json(run / "evaluations" / "a.json", {"kind": "evaluation", "format": 99})
     result = driftkit("verify", run)
     assert result.exit_code == 3
-    assert result.stderr == "error: 2 problems in what was read; each is named with its fix\n"
+    assert result.stderr == "error: 2 problems in what was read; each is named with its fix [artifact]\n"
     flat = " ".join(result.stdout.split())
     assert f"damaged {run}/checkpoints/step-00000001/raw.safetensors: cut off: it has 100 bytes" in flat
     assert f"future {run}/evaluations/a.json: has format 99" in flat

@@ -4,8 +4,8 @@ import pytest
 
 from driftkit.config.layers import flatten, load_preset, merge, parse_assignments, preset_names
 from driftkit.errors import UsageError
-from driftkit.objectives.registry import OBJECTIVES
-from driftkit.stages.config import TrainConfig, resolve_config
+from driftkit.methods.registry import OBJECTIVES
+from driftkit.training.train_config import TrainConfig, resolve_config
 
 
 def test_later_layers_win_and_origins_are_kept():
@@ -51,7 +51,9 @@ def test_every_preset_fits_the_objectives_it_is_for(preset, objective):
 
 def test_the_full_size_baseline_is_trained_as_the_ddpm_paper_did():
     """Warm-up, clipping and learning rate of its CIFAR-10 runs; the drifting run keeps its own."""
-    trainers = {name: resolve_config(objective=name, preset="cifar10-seed")[0].trainer for name in ("ddpm", "drift")}
+    trainers = {
+        name: resolve_config(objective=name, preset="cifar10-multires")[0].trainer for name in ("ddpm", "drift")
+    }
     found = {name: (t.learning_rate, t.warmup_steps, t.gradient_clip) for name, t in trainers.items()}
     assert found == {"ddpm": (2e-4, 5000, 1.0), "drift": (2e-4, 0, 2.0)}
 

@@ -95,7 +95,7 @@ def place() -> str:
     """The innermost line of driftkit that is being run."""
     frames = [frame for frame in traceback.extract_stack() if "/driftkit/" in frame.filename]
     ours = [frame for frame in frames if "site-packages" not in frame.filename]
-    ours = [frame for frame in ours if not frame.filename.endswith("runtime/distributed.py")] or ours  # who called it
+    ours = [frame for frame in ours if not frame.filename.endswith("runtime/ranks.py")] or ours  # who called it
     return f"{ours[-1].filename.rpartition('/driftkit/')[2]}:{ours[-1].lineno}" if ours else "autograd"
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from driftkit.artifacts.files import read_json, read_tensors
-from driftkit.artifacts.run import Run
-from driftkit.drift import aggregated_drift
-from driftkit.training.loop import Trainer
+from driftkit.methods.drifting import aggregated_drift
+from driftkit.storage.files import read_json, read_tensors
+from driftkit.storage.run_folder import Run
+from driftkit.training.trainer import Trainer
 from tests.conftest import TINY_DATA, TINY_UNET, driftkit, train_tiny
 
 pytestmark = pytest.mark.gpu

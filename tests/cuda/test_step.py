@@ -10,16 +10,16 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from driftkit.encoders.loading import load_encoder
 from driftkit.encoders.networks import MAEEncoder
-from driftkit.nn.mae_resnet import MAEResNet, MAEResNetConfig
-from driftkit.nn.unet import UNet, UNetConfig
-from driftkit.objectives.classifier import Classifier, ClassifierConfig
-from driftkit.objectives.ddpm import DDPM, DDPMConfig
-from driftkit.objectives.drifting import Drifting, DriftingConfig
-from driftkit.objectives.mae import MAE, MAEConfig
+from driftkit.methods.classifier.objective import Classifier, ClassifierConfig
+from driftkit.methods.ddpm.objective import DDPM, DDPMConfig
+from driftkit.methods.drifting.objective import Drifting, DriftingConfig
+from driftkit.methods.mae.objective import MAE, MAEConfig
+from driftkit.models.mae_resnet import MAEResNet, MAEResNetConfig
+from driftkit.models.unet import UNet, UNetConfig
 from driftkit.protocols import Execution
-from driftkit.runtime.distributed import Ranks
+from driftkit.runtime.ranks import Ranks
 from driftkit.training.feed import Feed
-from driftkit.training.finite import FiniteWatch
+from driftkit.training.finite_watch import FiniteWatch
 from driftkit.training.gradients import GradientExchange
 from tests.cuda.fake import CUDA, Watched, fake_cuda, watching
 

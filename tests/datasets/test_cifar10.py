@@ -12,7 +12,7 @@ import torch
 from driftkit.datasets import cifar10
 from driftkit.datasets.cifar10 import BATCH_MD5S, CLASSES, parse_batch
 from driftkit.datasets.sources import open_dataset
-from driftkit.errors import MissingError, UsageError
+from driftkit.errors import ArtifactError, UsageError
 
 dump = __import__("pickle").dumps  # tests write pickles; the package reads none
 
@@ -95,7 +95,7 @@ def test_nothing_in_a_batch_is_executed(tmp_path):
     ],
 )
 def test_broken_batches_are_refused_by_name(data):
-    with pytest.raises(MissingError, match="batch_7"):
+    with pytest.raises(ArtifactError, match="batch_7"):
         parse_batch(data, "batch_7")
 
 
@@ -132,7 +132,7 @@ def test_archive_is_taken_by_its_path_and_resized(archive):
 
 def test_another_archive_of_that_name_is_refused(archive, monkeypatch):
     monkeypatch.setattr(cifar10, "ARCHIVE_MD5", "0" * 32)
-    with pytest.raises(MissingError, match=f"expected {'0' * 32}"):
+    with pytest.raises(ArtifactError, match=f"expected {'0' * 32}"):
         open_dataset(str(archive))
 
 
@@ -143,7 +143,7 @@ def test_extracted_folder_with_other_checksums_warns_and_is_unverified(tmp_path,
     pack = open_dataset("cifar10:test")
     assert pack.card.source.verified is False
     assert capsys.readouterr().err.count("warning: ") == 1
-    with pytest.raises(MissingError, match="data_batch_1"):
+    with pytest.raises(ArtifactError, match="data_batch_1"):
         open_dataset("cifar10")
 
 
@@ -156,15 +156,15 @@ def test_download_is_checked_and_kept(archive, tmp_path, monkeypatch):
 def test_failed_download_says_what_to_place_where_and_leaves_nothing(tmp_path):
     (tmp_path / "other.tar.gz").write_bytes(b"no archive")
     for url in ((tmp_path / "absent.tar.gz").as_uri(), (tmp_path / "other.tar.gz").as_uri()):
-        with pytest.raises(MissingError, match=r"cifar-10-python\.tar\.gz|md5"):
+        with pytest.raises(ArtifactError, match=r"cifar-10-python\.tar\.gz|md5"):
             open_dataset("cifar10", cifar10_url=url)
-    with pytest.raises(MissingError, match="DRIFTKIT_CIFAR10_URL"):
+    with pytest.raises(ArtifactError, match="DRIFTKIT_CIFAR10_URL"):
         open_dataset("cifar10", cifar10_url=(tmp_path / "absent.tar.gz").as_uri())
     assert not [path for path in (tmp_path / "data").rglob("*") if path.is_file()]
 
 
 def test_forbidden_download_and_odd_addresses(tmp_path):
-    with pytest.raises(MissingError, match="is not in"):
+    with pytest.raises(ArtifactError, match="is not in"):
         open_dataset("cifar10", allow_download=False)
     with pytest.raises(UsageError, match="ftp"):
         open_dataset("cifar10", cifar10_url="ftp://host/file")
@@ -175,5 +175,5 @@ def test_forbidden_download_and_odd_addresses(tmp_path):
 def test_hopelessly_slow_host_is_given_up(archive, monkeypatch):
     monkeypatch.setattr(cifar10, "SLOW_AFTER_S", -1.0)
     monkeypatch.setattr(cifar10, "SLOWEST_BYTES_PER_S", 1e12)
-    with pytest.raises(MissingError, match="throttles"):
+    with pytest.raises(ArtifactError, match="throttles"):
         open_dataset("cifar10", cifar10_url=archive.as_uri())

@@ -15,7 +15,7 @@ from driftkit.datasets import decode
 from driftkit.datasets.decode import decode_image
 from driftkit.datasets.folder import arrange, natural_order
 from driftkit.datasets.sources import open_dataset
-from driftkit.errors import MissingError
+from driftkit.errors import ArtifactError
 
 
 def png(colour=(10, 20, 30), size=(8, 8), mode="RGB", kind="PNG", **options):
@@ -101,11 +101,11 @@ def test_flat_images_are_unlabelled_and_hidden_files_ignored(kind, tmp_path):
 def test_splits_must_be_named(kind, tmp_path):
     files = {f"all/{split}/{name}/1.png": png((i, 0, 0)) for i, split in enumerate(("train", "test")) for name in "ab"}
     path = make(kind, tmp_path, files)
-    with pytest.raises(MissingError, match=r"holds the splits test, train.*photos(/all/train|\S*\?split=train)"):
+    with pytest.raises(ArtifactError, match=r"holds the splits test, train.*photos(/all/train|\S*\?split=train)"):
         open_dataset(str(path))
     pack = open_dataset(f"{path}?split=test")
     assert (len(pack), pack.classes, int(pack.images[0, 0, 0, 0])) == (2, ("a", "b"), 1)
-    with pytest.raises(MissingError, match="no split 'val'"):
+    with pytest.raises(ArtifactError, match="no split 'val'"):
         open_dataset(f"{path}?split=val")
     if kind == "folder":
         pack = open_dataset(str(path / "all" / "train"))
@@ -120,7 +120,7 @@ def test_single_split_is_taken_as_it_is():
 
 
 def test_image_beside_class_folders_is_an_error():
-    with pytest.raises(MissingError, match=r"c\.png lies beside class folders"):
+    with pytest.raises(ArtifactError, match=r"c\.png lies beside class folders"):
         arrange(["a/1.png", "b/1.png", "c.png"], Path("here"), None, is_folder=True)
 
 
@@ -131,7 +131,7 @@ def test_natural_order_counts():
 @KINDS
 def test_mixed_sizes_name_two_files_and_the_fix(kind, tmp_path):
     path = make(kind, tmp_path, {"1.png": png(), "2.png": png(size=(12, 10))})
-    with pytest.raises(MissingError, match=r"1\.png is 8x8 px and 2\.png is 12x10; .*--image-size 8"):
+    with pytest.raises(ArtifactError, match=r"1\.png is 8x8 px and 2\.png is 12x10; .*--image-size 8"):
         open_dataset(str(path))
     assert open_dataset(str(path), image_size=8).images.shape == (2, 3, 8, 8)
 
@@ -139,7 +139,7 @@ def test_mixed_sizes_name_two_files_and_the_fix(kind, tmp_path):
 @KINDS
 def test_broken_image_is_named_and_nothing_is_left(kind, tmp_path):
     files = {**TREE, "root/dog/9.png": TREE["root/dog/9.png"][:40]}
-    with pytest.raises(MissingError, match=r"root/dog/9\.png is no readable image"):
+    with pytest.raises(ArtifactError, match=r"root/dog/9\.png is no readable image"):
         open_dataset(str(make(kind, tmp_path, files)))
     assert not (tmp_path / "data").exists()
 
@@ -147,7 +147,7 @@ def test_broken_image_is_named_and_nothing_is_left(kind, tmp_path):
 @KINDS
 def test_source_without_images_is_an_error(kind, tmp_path):
     path = make(kind, tmp_path, {"notes.txt": b"x"})
-    with pytest.raises(MissingError, match="no images among 1 files"):
+    with pytest.raises(ArtifactError, match="no images among 1 files"):
         open_dataset(str(path))
 
 
@@ -157,7 +157,7 @@ def test_truncated_archive_is_refused(kind, keep, tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     path = make(kind, tmp_path, {f"{i}.png": encoded(noise) for i in range(8)})
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * keep)])
-    with pytest.raises(MissingError, match=r"photos\."):
+    with pytest.raises(ArtifactError, match=r"photos\."):
         open_dataset(str(path))
     assert not (tmp_path / "data").exists()
 
@@ -167,7 +167,7 @@ def test_tar_cut_between_members_or_in_a_header_is_refused(tmp_path):
     whole = path.read_bytes()
     for length in (1024, 2048, 2048 + 200):
         path.write_bytes(whole[:length])
-        with pytest.raises(MissingError, match="cut off"):
+        with pytest.raises(ArtifactError, match="cut off"):
             open_dataset(str(path))
 
 
@@ -178,14 +178,14 @@ def test_zip_member_with_a_wrong_checksum_is_named(tmp_path):
     content = bytearray(path.read_bytes())
     content[60] ^= 0xFF
     path.write_bytes(content)
-    with pytest.raises(MissingError, match=r"1\.png is not readable"):
+    with pytest.raises(ArtifactError, match=r"1\.png is not readable"):
         open_dataset(str(path))
 
 
 @pytest.mark.parametrize("name", ["../1.png", "/etc/1.png", "a/../../1.png", "C:/1.png", "..\\1.png"])
 @pytest.mark.parametrize("kind", ["zip", "tar"])
 def test_names_that_lead_out_of_an_archive_are_refused(kind, name, tmp_path):
-    with pytest.raises(MissingError, match="leads out"):
+    with pytest.raises(ArtifactError, match="leads out"):
         open_dataset(str(make(kind, tmp_path, {"ok.png": png(), name: png()})))
 
 
@@ -195,40 +195,40 @@ def test_links_in_archives_are_refused(tmp_path):
             member = tarfile.TarInfo("1.png")
             member.type, member.linkname = kind, "/etc/passwd"
             archive.addfile(member)
-        with pytest.raises(MissingError, match="a link or a device"):
+        with pytest.raises(ArtifactError, match="a link or a device"):
             open_dataset(str(tmp_path / "l.tar"))
     with zipfile.ZipFile(tmp_path / "l.zip", "w") as archive:
         info = zipfile.ZipInfo("1.png")
         info.external_attr = (stat.S_IFLNK | 0o777) << 16
         archive.writestr(info, "/etc/passwd")
-    with pytest.raises(MissingError, match="a link or a device"):
+    with pytest.raises(ArtifactError, match="a link or a device"):
         open_dataset(str(tmp_path / "l.zip"))
 
 
 def test_links_to_folders_and_dead_links_are_refused(tmp_path):
     as_folder(tmp_path / "photos", TREE)
     (tmp_path / "photos" / "loop").symlink_to(tmp_path / "photos", target_is_directory=True)
-    with pytest.raises(MissingError, match="link to a folder"):
+    with pytest.raises(ArtifactError, match="link to a folder"):
         open_dataset(str(tmp_path / "photos"))
     (tmp_path / "photos" / "loop").unlink()
     (tmp_path / "photos" / "dead.png").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(MissingError, match=r"dead\.png"):
+    with pytest.raises(ArtifactError, match=r"dead\.png"):
         open_dataset(str(tmp_path / "photos"))
 
 
 def test_huge_images_and_members_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(decode, "MAX_PIXELS", 63)
-    with pytest.raises(MissingError, match=r"big\.png: 8x8 px"):
+    with pytest.raises(ArtifactError, match=r"big\.png: 8x8 px"):
         decode_image(png(), "big.png", None)
     monkeypatch.setattr("driftkit.datasets.containers.MAX_MEMBER_BYTES", 10)
     for kind in ("folder", "zip", "tar"):
-        with pytest.raises(MissingError, match="expected at most 10 for one image"):
+        with pytest.raises(ArtifactError, match="expected at most 10 for one image"):
             open_dataset(str(make(kind, tmp_path, {"1.png": png()})))
 
 
 def test_decompression_bomb_is_named(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    with pytest.raises(MissingError, match=r"bomb\.png"):
+    with pytest.raises(ArtifactError, match=r"bomb\.png"):
         decode_image(png(), "bomb.png", None)
 
 
@@ -271,7 +271,7 @@ def test_turned_camera_image_is_set_upright():
 
 @pytest.mark.parametrize("data", [png((0.5), mode="F", kind="TIFF"), b"", b"%!PS-Adobe-3.0 EPSF-3.0\n"])
 def test_what_cannot_be_shown_is_refused(data):
-    with pytest.raises(MissingError, match="image"):
+    with pytest.raises(ArtifactError, match="image"):
         decode_image(data, "image", None)
 
 

@@ -6,9 +6,9 @@ import time
 import pytest
 import torch
 
-from driftkit.artifacts.files import read_json, write_json
 from driftkit.datasets.packs import PackSource, balanced_indices, open_pack, write_pack
-from driftkit.errors import MissingError
+from driftkit.errors import ArtifactError
+from driftkit.storage.files import read_json, write_json
 
 SOURCE = PackSource(spec="here", kind="folder")
 
@@ -39,7 +39,7 @@ def test_opening_reads_no_images(tmp_path):
 
 def test_tensors_without_a_card_are_an_unfinished_import(pack):
     pack.path.with_suffix(".json").unlink()
-    with pytest.raises(MissingError, match="unfinished import"):
+    with pytest.raises(ArtifactError, match="unfinished import"):
         open_pack(pack.path)
 
 
@@ -55,7 +55,7 @@ def test_tensors_without_a_card_are_an_unfinished_import(pack):
 def test_card_of_other_tensors_is_refused(pack, key, value, named):
     side = pack.path.with_suffix(".json")
     write_json(side, {**read_json(side), key: value})
-    with pytest.raises(MissingError, match=named):
+    with pytest.raises(ArtifactError, match=named):
         open_pack(pack.path)
 
 
@@ -63,13 +63,13 @@ def test_card_of_other_tensors_is_refused(pack, key, value, named):
 def test_card_of_another_kind_is_refused(pack, change):
     side = pack.path.with_suffix(".json")
     write_json(side, {**read_json(side), **change})
-    with pytest.raises(MissingError, match=r"few\.json"):
+    with pytest.raises(ArtifactError, match=r"few\.json"):
         open_pack(pack.path)
 
 
 def test_truncated_pack_is_refused(pack):
     os.truncate(pack.path, pack.path.stat().st_size - 10)
-    with pytest.raises(MissingError, match=r"few\.safetensors"):
+    with pytest.raises(ArtifactError, match=r"few\.safetensors"):
         open_pack(pack.path)
 
 
@@ -77,7 +77,7 @@ def test_verify_finds_a_changed_pixel(pack):
     content = bytearray(pack.path.read_bytes())
     content[-5] ^= 1
     pack.path.write_bytes(content)
-    with pytest.raises(MissingError):
+    with pytest.raises(ArtifactError):
         open_pack(pack.path).verify()
 
 
@@ -88,7 +88,7 @@ def test_replacing_a_pack_never_leaves_the_old_card(pack, monkeypatch):
     monkeypatch.setattr("driftkit.datasets.packs.write_json", fail)
     with pytest.raises(OSError, match="disk full"):
         write_pack(pack.path, pack.images[:, :, :, :4], pack.labels, pack.classes, source=SOURCE, label="other")
-    with pytest.raises(MissingError, match="unfinished import"):
+    with pytest.raises(ArtifactError, match="unfinished import"):
         open_pack(pack.path)
 
 
@@ -127,5 +127,5 @@ def test_image_size_of_oblong_images_is_an_error(tmp_path):
     images = torch.zeros(2, 3, 4, 6, dtype=torch.uint8)
     pack = write_pack(tmp_path / "oblong", images, torch.tensor([-1, -1]), [], source=SOURCE, label="oblong")
     assert pack.class_counts() == {"(unlabelled)": 2}
-    with pytest.raises(MissingError, match="6x4 px"):
+    with pytest.raises(ArtifactError, match="6x4 px"):
         _ = pack.image_size

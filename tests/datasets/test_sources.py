@@ -11,8 +11,8 @@ import torch
 from driftkit.datasets import sources
 from driftkit.datasets.packs import open_pack
 from driftkit.datasets.sources import open_dataset, parse_spec
-from driftkit.errors import MissingError, UsageError
-from driftkit.runtime.distributed import Ranks
+from driftkit.errors import ArtifactError, UsageError
+from driftkit.runtime.ranks import Ranks
 
 SMALL = "shapes?count=20&image_size=8"
 
@@ -44,9 +44,9 @@ def test_limit_takes_a_balanced_part():
 def test_pack_is_opened_with_and_without_suffix(tmp_path):
     path = open_dataset(SMALL).path
     assert open_dataset(str(path)).digest == open_dataset(str(path.with_suffix(""))).digest
-    with pytest.raises(MissingError, match=r"8x8 px, expected 16x16; .*--image-size 16 --output"):
+    with pytest.raises(ArtifactError, match=r"8x8 px, expected 16x16; .*--image-size 16 --output"):
         open_dataset(str(path), image_size=16)
-    with pytest.raises(MissingError, match="not there"):
+    with pytest.raises(ArtifactError, match="not there"):
         open_dataset(str(tmp_path / "none.safetensors"))
 
 
@@ -73,9 +73,9 @@ def test_data_folder_argument_goes_before_the_variable(tmp_path, monkeypatch):
         ("shapes:test?split=train", UsageError, "twice"),
         ("cifar10?splt=test", UsageError, "did you mean split"),
         ("", UsageError, "empty"),
-        ("shape", MissingError, "did you mean shapes"),
-        ("no/such/folder", MissingError, "a folder of images"),
-        ("https://host/images.zip", MissingError, "no such file"),
+        ("shape", ArtifactError, "did you mean shapes"),
+        ("no/such/folder", ArtifactError, "a folder of images"),
+        ("https://host/images.zip", ArtifactError, "no such file"),
     ],
 )
 def test_what_does_not_fit_is_explained(spec, error, said):
@@ -85,7 +85,7 @@ def test_what_does_not_fit_is_explained(spec, error, said):
 
 def test_file_of_another_kind_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(MissingError, match=r"expected a folder, \.zip"):
+    with pytest.raises(ArtifactError, match=r"expected a folder, \.zip"):
         open_dataset(str(tmp_path / "notes.txt"))
 
 
@@ -126,7 +126,7 @@ def test_failure_of_the_first_rank_reaches_all(tmp_path):
     (tmp_path / "bad" / "1.png").write_bytes(b"junk")
     for rank in (0, 1):
         ranks = FakeRanks(rank=rank, world_size=2)
-        with pytest.raises(MissingError, match="no readable image" if rank == 0 else "the first rank left no pack"):
+        with pytest.raises(ArtifactError, match="no readable image" if rank == 0 else "the first rank left no pack"):
             open_dataset(str(tmp_path / "bad"), ranks=ranks)
         assert ranks.waited == [rank]
 

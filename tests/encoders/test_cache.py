@@ -8,16 +8,16 @@ from collections import namedtuple
 import pytest
 import torch
 
-from driftkit.artifacts.files import read_tensors, state_digest, write_tensors
-from driftkit.artifacts.images import to_float
 from driftkit.encoders.cache import FeatureSource, open_cache
 from driftkit.encoders.features import feature_set
 from driftkit.encoders.networks import MAEEncoder
-from driftkit.errors import DriftkitError, MissingError, ResourceError
-from driftkit.nn.mae_resnet import MAEResNet, MAEResNetConfig
-from driftkit.objectives.drifting import Drifting, DriftingConfig
+from driftkit.errors import ArtifactError, DriftkitError, ResourceError
+from driftkit.methods.drifting.objective import Drifting, DriftingConfig
+from driftkit.models.mae_resnet import MAEResNet, MAEResNetConfig
 from driftkit.protocols import Execution
-from driftkit.runtime.distributed import Ranks
+from driftkit.runtime.ranks import Ranks
+from driftkit.storage.files import read_tensors, state_digest, write_tensors
+from driftkit.storage.images import to_float
 from driftkit.training.feed import Feed
 from tests.conftest import TINY_DATA, TINY_LOOP, TINY_UNET, driftkit, setting, train_tiny
 
@@ -93,13 +93,13 @@ def test_whatever_the_features_follow_from_makes_another_cache(encoder, tmp_path
 def test_ranks_share_the_shards(encoder, tmp_path, monkeypatch):
     monkeypatch.setattr(Ranks, "barrier", lambda self: None)
     monkeypatch.setattr(Ranks, "max", lambda self, value: value)
-    with pytest.raises(MissingError, match="shard-00001"):  # that of rank 1, for which no barrier waits here
+    with pytest.raises(ArtifactError, match="shard-00001"):  # that of rank 1, for which no barrier waits here
         opened(encoder, tmp_path, ranks=Ranks(0, 2))
     assert encoder.seen == 1 + 20 + 2 * (8 + 4)
     shutil.move(next(tmp_path.iterdir()) / "shard-00000.safetensors", tmp_path / "aside")
     shutil.move(next(tmp_path.glob("*/shard-00002.safetensors")), tmp_path / "aside2")
     encoder.seen = 0
-    with pytest.raises(MissingError, match="shard-00000"):
+    with pytest.raises(ArtifactError, match="shard-00000"):
         opened(encoder, tmp_path, ranks=Ranks(1, 2))
     assert encoder.seen == 1 + 2 * 8
 
@@ -121,7 +121,7 @@ def test_a_full_disk_is_told_before_anything_is_written(encoder, tmp_path, monke
 def test_a_damaged_shard_is_named(encoder, tmp_path):
     path = opened(encoder, tmp_path).folder / "shard-00000.safetensors"
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(MissingError, match="shard-00000"):
+    with pytest.raises(ArtifactError, match="shard-00000"):
         opened(encoder, tmp_path)
 
 
@@ -175,5 +175,5 @@ def test_shards_of_another_offset_are_refused(encoder, tmp_path):
     offset = read_tensors(folder / "offset.safetensors")[0]["offset"]
     other = {"offset": offset + 1}
     write_tensors(folder / "offset.safetensors", other, header={"sha256": state_digest(other)})
-    with pytest.raises(MissingError, match="another offset"):
+    with pytest.raises(ArtifactError, match="another offset"):
         opened(encoder, tmp_path)

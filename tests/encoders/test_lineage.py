@@ -23,7 +23,7 @@ from driftkit.encoders.lineage import (
 from driftkit.encoders.loading import load_encoder
 from driftkit.encoders.specs import SPECS
 from driftkit.encoders.weights import published, read_weights
-from tests.evaluation.fakes import make_run
+from tests.scoring.fakes import make_run
 
 LITE0 = Lineage("a0", "tf_efficientnet_lite0", "efficientnet", ("ImageNet-1k",), True)
 LITE2 = Lineage("a2", "tf_efficientnet_lite2", "efficientnet", ("ImageNet-1k",), True)

@@ -6,18 +6,18 @@ import pytest
 import timm
 import torch
 
-from driftkit.artifacts.files import write_tensors
-from driftkit.artifacts.images import to_float
 from driftkit.encoders import loading
 from driftkit.encoders.features import feature_set, field_calls
 from driftkit.encoders.loading import load_encoder, timm_spec
 from driftkit.encoders.resizing import resize
 from driftkit.encoders.specs import NORMALISATIONS, PACKAGED, SPECS
 from driftkit.errors import UsageError
-from driftkit.evaluation.timm_extractors import dinov2
-from driftkit.objectives.drifting import Drifting, DriftingConfig
+from driftkit.methods.drifting.objective import Drifting, DriftingConfig
 from driftkit.protocols import Batch, Execution
-from driftkit.runtime.distributed import Ranks
+from driftkit.runtime.ranks import Ranks
+from driftkit.scoring.timm_extractors import dinov2
+from driftkit.storage.files import write_tensors
+from driftkit.storage.images import to_float
 
 # Of the same families as the rows, with the same names of layers, but small enough to run.
 SMALL = {

@@ -11,7 +11,7 @@ import torch
 from driftkit.encoders import weights
 from driftkit.encoders.specs import SPECS
 from driftkit.encoders.weights import HubFile, UrlFile, fetch, locate, published
-from driftkit.errors import MissingError
+from driftkit.errors import ArtifactError
 from tests.web import serve
 
 
@@ -83,7 +83,7 @@ def test_a_download_that_is_not_the_file_leaves_nothing(hub_folder, content, dig
         site.cut = cut
         if content is not None:
             site.files["/net.pth"] = content
-        with pytest.raises(MissingError, match=says) as caught:
+        with pytest.raises(ArtifactError, match=says) as caught:
             UrlFile(f"{site.url}/net.pth", digest).download()
     assert "partial" not in str(caught.value)
     assert "net.pth" in str(caught.value)
@@ -110,7 +110,7 @@ def test_a_file_that_does_not_fit_the_disk_is_not_begun(hub_folder, monkeypatch)
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 10})())
     with serve() as site:
         site.files["/net.pth"] = torch_file()
-        with pytest.raises(MissingError, match="do not fit"):
+        with pytest.raises(ArtifactError, match="do not fit"):
             UrlFile(f"{site.url}/net.pth").download()
 
 
@@ -145,7 +145,7 @@ def test_a_file_of_the_hub_is_compared_with_the_hubs_digest(fake_hub):
 def test_a_broken_file_of_the_hub_does_not_stay_in_its_cache(fake_hub, monkeypatch):
     blob, link = fake_hub
     monkeypatch.setattr(weights, "sha256_file", lambda _: "0" * 64)
-    with pytest.raises(MissingError, match="sha256 is 0000"):
+    with pytest.raises(ArtifactError, match="sha256 is 0000"):
         HubFile("timm/net", "model.bin").download()
     assert not blob.exists()
     assert not link.is_symlink()
@@ -156,11 +156,11 @@ def test_what_the_hub_client_raises_is_one_line_about_the_file(fake_hub, monkeyp
         raise RuntimeError("transfer library: connection reset")
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", fail)
-    with pytest.raises(MissingError, match=r"model\.bin of timm/net did not come: .*reset"):
+    with pytest.raises(ArtifactError, match=r"model\.bin of timm/net did not come: .*reset"):
         HubFile("timm/net", "model.bin").download()
 
 
 def test_the_hubs_offline_switch_is_named(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(MissingError, match="HF_HUB_OFFLINE"):
+    with pytest.raises(ArtifactError, match="HF_HUB_OFFLINE"):
         HubFile("timm/net").download()

@@ -136,8 +136,8 @@ def _words(kill: Kill | None) -> str:
 
 def _state(sandbox: Path, runs: tuple[str, ...]) -> dict[str, Any]:
     """What `verify` says of everything in the sandbox, and the steps that would be lost."""
-    from driftkit.artifacts.run import Run
     from driftkit.stages.verify import verify
+    from driftkit.storage.run_folder import Run
 
     found = verify([sandbox])
     lost = 0

@@ -5,8 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from driftkit.artifacts.atomic import is_temporary
-from driftkit.artifacts.files import read_tensors, state_digest
+from driftkit.storage.atomic import is_temporary
+from driftkit.storage.files import read_tensors, state_digest
 
 # Times; and what holds a time, or a number drawn once per run, or the digest of a file that does.
 VARYING = {

@@ -103,7 +103,7 @@ def watch(root: Path, log: Path, kill: Kill | None) -> None:
 
 
 def _wrap_names(seen: Watch) -> None:
-    from driftkit.artifacts import atomic
+    from driftkit.storage import atomic
 
     def renaming(original: Callable[..., Any], kind: str) -> Callable[..., Any]:
         def wrapped(source: Any, target: Any, **more: Any) -> Any:
@@ -175,7 +175,7 @@ def _wrap_content(seen: Watch) -> None:
     import safetensors.torch
     from PIL import Image
 
-    from driftkit.artifacts import files
+    from driftkit.storage import files
 
     write_bytes, save_picture, save_file = pathlib.Path.write_bytes, Image.Image.save, files.save_file
 

@@ -13,10 +13,13 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from driftkit.artifacts.files import SEAL, state_digest, write_json, write_tensors
-from driftkit.artifacts.images import read_samples, write_samples
-from driftkit.artifacts.run import Run
 from driftkit.cli.app import check
+from driftkit.comparison.agreement import pairs_of
+from driftkit.comparison.conclusions import cautions, findings, scored_runs
+from driftkit.comparison.report import embedded_json, render_report
+from driftkit.comparison.run_summary import differences, equality_notes, summarise
+from driftkit.comparison.score_records import score_records, to_csv
+from driftkit.comparison.score_table import read_evaluations, score_tables
 from driftkit.config.layers import parse_assignments
 from driftkit.datasets.cifar10 import parse_batch
 from driftkit.datasets.containers import Container, Tar, Zip
@@ -27,23 +30,20 @@ from driftkit.datasets.sources import parse_spec, resolve
 from driftkit.encoders.loading import load_encoder, load_encoder_file, native_image_size
 from driftkit.encoders.weights import read_weights
 from driftkit.errors import DriftkitError
-from driftkit.evaluation.agreement import pairs_of
-from driftkit.evaluation.features import Share, extract
-from driftkit.evaluation.records import score_records, to_csv
-from driftkit.evaluation.reference_statistics import describe_contract, open_statistics_file, read_foreign_statistics
-from driftkit.evaluation.report import embedded_json, render_report
-from driftkit.evaluation.summary import differences, equality_notes, summarise
-from driftkit.evaluation.table import read_evaluations, score_tables
-from driftkit.evaluation.verdict import cautions, findings, scored_runs
-from driftkit.nn.mae_resnet import MAEResNet, MAEResNetConfig
-from driftkit.objectives.registry import build_network
+from driftkit.methods.registry import build_network
+from driftkit.models.mae_resnet import MAEResNet, MAEResNetConfig
+from driftkit.scoring.extraction import Share, extract
+from driftkit.scoring.image_set import is_run
+from driftkit.scoring.reference_statistics import describe_contract, open_statistics_file, read_foreign_statistics
 from driftkit.stages.compare import collect
-from driftkit.stages.config import TrainConfig, resolve_config
 from driftkit.stages.model_card import describe_run, to_markdown
-from driftkit.stages.pipeline import is_done, load_pipeline
-from driftkit.stages.sample import can_sample, load_network
-from driftkit.stages.targets import is_run
-from tests.evaluation.fakes import evaluation, make_pack, make_run, random_images, tiny_extractor
+from driftkit.stages.run import is_done, load_pipeline
+from driftkit.storage.files import SEAL, state_digest, write_json, write_tensors
+from driftkit.storage.images import read_samples, write_samples
+from driftkit.storage.run_folder import Run
+from driftkit.training.sampling import can_sample, load_network
+from driftkit.training.train_config import TrainConfig, resolve_config
+from tests.scoring.fakes import evaluation, make_pack, make_run, random_images, tiny_extractor
 
 Reader = Callable[[bytes], object]
 
@@ -293,7 +293,7 @@ def samples_record(folder: Path) -> Target:
 
     def read(content: bytes) -> None:
         place.with_suffix(".json").write_bytes(content)
-        from driftkit.stages.targets import Opening, Sampling, open_target
+        from driftkit.scoring.image_set import Opening, Sampling, open_target
 
         open_target(place, Sampling(), Opening())
         read_samples(place)

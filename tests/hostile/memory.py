@@ -9,7 +9,7 @@ from pathlib import Path
 
 PRELUDE = """
 import json, sys
-from driftkit.artifacts.files import read_tensors
+from driftkit.storage.files import read_tensors
 from driftkit.datasets.sources import open_dataset
 from driftkit.errors import DriftkitError
 

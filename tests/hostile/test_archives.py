@@ -15,7 +15,7 @@ from PIL import Image
 
 from driftkit.datasets import folder
 from driftkit.datasets.sources import open_dataset
-from driftkit.errors import MissingError, ResourceError
+from driftkit.errors import ArtifactError, ResourceError
 from tests.hostile.memory import peaks
 
 MIB = 2**20
@@ -117,7 +117,7 @@ def test_bombs_are_refused_before_memory_is_spent(tmp_path):
 
 @pytest.mark.parametrize("size", [(2**31 - 1, 2**31 - 1), (1, 2**31 - 1), (0, 0)])
 def test_sizes_that_no_image_has_are_refused(tmp_path, size):
-    with pytest.raises(MissingError, match=r"1\.png"):
+    with pytest.raises(ArtifactError, match=r"1\.png"):
         open_dataset(str(in_zip(tmp_path, claimed(*size))))
 
 
@@ -127,7 +127,7 @@ def test_a_zip_that_lies_about_its_sizes_is_refused(tmp_path):
     directory = whole.index(b"PK\x01\x02")
     for size in (7, 2**31):  # less than there is, and far more
         path.write_bytes(whole[: directory + 24] + struct.pack("<I", size) + whole[directory + 28 :])
-        with pytest.raises(MissingError, match=r"x\.zip"):
+        with pytest.raises(ArtifactError, match=r"x\.zip"):
             open_dataset(str(path))
 
 
@@ -137,7 +137,7 @@ def test_zip64_sizes_are_read_and_refused(tmp_path):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(info, png())
         info.file_size = info.compress_size = 2**62
-    with pytest.raises(MissingError, match="4,611,686,018,427,387,904 bytes"):
+    with pytest.raises(ArtifactError, match="4,611,686,018,427,387,904 bytes"):
         open_dataset(str(path))
 
 
@@ -146,7 +146,7 @@ def test_an_archive_in_an_archive_is_no_image(tmp_path):
     path = write_zip(tmp_path / "x.zip", {"1.png": png(), "inner.zip": inner, "inner.tar": inner})
     pack = open_dataset(str(path))
     assert (len(pack), pack.card.notes) == (1, ("files that are no images, left out: 2",))
-    with pytest.raises(MissingError, match=r"2\.png is no readable image"):
+    with pytest.raises(ArtifactError, match=r"2\.png is no readable image"):
         open_dataset(str(write_zip(tmp_path / "y.zip", {"2.png": inner})))
 
 
@@ -154,20 +154,20 @@ def test_a_tar_with_holes_is_refused(tmp_path):
     header = tarfile.TarInfo("1.png")
     header.type = tarfile.GNUTYPE_SPARSE
     (tmp_path / "x.tar").write_bytes(header.tobuf() + bytes(10240))
-    with pytest.raises(MissingError, match="has holes"):
+    with pytest.raises(ArtifactError, match="has holes"):
         open_dataset(str(tmp_path / "x.tar"))
     with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.PAX_FORMAT) as archive:
         member = tarfile.TarInfo("1.png")
         member.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "8"}
         member.size = 512
         archive.addfile(member, io.BytesIO(b"1\n0\n8\n".ljust(512, b"\0")))
-    with pytest.raises(MissingError, match="has holes"):
+    with pytest.raises(ArtifactError, match="has holes"):
         open_dataset(str(tmp_path / "x.tar"))
 
 
 def test_more_files_than_the_limit_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("driftkit.datasets.containers.MAX_FILES", 2)
-    with pytest.raises(MissingError, match="more than 2 files"):
+    with pytest.raises(ArtifactError, match="more than 2 files"):
         open_dataset(str(write_zip(tmp_path / "x.zip", {f"{i}.png": png() for i in range(3)})))
 
 
@@ -197,7 +197,7 @@ def test_a_link_out_of_a_folder_is_refused_and_one_within_is_not(tmp_path):
     assert len(open_dataset(str(photos))) == 2
     for target in (outside, "../private.png", "/dev/zero", "/proc/self/environ"):
         (photos / "3.png").symlink_to(target)
-        with pytest.raises(MissingError, match=r"3\.png is (a link out of the folder|no plain file)"):
+        with pytest.raises(ArtifactError, match=r"3\.png is (a link out of the folder|no plain file)"):
             open_dataset(str(photos))
         (photos / "3.png").unlink()
     (tmp_path / "named").symlink_to(photos, target_is_directory=True)  # the folder that is named may be a link itself
@@ -209,18 +209,18 @@ def test_pipes_are_refused_and_not_waited_for(tmp_path):
     photos.mkdir()
     (photos / "1.png").write_bytes(png())
     os.mkfifo(photos / "2.png")
-    with pytest.raises(MissingError, match=r"2\.png is no plain file"):
+    with pytest.raises(ArtifactError, match=r"2\.png is no plain file"):
         open_dataset(str(photos))
     for name in ("x.zip", "x.tar", "x.safetensors"):
         os.mkfifo(tmp_path / name)
-        with pytest.raises(MissingError, match=r"no plain file|no such file"):
+        with pytest.raises(ArtifactError, match=r"no plain file|no such file"):
             open_dataset(str(tmp_path / name))
     for kind in (tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE):
         with tarfile.open(tmp_path / "y.tar", "w") as archive:
             member = tarfile.TarInfo("1.png")
             member.type = kind
             archive.addfile(member)
-        with pytest.raises(MissingError, match="a link or a device"):
+        with pytest.raises(ArtifactError, match="a link or a device"):
             open_dataset(str(tmp_path / "y.tar"))
 
 

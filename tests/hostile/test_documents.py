@@ -6,12 +6,12 @@ import struct
 
 import pytest
 
-from driftkit.artifacts import files
-from driftkit.artifacts.files import read_json, read_tensors, write_json
 from driftkit.config.layers import parse_assignments, read_toml
-from driftkit.errors import DriftkitError, MissingError, UsageError
+from driftkit.errors import ArtifactError, DriftkitError, UsageError
+from driftkit.storage import files
+from driftkit.storage.files import read_json, read_tensors, write_json
 from tests.conftest import driftkit
-from tests.evaluation.fakes import make_pack, make_run, random_images
+from tests.scoring.fakes import make_pack, make_run, random_images
 
 
 def tensors(path, header: bytes, body: bytes = b"", length: int | None = None):
@@ -41,7 +41,7 @@ BROKEN = {
 def test_broken_headers_of_tensors_are_named(tmp_path, kind):
     header, length = BROKEN[kind]
     path = tensors(tmp_path / "t.safetensors", header, bytes(4), length)
-    with pytest.raises(MissingError, match=r"t\.safetensors"):
+    with pytest.raises(ArtifactError, match=r"t\.safetensors"):
         read_tensors(path)
 
 
@@ -67,21 +67,21 @@ def test_of_a_name_that_stands_twice_one_tensor_is_read(tmp_path):
 )
 def test_broken_json_is_named(tmp_path, content):
     (tmp_path / "a.json").write_text(content)
-    with pytest.raises(MissingError, match=r"a\.json"):
+    with pytest.raises(ArtifactError, match=r"a\.json"):
         read_json(tmp_path / "a.json")
 
 
 def test_json_that_is_too_large_is_not_read(tmp_path, monkeypatch):
     with open(tmp_path / "a.json", "wb") as file:
         file.truncate(2**40)  # a file with a hole: no disk is filled
-    with pytest.raises(MissingError, match="1,099,511,627,776 bytes of JSON"):
+    with pytest.raises(ArtifactError, match="1,099,511,627,776 bytes of JSON"):
         read_json(tmp_path / "a.json")
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
 def test_numbers_that_are_not_finite_are_neither_read_nor_written(number, tmp_path):
     (tmp_path / "a.json").write_text(f'{{"a": [1.0, {number}]}}')
-    with pytest.raises(MissingError, match=f"{number} is not a finite number"):
+    with pytest.raises(ArtifactError, match=f"{number} is not a finite number"):
         read_json(tmp_path / "a.json")
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "b.json", {"a": float("nan")})
@@ -91,7 +91,7 @@ def test_numbers_that_are_not_finite_are_neither_read_nor_written(number, tmp_pa
 def test_pipes_are_not_waited_for(tmp_path):
     for read, name in ((read_json, "a.json"), (read_tensors, "a.safetensors")):
         os.mkfifo(tmp_path / name)
-        with pytest.raises(MissingError, match="no plain file"):
+        with pytest.raises(ArtifactError, match="no plain file"):
             read(tmp_path / name)
     run = make_run(tmp_path / "run")
     (run.path / "evaluations").mkdir()
@@ -99,7 +99,7 @@ def test_pipes_are_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "w.pth")
     result = driftkit("probe-encoder", "resnet18", "--encoder-weights", tmp_path / "w.pth")
     assert (result.exit_code, "no plain file" in result.output) == (3, True)
-    with pytest.raises(MissingError, match="no plain file"):
+    with pytest.raises(ArtifactError, match="no plain file"):
         run.evaluations()
 
 
@@ -161,8 +161,8 @@ def test_names_in_records_lead_to_no_file_outside(tmp_path):
 
 
 def test_names_of_runs_and_samplers_make_no_path(tmp_path):
-    from driftkit.stages.fid_record import default_path
-    from driftkit.stages.targets import Share, Target
+    from driftkit.scoring.evaluation_record import default_path
+    from driftkit.scoring.image_set import Share, Target
 
     run = make_run(tmp_path / "run", "ddpm")
     found = Target(random_images(1), Share(0, 1, 1), {}, run, run.path)

@@ -7,9 +7,9 @@ import zipfile
 import pytest
 import torch
 
-from driftkit.artifacts.files import write_json
+from driftkit.storage.files import write_json
 from tests.conftest import TINY_DATA, TINY_LOOP, TINY_UNET, driftkit
-from tests.evaluation.fakes import make_pack, make_run, random_images
+from tests.scoring.fakes import make_pack, make_run, random_images
 
 
 class Payload:
@@ -67,7 +67,7 @@ def test_weights_of_a_training(payload, mark, tmp_path):
 
 @pytest.mark.parametrize("judge", ["inception", "dinov2", "timm:resnet18.tv_in1k"])
 def test_weights_of_a_judge(payload, mark, tmp_path, judge, monkeypatch):
-    monkeypatch.setattr("driftkit.evaluation.extractors.INCEPTION_DIGEST_PREFIX", "")
+    monkeypatch.setattr("driftkit.scoring.extractors.INCEPTION_DIGEST_PREFIX", "")
     make_pack(tmp_path / "p.safetensors", random_images(12))
     words = ("fid", tmp_path / "p.safetensors", "--reference", tmp_path / "p.safetensors", "--features", judge)
     refused(driftkit(*words, "--features-weights", payload), mark)
@@ -94,11 +94,11 @@ def test_statistics_of_others(payload, mark, tmp_path):
     pack = make_pack(tmp_path / "p.safetensors", random_images(12)).path
     run = make_run(tmp_path / "mae", "mae").path
     for file in (tmp_path / "s.npz", payload.rename(tmp_path / "t.npz")):
-        from driftkit.errors import MissingError
-        from driftkit.evaluation.reference_statistics import open_statistics_file
-        from tests.evaluation.fakes import tiny_extractor
+        from driftkit.errors import ArtifactError
+        from driftkit.scoring.reference_statistics import open_statistics_file
+        from tests.scoring.fakes import tiny_extractor
 
-        with pytest.raises(MissingError, match=r"expected an \.npz"):
+        with pytest.raises(ArtifactError, match=r"expected an \.npz"):
             open_statistics_file(file, tiny_extractor())
         refused(driftkit("fid", pack, "--reference", file, "--features", f"encoder:{run}"), mark)
 

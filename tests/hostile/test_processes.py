@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from driftkit.training.loop import Trainer
+from driftkit.training.trainer import Trainer
 from tests.conftest import driftkit, train_tiny
 
 

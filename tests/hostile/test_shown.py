@@ -6,11 +6,11 @@ import json
 
 import pytest
 
-from driftkit.artifacts.files import write_json
-from driftkit.artifacts.json_text import to_json
 from driftkit.runtime.terminal import open_console, printable
+from driftkit.storage.files import write_json
+from driftkit.storage.json_text import to_json
 from tests.conftest import driftkit
-from tests.evaluation.fakes import add_samples, evaluation, make_pack, make_run, random_images
+from tests.scoring.fakes import add_samples, evaluation, make_pack, make_run, random_images
 
 ESCAPES = "\x1b[2J\x1b]0;owned\x07\x9b31m\r\x08‮"
 MARKUP = "[red]danger[/red][link=file:///etc/passwd]x[/link]"

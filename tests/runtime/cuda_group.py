@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 from driftkit.cli.app import main
-from driftkit.runtime.distributed import Ranks
+from driftkit.runtime.ranks import Ranks
 
 init_process_group, start, meet = dist.init_process_group, Ranks.start, Ranks._meet
 

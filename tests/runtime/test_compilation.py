@@ -6,9 +6,9 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from driftkit.artifacts.run import Run
 from driftkit.runtime import compilation
 from driftkit.runtime.compilation import COMPILE_STEPS, CompileSetting, decide_compilation, tried_convolutions
+from driftkit.storage.run_folder import Run
 from tests.conftest import driftkit, train_tiny
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)

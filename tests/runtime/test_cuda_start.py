@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from driftkit.artifacts.run import Run
+from driftkit.storage.run_folder import Run
 
 
 def test_training_on_two_ranks_starts_in_the_process_group_of_cuda(tmp_path):

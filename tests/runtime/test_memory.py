@@ -37,7 +37,7 @@ def test_errors_that_mean_no_memory_are_known(error, wanted, asked):
 
 
 def test_where_it_happened_is_read_off_the_traceback():
-    from driftkit.drift import aggregated_drift
+    from driftkit.methods.drifting import aggregated_drift
 
     x = torch.zeros(1, 2, 3)
     with pytest.raises(Exception) as raised:

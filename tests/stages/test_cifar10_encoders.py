@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from driftkit.artifacts.run import Run
 from driftkit.cli.app import invoke
-from driftkit.stages.pipeline import Stage, load_pipeline, run_pipeline
+from driftkit.stages.run import Stage, load_pipeline, run_pipeline
+from driftkit.storage.run_folder import Run
 from tests.conftest import TINY_MAE, TINY_UNET, driftkit, train_tiny
 
 FILE = Path(__file__).parents[2] / "pipelines" / "cifar10-encoders.toml"
@@ -47,7 +47,7 @@ def test_the_file_shows_the_lines_for_one_gpu_and_for_eight():
     result = driftkit("run", FILE, "--dry-run")
     assert result.exit_code == 0, result.output
     for encoder in ENCODERS:
-        line = f"train --encoder {encoder} --preset cifar10-seed --output outputs/drift_{encoder}"
+        line = f"train --encoder {encoder} --preset cifar10-multires --output outputs/drift_{encoder}"
         assert f"  driftkit {line}\n" in result.stdout
         assert f"  torchrun --nproc-per-node=8 -m driftkit {line}\n" in result.stdout
     document = json.loads(driftkit("run", FILE, "--dry-run", "--nproc", "8", "--json").stdout)

@@ -6,16 +6,16 @@ import re
 import pytest
 import torch
 
-from driftkit.artifacts.files import read_json, read_tensors, write_json
-from driftkit.artifacts.run import Run
-from driftkit.drift.sampler import generate_one_step
-from driftkit.errors import MissingError, RefusedError, UsageError
+from driftkit.errors import ArtifactError, RefusedError, UsageError
+from driftkit.methods.drifting.one_step import generate_one_step
 from driftkit.stages import export as stage
 from driftkit.stages.export import SUFFIXES, export
 from driftkit.stages.model_card import code, encoder_licence
-from driftkit.stages.sample import load_network
+from driftkit.storage.files import read_json, read_tensors, write_json
+from driftkit.storage.run_folder import Run
+from driftkit.training.sampling import load_network
 from tests.conftest import replace_weights, train_tiny
-from tests.evaluation.fakes import KIN, evaluation
+from tests.scoring.fakes import KIN, evaluation
 
 
 @pytest.fixture
@@ -160,7 +160,7 @@ def test_absent_packages_are_named_with_the_extra_before_anything_is_read(runs, 
 
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda n, *a: None if n == "onnxscript" else found(n, *a))
-    with pytest.raises(MissingError, match=r"needs onnxscript; .*driftkit\[onnx\]"):
+    with pytest.raises(ArtifactError, match=r"needs onnxscript; .*driftkit\[onnx\]"):
         export(runs["drift"], format="onnx")
 
 

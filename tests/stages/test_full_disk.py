@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from driftkit.artifacts.run import Run
 from driftkit.stages.verify import verify
+from driftkit.storage.run_folder import Run
 from tests.conftest import TINY_DATA, TINY_LOOP, TINY_UNET, driftkit, train_tiny
 
 TRAIN = ["train", "--objective", "ddpm", *TINY_DATA, *TINY_UNET, *TINY_LOOP, "--checkpoint-every", 2]
@@ -175,7 +175,7 @@ def test_a_limit_on_files_is_told_and_leaves_nothing(words):
 
 
 def test_a_training_that_no_checkpoint_of_fits_is_refused_at_the_start(monkeypatch):
-    monkeypatch.setattr("driftkit.artifacts.atomic.free_bytes", lambda target: 500_000)
+    monkeypatch.setattr("driftkit.storage.atomic.free_bytes", lambda target: 500_000)
     result = driftkit(*TRAIN, "--steps", 4, "--output", "run")
     refused(result, "one checkpoint needs", "0.5 MB are free")
     assert not Path("run").exists()

@@ -9,8 +9,8 @@ import torch
 from driftkit.datasets import cifar10
 from driftkit.encoders import specs
 from driftkit.encoders.specs import PACKAGED
-from driftkit.errors import MissingError, UsageError
-from driftkit.evaluation import extractors
+from driftkit.errors import ArtifactError, UsageError
+from driftkit.scoring import extractors
 from driftkit.stages import prefetch as prefetching
 from driftkit.stages.prefetch import EVALUATORS, items, prefetch, select
 from tests.encoders.test_weights import torch_file
@@ -164,5 +164,5 @@ def test_an_address_that_is_none_is_a_usage_error(site, monkeypatch):
 
 def test_locating_inception_by_a_variable_that_names_no_file_is_an_error(monkeypatch, tmp_path):
     monkeypatch.setenv("DRIFTKIT_INCEPTION_WEIGHTS", str(tmp_path / "absent.pth"))
-    with pytest.raises(MissingError, match="DRIFTKIT_INCEPTION_WEIGHTS"):
+    with pytest.raises(ArtifactError, match="DRIFTKIT_INCEPTION_WEIGHTS"):
         extractors.locate_weights("inception")

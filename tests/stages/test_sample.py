@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from driftkit.artifacts.images import read_samples
-from driftkit.artifacts.run import Run
-from driftkit.stages.sample import generate
+from driftkit.storage.images import read_samples
+from driftkit.storage.run_folder import Run
+from driftkit.training.sampling import generate
 from tests.conftest import driftkit, replace_weights, train_tiny
 
 

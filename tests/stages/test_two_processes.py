@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from driftkit.artifacts.files import read_json, write_json
-from driftkit.artifacts.run import Run
 from driftkit.datasets.packs import open_pack
-from driftkit.runtime.distributed import Ranks
-from driftkit.stages.config import resolve_config
+from driftkit.runtime.ranks import Ranks
 from driftkit.stages.train import _require_equal_plan
 from driftkit.stages.verify import verify
+from driftkit.storage.files import read_json, write_json
+from driftkit.storage.run_folder import Run
+from driftkit.training.train_config import resolve_config
 from tests.conftest import TINY_DATA, TINY_LOOP, TINY_UNET, driftkit, train_tiny
 from tests.locks import another_process
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from driftkit.artifacts.files import read_json, sha256, write_bytes, write_json
-from driftkit.artifacts.lock import locked_folder
-from driftkit.artifacts.run import Run
-from driftkit.errors import MissingError
+from driftkit.errors import ArtifactError
 from driftkit.stages import verify_files
-from driftkit.stages.sample import load_network
 from driftkit.stages.verify import verify
+from driftkit.storage.files import read_json, sha256, write_bytes, write_json
+from driftkit.storage.lock import locked_folder
+from driftkit.storage.run_folder import Run
+from driftkit.training.sampling import load_network
 from tests.conftest import driftkit, train_tiny
 
 LAST = "run/checkpoints/step-00000004"
@@ -195,7 +195,7 @@ def test_no_bit_of_a_checkpoint_turns_unnoticed(world, name):
                                     manifest_edited, cut_off_optimizer])  # fmt: skip
 def test_what_is_damaged_is_not_loaded(world, damage):
     damage()
-    with pytest.raises(MissingError):
+    with pytest.raises(ArtifactError):
         checkpoint = Run.open(Path("run")).checkpoint()
         (load_network(Run.open(Path("run"))), checkpoint.optimizer())
     resumed = driftkit("train", "--objective", "ddpm", "--output", "run", "--steps", 5)

@@ -9,13 +9,13 @@ import time
 import pytest
 import torch
 
-from driftkit.artifacts.files import read_json
-from driftkit.artifacts.run import Run
 from driftkit.errors import StorageError
 from driftkit.stages.verify import verify
-from driftkit.training import loop
+from driftkit.storage.files import read_json
+from driftkit.storage.run_folder import Run
+from driftkit.training import trainer as loop
 from driftkit.training.checkpoints import CheckpointWriter
-from driftkit.training.loop import Trainer
+from driftkit.training.trainer import Trainer
 from tests.conftest import TINY_DATA, TINY_LOOP, TINY_UNET, driftkit, train_tiny
 
 WAIT_S = 30.0

@@ -2,9 +2,9 @@
 
 import pytest
 
-from driftkit.artifacts.files import read_json
-from driftkit.artifacts.run import Run
-from driftkit.evaluation.summary import summarise
+from driftkit.comparison.run_summary import summarise
+from driftkit.storage.files import read_json
+from driftkit.storage.run_folder import Run
 from driftkit.training.collapse import CollapseWatch
 from tests.conftest import TINY_DATA, TINY_LOOP, TINY_UNET, driftkit
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from driftkit.stages.config import resolve_config
 from driftkit.training.ema import averaged
+from driftkit.training.train_config import resolve_config
 
 
 def literal(values, *, decay, warmup):
@@ -38,6 +38,6 @@ def test_the_step_at_which_the_decay_is_reached(warmup, step):
 
 
 def test_the_full_size_preset_averages_with_a_constant_decay():
-    trainer = resolve_config(objective="ddpm", preset="cifar10-seed")[0].trainer
+    trainer = resolve_config(objective="ddpm", preset="cifar10-multires")[0].trainer
     assert (trainer.ema_decay, trainer.ema_warmup) == (0.9999, 0)
     assert resolve_config(objective="ddpm")[0].trainer.ema_warmup == 9.0

@@ -5,15 +5,15 @@ import threading
 import pytest
 import torch
 
-from driftkit.artifacts.run import Run
-from driftkit.objectives.classifier import Classifier, ClassifierConfig
-from driftkit.objectives.ddpm import DDPM, DDPMConfig
-from driftkit.objectives.drifting import Drifting
-from driftkit.objectives.mae import MAE, MAEConfig
-from driftkit.runtime.distributed import Ranks
+from driftkit.methods.classifier.objective import Classifier, ClassifierConfig
+from driftkit.methods.ddpm.objective import DDPM, DDPMConfig
+from driftkit.methods.drifting.objective import Drifting
+from driftkit.methods.mae.objective import MAE, MAEConfig
 from driftkit.runtime.random import image_noise, shuffled_indices, stream_seed
+from driftkit.runtime.ranks import Ranks
+from driftkit.storage.run_folder import Run
 from driftkit.training.feed import Feed
-from driftkit.training.loop import Trainer
+from driftkit.training.trainer import Trainer
 from tests.conftest import train_tiny
 
 COUNT, BATCH = 10, 4

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from driftkit.runtime.distributed import Ranks
+from driftkit.runtime.ranks import Ranks
 from driftkit.training.gradients import GradientExchange
 from driftkit.training.optim import adamw
 

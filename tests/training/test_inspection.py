@@ -7,14 +7,14 @@ import sys
 
 import pytest
 import torch
+from driftkit.stages.replay import replay
 
-from driftkit.artifacts.files import read_json, read_tensors
-from driftkit.artifacts.run import Run
 from driftkit.encoders.networks import PixelEncoder
 from driftkit.runtime.finite import not_finite
-from driftkit.stages.replay import replay
+from driftkit.storage.files import read_json, read_tensors
+from driftkit.storage.run_folder import Run
 from driftkit.training import feed, inspection
-from driftkit.training.loop import Trainer
+from driftkit.training.trainer import Trainer
 from tests.conftest import TINY_DATA, TINY_LOOP, TINY_UNET, driftkit, replace_weights, train_tiny
 
 BAD_IMAGE = 5
@@ -90,7 +90,7 @@ def test_weights_before_the_update_are_kept_even_if_one_looks_late(objective, tm
 
 
 def test_a_gradient_is_named_by_its_parameters(tmp_path, monkeypatch):
-    from driftkit.objectives import ddpm
+    from driftkit.methods.ddpm import objective as ddpm
 
     real = ddpm.DDPM.accumulate
 
@@ -126,7 +126,7 @@ def test_features_are_named_by_map_and_side(tmp_path, monkeypatch):
 
 
 def test_a_signal_of_one_temperature_is_named_with_the_loss_term(tmp_path, monkeypatch):
-    from driftkit.objectives import drifting
+    from driftkit.methods.drifting import objective as drifting
 
     real = drifting.drift_loss
 

@@ -15,17 +15,17 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-from driftkit.artifacts.run import Run
-from driftkit.drift import aggregated_drift
-from driftkit.errors import MissingError, UsageError
-from driftkit.objectives.registry import OBJECTIVES, build_network
+from driftkit.errors import ArtifactError, UsageError
+from driftkit.methods.drifting import aggregated_drift
+from driftkit.methods.registry import OBJECTIVES, build_network
 from driftkit.protocols import Execution
-from driftkit.runtime.distributed import Ranks
+from driftkit.runtime.ranks import Ranks
 from driftkit.stages import train as train_stage
-from driftkit.stages.config import resolve_config
-from driftkit.stages.resuming import continuation
+from driftkit.storage.run_folder import Run
 from driftkit.training.feed import Feed
 from driftkit.training.gradients import GradientExchange
+from driftkit.training.resume_plan import continuation
+from driftkit.training.train_config import resolve_config
 from tests.conftest import TINY_DATA, TINY_LOOP, TINY_UNET, driftkit, setting, train_tiny
 
 BATCH = 12
@@ -127,7 +127,7 @@ def worker(process, rank):
 def wait_for_step(run, step):
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline:
-        with contextlib.suppress(MissingError):
+        with contextlib.suppress(ArtifactError):
             if Run(run).checkpoint().step >= step:
                 return
         time.sleep(0.02)

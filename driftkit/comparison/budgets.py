@@ -1,0 +1,80 @@
+"""Scores at equal cost: what each run had reached after as many steps, images, seconds or network evaluations."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from driftkit.comparison.run_summary import RunSummary
+from driftkit.comparison.score_table import ScoreRow, ScoreTable
+
+# Attribute of a cost -> its heading.
+COSTS = {"step": "equal steps", "images": "equal images seen", "seconds": "equal training time"}
+
+
+@dataclass(frozen=True)
+class BudgetCell:
+    """The best score of a run within a budget.
+
+    Attributes:
+        fid: its score.
+        spent: of the budget, by the checkpoint that was scored.
+    """
+
+    fid: float
+    spent: float
+    step: int | None
+    sampler: str | None
+    nfe: int | None
+
+
+@dataclass(frozen=True)
+class EqualBudget:
+    """One budget and what each run reached within it.
+
+    Attributes:
+        cost: "step", "images", "seconds" or "nfe".
+        amount: the budget, in that unit.
+        cells: run label -> its best score within the budget; None where no checkpoint within it was scored.
+    """
+
+    cost: str
+    amount: float
+    cells: dict[str, BudgetCell | None]
+
+
+def training_budgets(table: ScoreTable, runs: Sequence[RunSummary]) -> list[EqualBudget]:
+    """Scores at the largest number of steps, images and seconds that every trained run was scored at or beyond.
+
+    A run is shown with its best score of all checkpoints within the budget, whatever way it was sampled. Runs without
+    any training cost nothing and fit every budget. A cost is left out where fewer than two trained runs tell it.
+    """
+    known = {run.label: run for run in runs}
+    budgets = []
+    for cost in COSTS:
+        spent: dict[str, list[tuple[float, ScoreRow]]] = {}
+        for row in table.history:
+            if row.run in known and (value := known[row.run].cost_at(row.step or 0, cost)) is not None:
+                spent.setdefault(row.run, []).append((value, row))
+        reached = [most for rows in spent.values() if (most := max(value for value, _ in rows)) > 0]
+        if len(reached) < 2:
+            continue
+        amount = min(reached)
+        budgets.append(EqualBudget(cost, amount, {run: _within(rows, amount) for run, rows in spent.items()}))
+    return budgets
+
+
+def nfe_budgets(table: ScoreTable) -> list[EqualBudget]:
+    """The best score of every run with at most so many network evaluations per image, for every NFE that was scored."""
+    by_run: dict[str, list[tuple[float, ScoreRow]]] = {}
+    for row in table.rows:
+        if row.nfe is not None:
+            by_run.setdefault(row.run, []).append((float(row.nfe), row))
+    amounts = sorted({nfe for rows in by_run.values() for nfe, _ in rows})
+    return [EqualBudget("nfe", a, {run: _within(rows, a) for run, rows in by_run.items()}) for a in amounts]
+
+
+def _within(rows: Sequence[tuple[float, ScoreRow]], amount: float) -> BudgetCell | None:
+    fitting = [(value, row) for value, row in rows if value <= amount * (1 + 1e-9)]
+    if not fitting:
+        return None
+    value, row = min(fitting, key=lambda pair: pair[1].metrics["fid"])
+    return BudgetCell(row.metrics["fid"], value, row.step, row.sampler, row.nfe)

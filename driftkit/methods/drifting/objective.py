@@ -1,0 +1,304 @@
+"""Drifting: the generator regresses onto its own output, moved along the field in an encoder's feature space."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal, TypeVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+
+from driftkit.encoders.cache import FeatureCache
+from driftkit.encoders.features import FeatureGroup, FieldCall, feature_set, field_calls
+from driftkit.encoders.networks import FrozenEncoder
+from driftkit.encoders.resizing import Resize
+from driftkit.encoders.specs import MapNorm
+from driftkit.errors import NonFiniteError, NonFiniteStepError
+from driftkit.methods.drifting import DriftLoss, SharedFeatures, drift_loss, share_features
+from driftkit.methods.drifting.one_step import generate_one_step
+from driftkit.protocols import Batch, Execution, StepLoss
+from driftkit.runtime.random import image_noise, seed_global_generators
+from driftkit.runtime.ranks import Ranks
+
+# Of real features. Where some of a map's vectors are the same in all images, as at black borders, the others count.
+SMALLEST_VARIANCE = 1e-24
+
+
+class DriftingConfig(BaseModel):
+    """The drifting objective."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    name: Literal["drift"] = "drift"
+    encoder: str = Field(
+        "dinov2-multires", description="row of the encoder table, timm:MODEL, or the folder of a MAE or classifier run"
+    )
+    taps: tuple[str, ...] | None = Field(
+        None, min_length=1, description="layers whose maps are used, for example block6; None: those of the table"
+    )
+    encoder_weights: str | None = Field(None, description="local file of encoder weights; None: cache, then hub")
+    random_weights: bool = Field(False, description="leave the encoder untrained (shapes, speed and tests only)")
+    input_size: int | None = Field(None, ge=8, le=4096, description="side in pixels the encoder sees; None: its own")
+    resize: Resize = Field("bicubic", description="how images are brought to that size; the authors' release: bilinear")
+    map_norm: MapNorm | None = Field(
+        None,
+        description="normalisation of the maps: none, layer (each position over its channels) or final (the network's "
+        "last norm); None: the encoder's own",
+    )
+    feature_set: str | None = Field(
+        None, description="multires, paper, paper-full, last, global or locations; None: the encoder's own"
+    )
+    cache_features: bool = Field(
+        False, description="compute the features of real images once and map them from disk, in bfloat16"
+    )
+    taus: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (0.02, 0.05, 0.2), min_length=1, description="temperatures over the mean distance"
+    )
+    scale_over: Literal["map", "location"] = Field("location", description="who shares feature and drift scales")
+    affinity_floor: float = Field(
+        0.0, ge=0, lt=1, description="lower bound of the affinities; the authors' release: 1e-3"
+    )
+    kernel: Literal["laplace", "gaussian"] = Field("laplace", description="kernel of the affinities")
+    normalisation: str = Field(
+        "both",
+        pattern=r"^(both|rows|none|sinkhorn\([1-9][0-9]{0,3}\))$",
+        description="how affinities are normalised: both, rows, none or sinkhorn(N)",
+    )
+    field_chunk_mib: int | None = Field(
+        None, ge=1, description="size in MiB of the workspace of the field; None: 16 on a CPU, 2048 on a GPU"
+    )
+
+
+class Drifting:
+    """Loss of a one-step generator in the feature space of a frozen encoder.
+
+    Generated and real features of all ranks are gathered, so that the field sees the global batch.
+
+    Args:
+        cache: of the features of real images; None encodes those of every batch.
+        compiled: whether everything from images to feature groups is one compiled function.
+
+    Source: arXiv 2602.04770, Algorithm 1 and Appendix A.5, A.6. Differs: unconditional, one real image per generated;
+    and by default each location has its own feature and drift scale, where paper and authors' release share them over a
+    map (`scale_over`), and affinities have no lower bound, where the release has 1e-3 (`affinity_floor`).
+    """
+
+    def __init__(
+        self,
+        config: DriftingConfig,
+        encoder: FrozenEncoder,
+        *,
+        ranks: Ranks,
+        cache: FeatureCache | None = None,
+        compiled: bool = False,
+    ):
+        self.config = config
+        self.cache = cache
+        self.encoder = encoder
+        self.ranks = ranks
+        self._compared: set[tuple[torch.Size, torch.Size]] = set()
+        self.features = feature_set(config.feature_set or encoder.feature_set)
+        self._features: Callable[[torch.Tensor], list[FeatureGroup]] = self._encode
+        if compiled:  # batches have one or two sizes: a program for each is faster than one for any
+            self._features = torch.compile(self._encode, dynamic=False)
+
+    needs_labels = False
+
+    def draws(self, seed: int, step: int, slots: range, image_shape: Sequence[int]) -> dict[str, torch.Tensor]:
+        """`prior`, the standard normal noise that images are generated from."""
+        return {"prior": image_noise(seed, "prior", slots, image_shape, step=step)}
+
+    def accumulate(self, model: nn.Module, batch: Batch, how: Execution) -> StepLoss:
+        """Gradient of the field of the whole batch, whatever the chunks.
+
+        With several chunks the features are first made without a graph; once the field has given their gradient,
+        every chunk is generated again, with the same dropout, and takes its share of it. Averaging the losses of
+        chunks, each with its own field, would be another and worse method. Dropout draws per chunk, so that another
+        chunk size is another, equally valid, draw of its masks. torch's global generators are seeded here.
+        """
+        chunks = how.chunks(len(batch.slots))
+        batch = batch.drawn(self)
+        assert batch.draws is not None
+        noise = batch.draws["prior"].to(batch.images)
+        how.clock.mark("data")
+        positives = self._positives(batch, how)
+        if len(chunks) == 1:
+            parts = [self._generate(model, noise, chunks[0], batch, how)]
+        else:
+            with torch.no_grad():
+                parts = [self._generate(model, noise, which, batch, how).detached() for which in chunks]
+        outcome, gradients = self._field(_joined([p.groups for p in parts]), positives, step=batch.step, wait=how.wait)
+        how.clock.mark("field")
+        for which in chunks:
+            part = parts[0] if len(chunks) == 1 else self._generate(model, noise, which, batch, how)
+            if part.images.requires_grad:
+                part.images.register_hook(lambda _: how.clock.mark("encoder"))
+            with how.backward_of(which, len(batch.slots)):
+                torch.autograd.backward(
+                    [g.values for g in part.groups], [gradients[g.name][:, which] for g in part.groups]
+                )
+            how.clock.mark("generator")
+        return outcome
+
+    def _generate(
+        self, model: nn.Module, noise: torch.Tensor, which: slice, batch: Batch, how: Execution
+    ) -> "_Generated":
+        seed_global_generators(batch.seed, batch.step, self.ranks.rank, which.start)  # the same dropout each time
+        with how.autocast():
+            images = generate_one_step(model, noise[which])
+            how.clock.mark("generator")
+            groups = self._features(images)
+            how.clock.mark("encoder")
+        return _Generated(images, groups)
+
+    def _positives(self, batch: Batch, how: Execution) -> list[FeatureGroup]:
+        if self.cache is not None:
+            assert batch.indices is not None
+            assert batch.flips is not None
+            groups = self.cache.groups(batch.indices, batch.flips, device=batch.images.device)
+            how.clock.mark("data")
+            return groups
+        with torch.no_grad(), how.autocast():
+            groups = _joined([self._features(batch.images[which]) for which in how.chunks(len(batch.slots))])
+        how.clock.mark("encoder")
+        return groups
+
+    def _field(
+        self, generated: list[FeatureGroup], positives: list[FeatureGroup], *, step: int, wait: bool | None
+    ) -> tuple[StepLoss, dict[str, torch.Tensor]]:
+        """The loss, and its gradient at every group's features [L, N, C], by name."""
+        terms: dict[str, torch.Tensor] = {}
+        told: list[tuple[FeatureGroup, _Told]] = []
+        gradients: dict[str, torch.Tensor] = {}
+        spreads = []
+        for gen, x, y_pos, shared in _one_ahead(self._shared(generated, positives)):
+            result = self._one_call(gen, x, y_pos, shared, step=step, wait=wait)
+            sizes = [group.values.shape[0] for group in gen.groups]
+            variances = zip(_variance(x.detach()).split(sizes), _variance(y_pos).split(sizes), strict=True)
+            spreads += [(made.mean() / real.mean().clamp(min=SMALLEST_VARIANCE)).sqrt() for made, real in variances]
+            drift = result.drift
+            per_tau = torch.stack([drift.drift_scale, drift.effective_points, drift.logit_range]).split(sizes, dim=2)
+            for group, loss, values in zip(gen.groups, result.per_field.split(sizes), per_tau, strict=True):
+                terms[group.name] = loss.mean()
+                told.append((group, _Told(*values.mean(dim=2).unbind(0))))
+            torch.stack([terms[group.name] for group in gen.groups]).sum().backward()
+            assert x.grad is not None
+            gradients |= {g.name: grad for g, grad in zip(gen.groups, x.grad.split(sizes), strict=True)}
+        terms = {name: term.detach() for name, term in terms.items()}
+        health = self._health(told)
+        health["spread"] = self.ranks.mean(torch.stack(spreads).mean())
+        return StepLoss(torch.stack(list(terms.values())).sum(), terms, health), gradients
+
+    def _shared(
+        self, generated: list[FeatureGroup], positives: list[FeatureGroup]
+    ) -> Iterator[tuple[FieldCall, torch.Tensor, torch.Tensor, SharedFeatures]]:
+        """Every field call with its features, x a leaf of its own graph, whose exchange among ranks has begun."""
+        for gen, pos in zip(field_calls(generated), field_calls(positives), strict=True):
+            x, y_pos = gen.values().detach().requires_grad_(), pos.values()
+            shapes = (x.shape, y_pos.shape)
+            compare = shapes not in self._compared  # shapes are constants of a run, and equal on all ranks
+            self._compared.add(shapes)
+            yield gen, x, y_pos, share_features(x, y_pos, ranks=self.ranks, compare=compare)
+
+    def _one_call(
+        self,
+        gen: FieldCall,
+        x: torch.Tensor,
+        y_pos: torch.Tensor,
+        shared: SharedFeatures,
+        *,
+        step: int,
+        wait: bool | None,
+    ) -> DriftLoss:
+        config, membership = self.config, gen.membership()
+        try:
+            return drift_loss(
+                x,
+                y_pos,
+                taus=config.taus,
+                scale_over=membership if config.scale_over == "map" else "location",
+                affinity_floor=config.affinity_floor,
+                kernel=config.kernel,
+                normalisation=config.normalisation,
+                chunk_bytes=config.field_chunk_mib * 2**20 if config.field_chunk_mib else None,
+                ranks=self.ranks,
+                shared=shared,
+                wait=wait,
+            )
+        except NonFiniteError as error:
+            points = shared.points()
+            names = []
+            for side, (which, *_) in (("generated", (points.x,)), ("real", points.others)):
+                broken = (~torch.isfinite(which)).flatten(1).any(dim=1).tolist()
+                found = {gen.groups[membership[field]].name for field in error.fields if broken[field]}
+                names += [f"{side} {name}" for name in sorted(found)]
+            raise NonFiniteStepError("features", step, names) from None
+
+    def _health(self, told: "Sequence[tuple[FeatureGroup, _Told]]") -> dict[str, torch.Tensor]:
+        """Means over the fields of each map, over maps, and over both by temperature."""
+        by_map: dict[str, list[torch.Tensor]] = {}
+        for group, one in told:
+            by_map.setdefault(group.map, []).append(one.drift_scale.mean())
+        norms = {f"drift_norm/{name}": torch.stack(values).mean() for name, values in by_map.items()}
+        health = {"drift_norm": torch.stack(list(norms.values())).mean(), **norms}
+        for t, tau in enumerate(self.config.taus):
+            for name in ("drift_scale", "effective_points", "logit_range"):
+                values = torch.stack([getattr(one, name)[t] for _, one in told])
+                health[f"{name}/tau {tau:g}"] = values.mean()
+        return health
+
+    def _encode(self, images: torch.Tensor) -> list[FeatureGroup]:
+        return self.features(self.encoder.maps(images), images)
+
+    def measure(self, model: nn.Module) -> dict[str, float]:
+        return {}
+
+    def preview(self, model: nn.Module, noise: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+        return generate_one_step(model, noise)
+
+
+@dataclass(frozen=True)
+class _Generated:
+    """Generated images of one chunk and their features."""
+
+    images: torch.Tensor
+    groups: list[FeatureGroup]
+
+    def detached(self) -> "_Generated":
+        """Without the images, which are not needed to compute the field."""
+        return _Generated(self.images[:0], self.groups)
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What the field says of one feature group, [T] each."""
+
+    drift_scale: torch.Tensor
+    effective_points: torch.Tensor
+    logit_range: torch.Tensor
+
+
+Item = TypeVar("Item")
+
+
+def _one_ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """The same items, each asked for while the one before is still being used: the next features travel meanwhile."""
+    waiting = next(items, None)
+    while waiting is not None:
+        current, waiting = waiting, next(items, None)
+        yield current
+
+
+def _joined(parts: list[list[FeatureGroup]]) -> list[FeatureGroup]:
+    """The groups of consecutive chunks of images as those of all of them."""
+    if len(parts) == 1:
+        return parts[0]
+    return [
+        FeatureGroup(same[0].map, same[0].kind, torch.cat([group.values for group in same], dim=1))
+        for same in zip(*parts, strict=True)
+    ]
+
+
+def _variance(features: torch.Tensor) -> torch.Tensor:
+    """Mean square distance to the mean, per field: [G, N, C] -> [G]."""
+    return features.var(dim=1, unbiased=False).mean(dim=-1)

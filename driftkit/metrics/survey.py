@@ -1,0 +1,99 @@
+"""Facts about each image of a set that tell whether a score of the set means anything. Judgements are in `checks`."""
+
+import hashlib
+import math
+from dataclasses import dataclass
+
+import torch
+
+from driftkit.metrics.appearance import PROPERTIES, luma, measure_appearance
+
+DIGEST_BYTES = 16
+BLOCK = 8  # side in pixels of the blocks that JPEG codes on their own
+CHUNK = 1024  # images at a time, which bounds the float copies
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What is kept of N images.
+
+    Attributes:
+        digests: blake2b of the pixels, uint8 [N, 16].
+        flat: whether the image is one colour, bool [N].
+        steps: mean absolute difference of neighbouring luma values, across the edges of 8x8 blocks and elsewhere,
+            float64 [N, 2]; both 0 where images are too small to have such edges.
+        appearance: the properties of `appearance.PROPERTIES`, float32 [N, 5].
+    """
+
+    digests: torch.Tensor
+    flat: torch.Tensor
+    steps: torch.Tensor
+    appearance: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.flat)
+
+    def distinct(self) -> int:
+        """How many different images there are."""
+        return len(self._keys())
+
+    def shared_with(self, other: "Survey") -> int:
+        """How many images of this set are, pixel by pixel, images of the other one."""
+        theirs = other._keys()
+        return sum(key in theirs for key in self._rows())
+
+    def blockiness(self) -> tuple[float, float] | None:
+        """Steps across the edges of 8x8 blocks over steps elsewhere, and the standard error of that ratio.
+
+        Near 1 for images that no block codec has touched, more for JPEG. None where there are no such edges.
+        """
+        at_edges, elsewhere = self.steps.unbind(1)
+        total = float(elsewhere.sum())
+        if not total or not float(at_edges.sum()):
+            return None
+        ratio = float(at_edges.sum()) / total
+        return ratio, float((at_edges - ratio * elsewhere).square().sum().sqrt()) / total
+
+    def _rows(self) -> list[bytes]:
+        data = self.digests.contiguous().numpy().tobytes()
+        return [data[i : i + DIGEST_BYTES] for i in range(0, len(data), DIGEST_BYTES)]
+
+    def _keys(self) -> set[bytes]:
+        return set(self._rows())
+
+
+def survey_images(images: torch.Tensor) -> Survey:
+    """Look at uint8 images [N, 3, H, W], each on its own, so that parts of a set may be surveyed apart."""
+    digests = b"".join(
+        hashlib.blake2b(image.contiguous().numpy(), digest_size=DIGEST_BYTES).digest() for image in images
+    )
+    parts = images.split(CHUNK) if len(images) else ()
+    flat = [(part == part[:, :, :1, :1]).flatten(1).all(dim=1) for part in parts]
+    steps = [_steps(part) for part in parts]
+    return Survey(
+        torch.frombuffer(bytearray(digests), dtype=torch.uint8).view(-1, DIGEST_BYTES)
+        if digests
+        else torch.empty(0, DIGEST_BYTES, dtype=torch.uint8),
+        torch.cat(flat) if flat else torch.empty(0, dtype=torch.bool),
+        torch.cat(steps) if steps else torch.empty(0, 2, dtype=torch.float64),
+        torch.cat([measure_appearance(part) for part in parts]) if parts else torch.empty(0, len(PROPERTIES)),
+    )
+
+
+def _steps(images: torch.Tensor) -> torch.Tensor:
+    """Mean luma steps across block edges and elsewhere, float64 [N, 2]."""
+    grey = luma(images)
+    sums = torch.zeros(len(images), 2, dtype=torch.float64)
+    counts = torch.zeros(2, dtype=torch.float64)
+    _, height, width = grey.shape
+    across, down = grey.diff(dim=2).abs().sum(dim=1), grey.diff(dim=1).abs().sum(dim=2)  # [N, W - 1], [N, H - 1]
+    for steps, lines in ((across, height), (down, width)):
+        edge = torch.arange(1, steps.shape[1] + 1) % BLOCK == 0
+        sums += torch.stack([steps[:, edge].double().sum(dim=1), steps[:, ~edge].double().sum(dim=1)], dim=1)
+        counts += torch.tensor([int(edge.sum()) * lines, int((~edge).sum()) * lines])
+    return sums / counts if bool((counts > 0).all()) else torch.zeros_like(sums)
+
+
+def is_significant(one: tuple[float, float], other: tuple[float, float], *, sigmas: float = 5.0) -> bool:
+    """Whether two values with standard errors differ by more than `sigmas` of their common error."""
+    return abs(one[0] - other[0]) > sigmas * math.hypot(one[1], other[1])

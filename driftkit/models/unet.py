@@ -1,0 +1,141 @@
+"""The U-Net that both methods train: denoiser of the DDPM, and one-step generator of drifting (called with t = 0)."""
+
+from typing import Literal, Self
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import nn
+
+from driftkit.models.blocks import (
+    ConditionedResBlock,
+    SelfAttention,
+    TimeEmbedding,
+    Upsample,
+    group_norm,
+    zero_initialised,
+)
+
+MAX_MULTIPLIER = 64
+
+
+class UNetConfig(BaseModel):
+    """Shape of the U-Net. The defaults give 38.3 M parameters at 32x32."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    kind: Literal["unet"] = Field("unet", description="which network this section configures")
+    base_channels: int = Field(128, ge=4, le=4096, multiple_of=4, description="channels at full resolution")
+    channel_multipliers: tuple[int, ...] = Field(
+        (1, 2, 2, 2), min_length=1, max_length=8, description="channels per level over base"
+    )
+    num_res_blocks: int = Field(2, ge=1, le=64, description="residual blocks per level")
+    attention_resolutions: tuple[int, ...] = Field((16,), description="sides in pixels at which self-attention stands")
+    num_heads: int = Field(4, ge=1, description="attention heads")
+    dropout: float = Field(0.1, ge=0, lt=1, description="dropout probability inside the residual blocks")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not all(1 <= m <= MAX_MULTIPLIER for m in self.channel_multipliers):
+            raise ValueError(
+                f"channel_multipliers: expected integers from 1 to {MAX_MULTIPLIER}, got {self.channel_multipliers}"
+            )
+        for multiplier in self.channel_multipliers:
+            if self.base_channels * multiplier % self.num_heads:
+                raise ValueError(
+                    f"num_heads {self.num_heads} does not divide the {self.base_channels * multiplier} channels"
+                )
+        return self
+
+    def check_image_size(self, image_size: int) -> None:
+        """Raise ValueError when the levels cannot halve `image_size` often enough."""
+        factor = 2 ** (len(self.channel_multipliers) - 1)
+        if image_size % factor or image_size < factor:
+            raise ValueError(
+                f"image size {image_size} cannot be halved {len(self.channel_multipliers) - 1} times: "
+                f"use a multiple of {factor}, or fewer model.channel_multipliers"
+            )
+
+
+class UNet(nn.Module):
+    """U-Net with scale-shift time conditioning, self-attention at chosen resolutions and a zero-initialised output.
+
+    Args:
+        config: widths and depths.
+        image_size: side of the square images, in pixels; only decides where attention stands.
+
+    Source: Ho et al. 2020 (arXiv 2006.11239), Appendix B. Differs: scale-shift conditioning and four heads, after
+    Nichol and Dhariwal 2021 (arXiv 2102.09672).
+    """
+
+    def __init__(self, config: UNetConfig, *, image_size: int):
+        super().__init__()
+        config.check_image_size(image_size)
+        base = config.base_channels
+        embedding = 4 * base
+        self.time_embedding = TimeEmbedding(base, embedding)
+        self.input = nn.Conv2d(3, base, 3, padding=1)
+        self.down = nn.ModuleList()
+        channels, skips = base, [base]
+        size = image_size
+
+        def block(in_channels: int, out_channels: int) -> nn.ModuleList:
+            parts: list[nn.Module] = [
+                ConditionedResBlock(in_channels, out_channels, embedding=embedding, dropout=config.dropout)
+            ]
+            if size in config.attention_resolutions:
+                parts.append(SelfAttention(out_channels, num_heads=config.num_heads))
+            return nn.ModuleList(parts)
+
+        last = len(config.channel_multipliers) - 1
+        for level, multiplier in enumerate(config.channel_multipliers):
+            for _ in range(config.num_res_blocks):
+                self.down.append(block(channels, base * multiplier))
+                channels = base * multiplier
+                skips.append(channels)
+            if level != last:
+                self.down.append(nn.ModuleList([nn.Conv2d(channels, channels, 3, stride=2, padding=1)]))
+                skips.append(channels)
+                size //= 2
+        self.middle = nn.ModuleList(
+            [
+                ConditionedResBlock(channels, channels, embedding=embedding, dropout=config.dropout),
+                SelfAttention(channels, num_heads=config.num_heads),
+                ConditionedResBlock(channels, channels, embedding=embedding, dropout=config.dropout),
+            ]
+        )
+        self.up = nn.ModuleList()  # behind the middle: gradients are exchanged in the order of parameters, backwards
+        for level, multiplier in reversed(list(enumerate(config.channel_multipliers))):
+            for _ in range(config.num_res_blocks + 1):
+                self.up.append(block(channels + skips.pop(), base * multiplier))
+                channels = base * multiplier
+            if level != 0:
+                self.up[-1].append(Upsample(channels))  # type: ignore[operator]
+                size *= 2
+        self.output_norm = group_norm(channels)
+        self.output = zero_initialised(nn.Conv2d(channels, 3, 3, padding=1))
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """x [N, 3, H, W], integer t [N] -> [N, 3, H, W].
+
+        The last norm and convolution are float32 even under autocast: 8 bits are too coarse for images and noise.
+        """
+        embedding = self.time_embedding(t)
+        h = self.input(x)
+        skips = [h]
+        for parts in self.down:
+            h = _apply(parts, h, embedding)
+            skips.append(h)
+        h = _apply(self.middle, h, embedding)
+        for parts in self.up:
+            h = _apply(parts, torch.cat([h, skips.pop()], dim=1), embedding)
+        device = "cpu" if h.is_meta else h.device.type  # meta tensors have no autocast of their own
+        with torch.autocast(device, enabled=False):
+            out: torch.Tensor = self.output(F.silu(self.output_norm(h.float())))
+        return out
+
+
+def _apply(parts: nn.Module, h: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+    for part in parts.children():
+        h = part(h, embedding) if isinstance(part, ConditionedResBlock) else part(h)
+    return h

@@ -1,0 +1,191 @@
+"""Signs that a score would mislead, found in the images and in their features: some are warnings, some refuse."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from driftkit.errors import RefusedError
+from driftkit.metrics.moments import Moments
+from driftkit.metrics.survey import Survey, is_significant
+from driftkit.storage.images import to_uint8
+
+MIN_COUNT = 10
+SMALL_COUNT = 2048
+COLLAPSE_RATIO, COLLAPSED_RATIO = 0.1, 0.01
+DUPLICATE_SHARE, MOST_DUPLICATES = 0.01, 0.5
+BLOCKINESS_GAP = 0.05
+SLACK = 1e-3  # by which float images may leave [-1, 1]: rounding
+LOSSY = "jpeg"
+
+
+def require_uint8(images: torch.Tensor, what: str) -> tuple[torch.Tensor, list[str]]:
+    """uint8 images [N, 3, H, W] of uint8 or of float ones in [-1, 1].
+
+    Returns:
+        The images, and a warning where they had to be rounded.
+
+    Raises:
+        RefusedError: values that are not finite, or another range than [-1, 1].
+    """
+    if images.dtype == torch.uint8:
+        return images, []
+    if not images.is_floating_point():
+        raise RefusedError(f"{what}: images are {images.dtype}, expected uint8, or floating point in [-1, 1]")
+    broken = int((~torch.isfinite(images)).flatten(1).any(dim=1).sum())
+    if broken:
+        raise RefusedError(f"{what}: {broken} of {len(images)} images hold values that are not finite; sample again")
+    low, high = float(images.min()), float(images.max())
+    advice = "expected [-1, 1]; scale them, or write uint8"
+    if low < -1 - SLACK or high > 1 + SLACK:
+        raise RefusedError(f"{what}: values from {low:.4g} to {high:.4g}, {advice}")
+    if low >= 0:
+        raise RefusedError(f"{what}: no value is below 0 ({low:.4g} to {high:.4g}), as if they lay in [0, 1]; {advice}")
+    return to_uint8(images), [f"{what}: floating-point images, rounded to 8 bits as image files are"]
+
+
+def require_scorable(survey: Survey, what: str, *, allow_collapsed: bool = False) -> list[str]:
+    """Refuse images that no distance between distributions means anything for.
+
+    Args:
+        survey: of the images.
+        what: how the message names them.
+        allow_collapsed: warn instead where most are identical or all are flat, as those of an untrained network are.
+
+    Returns:
+        Warnings, where something was allowed.
+
+    Raises:
+        RefusedError: fewer than 10 images, more than half of them copies of others, or every image of one colour.
+    """
+    count = len(survey)
+    if count < MIN_COUNT:
+        raise RefusedError(f"{what}: a score needs at least {MIN_COUNT} images, got {count}; take more")
+    duplicates = count - survey.distinct()
+    if duplicates == count - 1:
+        problem = f"all {count} images are identical"
+    elif bool(survey.flat.all()):
+        problem = "every image is one flat colour"
+    elif duplicates > MOST_DUPLICATES * count:
+        problem = f"{duplicates} of {count} images are exact duplicates of another one"
+    else:
+        return []
+    if not allow_collapsed:
+        raise RefusedError(
+            f"{what}: {problem}, so no score means anything; look at the grid "
+            "(--allow-collapsed scores them all the same)"
+        )
+    return [f"{what}: {problem}; scored because --allow-collapsed asked for it"]
+
+
+def survey_warnings(survey: Survey, what: str) -> list[str]:
+    """Sentences about duplicated and flat images; `what` is how they name them."""
+    warnings = []
+    count = len(survey)
+    duplicates, flat = count - survey.distinct(), int(survey.flat.sum())
+    if duplicates > DUPLICATE_SHARE * count:
+        warnings.append(f"{what}: {duplicates} of {count} images are exact duplicates of another one")
+    if flat > DUPLICATE_SHARE * count:
+        warnings.append(f"{what}: {flat} of {count} images are one flat colour")
+    return warnings
+
+
+def compression(
+    generated: Survey,
+    reference: Survey | None,
+    *,
+    generated_formats: Mapping[str, int],
+    reference_formats: Mapping[str, int],
+    allow_jpeg: bool = False,
+) -> tuple[dict[str, Any] | None, list[str]]:
+    """Whether one set bears the marks of JPEG and the other does not.
+
+    Args:
+        generated_formats, reference_formats: files by format ("jpeg", "png", ...) where images came from files.
+        allow_jpeg: warn where it would refuse.
+
+    Returns:
+        What was measured, for the record, and sentences.
+
+    Raises:
+        RefusedError: the generated images were stored as JPEG and the reference was not.
+    """
+    ours = generated.blockiness()
+    theirs = reference.blockiness() if reference is not None else None
+    record = {
+        "generated": round(ours[0], 4) if ours else None,
+        "reference": round(theirs[0], 4) if theirs else None,
+        "generated_formats": dict(generated_formats),
+        "reference_formats": dict(reference_formats),
+    }
+    stored = _only_jpeg(generated_formats) and bool(reference_formats) and LOSSY not in reference_formats
+    differ = bool(ours and theirs and is_significant(ours, theirs) and abs(ours[0] - theirs[0]) > BLOCKINESS_GAP)
+    if not stored and not differ:
+        return record, []
+    measured = f"steps at the edges of 8x8 blocks: {ours[0]:.2f} of those elsewhere" if ours else ""
+    measured += f", {theirs[0]:.2f} in the reference" if ours and theirs else ""
+    if stored and not allow_jpeg:
+        raise RefusedError(
+            f"the generated images were stored as JPEG and the reference was not ({measured or 'by their files'}): the "
+            "score would be that of the compression; store them as PNG (--allow-jpeg scores them all the same)"
+        )
+    if stored:
+        return record, ["the generated images were stored as JPEG and the reference was not: compression is scored too"]
+    assert ours is not None
+    assert theirs is not None
+    more, less = ("generated images", "reference") if ours[0] > theirs[0] else ("reference", "generated images")
+    return record, [f"more marks of JPEG in the {more} than in the {less} ({measured}): part of the score is the codec"]
+
+
+def _only_jpeg(formats: Mapping[str, int]) -> bool:
+    return bool(formats) and set(formats) == {LOSSY}
+
+
+def count_warnings(num_images: int, reference_count: int | None, *, dim: int) -> list[str]:
+    """Sentences about counts too small for features of `dim` dimensions; a reference of unknown count is not judged."""
+    warnings = []
+    for count, what in ((num_images, "generated"), (reference_count, "reference")):
+        if count is not None and count < 2 * dim:
+            state = "rank-deficient" if count <= dim else "poorly determined"
+            warnings.append(
+                f"{count} {what} images for {dim} features: the covariance is {state} and the score is biased upwards; "
+                "compare only with equal counts"
+            )
+    if num_images < SMALL_COUNT:
+        warnings.append(f"{num_images} images are few: fid@{num_images} is noisy and not comparable to fid@50000")
+    return warnings
+
+
+def floor_warnings(floor: Mapping[str, Any] | None, fid: float, num_images: int) -> list[str]:
+    """Sentences about a floor that is missing, of fewer images, or not below the score."""
+    if floor is None:
+        return ["the reference is too small for a real-vs-real floor"]
+    warnings = []
+    if floor["num_images"] < num_images:
+        warnings.append(
+            f"the floor is of {floor['num_images']} against {floor['num_images']} images, half of the reference: at "
+            f"{num_images} it would be lower"
+        )
+    elif fid < 2 * floor["fid"]:
+        warnings.append(
+            f"the score is within twice what real images get ({floor['fid']:.4g}): differences of that size are noise"
+        )
+    return warnings
+
+
+def collapse_warning(generated: Moments, reference: Moments, *, allow_collapsed: bool = False) -> str | None:
+    """A sentence when generated features spread far less than real ones, as they do when a generator collapses.
+
+    Raises:
+        RefusedError: they vary by less than 1 % of the real ones' variance, and `allow_collapsed` is not given.
+    """
+    spread, real = float(generated.covariance().trace()), float(reference.covariance().trace())
+    share = spread / max(real, 1e-300)
+    if share < COLLAPSED_RATIO and not allow_collapsed:
+        raise RefusedError(
+            f"the generator has collapsed: the generated features vary by {100 * share:.2g} % of the real ones' "
+            "variance; look at the grid (--allow-collapsed scores them all the same)"
+        )
+    if share < COLLAPSE_RATIO:
+        return f"collapse: the generated features vary by {100 * share:.2g} % of the real ones' variance"
+    return None

@@ -1,0 +1,113 @@
+"""Images between their two forms (float32 in [-1, 1] inside, uint8 at the border), sample sets and PNG grids."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.utils import make_grid
+
+from driftkit.errors import ArtifactError
+from driftkit.storage.files import (
+    atomic_path,
+    file_record,
+    read_json,
+    read_tensors,
+    require_recorded,
+    write_json,
+    write_tensors,
+)
+from driftkit.storage.lock import locked_file
+
+FORMAT = 1
+MIN_TILE = 64  # pixels to which small images are enlarged in a grid
+GRID_GAP = 2
+
+
+def to_uint8(images: torch.Tensor) -> torch.Tensor:
+    """Float images in [-1, 1] (values outside are clipped) to uint8, any shape, rounding to nearest."""
+    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def to_float(images: torch.Tensor) -> torch.Tensor:
+    """uint8 images to float32 in [-1, 1], any shape."""
+    return images.float() / 127.5 - 1
+
+
+def save_grid(path: Path, images: torch.Tensor, *, columns: int | None = None, min_tile: int = MIN_TILE) -> None:
+    """Write uint8 images [N, 3, H, W] as one PNG; small images are enlarged by whole pixels to at least `min_tile`."""
+    scale = max(1, -(-min_tile // images.shape[-1]))
+    enlarged = images.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
+    grid = make_grid(enlarged, nrow=columns or max(1, round(len(images) ** 0.5)), padding=GRID_GAP, pad_value=255)
+    with atomic_path(path) as temporary:
+        Image.fromarray(grid.permute(1, 2, 0).numpy()).save(temporary, format="PNG")
+
+
+def read_grid(path: Path, image_size: int) -> torch.Tensor:
+    """The images of a grid that `save_grid` wrote with its own `min_tile`, uint8 [N, 3, H, W] at their own size.
+
+    Places that a last row leaves empty come out as images of one colour.
+
+    Raises:
+        ArtifactError: the file is absent, no picture, or no grid of images of that size.
+    """
+    try:
+        pixels = torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1)
+    except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for broken files
+        raise ArtifactError(f"{path} is no readable picture: {error}") from None
+    scale = max(1, -(-MIN_TILE // image_size))
+    tile, pitch = image_size * scale, image_size * scale + GRID_GAP
+    height, width = pixels.shape[-2:]
+    if (height - GRID_GAP) % pitch or (width - GRID_GAP) % pitch or min(height, width) < pitch:
+        raise ArtifactError(f"{path}: {width}x{height} pixels are no grid of images of {image_size} pixels")
+    tiles = pixels[:, GRID_GAP:, GRID_GAP:].unfold(1, tile, pitch).unfold(2, tile, pitch)  # [3, rows, columns, .., ..]
+    return tiles.permute(1, 2, 0, 3, 4).flatten(0, 1)[..., ::scale, ::scale].contiguous()
+
+
+@dataclass(frozen=True)
+class SampleSet:
+    """Generated images and how they came about.
+
+    `info` holds: num_images, image_size, seed, sampler, nfe, weights (ema or raw), step, method, encoder, run, data.
+    """
+
+    path: Path
+    images: torch.Tensor  # uint8 [N, 3, H, W]
+    info: dict[str, Any]
+
+
+def write_samples(path: Path, images: torch.Tensor, info: Mapping[str, Any]) -> SampleSet:
+    """Write `path` (.safetensors), its JSON beside it and a PNG grid of the first 64 images, uncurated."""
+    with locked_file(path):
+        path.with_suffix(".json").unlink(missing_ok=True)  # an old record must never stand beside new images
+        write_tensors(path, {"images": images})
+        save_grid(path.with_suffix(".png"), images[:64], columns=8)
+        document = {"format": FORMAT, "kind": "samples", **info, **file_record(path)}
+        document["grid"] = file_record(path.with_suffix(".png"))
+        write_json(path.with_suffix(".json"), document)
+    return SampleSet(path, images, document)
+
+
+def read_samples(path: Path) -> SampleSet:
+    """Open what `write_samples` wrote.
+
+    Raises:
+        ArtifactError: no such file, no `images` of uint8 [N, 3, H, W] in it, damaged, or its JSON is of another file.
+    """
+    tensors, _ = read_tensors(path)
+    images = tensors.get("images")
+    if images is None or images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+        got = "no tensor `images`" if images is None else f"{images.dtype} {list(images.shape)}"
+        raise ArtifactError(f"{path}: expected `images` as uint8 [N, 3, H, W], got {got}")
+    side = path.with_suffix(".json")
+    info = read_json(side)
+    if info.get("kind") != "samples" or info.get("num_images") != len(images):
+        raise ArtifactError(
+            f"{side}: expected the record of {len(images)} samples, got {info.get('kind')} of {info.get('num_images')}"
+        )
+    if "sha256" in info:
+        require_recorded(path, info)
+    return SampleSet(path, images, info)

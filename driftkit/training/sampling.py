@@ -1,0 +1,216 @@
+"""From a run to images: its network, and what a sampler draws with it. Nothing is written here."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from driftkit.errors import ArtifactError, RefusedError, UsageError
+from driftkit.methods.registry import OBJECTIVES, build_network, build_sampler
+from driftkit.models.build import build_with
+from driftkit.protocols import SampleRequest
+from driftkit.runtime.device import Precision, autocast_dtype, sampling_precision
+from driftkit.runtime.finite import require_finite
+from driftkit.runtime.memory import fitting_batch
+from driftkit.runtime.random import image_noise
+from driftkit.storage.images import to_uint8
+from driftkit.storage.run_folder import Checkpoint, Run, Weights
+from driftkit.storage.saved_config import image_size_of, objective_of
+from driftkit.training.train_config import TrainConfig
+
+SAMPLE_BATCH = 256
+
+
+def load_network(
+    run: Run, *, weights: Weights = "ema", step: int | None = None
+) -> tuple[nn.Module, TrainConfig, Checkpoint]:
+    """The trained network of a run in evaluation mode, its config and the checkpoint it came from.
+
+    Raises:
+        ArtifactError: the run, its config or the checkpoint is absent or not readable.
+        RefusedError: weights that are not finite.
+    """
+    try:
+        config = TrainConfig.model_validate(run.manifest()["config"])
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ArtifactError(
+            f"{run.manifest_path}: config key {'.'.join(map(str, first['loc']))}: {first['msg']}; "
+            "the run is of another version of driftkit, or was edited"
+        ) from None
+    checkpoint = run.checkpoint(step)
+    image_size = _image_size(config, run)
+    network = build_with(
+        lambda: build_network(config.model, image_size=image_size),
+        checkpoint.weights(weights),
+        what=f"{checkpoint.path}/{weights}.safetensors",
+    )
+    require_finite(
+        network.state_dict(),
+        f"{checkpoint.path}: {weights} weights",
+        fix="take an earlier one by --step, or train anew",
+    )
+    network.requires_grad_(False)
+    return network.eval(), config, checkpoint
+
+
+def _image_size(config: TrainConfig, run: Run | None = None) -> int:
+    if config.data.image_size is None and run is not None:
+        image_size_of(run)  # says what is wrong with its manifest
+    assert config.data.image_size is not None, "a saved config names the image size"
+    return config.data.image_size
+
+
+def generate(
+    run: Run,
+    *,
+    num_images: int,
+    first_image: int = 0,
+    sampler: str | None = None,
+    nfe: int | None = None,
+    seed: int = 0,
+    weights: Weights = "ema",
+    step: int | None = None,
+    options: dict[str, Any] | None = None,
+    precision: Precision | None = None,
+    batch_size: int = SAMPLE_BATCH,
+    device: torch.device | None = None,
+    advance: Callable[[int], None] | None = None,
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    """Images of a run and how they came about.
+
+    Image i is a function of (seed, i) alone: neither its batch nor the count changes it beyond float rounding.
+
+    Args:
+        num_images: how many, > 0.
+        first_image: number of the first one.
+        sampler: None takes the method's own (one-step, ddim).
+        nfe: network evaluations per image; None takes the sampler's own.
+        weights: "ema" is what one scores; "raw" are the last weights.
+        step: checkpoint; None takes the last.
+        options: further options of the sampler, for example eta.
+        precision: number format of the network; None takes that of the run's training.
+        advance: called with the number of images just made.
+
+    Returns:
+        uint8 [N, 3, H, W], and the record that `write_samples` stores.
+
+    Raises:
+        UsageError: a sampler, NFE or option that does not fit the run.
+        RefusedError: the network gave values that are not finite.
+        ResourceError: memory ran out; the message names a batch that fits.
+    """
+    if num_images < 1:
+        raise UsageError(f"--num-images {num_images}: expected at least 1")
+    device = device or torch.device("cpu")
+    network, config, checkpoint = load_network(run, weights=weights, step=step)
+    drawn = draw_images(
+        network.to(device, memory_format=torch.channels_last),  # type: ignore[call-overload]
+        config,
+        range(first_image, first_image + num_images),
+        sampler=sampler,
+        nfe=nfe,
+        seed=seed,
+        options=options,
+        precision=precision,
+        batch_size=batch_size,
+        device=device,
+        advance=advance,
+        what=f"{run.path} at step {checkpoint.step}",
+    )
+    manifest = run.manifest()
+    info = {
+        "num_images": num_images,
+        "image_size": drawn.images.shape[-1],
+        "method": config.objective.name,
+        "encoder": (manifest.get("encoder") or {}).get("name"),
+        "sampler": drawn.sampler,
+        "nfe": drawn.nfe,
+        "sampler_options": drawn.options,
+        "seed": seed,
+        "weights": weights,
+        "step": checkpoint.step,
+        "run": str(run.path),
+        "data": config.data.spec,
+        "precision": drawn.precision,
+    }
+    return drawn.images, info
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Images of a network, and how they were drawn."""
+
+    images: torch.Tensor  # uint8 [N, 3, H, W]
+    sampler: str
+    nfe: int
+    options: dict[str, Any]
+    precision: str
+
+
+def draw_images(
+    network: nn.Module,
+    config: TrainConfig,
+    numbers: range,
+    *,
+    sampler: str | None = None,
+    nfe: int | None = None,
+    seed: int = 0,
+    options: dict[str, Any] | None = None,
+    precision: Precision | None = None,
+    batch_size: int = SAMPLE_BATCH,
+    device: torch.device,
+    advance: Callable[[int], None] | None = None,
+    what: str = "the network",
+) -> Drawn:
+    """Images of a network in evaluation mode on the device; the arguments are those of `generate`.
+
+    Args:
+        numbers: of the images, which with the seed decide them.
+        what: how an error names the network.
+
+    Raises:
+        UsageError, RefusedError: as `generate`.
+    """
+    name, draw = build_sampler(config.objective, sampler)
+    chosen = OBJECTIVES[config.objective.name].sampler_options(config.objective, name, nfe, options or {})
+    shape = (3, _image_size(config), _image_size(config))
+    dtype = autocast_dtype(precision or config.trainer.precision, device)
+    images, used_nfe = [], 0
+    for first in range(0, len(numbers), batch_size):
+        indices = numbers[first : first + batch_size]
+        noise = image_noise(seed, "sample", indices, shape).to(device)
+
+        def step_noise(number: int, indices: range = indices) -> torch.Tensor:
+            return image_noise(seed, "sampler", indices, shape, step=number).to(device)
+
+        request = SampleRequest(nfe=nfe, step_noise=step_noise, options=chosen)
+        once = partial(_evaluate, network, noise, device=device, dtype=dtype)
+        explained = fitting_batch("sampling", len(indices), once, device=device)
+        with explained, torch.inference_mode(), sampling_precision(device, dtype):
+            batch, used_nfe = draw(network, noise, request)
+        if not bool(torch.isfinite(batch).all()):
+            raise RefusedError(f"{what} gives images that are not finite; nothing was written")
+        images.append(to_uint8(batch).cpu())
+        if advance:
+            advance(len(indices))
+    return Drawn(torch.cat(images), name, used_nfe, chosen, str(dtype).removeprefix("torch."))
+
+
+def _evaluate(
+    network: nn.Module, noise: torch.Tensor, count: int, *, device: torch.device, dtype: torch.dtype
+) -> torch.Tensor:
+    """One evaluation of the network for the first `count` images, which is most of what sampling takes."""
+    with torch.inference_mode(), sampling_precision(device, dtype):
+        made: torch.Tensor = network(noise[:count], torch.zeros(count, dtype=torch.long, device=device))
+    return made
+
+
+def can_sample(run: Run) -> bool:
+    """Whether the run's method generates images."""
+    name = objective_of(run)
+    return name in OBJECTIVES and bool(OBJECTIVES[name].samplers)

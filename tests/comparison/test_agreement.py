@@ -1,0 +1,125 @@
+"""Pairs of runs are ranked where all independent evaluators say so; sample sets like the demo's are not."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from driftkit.comparison.agreement import leader_of, pairs_of
+from driftkit.comparison.score_table import score_tables
+from driftkit.datasets.shapes import ShapesOptions, draw_shapes
+from driftkit.encoders.lineage import Lineage
+from driftkit.scoring.evaluator import Judging, evaluate_with, open_judge
+from driftkit.stages.compare import compare
+from driftkit.storage.images import write_samples
+from tests.comparison.test_conclusions import by
+from tests.scoring.fakes import KIN, evaluation, make_pack, make_run, tiny_extractor
+
+MAE = Lineage("c0", "mae_resnet", "mae_resnet", ("shapes (1234)",), False)
+
+
+def pairs(documents):
+    tables = score_tables(documents)
+    return pairs_of(tables, sorted({run for run, _ in documents}))
+
+
+def test_all_that_tell_two_runs_apart_have_to_agree():
+    agreed = [("a", by("x", 1.6)), ("b", by("x", 3.0)), ("a", by("y", 2.0)), ("b", by("y", 2.5))]
+    (pair,) = pairs(agreed)
+    assert (pair.verdict, pair.better, pair.worse) == ("ranked", "a", "b")
+    (pair,) = pairs([*agreed, ("a", by("z", 9.0)), ("b", by("z", 8.0))])
+    assert (pair.verdict, pair.better, pair.worse) == ("disputed", None, None)
+
+
+def test_evaluators_that_cannot_tell_two_runs_apart_have_no_vote():
+    chance = [("a", by("y", fid, seed=seed)) for seed, fid in enumerate((8.0, 10.0))]
+    chance += [("b", by("y", fid, seed=seed)) for seed, fid in enumerate((7.9, 10.0))]
+    floor = [("a", by("z", 1.55)), ("b", by("z", 1.52))]
+    (pair,) = pairs([("a", by("x", 2.0)), ("b", by("x", 3.0)), *chance, *floor])
+    assert (pair.verdict, pair.better) == ("ranked", "a")
+    assert {o.evaluator: o.better for o in pair.opinions} == {"x": "a", "y": None, "z": None}
+    (pair,) = pairs([*chance, *floor])
+    assert pair.verdict == "tied"
+
+
+def test_only_independent_scores_count():
+    (pair,) = pairs([("a", evaluation(1.6, kinship=KIN)), ("b", evaluation(3.0))])
+    assert pair.verdict == "unknown"
+
+
+@pytest.mark.parametrize(("scores", "leader"), [((2.0, 3.0, 4.0), "a"), ((4.0, 3.0, 2.0), "c")])
+def test_the_leader_is_ranked_above_every_other_run(scores, leader):
+    assert leader_of(pairs([(run, by("x", fid)) for run, fid in zip("abc", scores, strict=True)])) == leader
+    disputed = [(run, by("x", fid)) for run, fid in zip("abc", scores, strict=True)]
+    disputed += [(run, by("y", fid)) for run, fid in zip("abc", reversed(scores), strict=True)]
+    assert leader_of(pairs(disputed)) is None
+
+
+def shapes(split, count):
+    options = ShapesOptions(
+        split=split, image_size=16, count=count, palette="primary", background="black", classes=3, jitter=0.05
+    )
+    return draw_shapes(options).images
+
+
+def blobs(images):
+    """The right colours in the right places on the right ground, without any shape."""
+    soft = torch.nn.functional.avg_pool2d(images.float(), 5, stride=1, padding=2)
+    return (1.2 * soft).clamp(0, 255).round().to(torch.uint8)
+
+
+def crisp_on_grey(images):
+    """Every edge where it belongs, on a ground that is grey instead of black."""
+    return images.clamp(min=48)
+
+
+def test_sample_sets_like_those_of_the_demo_are_not_ranked(tmp_path):
+    """The kin of the training encoder and the pixels prefer the blobs, an ImageNet network the shapes."""
+    real = str(make_pack(tmp_path / "real.safetensors", shapes("test", 240)).path)
+    made = shapes("train", 240)
+    encoder = {"name": "outputs/mae", "weights_digest": "c0", "lineage": [MAE.describe()]}
+    runs = {"drift": make_run(tmp_path / "drift", encoder=encoder), "ddpm": make_run(tmp_path / "ddpm", "ddpm")}
+    for name, images in (("drift", blobs(made)), ("ddpm", crisp_on_grey(made))):
+        nfe, sampler = (1, "one-step") if name == "drift" else (50, "ddim")
+        record = {"num_images": 240, "image_size": 16, "seed": 0, "sampler": sampler, "nfe": nfe, "weights": "ema",
+                  "step": 30, "method": name, "run": str(runs[name].path), "sampler_options": {}}  # fmt: skip
+        write_samples(runs[name].path / "samples" / "made.safetensors", images, record)
+    kin = replace(tiny_extractor(), lineage=replace(MAE, weights="c1"))
+    judging = Judging(memorisation=False)
+    judges = [open_judge(real, features=f, judging=judging, cache=False) for f in ("efficientnet-lite2", "pixels", kin)]
+    for run in runs.values():
+        evaluate_with(judges, run.path / "samples" / "made.safetensors")
+    made = compare([run.path for run in runs.values()], tmp_path / "report")
+    (pair,) = made.document["pairs"]
+    assert pair["verdict"] == "disputed"
+    assert {o["evaluator"]: o["better"] for o in pair["opinions"]} == {"efficientnet-lite2": "ddpm", "pixels": "drift"}
+    dispute, looks = made.document["findings"]
+    for words in ("disagree", "pixels (colours", "efficientnet-lite2 (shapes"):
+        assert words in dispute
+    for words in ("drift is nearer in", "brightness of the border", "ddpm is nearer in", "sharpness of edges"):
+        assert words in looks
+    assert not any("ranks first" in s or "best" in s for s in made.document["findings"])
+    apart = [(t.extractor["name"], row.run) for t in made.tables for row in t.apart]
+    assert apart == [("encoder:tiny", "drift")]
+    page = made.report.read_text()
+    assert page.index('id="samples"') < page.index("What the numbers say") < page.index('id="scores"')
+    assert "Shown apart, ranks nothing" in page
+
+
+def test_a_comparison_without_an_independent_evaluator_names_the_command_that_makes_one(tmp_path):
+    encoder = {"name": "outputs/mae", "weights_digest": "c0", "lineage": [MAE.describe()]}
+    make_run(tmp_path / "ddpm", "ddpm")
+    make_run(tmp_path / "drift", encoder=encoder)
+    from driftkit.storage.files import write_json
+
+    for name, kinship in (("drift", KIN), ("ddpm", evaluation(1.0)["kinship"])):
+        write_json(tmp_path / name / "evaluations" / "a.json", evaluation(3.0, kinship=kinship))
+    (sentence,) = compare([tmp_path / "drift", tmp_path / "ddpm"], tmp_path / "report").document["findings"]
+    assert "cannot be ranked" in sentence
+    assert "--features efficientnet-lite2" in sentence
+    lite = Lineage("a0", "tf_efficientnet_lite0", "efficientnet", ("ImageNet-1k",), True)
+    make_run(tmp_path / "lite", encoder={**encoder, "lineage": [lite.describe()]})
+    write_json(tmp_path / "lite" / "evaluations" / "a.json", evaluation(3.0, kinship=KIN))
+    (sentence,) = compare([tmp_path / "lite", tmp_path / "ddpm"], tmp_path / "report").document["findings"]
+    assert "driftkit train --objective classifier" in sentence
+    assert "encoder:outputs/classifier" in sentence

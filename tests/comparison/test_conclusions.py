@@ -1,0 +1,142 @@
+"""The sentences that open the report say no more than the numbers bear."""
+
+from driftkit.comparison.agreement import pairs_of
+from driftkit.comparison.conclusions import cautions, findings, scored_runs
+from driftkit.comparison.run_summary import summarise
+from driftkit.comparison.score_table import score_tables
+from driftkit.comparison.speed import Speed
+from tests.scoring.fakes import KIN, evaluation, make_run
+
+RELATED = {"degree": "related", "reason": "trained on the training encoder's images"}
+
+
+def by(name, fid, **changes):
+    """An evaluation by the evaluator of that name."""
+    return evaluation(fid, extractor={**evaluation(1.0)["extractor"], "name": name, "weights_digest": name}, **changes)
+
+
+def documents_of(**scores):
+    return [(run, evaluation(fid, seed=seed, nfe=nfe, sampler="one-step" if nfe == 1 else "ddim"))
+            for run, (nfe, values) in scores.items() for seed, fid in enumerate(values)]  # fmt: skip
+
+
+def said(documents, speeds=(), **more):
+    tables = score_tables(documents)
+    return findings(tables, pairs_of(tables, scored_runs(tables)), list(speeds), **more)
+
+
+def warned(documents, runs=()):
+    tables = score_tables(documents, runs)
+    return cautions(tables, pairs_of(tables, scored_runs(tables)), runs)
+
+
+def test_the_first_is_named_with_its_evaluator_floor_and_speed():
+    first, second = said(documents_of(a=(1, [3.0]), b=(1, [6.0])), [Speed("a", "one-step", 1, 1, 437.0, 0.1, 1.0)])
+    for words in ("a ranks first by encoder:tiny", "fid@100 3.00", "437 images/s", "score 1.50", "2 times less"):
+        assert words in first
+    assert "it is not known how much" in second
+
+
+def test_a_single_run_has_a_score_and_no_rank():
+    (sentence,) = said(documents_of(a=(1, [3.0])))
+    assert sentence.startswith("a scores fid@100 3.00")
+    assert "first" not in sentence
+
+
+def test_order_is_claimed_only_beyond_the_noise():
+    assert "standard deviations of the noise behind" in said(documents_of(a=(1, [9.9, 10.1]), b=(1, [20.0, 20.2])))[1]
+    (close,) = said(documents_of(a=(1, [9.9, 10.1]), b=(1, [10.4, 9.8])))
+    assert close == "Too close to order: a and b."
+
+
+def test_many_steps_that_pass_one_evaluation_are_named_with_their_price():
+    documents = [("ddpm", evaluation(fid, nfe=nfe)) for nfe, fid in ((1, 90.0), (10, 4.5), (50, 2.0))]
+    sentences = said([("drift", evaluation(5.0, nfe=1, sampler="one-step")), *documents])
+    assert "ddpm passes the best score of one evaluation (drift, 5.00 by encoder:tiny) from 10 NFE on" in sentences[-1]
+
+
+def test_many_steps_that_never_get_there_are_said_so():
+    assert "At no NFE that was scored" in said(documents_of(drift=(1, [5.0]), ddpm=(50, [7.0])))[-1]
+
+
+def test_kin_evaluators_rank_nothing_and_the_command_that_would_is_named():
+    documents = [("drift", evaluation(1.0, kinship=KIN, nfe=1)), ("ddpm", evaluation(9.0))]
+    (sentence,) = said(documents, advice="driftkit compare drift ddpm --features x")
+    assert "cannot be ranked; one is made by: driftkit compare drift ddpm --features x" in sentence
+    assert any("ranks nothing that involves drift: the training encoder itself" in c for c in warned(documents))
+
+
+def test_kin_evaluators_have_no_voice_and_related_ones_that_of_a_second():
+    far = [("drift", by("far", 20.0, nfe=1)), ("ddpm", by("far", 4.0))]
+    near = {
+        degree["degree"]: [("drift", by("near", 1.0, kinship=degree, nfe=1)), ("ddpm", by("near", 9.0))]
+        for degree in (KIN, RELATED)
+    }
+    sentences = said([*near["kin"], *far])
+    assert sentences[0].startswith("ddpm ranks first by far")
+    assert not any("near" in s for s in sentences)
+    (contradicted,) = said([*near["related"], *far])
+    assert "near (shapes and objects; related to the training) puts drift first" in contradicted
+    further = [("drift", by("further", 30.0, nfe=1)), ("ddpm", by("further", 5.0))]
+    assert said([*near["related"], *far, *further])[0].startswith("ddpm ranks first by both far and further")
+
+
+def looks(**distances):
+    return {key: {"generated": value, "real": 0.0, "distance": value} for key, value in distances.items()}
+
+
+def test_independent_evaluators_that_disagree_rank_nothing_and_say_about_what():
+    drift, ddpm = looks(background=0.01, edges=0.3), looks(background=0.09, edges=0.05)
+    scores = {"lite": (59.0, 28.0), "pixels": (2.7, 7.3)}
+    documents = [("drift", by(name, first, appearance=drift)) for name, (first, _) in scores.items()]
+    documents += [("ddpm", by(name, second, appearance=ddpm)) for name, (_, second) in scores.items()]
+    sentence = " ".join(said(documents))
+    for words in (
+        "are not ranked, since evaluators disagree",
+        "lite (shapes and objects) puts ddpm first (28.00 against 59.00)",
+        "pixels (colours, background and layout) puts drift first (2.70 against 7.30)",
+        "drift is nearer in brightness of the border",
+        "ddpm is nearer in sharpness of edges",
+    ):
+        assert words in sentence
+    assert "ranks first" not in sentence
+
+
+def test_what_is_agreed_on_is_said_beside_a_dispute():
+    scores = {"a": (3.0, 8.0), "b": (5.0, 6.0), "untrained": (90.0, 80.0)}
+    documents = [(run, by(name, fid)) for run, both in scores.items() for name, fid in zip("xy", both, strict=True)]
+    dispute, agreed = said(documents)
+    assert "a and b are not ranked" in dispute
+    assert agreed == "What every independent evaluator agrees on: a above untrained, b above untrained."
+
+
+def test_scores_of_one_evaluator_that_order_otherwise_are_flagged():
+    high = {**evaluation(1.0)["metrics"], "fid": 9.0, "recall": 0.9}
+    documents = [("a", evaluation(3.0)), ("b", evaluation(9.0, metrics=high))]
+    assert any("Recall of encoder:tiny orders a and b the other way round" in c for c in warned(documents))
+
+
+def test_cautions_name_what_a_reader_would_hold_against_the_numbers(tmp_path):
+    runs = [summarise(make_run(tmp_path / "a", encoder={"name": "e", "random_weights": True}), label="a"),
+            summarise(make_run(tmp_path / "b", parameters=9, images_seen=5), label="b"),
+            summarise(make_run(tmp_path / "c"), label="c")]  # fmt: skip
+    documents = [("a", evaluation(3.0)), ("b", evaluation(4.0, weights="raw")), ("c", evaluation(5.0, kinship=KIN))]
+    text = " ".join(warned(documents, runs))
+    expected = ("few images", "one independent evaluator alone", "ranks nothing that involves c", "random weights: a",
+                "for b", "of one seed", "differ in parameters", "differ in training lengths")  # fmt: skip
+    for words in expected:
+        assert words in text
+
+
+def test_nothing_is_held_against_sound_numbers(tmp_path):
+    runs = [summarise(make_run(tmp_path / name), label=name) for name in "ab"]
+    documents = [
+        (name, by(evaluator, fid + seed / 10, seed=seed, num_images=50_000))
+        for evaluator in ("inception", "dinov2", "pixels")
+        for name, fid in (("a", 3.0), ("b", 9.0))
+        for seed in (0, 1)
+    ]
+    better = [{**d["metrics"], "precision": 0.9, "recall": 0.9, "kid_mean": 0.001} for r, d in documents if r == "a"]
+    for (_, document), metrics in zip((d for d in documents if d[0] == "a"), better, strict=True):
+        document["metrics"] = metrics
+    assert warned(documents, runs) == []

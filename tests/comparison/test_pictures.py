@@ -1,0 +1,48 @@
+"""Grids, neighbours and frames, as pixels."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from driftkit.comparison.pictures import evolution, neighbour_figure
+from driftkit.errors import ArtifactError
+from driftkit.storage.images import read_grid, save_grid
+from tests.scoring.fakes import random_images
+
+
+@pytest.mark.parametrize("size", [8, 32, 48, 100])
+def test_a_saved_grid_gives_its_images_back(tmp_path, size):
+    images = random_images(21, size=size)
+    save_grid(tmp_path / "grid.png", images, columns=7)
+    assert torch.equal(read_grid(tmp_path / "grid.png", size), images)
+
+
+def test_what_is_no_grid_is_missing(tmp_path):
+    save_grid(tmp_path / "grid.png", random_images(4, size=32), columns=2)
+    (tmp_path / "cut.png").write_bytes((tmp_path / "grid.png").read_bytes()[:100])
+    for name, size in (("grid.png", 100), ("cut.png", 32), ("gone.png", 32)):
+        with pytest.raises(ArtifactError):
+            read_grid(tmp_path / name, size)
+
+
+def test_neighbours_stand_below_their_image():
+    generated, real = random_images(3, 1, size=64), random_images(6, 2, size=64).unflatten(0, (3, 2))
+    figure = neighbour_figure(generated, real, name="n", alt="a", caption="c")
+    pixels = torch.from_numpy(np.array(Image.open(io.BytesIO(figure.png)))).permute(2, 0, 1)
+    assert torch.equal(pixels[:, 3:67, 70:134], generated[1])
+    below = 3 + 64 + 3 + 9  # a wider gap after the first row
+    assert torch.equal(pixels[:, below : below + 64, 70:134], real[1, 0])
+    assert torch.equal(pixels[:, below + 67 : below + 131, 70:134], real[1, 1])
+
+
+def test_frames_are_one_per_step_and_move_in_one_file():
+    grids = [(step, random_images(64, step)) for step in (10, 20, 30)]
+    made = evolution("run", grids, name="e")
+    assert [frame.step for frame in made.frames] == [10, 20, 30]
+    assert Image.open(io.BytesIO(made.frames[0].image)).size == (made.width, made.height)
+    moving = Image.open(io.BytesIO(made.animation))
+    assert (moving.n_frames, moving.info["loop"]) == (3, 0)
+    assert evolution("run", grids[:1], name="e") is None

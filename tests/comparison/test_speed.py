@@ -1,0 +1,63 @@
+"""Timing: what is counted, scaled and held equal."""
+
+import pytest
+import torch
+from torch import nn
+
+from driftkit.comparison.speed import SpeedCase, SpeedSettings, measure_speeds
+
+
+class Counting(nn.Module):
+    def __init__(self, seconds=0.0):
+        super().__init__()
+        self.calls, self.seconds = [], seconds
+
+    def forward(self, x, t):
+        import time
+
+        time.sleep(self.seconds)
+        self.calls.append(x.shape)
+        return x
+
+
+def sampler(network, noise, request):
+    for _ in range(request.nfe):
+        noise = network(noise, None)
+    return noise, request.nfe
+
+
+def case(network, nfe, run="run"):
+    return SpeedCase(run, "ddim", network, sampler, nfe, 8)
+
+
+def settings(**changes):
+    return SpeedSettings(torch.device("cpu"), torch.float32, **{"batch_size": 4, **changes})
+
+
+def test_every_case_is_timed_as_often_with_the_same_batch():
+    one, many = Counting(), Counting()
+    rounds = []
+    speeds = measure_speeds([case(one, 1, "a"), case(many, 10, "b")], settings(), advance=lambda: rounds.append(0))
+    assert [(s.run, s.nfe, s.scaled) for s in speeds] == [("a", 1, False), ("b", 10, False)]
+    assert len(rounds) == 3
+    assert len(one.calls) == 1 + 1 + 3  # warm-up, a first look, three repeats
+    assert len(many.calls) == 2 + 2 + 30
+    assert set(one.calls + many.calls) == {(4, 3, 8, 8)}
+
+
+def test_samplers_beyond_the_budget_are_scaled_and_say_so():
+    network = Counting(seconds=0.01)
+    (speed,) = measure_speeds([case(network, 1000)], settings(budget_seconds=0.15))
+    assert speed.scaled
+    assert 2 <= speed.measured_nfe <= 5
+    assert speed.seconds_per_batch >= 10.0
+    assert speed.images_per_second == pytest.approx(4 / speed.seconds_per_batch)
+    assert speed.unevenness >= 1
+
+
+def test_settings_are_described_as_json():
+    described = settings().describe()
+    assert described["dtype"] == "float32"
+    assert described["batch_size"] == 4
+    assert described["compiled"] is False
+    assert described["device"].startswith("cpu")

@@ -1,0 +1,61 @@
+"""Files appear whole or not at all."""
+
+import pytest
+import torch
+
+from driftkit.errors import ArtifactError
+from driftkit.storage.files import atomic_folder, atomic_path, read_json, read_tensors, write_json, write_tensors
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    target = tmp_path / "a.json"
+    write_json(target, {"x": 1})
+    with pytest.raises(RuntimeError), atomic_path(target) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert read_json(target) == {"x": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_failed_folder_leaves_the_old_one(tmp_path):
+    target = tmp_path / "step"
+    with atomic_folder(target) as folder:
+        (folder / "a").write_text("old")
+    with pytest.raises(RuntimeError), atomic_folder(target) as folder:
+        (folder / "a").write_text("half")
+        raise RuntimeError
+    assert (target / "a").read_text() == "old"
+    with atomic_folder(target) as folder:
+        (folder / "a").write_text("new")
+    assert (target / "a").read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["step"]
+
+
+def test_nan_is_refused_in_json(tmp_path):
+    with pytest.raises(ValueError):
+        write_json(tmp_path / "a.json", {"x": float("nan")})
+    assert not list(tmp_path.iterdir())
+
+
+def test_tensors_and_header_come_back(tmp_path):
+    tensors = {"w": torch.randn(3, 4), "i": torch.arange(3)}
+    write_tensors(tmp_path / "a.safetensors", tensors, header={"config": {"a": 1}, "weights": "ema"})
+    back, header = read_tensors(tmp_path / "a.safetensors")
+    assert all(torch.equal(back[k], v) for k, v in tensors.items())
+    assert header == {"config": '{"a": 1}', "weights": "ema"}
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"\xff" * 64, b"\x10\x00\x00\x00\x00\x00\x00\x00{}"])
+def test_broken_tensor_files_are_named(tmp_path, content):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"a\.safetensors"):
+        read_tensors(path)
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "{", '{"a": ' * 5000])
+def test_broken_json_is_named(tmp_path, content):
+    path = tmp_path / "a.json"
+    path.write_text(content)
+    with pytest.raises(ArtifactError, match=r"a\.json"):
+        read_json(path)

@@ -1,0 +1,105 @@
+"""One process writes a folder at a time; the others wait or are refused, and a dead one holds nothing."""
+
+import errno
+import fcntl
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from driftkit.errors import BusyError, StorageError
+from driftkit.storage import lock
+from driftkit.storage.lock import holder_of, is_lock, locked_file, locked_folder
+from tests.locks import another_process
+
+
+def test_a_folder_that_another_process_holds_is_refused_with_its_name(tmp_path):
+    run = tmp_path / "run"
+    with another_process("folder", run) as child:
+        with pytest.raises(BusyError) as caught, locked_folder(run):
+            pytest.fail("two hold it")
+        assert f"process {child.pid} on " in str(caught.value)
+        assert f"driftkit folder {run}" in str(caught.value)
+        assert caught.value.exit_code == 4
+        assert f"process {child.pid}" in holder_of(run)
+    assert holder_of(run) is None
+
+
+def test_a_killed_holder_holds_nothing(tmp_path):
+    run = tmp_path / "run"
+    with another_process("folder", run) as child:
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        assert (run / ".lock").exists()
+        assert holder_of(run) is None
+        with locked_folder(run):
+            assert f"process {os.getpid()}" in holder_of_other(run)
+    assert not (run / ".lock").exists()
+
+
+def holder_of_other(folder):
+    """What the lock file says."""
+    with open(folder / ".lock", "rb") as file:
+        return lock._owner(file.fileno())
+
+
+def test_whoever_waits_gets_it_when_the_other_is_done(tmp_path, capfd):
+    target = tmp_path / "pack.safetensors"
+    monkey = pytest.MonkeyPatch()
+    monkey.setattr(lock, "SAY_AFTER_S", 0.0)
+    with another_process("file", target) as child:
+        monkey.setattr(lock.time, "sleep", lambda _: child.stdin.close() if not child.stdin.closed else None)
+        with locked_file(target):
+            pass
+        monkey.undo()
+        child.wait()
+        child.stdin = None
+    assert f"waiting for process {child.pid}" in capfd.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_process_may_take_its_own_lock_again(tmp_path):
+    with locked_folder(tmp_path / "run"):
+        with locked_folder(tmp_path / "run"):
+            pass
+        assert (tmp_path / "run" / ".lock").exists()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_made_for_the_lock_goes_unless_it_was_used(tmp_path):
+    with locked_folder(tmp_path / "a" / "b"):
+        pass
+    assert not (tmp_path / "a").exists()
+    with locked_folder(tmp_path / "a" / "b"):
+        (tmp_path / "a" / "b" / "manifest.json").write_text("{}")
+    assert [p.name for p in (tmp_path / "a" / "b").iterdir()] == ["manifest.json"]
+
+
+def test_a_file_system_without_locks_is_refused_unless_one_says_that_nobody_else_writes(tmp_path, monkeypatch):
+    def no_flock(descriptor, operation):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", no_flock)
+    with pytest.raises(StorageError, match=r"knows no locks .*DRIFTKIT_LOCKS=off"), locked_folder(tmp_path / "run"):
+        pytest.fail("held without a lock")
+    monkeypatch.setenv("DRIFTKIT_LOCKS", "off")
+    with locked_folder(tmp_path / "run"):
+        pass
+
+
+def test_a_lock_file_removed_by_its_last_holder_is_not_taken_for_a_lock(tmp_path):
+    """Whoever opened it before it went holds a file without a name, which guards nothing."""
+    path = tmp_path / ".lock"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
+    path.unlink()
+    assert lock._try(descriptor, path, tmp_path) is False
+    path.touch()
+    assert lock._try(descriptor, path, tmp_path) is False
+    os.close(descriptor)
+
+
+def test_locks_are_told_by_their_names():
+    assert is_lock(Path("run/.lock"))
+    assert is_lock(Path("data/.p.safetensors.lock"))
+    assert not is_lock(Path("uv.lock"))
