@@ -100,12 +100,14 @@ def command(
             device=place,
             advance=lambda count: report("sample", count, num_images),
         )
-    document = {"samples": str(made.path), "grid": str(made.path.with_suffix(".png")), **made.info}
+    document = {
+        "samples": str(made.path),
+        "grid": str(made.path.with_suffix(".png")),
+        **made.record.model_dump(mode="json"),
+    }
 
     def show() -> None:
-        show_line(
-            f"{num_images} images ({made.info['sampler']}, {made.info['nfe']} NFE, {weights} weights): {made.path}"
-        )
+        show_line(f"{num_images} images ({made.record.sampler}, {made.record.nfe} NFE, {weights} weights): {made.path}")
         show_line(f"grid: {made.path.with_suffix('.png')}")
 
     emit(document, as_json=as_json, show=show)
