@@ -25,7 +25,7 @@ class SamplingConfig(Settings):
         "ema", description="averaged weights, or raw: the last ones"
     )
     step: Annotated[int | None, Option(SAMPLING, default="the last one")] = Field(
-        None, ge=0, description="step of the checkpoint"
+        None, description="step of the checkpoint"
     )
     precision: Annotated[Literal["auto", "float32", "bfloat16"] | None, Option(SAMPLING, default="as in training")] = (
         Field(None, description="number format of the network; auto: bfloat16 where the device gains")
