@@ -85,8 +85,8 @@ def with_settings(command: str, model: type[BaseModel]) -> Callable[[Callable[..
 
 def _parameters(fields: list[tuple[str, FieldInfo, Option]]) -> Iterator[inspect.Parameter]:
     for key, info, option in fields:
-        annotation = Annotated[_value_type(info) | None, _typer_option(key, info, option)]  # type: ignore[operator]
-        yield _keyword(_name(key), annotation)
+        kind: Any = _value_type(info)
+        yield _keyword(_name(key), Annotated[kind | None, _typer_option(key, info, option)])
     config = typer.Option("--config", help="TOML file with these settings.", rich_help_panel=CONFIG_PANEL)
     yield _keyword("config", Annotated[Path | None, config])
     assignment = typer.Option(
@@ -117,7 +117,7 @@ def _typer_option(key: str, info: FieldInfo, option: Option) -> Any:
         default = f"{'' if info.default else 'no-'}{flags[0].removeprefix('--')}" if default is None else default
         flags[0] = f"{flags[0]}/--no-{flags[0].removeprefix('--')}"
     choices = _choices(info)
-    limits = {name: getattr(limit, name) for limit in info.metadata for name in ("ge", "le") if hasattr(limit, name)}
+    limits: dict[str, Any] = {n: getattr(m, n) for m in info.metadata for n in ("ge", "le") if hasattr(m, n)}
     return typer.Option(
         *flags,
         help=sentence(info.description or "") + (f" [dim]\\[default: {default}][/dim]" if default else ""),
@@ -126,7 +126,8 @@ def _typer_option(key: str, info: FieldInfo, option: Option) -> Any:
         show_envvar=False,
         allow_from_autoenv=False,  # read below, so that a variable may hold whatever --set may
         metavar=f"[{'|'.join(choices)}]" if choices and kind is str else None,
-        **({"min": limits.get("ge"), "max": limits.get("le")} if kind in (int, float) else {}),
+        min=limits.get("ge"),
+        max=limits.get("le"),
     )
 
 
