@@ -5,7 +5,7 @@ minor version may add some; another `format_version` is refused.
 """
 
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -130,3 +130,46 @@ class SampleRecord(Record):
     precision: str | None = Field(None, description="number format of the network")
     sha256: str = Field(description="of the safetensors file")
     bytes: int = Field(description="size of the safetensors file")
+
+
+ProblemKind = Literal["damaged", "missing", "swapped", "future"]
+NoteKind = Literal["unfinished", "leftover", "in use", "unknown"]
+
+
+class Problem(BaseModel):
+    """A file that must not be used as it is.
+
+    Attributes:
+        problem: what is wrong with it, got and expected.
+        fix: one thing to do about it.
+    """
+
+    path: str
+    kind: ProblemKind
+    problem: str
+    fix: str
+
+
+class VerificationNote(BaseModel):
+    """Something to know of a file that may be used, or that driftkit does not know."""
+
+    path: str
+    kind: NoteKind
+    note: str
+
+
+class Verification(Record):
+    """The result of `driftkit verify`.
+
+    Attributes:
+        checked: number of products by kind (checkpoint, pack, evaluation, ...) that are as they were written.
+        bytes: of the files whose content was compared with a checksum.
+    """
+
+    kind: ClassVar[str] = "verification"
+
+    ok: bool
+    checked: dict[str, int]
+    bytes: int
+    problems: list[Problem]
+    notes: list[VerificationNote]
