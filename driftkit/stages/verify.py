@@ -113,9 +113,11 @@ class _Verifier:
             self.run(folder)
             done = {folder / CHECKPOINTS, folder / METRICS_FILE}
         elif "card.json" in holds:
-            return self.feature_cache(folder)
+            self.feature_cache(folder)
+            return
         elif "state.json" in holds and folder.resolve().parent.name == CHECKPOINTS:
-            return self.checkpoint_alone(folder)
+            self.checkpoint_alone(folder)
+            return
         for name, kind in (("model.json", "export"), ("compare.json", "comparison")):
             if name in holds:
                 done |= self.listed_files(folder / name, kind)
@@ -132,7 +134,6 @@ class _Verifier:
         if unknown:
             more = f" and {len(unknown) - NAMED} more" if len(unknown) > NAMED else ""
             self.note(folder, "unknown", f"files that are not driftkit's: {', '.join(unknown[:NAMED])}{more}")
-        return None
 
     def file(self, path: Path) -> bool:
         """One file; returns whether it is of a kind that driftkit writes."""
@@ -341,7 +342,8 @@ def _manifest(run: Path) -> RunManifest | None:
 
 def _records() -> dict[str, type[Record]]:
     """Kind -> class of all records that are imported."""
-    classes, found = [Record], {}
+    classes: list[type[Record]] = [Record]
+    found: dict[str, type[Record]] = {}
     while classes:
         subclasses = classes.pop().__subclasses__()
         classes += subclasses

@@ -89,7 +89,7 @@ class RunManifest(Record):
     peak_memory_gib: float | None = None
     compilation: dict[str, Any] | None = None
     collapse: dict[str, Any] | None = Field(None, description="the last episode of collapsed features")
-    scored_on_the_way: dict[str, Any] | None = Field(None, description="kinship of the evaluator of `--eval-every`")
+    scored_on_the_way: dict[str, Any] | None = Field(None, description="kinship of the evaluator during training")
 
     @property
     def data_digest(self) -> str | None:
@@ -99,7 +99,7 @@ class RunManifest(Record):
 
 
 class CheckpointState(Record):
-    """What resuming needs beside tensors; all random draws follow from the seed and the step."""
+    """What resuming needs besides tensors; all random draws follow from the seed and the step."""
 
     kind: ClassVar[str] = "checkpoint"
 
