@@ -67,7 +67,7 @@ def room(device: torch.device) -> int:
     """Bytes that this process may still take: on a GPU, or on the machine within its limits (ulimit -v, cgroup)."""
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
-        return int(free) + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
     left = [psutil.virtual_memory().available]
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     if limit != resource.RLIM_INFINITY:
