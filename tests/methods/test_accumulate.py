@@ -6,7 +6,7 @@ import torch
 from driftkit.encoders.features import feature_set, field_calls
 from driftkit.encoders.networks import MAEEncoder
 from driftkit.methods.ddpm.objective import DDPM, DDPMConfig
-from driftkit.methods.drifting import drift_loss
+from driftkit.methods.drifting import aggregated_drift, drift_loss
 from driftkit.methods.drifting.objective import Drifting, DriftingConfig
 from driftkit.methods.drifting.one_step import generate_one_step
 from driftkit.methods.mae.objective import MAE, MAEConfig

@@ -133,7 +133,7 @@ def test_a_signal_of_one_temperature_is_named_with_the_loss_term(tmp_path, monke
     def drift_loss(*arguments, **options):
         result = real(*arguments, **options)
         result.drift.drift_scale[1] = torch.nan
-        result.per_field.data[0] = torch.nan
+        result.data[0] = torch.nan
         return result
 
     monkeypatch.setattr(drifting, "drift_loss", drift_loss)
