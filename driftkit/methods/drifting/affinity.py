@@ -4,6 +4,7 @@ Algorithm 2 takes A = sqrt(softmax over y * softmax over x) of log k, and W+ = A
 taken relative to the nearest pair of a field, a factor that the softmaxes cancel.
 """
 
+import itertools
 import math
 import re
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from driftkit.methods.drifting.precision import MAX_EXPONENT
 from driftkit.runtime.ranks import Ranks
 
 Kernel = Literal["laplace", "gaussian"]
+SINGLE = Ranks()
 
 
 @dataclass(frozen=True)
@@ -60,38 +62,24 @@ class Affinity:
         return distance if self.kernel == "laplace" else distance.square()
 
 
-@dataclass(frozen=True)
-class Columns:
-    """What the K columns of an affinity matrix are.
-
-    Attributes:
-        num_negatives: how many come first; the others are positives.
-        weight: [G, K], factors of the affinities; None: 1.
-        num_rows: rows on all ranks.
-        ranks: those who hold the rows.
-    """
-
-    num_negatives: int
-    weight: torch.Tensor | None
-    num_rows: int
-    ranks: Ranks
-
-
-def log_affinity(log_k: torch.Tensor, affinity: Affinity, columns: Columns) -> torch.Tensor:
-    """log A, weighted, [G, ..., n, K], from log k, -inf where an entry is masked."""
+def log_affinity(
+    log_k: torch.Tensor, affinity: Affinity, *, weight: torch.Tensor | None = None, ranks: Ranks = SINGLE
+) -> torch.Tensor:
+    """log A, [G, ..., n, K], times `weight` [G, K], from log k, -inf where masked; `ranks` hold the rows."""
     log_a = log_k
     if affinity.normalisation == "rows":
         log_a = log_a - _log_sum_over_y(log_a)
     elif affinity.normalisation == "both":
-        log_a = log_a - _log_sum_over_y(log_a) / 2 - _log_sum_over_x(log_a, columns.ranks) / 2
+        log_a = log_a - _log_sum_over_y(log_a) / 2 - _log_sum_over_x(log_a, ranks) / 2
     for _ in range(affinity.sinkhorn_rounds):
-        log_a = log_a - _log_sum_over_x(log_a, columns.ranks) + math.log(columns.num_rows / log_a.shape[-1])
+        num_rows, num_columns = log_a.shape[-2] * ranks.world_size, log_a.shape[-1]
+        log_a = log_a - _log_sum_over_x(log_a, ranks) + math.log(num_rows / num_columns)
         log_a = log_a - _log_sum_over_y(log_a)
     if affinity.floor > 0:
         log_a = log_a.clamp(min=math.log(affinity.floor))
-    if columns.weight is None:
+    if weight is None:
         return log_a
-    return log_a + columns.weight.log().view(len(log_a), *[1] * (log_a.ndim - 2), -1)
+    return log_a + weight.log().view(len(log_a), *[1] * (log_a.ndim - 2), -1)
 
 
 def write_coefficients(
@@ -100,10 +88,12 @@ def write_coefficients(
     rate: torch.Tensor,
     out: torch.Tensor,
     affinity: Affinity,
-    columns: Columns,
     *,
+    num_negatives: int,
+    weight: torch.Tensor | None,
     self_at: int,
     max_exponents: list[float] | None,
+    ranks: Ranks,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Write W = [-W- | W+] / exp(log_unit), the coefficients of the negatives, then of the positives.
 
@@ -112,9 +102,12 @@ def write_coefficients(
         min_distance: [F], the least of all pairs, self pairs aside.
         rate: [F, T], rising over T: log k = -rate * `affinity.power(d)`.
         out: [F, T, n, K], overwritten.
+        num_negatives: how many of the columns come before the positives.
+        weight: [F, K], factors of the affinities; None: 1.
         self_at: column at which y holds the first row's x; self pairs get no affinity.
-        max_exponents: bounds of -log k relative to the nearest pair, per temperature; None: unknown. They decide by
+        max_exponents: largest -log k relative to the nearest pair, per temperature; None: unknown. They decide by
             the rule of `precision` whether W comes from k itself, in float32 or float64, or from log k.
+        ranks: those who hold the rows.
 
     Returns:
         Both [F, T]: the effective number of points that a generated one feels, (sum of A)^2 / (sum of A^2) over y,
@@ -124,73 +117,64 @@ def write_coefficients(
     gap = distance if affinity.kernel == "laplace" else distance.square_()
     gap.sub_(affinity.power(min_distance)[:, None, None])  # exact near the nearest pair
     torch.diagonal(gap, self_at, 1, 2).fill_(torch.inf)
+    columns = (num_negatives, weight, ranks)
+    narrow, wide, num_taus = out.dtype, torch.float64, rate.shape[1]
+    # Temperatures within range together, they come first, and each other one by itself; all if nothing is known.
+    exponents = max_exponents or [math.inf] * num_taus
+    together = sum(e < MAX_EXPONENT[narrow] for e in exponents) if max_exponents else num_taus
+    bounds = sorted({0, *range(together, num_taus + 1)})
     stats = []
-    for some, max_exponent in _batches_of_temperatures(rate.shape[1], max_exponents, MAX_EXPONENT[out.dtype]):
-        log_k_per_gap, w = -rate[:, some, None, None], out[:, some]
-        if affinity.normalisation in ("both", "rows") and max_exponent < MAX_EXPONENT[out.dtype]:
-            torch.mul(gap[:, None], log_k_per_gap, out=w)
-            stats.append(_coefficients_of_kernel(w.exp_(), affinity, columns))
-        elif affinity.normalisation in ("both", "rows") and max_exponent < MAX_EXPONENT[torch.float64]:
-            wide = gap[:, None] * log_k_per_gap.double()
-            effective, log_unit = _coefficients_of_kernel(wide.exp_(), affinity, columns)
-            w.copy_(wide)
-            stats.append((effective.to(w.dtype), log_unit.to(w.dtype)))
+    for start, stop in itertools.pairwise(bounds):
+        exponent = exponents[stop - 1] if affinity.normalisation in ("both", "rows") else math.inf
+        factor, w = -rate[:, start:stop, None, None], out[:, start:stop]
+        if MAX_EXPONENT[narrow] <= exponent < MAX_EXPONENT[wide]:
+            k = (gap[:, None] * factor.to(wide)).exp_()
+            effective, log_unit = _coefficients_of_kernel(k, affinity, *columns)
+            w.copy_(k)
+            stats.append((effective.to(narrow), log_unit.to(narrow)))
         else:
-            torch.mul(gap[:, None], log_k_per_gap, out=w)
-            stats.append(_coefficients_of_log_kernel(w, affinity, columns))
+            torch.mul(gap[:, None], factor, out=w)
+            if exponent < MAX_EXPONENT[narrow]:
+                stats.append(_coefficients_of_kernel(w.exp_(), affinity, *columns))
+            else:
+                stats.append(_coefficients_of_log_kernel(w, affinity, *columns))
     effective, log_unit = (torch.cat(parts, dim=1) for parts in zip(*stats, strict=True))
     if affinity.normalisation == "none":  # k relative to the nearest pair was not cancelled
         log_unit = log_unit - 2 * affinity.power(min_distance)[:, None] * rate
     return effective, log_unit
 
 
-def _batches_of_temperatures(
-    count: int, max_exponents: list[float] | None, limit: float
-) -> list[tuple[slice, float]]:
-    """Temperatures computed together: those within range, the first ones, and each other one by itself.
-
-    All together where exponents are unknown: fewer launches.
-    """
-    if max_exponents is None:
-        return [(slice(0, count), math.inf)]
-    in_range = sum(exponent < limit for exponent in max_exponents)
-    together = [(slice(0, in_range), max_exponents[in_range - 1])] if in_range else []
-    return together + [(slice(t, t + 1), max_exponents[t]) for t in range(in_range, count)]
-
-
 def _coefficients_of_kernel(
-    k: torch.Tensor, affinity: Affinity, columns: Columns
+    k: torch.Tensor, affinity: Affinity, num_negatives: int, weight: torch.Tensor | None, ranks: Ranks
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """W from k [F, T, n, K], in place.
 
     A_ij = k_ij r_i c_j with r from the sums of rows and c from those of columns. W_ij is k_ij c_j r_i^2 times the sum
     of k c over the other half of the row: r enters last.
     """
-    row_sum = k.sum(dim=3, keepdim=True)
-    r = row_sum.rsqrt() if affinity.normalisation == "both" else row_sum.reciprocal()
-    c = None
+    row_sum = k.sum(dim=3, keepdim=True)  # [F, T, n, 1]
+    r, c = row_sum.reciprocal(), None
     if affinity.normalisation == "both":
-        column_sum = columns.ranks.sum(k.sum(dim=2, keepdim=True))
+        column_sum = ranks.sum(k.sum(dim=2, keepdim=True))  # [F, T, 1, K]
         # With N = 1 the only entry of a self column is masked: its column sums to nothing, and it must stay 0, not nan.
-        c = torch.where(column_sum > 0, column_sum.rsqrt(), 0.0)
+        r, c = row_sum.rsqrt(), torch.where(column_sum > 0, column_sum.rsqrt(), 0.0)
     if affinity.floor > 0:  # bounds A itself, before weighting
         if c is not None:
             k.mul_(c)
         k.mul_(r).clamp_(min=affinity.floor)
         r, c = torch.ones_like(r), None
-    if columns.weight is not None:
-        weight = columns.weight[:, None, None, :]
-        c = weight if c is None else c * weight
+    if weight is not None:
+        c = weight[:, None, None, :] if c is None else c * weight[:, None, None, :]
     if c is not None:
         k.mul_(c)
-    neg, pos = k[..., : columns.num_negatives], k[..., columns.num_negatives :]
-    neg_sum, pos_sum = neg.sum(dim=-1, keepdim=True), pos.sum(dim=-1, keepdim=True)
+    neg, pos = k[..., :num_negatives], k[..., num_negatives:]
+    neg_sum, pos_sum = neg.sum(dim=-1, keepdim=True), pos.sum(dim=-1, keepdim=True)  # [F, T, n, 1]
     # Without column sums, entries may be so small that their squares need the range of float64.
-    wide = torch.float64 if affinity.normalisation == "rows" else None
-    norm: torch.Tensor = torch.linalg.vector_norm(k, dim=3, dtype=wide)
+    norm_dtype = torch.float64 if affinity.normalisation == "rows" else None
+    norm: torch.Tensor = torch.linalg.vector_norm(k, dim=3, dtype=norm_dtype)
     effective = ((neg_sum + pos_sum)[..., 0] / norm).square().sum(dim=2)
     neg_sum, pos_sum = neg_sum * r, pos_sum * r
-    unit = (neg_sum * pos_sum).amax(dim=2, keepdim=True)
+    unit = (neg_sum * pos_sum).amax(dim=2, keepdim=True)  # [F, T, 1, 1]
     unit = torch.where(unit > 0, unit, 1.0)
     neg.mul_(-pos_sum / unit * r)
     pos.mul_(neg_sum / unit * r)
@@ -198,15 +182,15 @@ def _coefficients_of_kernel(
 
 
 def _coefficients_of_log_kernel(
-    log_k: torch.Tensor, affinity: Affinity, columns: Columns
+    log_k: torch.Tensor, affinity: Affinity, num_negatives: int, weight: torch.Tensor | None, ranks: Ranks
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """W from log k [F, T, n, K], whatever its range, in place.
 
     Each half of a row, negatives and positives, is taken relative to its own largest affinity: neither vanishes where
     it is much smaller than the other.
     """
-    a = log_k.copy_(log_affinity(log_k, affinity, columns))
-    neg, pos = a[..., : columns.num_negatives], a[..., columns.num_negatives :]
+    a = log_k.copy_(log_affinity(log_k, affinity, weight=weight, ranks=ranks))
+    neg, pos = a[..., :num_negatives], a[..., num_negatives:]
     (neg_max, neg_sum, neg_norm), (pos_max, pos_sum, pos_norm) = _exp_relative_to_max(neg), _exp_relative_to_max(pos)
     effective = 2 * torch.logaddexp(neg_sum, pos_sum) - torch.logaddexp(2 * neg_norm, 2 * pos_norm)
     log_unit = _zero_where_empty((neg_sum + pos_sum).amax(dim=2, keepdim=True))

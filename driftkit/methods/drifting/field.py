@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from driftkit.errors import UsageError
-from driftkit.methods.drifting.affinity import Affinity, Columns, Kernel, log_affinity, write_coefficients
+from driftkit.methods.drifting.affinity import Affinity, Kernel, log_affinity, write_coefficients
 from driftkit.methods.drifting.distance import pairwise_distance
 from driftkit.methods.drifting.precision import MIN_DISTANCE, WAITS, compute_dtype, result_dtype
 from driftkit.methods.drifting.sharing import SharedFeatures, check_shapes, share_features
@@ -63,7 +63,7 @@ def drift_field(
         logit = affinity.power(dist / tau) * -affinity.sharpness(1.0)  # [G, N, K], log k
         if mask_self:
             torch.diagonal(logit, 0, 1, 2).fill_(-torch.inf)
-        A = log_affinity(logit, affinity, Columns(num_neg, None, x.shape[1], Ranks())).exp_()  # [G, N, K]
+        A = log_affinity(logit, affinity).exp_()  # [G, N, K]
         A_neg, A_pos = A.split([num_neg, num_pos], dim=2)  # [G, N, M], [G, N, P]
         W_neg = A_neg * A_pos.sum(dim=2, keepdim=True)  # [G, N, M]
         W_pos = A_pos * A_neg.sum(dim=2, keepdim=True)  # [G, N, P]
@@ -86,7 +86,7 @@ def _drift_of_fields(
     """
     num_all, channels = ws.points.x.shape[1:]
     chunks = ws.chunks(fields)
-    # Eq. (21), (22): features are divided by S = d_mean / sqrt(C), distances by tau * sqrt(C). Together: d / (d_mean tau)
+    # Eq. (21), (22): features are divided by S = d_mean / sqrt(C), distances by tau * sqrt(C): together by d_mean * tau
     scales = _scales(ws, fields, affinity)  # d_mean, d_min, d_range [F]
     rate = scales.rate(affinity, sharpness)  # [F, T], log k = -rate * d
     diagnostics = []
@@ -99,8 +99,8 @@ def _drift_of_fields(
             # Algorithm 2: A = sqrt(softmax over y * softmax over x), W = [-A- sum A+ | A+ sum A-], V = W y
             W = ws.coefficients[: len(chunk), taus]  # [F, T, n, K], over exp(log_unit)
             effective, log_unit = write_coefficients(
-                dist, scales.d_min[at], rate[at, taus], W, affinity,
-                Columns(ws.points.num_negatives, ws.weight(chunk), num_all, ws.ranks), self_at=ws.points.first_row,
+                dist, scales.d_min[at], rate[at, taus], W, affinity, num_negatives=ws.points.num_negatives,
+                weight=ws.weight(chunk), self_at=ws.points.first_row, ranks=ws.ranks,
                 max_exponents=(scales.d_range[at, None] * rate[at, taus]).amax(dim=0).tolist() if ws.wait else None,
             )  # [F, T] each  # fmt: skip
             torch.bmm(W.flatten(1, 2), y, out=v_tau[at].flatten(1, 2))

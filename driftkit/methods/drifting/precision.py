@@ -1,14 +1,14 @@
 """The precision rule of the field: V agrees with float64 to 1e-5 of its norm, at any temperature and for any features.
 
 V is computed in float32, or in float64 where a feature is float64. Plain float32 breaks the rule by orders of magnitude
-(`python -m tests.benchmarks field`). It fails in four places, and only there is something wider used:
+(`python -m tests.benchmarks field` shows by how many). It fails in four places, and only there is something wider used:
 
-| what fails in float32                                   | where           | instead                                    |
-| ------------------------------------------------------- | --------------- | ------------------------------------------ |
-| |x|^2 + |y|^2 - 2 x.y cancels for close pairs           | `CLOSE_PAIR`    | differences, or products in float64        |
-| exp(-d / tau) multiplies the rounding of d by 1 / tau   | `MAX_SHARPNESS` | everything in float64                      |
-| exp(-d / tau) underflows                                | `MAX_EXPONENT`  | sums of exp in float64, then logarithms    |
-| squares of tiny or huge features leave the range        | `MIN_DISTANCE`  | features times a power of two, which is exact |
+| what fails in float32                                | where           | instead                                 |
+| ---------------------------------------------------- | --------------- | --------------------------------------- |
+| |x|^2 + |y|^2 - 2 x.y cancels for close pairs        | `CLOSE_PAIR`    | differences, or products in float64     |
+| exp(-d / tau) multiplies the rounding of d by 1 / tau | `MAX_SHARPNESS` | all of it in float64                    |
+| exp(-d / tau) underflows                             | `MAX_EXPONENT`  | sums of exp in float64, then logarithms |
+| squares of tiny or huge features leave the range     | `MIN_DISTANCE`  | features times a power of two (exact)   |
 
 These are questions about values. A CPU answers them and takes the cheapest form that suffices. On a GPU the host would
 have to wait for the answers (`wait`), so there all fields take float64 products, logarithms and powers of two.

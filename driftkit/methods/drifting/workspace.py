@@ -1,4 +1,4 @@
-"""Around the plain algorithm of `field`: its fields in chunks, the buffers they share, and scales over fields and ranks.
+"""Around the plain algorithm of `field`: its fields in chunks, their buffers, and scales shared by fields and ranks.
 
 Memory: a workspace of `chunk_bytes` holds the points, distances, coefficients and V of the fields at hand. Where fields
 that share a scale do not fit together, V of all of them is kept as well, until their common lambda is known.
