@@ -140,7 +140,7 @@ def _precision(shape: tuple[int, int, int], tau: float) -> Iterator[Row]:
     pairs = torch.arange(shape[1]) // 2
     cases = {
         "independent": x,
-        "generated alike": 1 + 0.01 * x,
+        "generated alike": 1 + 0.03 * x,
         "near-duplicates": x[:, pairs] + 1e-3 * x,
         "duplicates": x[:, pairs],
     }
