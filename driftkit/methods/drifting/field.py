@@ -230,10 +230,8 @@ def aggregated_drift(
         affinity_floor: lower bound of A before weighting, the masked self entry included (the authors' release: 1e-3).
         kernel: "laplace", or "gaussian": k = exp(-(|x_i - y_k| / (d_mean * tau))^2 / 2).
         normalisation: "both", or one of the variants that `Affinity` describes: rows, none, sinkhorn(N).
-        chunk_bytes: size of the workspace, at least that of one field; None: `CHUNK_BYTES` of the device. Beyond it,
-            memory is taken by the result and, where a scale is shared by more fields than fit, by their V: of all
-            temperatures if that is at most 8 workspaces, else of one at a time. Kernels too sharp for sums of
-            exponentials take three more matrices of pairs, of the fields at hand.
+        chunk_bytes: size of the workspace, at least that of one field; None: `CHUNK_BYTES` of the device. What is
+            needed beyond it is described in `workspace`.
         ranks: the processes whose features together are the batch; features of all of them are gathered once, and
             every rank computes the rows of its own x.
         shared: what `share_features` gave for the same features and ranks, when their exchange was begun beforehand.
