@@ -117,8 +117,17 @@ def load_preset(name: str, objective: str) -> list[Layer]:
     return layers
 
 
-def validate(model: type[Model], values: Mapping[str, Any], *, origins: Mapping[str, str]) -> Model:
+def validate(
+    model: type[Model],
+    values: Mapping[str, Any],
+    *,
+    origins: Mapping[str, str],
+    others: Mapping[str, str] | None = None,
+) -> Model:
     """An instance of the config class.
+
+    Args:
+        others: keys that the class lacks -> the choice for which they exist.
 
     Raises:
         UsageError: unknown keys (with the nearest known one) or values that do not fit, naming key, value and origin.
@@ -126,20 +135,17 @@ def validate(model: type[Model], values: Mapping[str, Any], *, origins: Mapping[
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise UsageError("; ".join(_describe(model, e, origins) for e in error.errors()[:3])) from None
+        errors = error.errors()[:3]
+        raise UsageError("; ".join(_describe(model, e, origins, others or {}) for e in errors)) from None
 
 
-def _describe(model: type[BaseModel], error: Any, origins: Mapping[str, str]) -> str:
-    # Tagged unions put their tag into the path; it is no key of ours.
-    path = [str(p) for p in error["loc"]]
-    tags = ("drift", "ddpm", "mae", "classifier", "unet", "mae_resnet")
-    key = ".".join(p for i, p in enumerate(path) if i == 0 or p not in tags)
+def _describe(model: type[BaseModel], error: Any, origins: Mapping[str, str], others: Mapping[str, str]) -> str:
+    key = ".".join(str(part) for part in error["loc"])
     origin = origins.get(key)
     where = f" (from {origin})" if origin else ""
     if error["type"] == "extra_forbidden":
-        tag = next((p for p in path[1:] if p in tags), None)
-        if tag and key in config_keys(model):
-            return f"config key {key}{where} does not exist for {tag}; it belongs to another kind of {path[0]}"
+        if key in others:
+            return f"config key {key}{where} is a setting of {others[key]}, which this run does not use"
         return f"unknown config key {key}{where}{did_you_mean(key, config_keys(model))}"
     message = error["msg"].removeprefix("Value error, ")
     got = "" if isinstance(error["input"], dict) else f", got {error['input']!r}"
