@@ -99,21 +99,24 @@ def preset_names() -> list[str]:
     return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml"))
 
 
-def load_preset(name: str, objective: str) -> list[Layer]:
-    """Layers of a preset for one objective: its `[all]` table, then the table of the objective.
+def load_preset(name: str, method: str, role: str) -> list[Layer]:
+    """Layers of a preset for one method: its table `[all]`, that of the role of the method's networks, its own.
+
+    Args:
+        role: generator or encoder.
 
     Raises:
-        UsageError: there is no such preset, or it is for other objectives.
+        UsageError: there is no such preset, or it is for other methods.
     """
     if name not in preset_names():
         raise UsageError(
-            f"--preset {name}: expected one of {', '.join(preset_names())}{did_you_mean(name, preset_names())}"
+            f"`preset` {name}: expected one of {', '.join(preset_names())}{did_you_mean(name, preset_names())}"
         )
     text = (resources.files("driftkit.config") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
     tables = tomllib.loads(text)
-    layers: list[Layer] = [(f"preset {name}", tables[table]) for table in ("all", objective) if table in tables]
+    layers: list[Layer] = [(f"preset {name}", tables[table]) for table in ("all", role, method) if table in tables]
     if not layers:
-        raise UsageError(f"--preset {name}: is for {' and '.join(tables)}, not for {objective}; choose another preset")
+        raise UsageError(f"`preset` {name}: is for {' and '.join(tables)}, not for {method}; choose another preset")
     return layers
 
 

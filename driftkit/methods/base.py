@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from driftkit.runtime.ranks import Ranks
     from driftkit.storage.run_folder import Run
 
+CURVE_NFES = (1, 2, 5, 10, 20, 50, 100)
+"""NFEs of the curve of quality over cost of samplers of many steps."""
+
 Forward = Callable[["torch.Tensor"], list["torch.Tensor"]]
 """Images [N, 3, H, W] -> outputs."""
 

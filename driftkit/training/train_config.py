@@ -149,7 +149,7 @@ def resolve_config(
         ("--set", parse_assignments(assignments)),
         ("option", options or {}),
     ]
-    presets = load_preset(preset, method.name) if preset else []
+    presets = load_preset(preset, method.name, method.network_role) if preset else []
     if (_word(merge(chosen)[0], "model", "kind") or method.network) != method.network:
         presets = [(origin, {k: v for k, v in table.items() if k != "model"}) for origin, table in presets]
     default: Layer = ("objective", {"objective": {"name": method.name}, "model": {"kind": method.network}})

@@ -43,7 +43,7 @@ def test_every_preset_fits_the_objectives_it_is_for(preset, objective):
             resolve_config(objective=objective, preset=preset)
         return
     config, origins = resolve_config(objective=objective, preset=preset)
-    assert load_preset(preset, objective)
+    assert load_preset(preset, objective, METHODS[objective].network_role)
     assert f"preset {preset}" in origins.values()
     assert set(origins) <= set(flatten(config.model_dump(mode="json")))
 

@@ -4,6 +4,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from driftkit.methods.base import (
+    CURVE_NFES,
     BuiltObjective,
     Graph,
     Method,
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from driftkit.protocols import Sampler
-
-CURVE_NFES = (1, 2, 5, 10, 20, 50, 100)
 
 
 def _build(config: DDPMConfig, setting: Setting) -> BuiltObjective:
