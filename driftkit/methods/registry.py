@@ -4,6 +4,7 @@
 # isort: off
 import driftkit.methods.drifting.method
 import driftkit.methods.ddpm.method
+import driftkit.methods.flow.method
 import driftkit.methods.mae.method
 import driftkit.methods.classifier.method
 
