@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL import Image
 
+from driftkit.config.layers import flatten
 from driftkit.datasets.packs import card_path, open_pack
 from driftkit.encoders import cache
 from driftkit.errors import ArtifactError, DriftkitError
@@ -269,8 +270,12 @@ class _Verifier:
             path = folder / CHECKPOINTS / f"step-{manifest.step:08d}"
             fix = f"{COPY}; the same train command resumes from the last that is there"
             self.problem(path, "missing", "the checkpoint is not there", fix)
+        before = len(self.problems)
         for checkpoint in saved:
             self.checkpoint(checkpoint, saved)
+        if manifest and saved and len(self.problems) == before and (keys := _other_settings(manifest, saved[-1])):
+            problem = f"its config has another {', '.join(keys)} than the last checkpoint was trained with"
+            self.problem(folder / "manifest.json", "damaged", problem, COPY)
         if (folder / CHECKPOINTS).is_dir():
             for path in filter(is_temporary, sorted((folder / CHECKPOINTS).iterdir())):
                 self.leftover(path)
@@ -338,6 +343,17 @@ def _manifest(run: Path) -> RunManifest | None:
         return Run(run).manifest()
     except ArtifactError:
         return None
+
+
+def _other_settings(manifest: RunManifest, checkpoint: Checkpoint) -> list[str]:
+    """Settings of network and objective, which never change, that differ from those in the header of the weights."""
+    header = read_tensors(checkpoint.path / "ema.safetensors")[1]
+    trained, recorded = (
+        {k: v for k, v in flatten(config).items() if k == "seed" or k.startswith(("model.", "objective."))}
+        for config in (from_json(header.get("config", "{}")), manifest.config)
+    )
+    moved = ("objective.encoder", "objective.encoder_weights")  # where things lie may change
+    return [key for key in trained if key not in moved and recorded.get(key) != trained[key]]
 
 
 def _records() -> dict[str, type[Record]]:
