@@ -104,8 +104,8 @@ class CheckpointState(Record):
     kind: ClassVar[str] = "checkpoint"
 
     step: int = Field(ge=0)
-    images_seen: int = Field(ge=0)
-    train_seconds: float = Field(ge=0)
+    images_seen: int = Field(0, ge=0)
+    train_seconds: float = Field(0.0, ge=0)
     run: str | None = Field(None, description="id of the run")
     collapse: dict[str, Any] = Field({}, description="what is known of collapsed features")
 

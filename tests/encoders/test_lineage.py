@@ -23,6 +23,7 @@ from driftkit.encoders.lineage import (
 from driftkit.encoders.loading import load_encoder
 from driftkit.encoders.specs import SPECS
 from driftkit.encoders.weights import published, read_weights
+from driftkit.storage.records import RunManifest
 from tests.scoring.fakes import make_run
 
 LITE0 = Lineage("a0", "tf_efficientnet_lite0", "efficientnet", ("ImageNet-1k",), True)
@@ -113,16 +114,19 @@ def test_every_row_of_the_table_says_what_trained_it():
         assert spec.data, spec.name
 
 
+def manifest(config, **data):
+    return RunManifest(id="1", created="", config=config, inputs={"data": data})
+
+
 def test_runs_say_what_taught_them_and_what_they_are(tmp_path):
     drift = make_run(tmp_path / "drift", encoder={"name": "e", "lineage": [LITE0.describe(), PIXEL_TERM.describe()]})
     assert training_encoders_of(drift.manifest()) == [LITE0, PIXEL_TERM]
     assert training_encoders_of(make_run(tmp_path / "old", encoder={"name": "e"}).manifest()) == [None]
     assert training_encoders_of(make_run(tmp_path / "ddpm", "ddpm").manifest()) == []
-    assert training_encoders_of({"config": {"objective": {"name": "drift", "encoder": "e"}}, "encoder": None}) == [None]
-    mae = {"config": {"objective": {"name": "mae", "finetune_from": -1}, "model": {"kind": "mae_resnet"}},
-           "inputs": {"data": {"spec": "train.zip", "digest": "1234"}}}  # fmt: skip
-    assert lineage_of_run(mae, "c0") == MAE
-    assert lineage_of_run({}, "c0").data is None
+    assert training_encoders_of(manifest({"objective": {"name": "drift", "encoder": "e"}})) == [None]
+    config = {"objective": {"name": "mae", "finetune_from": -1}, "model": {"kind": "mae_resnet"}}
+    assert lineage_of_run(manifest(config, spec="train.zip", digest="1234"), "c0") == MAE
+    assert lineage_of_run(manifest({}), "c0").data is None
 
 
 def test_encoders_know_their_lineage():
