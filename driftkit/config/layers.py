@@ -131,7 +131,7 @@ def validate(model: type[Model], values: Mapping[str, Any], *, origins: Mapping[
 
 def _describe(model: type[BaseModel], error: Any, origins: Mapping[str, str]) -> str:
     # Tagged unions put their tag into the path; it is no key of ours.
-    path = [str(p) for p in error["loc"]]
+    path = [str(p) for p in error["loc"] if not isinstance(p, int)]  # of a list the name is enough
     tags = ("drift", "ddpm", "mae", "classifier", "unet", "mae_resnet")
     key = ".".join(p for i, p in enumerate(path) if i == 0 or p not in tags)
     origin = origins.get(key)

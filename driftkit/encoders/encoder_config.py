@@ -4,38 +4,43 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from driftkit.config.settings import COMMAS, Option, Settings
+
 MapNorm = Literal["none", "layer", "final"]
 Resize = Literal["bicubic", "bilinear"]
+ENCODER = "Encoder"
+OWN = "the encoder's own"
 
 
-class EncoderConfig(BaseModel):
+class EncoderConfig(Settings):
     """Which encoder is used, and how."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    encoder: str = Field(
+    encoder: Annotated[str, Option(ENCODER, ("--encoder", "-e"))] = Field(
         "dinov2-multires",
-        description="Encoder: a name of `driftkit probe-encoder --list`, timm:MODEL, or the folder of a MAE or "
-        "classifier run.",
+        description="a name of driftkit probe-encoder --list, timm:MODEL, or the folder of a MAE or classifier run",
     )
-    taps: tuple[str, ...] | None = Field(
-        None, min_length=1, description="Layers whose maps are used, for example block6; None: the encoder's own."
+    taps: Annotated[tuple[str, ...] | None, COMMAS, Option(ENCODER, default=OWN)] = Field(
+        None, min_length=1, description="layers whose maps are used, for example block6,block12"
     )
-    encoder_weights: str | None = Field(
-        None, description="Local file with the encoder's weights; None: from the cache, then the hub."
+    encoder_weights: Annotated[str | None, Option(ENCODER, default="cache, then hub")] = Field(
+        None, description="local file with the encoder's weights"
     )
-    random_weights: bool = Field(False, description="Leave the encoder untrained: shapes and speed only.")
-    input_size: int | None = Field(
-        None, ge=8, le=4096, description="Side in pixels to which the encoder's input is resized; None: its own."
+    random_weights: Annotated[bool, Option(ENCODER)] = Field(
+        False, description="leave the encoder untrained: shapes and speed only"
     )
-    resize: Resize = Field("bicubic", description="Interpolation of that resizing; the authors' release: bilinear.")
-    map_norm: MapNorm | None = Field(
+    input_size: Annotated[int | None, Option(ENCODER, default=OWN)] = Field(
+        None, ge=8, le=4096, description="side in pixels to which the encoder's input is resized"
+    )
+    resize: Annotated[Resize, Option(ENCODER)] = Field(
+        "bicubic", description="interpolation of that resizing; the authors' release: bilinear"
+    )
+    map_norm: Annotated[MapNorm | None, Option(ENCODER, default=OWN)] = Field(
         None,
-        description="Normalization of the maps: none, layer (each position over its channels) or final (the network's "
-        "last norm); None: the encoder's own.",
+        description="normalization of the maps: none, layer (each position over its channels) or final (the network's "
+        "last norm)",
     )
-    feature_set: str | None = Field(
-        None, description="Feature set, see `driftkit probe-encoder --list`; None: the encoder's own."
+    feature_set: Annotated[str | None, Option(ENCODER, default=OWN)] = Field(
+        None, description="vectors that are made of the maps; driftkit probe-encoder --list shows the choices"
     )
 
 

@@ -8,14 +8,13 @@ from driftkit.encoders.frozen_encoder import EncoderKind, FrozenEncoder
 from driftkit.encoders.pixel import PIXEL_KIND
 from driftkit.encoders.timm_encoder import TIMM_KIND
 from driftkit.encoders.trained_encoder import TRAINED_KIND
+from driftkit.encoders.weights import PublishedFile
 from driftkit.errors import NotFoundError, UsageError
 
 ENCODERS: dict[str, EncoderKind] = {"pixel": PIXEL_KIND, "timm": TIMM_KIND, "trained": TRAINED_KIND}
 
 
-def load_encoder(
-    config: EncoderConfig, *, image_size: int = 32, device: torch.device | str = "cpu"
-) -> FrozenEncoder:
+def load_encoder(config: EncoderConfig, *, image_size: int = 32, device: torch.device | str = "cpu") -> FrozenEncoder:
     """The frozen encoder that a config describes.
 
     Args:
@@ -53,6 +52,12 @@ def encoder_names() -> tuple[str, ...]:
     return tuple(name for kind in ENCODERS.values() for name in kind.names())
 
 
+def encoder_card(name: str) -> EncoderCard | None:
+    """What is known of an encoder without loading it; None where nothing is."""
+    kind = _accepting(name)
+    return None if kind is None else kind.describe(name)
+
+
 def encoder_cards() -> list[EncoderCard]:
     """What is known of every encoder that has a name of its own, with where its weights lie."""
     cards = []
@@ -74,6 +79,12 @@ def names_a_place(name: str) -> bool:
 def encoder_licence(name: str) -> str:
     """The licence of the weights of an encoder, as far as it is known, even where its files are elsewhere now."""
     return (_accepting(name) or TRAINED_KIND).licence(name)
+
+
+def published_file(name: str) -> PublishedFile | None:
+    """The file that the weights of an encoder are published in; None where there is none."""
+    kind = _accepting(name)
+    return None if kind is None else kind.published(name)
 
 
 def trained_image_size(name: str) -> int | None:

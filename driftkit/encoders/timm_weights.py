@@ -15,9 +15,7 @@ from driftkit.errors import ArtifactError
 DINOV2_OFFSET = 0.1  # positions, which the original code adds to the side of the grid of position embeddings
 
 
-def own_tensors(
-    spec: EncoderSpec, state: dict[str, torch.Tensor], network: Any, path: Path
-) -> dict[str, torch.Tensor]:
+def own_tensors(spec: EncoderSpec, state: dict[str, torch.Tensor], network: Any, path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a weights file that belong to the encoder, under timm's names.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Encoders that were trained here: the encoder half of a residual MAE network, from a run folder or the file it wrote."""
+"""Encoders that were trained here: the encoder half of a residual MAE, from a run folder or the file it wrote."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -245,7 +245,7 @@ TRAINED_KIND = EncoderKind(
     pattern="the folder of a MAE or classifier run",
     accepts=lambda name: bool(name.strip()) and (Path(name).is_dir() or Path(name).is_file()),
     load=_load,
-    licence=lambda name: "that of the run it was trained in: a MAE trained with driftkit, without weights from elsewhere",
+    licence=lambda name: "that of the run it was trained in: a MAE of driftkit, without weights from elsewhere",
     image_size=_trained_image_size,
     is_place=True,
 )

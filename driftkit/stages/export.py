@@ -12,7 +12,7 @@ from torch import nn
 
 from driftkit import __version__
 from driftkit.config.layers import did_you_mean
-from driftkit.encoders.loading import ENCODER_FILE
+from driftkit.encoders.trained_encoder import ENCODER_FILE
 from driftkit.errors import ArtifactError, NotFoundError, RefusedError, UsageError
 from driftkit.stages.model_card import describe_run, to_markdown
 from driftkit.storage.files import atomic_folder, read_json, sha256_file, write_json, write_tensors

@@ -8,7 +8,7 @@ from PIL import Image
 
 from driftkit import __version__
 from driftkit.datasets import packs
-from driftkit.encoders import cache
+from driftkit.encoders import feature_cache as cache
 from driftkit.errors import ArtifactError, DriftkitError
 from driftkit.scoring import evaluation_record as fid_record
 from driftkit.scoring import reference_statistics

@@ -7,10 +7,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from driftkit.encoders.features import feature_set, field_calls
-from driftkit.encoders.loading import load_encoder, native_image_size
-from driftkit.encoders.networks import FrozenEncoder
-from driftkit.encoders.specs import SPECS, TIMM_PREFIX
+from driftkit.encoders.feature_sets import feature_set, field_calls
+from driftkit.encoders.frozen_encoder import FrozenEncoder
+from driftkit.encoders.registry import encoder_kind, load_encoder, trained_image_size
 from driftkit.errors import UsageError
 from driftkit.methods.classifier.objective import ClassifierConfig
 from driftkit.methods.drifting.affinity import Affinity
@@ -274,22 +273,10 @@ def _with_head(config: TrainConfig) -> Any:
 
 
 def _encoder(objective: DriftingConfig, image_size: int) -> FrozenEncoder:
-    return load_encoder(
-        objective.encoder,
-        image_size=native_image_size(objective.encoder) or image_size,
-        input_size=objective.input_size,
-        random_weights=_published(objective.encoder),
-        resize=objective.resize,
-        taps=objective.taps,
-        map_norm=objective.map_norm,
-        feature_set=objective.feature_set,
-        device="meta",
-    )
-
-
-def _published(name: str) -> bool:
-    """Whether weights would have to be fetched, of which only the shapes matter here."""
-    return name in SPECS or name.startswith(TIMM_PREFIX)
+    # Published weights would have to be fetched, and only their shapes matter here.
+    published = encoder_kind(objective.encoder).published(objective.encoder) is not None
+    config = objective.model_copy(update={"encoder_weights": None, "random_weights": published})
+    return load_encoder(config, image_size=trained_image_size(objective.encoder) or image_size, device="meta")
 
 
 def _flops(function: Forward, images: torch.Tensor) -> int:

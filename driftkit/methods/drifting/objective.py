@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from typing import Annotated, Literal, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import nn
 
-from driftkit.encoders.cache import FeatureCache
-from driftkit.encoders.features import FeatureGroup, FieldCall, feature_set, field_calls
-from driftkit.encoders.networks import FrozenEncoder
-from driftkit.encoders.resizing import Resize
-from driftkit.encoders.specs import MapNorm
+from driftkit.encoders.encoder_config import EncoderConfig
+from driftkit.encoders.feature_cache import FeatureCache
+from driftkit.encoders.feature_sets import FeatureGroup, FieldCall, feature_set, field_calls
+from driftkit.encoders.frozen_encoder import FrozenEncoder
 from driftkit.errors import NonFiniteError, NonFiniteStepError
 from driftkit.methods.drifting import DriftLoss, SharedFeatures, drift_loss, share_features
 from driftkit.methods.drifting.one_step import generate_one_step
@@ -24,30 +23,10 @@ from driftkit.runtime.ranks import Ranks
 SMALLEST_VARIANCE = 1e-24
 
 
-class DriftingConfig(BaseModel):
+class DriftingConfig(EncoderConfig):
     """The drifting objective."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
     name: Literal["drift"] = "drift"
-    encoder: str = Field(
-        "dinov2-multires", description="row of the encoder table, timm:MODEL, or the folder of a MAE or classifier run"
-    )
-    taps: tuple[str, ...] | None = Field(
-        None, min_length=1, description="layers whose maps are used, for example block6; None: those of the table"
-    )
-    encoder_weights: str | None = Field(None, description="local file of encoder weights; None: cache, then hub")
-    random_weights: bool = Field(False, description="leave the encoder untrained (shapes, speed and tests only)")
-    input_size: int | None = Field(None, ge=8, le=4096, description="side in pixels the encoder sees; None: its own")
-    resize: Resize = Field("bicubic", description="how images are brought to that size; the authors' release: bilinear")
-    map_norm: MapNorm | None = Field(
-        None,
-        description="normalisation of the maps: none, layer (each position over its channels) or final (the network's "
-        "last norm); None: the encoder's own",
-    )
-    feature_set: str | None = Field(
-        None, description="multires, paper, paper-full, last, global or locations; None: the encoder's own"
-    )
     cache_features: bool = Field(
         False, description="compute the features of real images once and map them from disk, in bfloat16"
     )
