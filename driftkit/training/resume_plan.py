@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from driftkit.config.layers import flatten
+from driftkit.datasets import sources
 from driftkit.datasets.packs import ImagePack
-from driftkit.datasets.sources import NAMED, parse_spec
-from driftkit.encoders.registry import names_a_place
+from driftkit.encoders import registry
 from driftkit.errors import UsageError
 from driftkit.runtime.ranks import Ranks
 from driftkit.storage.atomic import is_temporary
@@ -92,11 +92,11 @@ def _require_same_config(run: Run, config: TrainConfig, saved: dict[str, Any]) -
 
 
 def _is_encoder_place(name: Any) -> bool:
-    return isinstance(name, str) and names_a_place(name)
+    return isinstance(name, str) and registry.names_a_place(name)
 
 
 def _is_image_place(spec: Any) -> bool:
-    return isinstance(spec, str) and parse_spec(spec).target not in NAMED
+    return isinstance(spec, str) and sources.names_a_place(spec)
 
 
 # What only names a place, where the digest of its content decides.
