@@ -28,7 +28,6 @@ from driftkit.runtime.finite import require_finite
 from driftkit.storage.files import read_tensors, state_digest, write_tensors
 from driftkit.storage.json_text import from_json
 from driftkit.storage.run_folder import Run
-from driftkit.storage.saved_config import image_size_of, model_of
 
 ENCODER_FILE = "encoder.safetensors"
 MAE_RESNET = "mae_resnet"
@@ -131,7 +130,7 @@ def load_trained_encoder(
 
 def export_encoder(run: Run) -> Path:
     """Write the EMA encoder of a run into `encoder.safetensors`, which is an encoder by itself."""
-    config = run.manifest()["config"]
+    config = run.manifest().config
     weights = _encoder_part(run.checkpoint().weights("ema"))
     header = {
         "driftkit": "encoder",
@@ -147,10 +146,10 @@ def export_encoder(run: Run) -> Path:
 
 def _load_run(path: Path, config: EncoderConfig, device: torch.device | str) -> MAEEncoder:
     run = Run.open(path)
-    model = model_of(run)
+    model = run.config_section("model")
     if model.get("kind") != MAE_RESNET:
         raise UsageError(f"{path} trained no encoder: its network is {model.get('kind')}, expected {MAE_RESNET}")
-    encoder = _build(path, model, image_size_of(run), run.checkpoint().weights("ema"), config)
+    encoder = _build(path, model, run.image_size, run.checkpoint().weights("ema"), config)
     encoder.lineage = lineage_of_run(run.manifest(), encoder.weights_digest)
     return encoder.to(device)
 
@@ -234,7 +233,7 @@ def _load(config: EncoderConfig, image_size: int, device: torch.device) -> Froze
 def _trained_image_size(name: str) -> int | None:
     path = Path(name)
     if path.is_dir():
-        return image_size_of(Run.open(path))
+        return Run.open(path).image_size
     if path.suffix != ".safetensors":
         return None
     header = read_tensors(path)[1]
