@@ -79,5 +79,7 @@ def choose_images(pack: ImagePack, *, num_images: int, batch_size: int, seed: in
     drawn = torch.randperm(len(large), generator=generator_for(seed, "probe-classes")).tolist()
     # From the end: those that are not among the real images come first.
     pools = [pack.images[of_class[large[i]][-needed:]] for i in drawn[:NUM_CLASSES]]
-    skipped = [] if pools else [f"one class against all: no class has {needed} images; a smaller batch size needs fewer"]
+    skipped = (
+        [] if pools else [f"one class against all: no class has {needed} images; a smaller batch size needs fewer"]
+    )
     return ProbeImages(pack.images[picked], labels, pools), skipped

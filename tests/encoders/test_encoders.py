@@ -353,7 +353,7 @@ def test_no_vector_of_a_map_is_constant(name, side):
 
 def test_a_run_that_is_no_mae_is_no_encoder(tmp_path):
     train_tiny(tmp_path / "ddpm", "ddpm")
-    with pytest.raises(UsageError, match="a run of mae or classifier"):
+    with pytest.raises(UsageError, match="trained no encoder"):
         load(str(tmp_path / "ddpm"))
 
 

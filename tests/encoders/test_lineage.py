@@ -22,6 +22,7 @@ from driftkit.encoders.lineage import (
 )
 from driftkit.encoders.specs import SPECS
 from driftkit.encoders.weights import published, read_weights
+from driftkit.storage.records import RunManifest
 from tests.encoders.loading import load
 from tests.scoring.fakes import make_run
 
@@ -118,11 +119,12 @@ def test_runs_say_what_taught_them_and_what_they_are(tmp_path):
     assert training_encoders_of(drift.manifest()) == [LITE0, PIXEL_TERM]
     assert training_encoders_of(make_run(tmp_path / "old", encoder={"name": "e"}).manifest()) == [None]
     assert training_encoders_of(make_run(tmp_path / "ddpm", "ddpm").manifest()) == []
-    assert training_encoders_of({"config": {"objective": {"name": "drift", "encoder": "e"}}, "encoder": None}) == [None]
-    mae = {"config": {"objective": {"name": "mae", "finetune_from": -1}, "model": {"kind": "mae_resnet"}},
-           "inputs": {"data": {"spec": "train.zip", "digest": "1234"}}}  # fmt: skip
+    untold = RunManifest(id="r", created="now", config={"objective": {"name": "drift", "encoder": "e"}})
+    assert training_encoders_of(untold) == [None]
+    config = {"objective": {"name": "mae"}, "model": {"kind": "mae_resnet", "num_classes": None}}
+    mae = RunManifest(id="r", created="now", config=config, inputs={"data": {"spec": "train.zip", "digest": "1234"}})
     assert lineage_of_run(mae, "c0") == MAE
-    assert lineage_of_run({}, "c0").data is None
+    assert lineage_of_run(RunManifest(id="r", created="now", config={}), "c0").data is None
 
 
 def test_encoders_know_their_lineage():
