@@ -19,6 +19,7 @@ PAIRED = {"cli", "stages"}
 PLUG_INS = "methods"
 REGISTRY = "registry"  # of any room that things are plugged into
 UNPICKLER = PACKAGE / "datasets" / "cifar10_pickle.py"
+REGISTRY = "registry"  # of every floor that is open to plug-ins
 
 
 def modules():

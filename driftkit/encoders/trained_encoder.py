@@ -21,8 +21,8 @@ from driftkit.encoders.frozen_encoder import (
 )
 from driftkit.encoders.lineage import Lineage, lineage_of_run, read_lineage
 from driftkit.errors import ArtifactError, UsageError
-from driftkit.models.build import build_with
 from driftkit.models.mae_resnet import MAEResNet, MAEResNetConfig
+from driftkit.models.registry import build_with
 from driftkit.protocols import FeatureMap
 from driftkit.runtime.finite import require_finite
 from driftkit.storage.files import read_tensors, state_digest, write_tensors
@@ -200,7 +200,7 @@ def _build(
         key = ".".join(map(str, ("model", *first["loc"])))
         raise ArtifactError(f"{path}: config key {key}: {first['msg']}; it was edited or damaged") from None
     part = _encoder_part(weights)
-    network = build_with(lambda: MAEResNet(network_config), part, what=str(path), part=_is_encoder_part)
+    network = build_with(lambda: MAEResNet(network_config), part, name=str(path), part=_is_encoder_part)
     require_finite(part, f"encoder {path}: weights", fix="take another checkpoint or run")
     encoder = MAEEncoder(
         str(path),

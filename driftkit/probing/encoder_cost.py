@@ -8,7 +8,8 @@ import torch
 from driftkit.encoders.feature_sets import FeatureSet, FieldCall, field_calls
 from driftkit.encoders.frozen_encoder import FrozenEncoder
 from driftkit.errors import DriftkitError
-from driftkit.methods.drifting.field import CHUNK_BYTES, WAITS, field_flops, workspace_bytes
+from driftkit.methods.drifting.precision import WAITS
+from driftkit.methods.drifting.workspace import CHUNK_BYTES, field_flops, workspace_bytes
 from driftkit.probing.probe_record import EncoderSpeed, FieldCallCost, FieldMemory, MapShape
 from driftkit.runtime.device import autocast, autocast_dtype, peak_memory_gib, reset_peak_memory, synchronize
 from driftkit.runtime.progress import Report

@@ -12,8 +12,8 @@ import torch
 from driftkit.encoders.feature_sets import FeatureGroup, FeatureSet
 from driftkit.encoders.frozen_encoder import FrozenEncoder
 from driftkit.errors import DriftkitError
+from driftkit.methods.drifting import aggregated_drift
 from driftkit.methods.drifting.distance import pairwise_distance
-from driftkit.methods.drifting.field import aggregated_drift
 from driftkit.probing.corruptions import CORRUPTIONS, ONE_CLASS, CorruptionSpec
 from driftkit.probing.feature_statistics import (
     distance_concentration,

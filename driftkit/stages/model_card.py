@@ -1,4 +1,4 @@
-"""The card of an exported model: what made it, how good it is and by whose judgement, and how to use it."""
+"""The card of an exported model: its training, its scores, and how to use it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,12 +10,13 @@ from driftkit.comparison.reading import count, text
 from driftkit.comparison.run_summary import summarise
 from driftkit.comparison.score_table import read_evaluations, score_tables
 from driftkit.encoders.registry import encoder_licence, published_file
+from driftkit.methods.registry import METHODS, MethodConfig
 from driftkit.storage.run_folder import Run, Weights
 from driftkit.training.train_config import TrainConfig
 
 
 def describe_run(run: Run, config: TrainConfig, *, weights: Weights, step: int) -> dict[str, Any]:
-    """What the card says of a run, as JSON data."""
+    """The fields of the card that describe a run, as JSON data."""
     manifest = run.manifest()
     data = manifest.inputs.get("data", {})
     encoder = manifest.encoder
@@ -36,7 +37,7 @@ def describe_run(run: Run, config: TrainConfig, *, weights: Weights, step: int) 
         "seed": config.seed,
         "data": {"spec": config.data.spec, "digest": data.get("digest"), "count": count(data.get("count"))},
         "encoder": _encoder(encoder) if encoder else None,
-        "nfe": _nfe(config.objective.name),
+        "nfe": _nfe(config.objective),
         "scores": _scores(run, weights=weights, step=step),
         "versions": manifest.versions,
     }
@@ -55,17 +56,17 @@ def _encoder(encoder: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _nfe(method: str) -> str:
-    from driftkit.methods.registry import OBJECTIVES
-
-    samplers = OBJECTIVES[method].samplers
-    return "1" if "one-step" in samplers else f"as many as the sampler takes ({', '.join(samplers)})"
+def _nfe(config: MethodConfig) -> str:
+    samplers = METHODS[config.name].samplers
+    if all(spec.fixed_nfe for spec in samplers.values()):
+        return ", ".join(str(spec.default_nfe(config)) for spec in samplers.values())
+    return f"as many as the sampler takes ({', '.join(samplers)})"
 
 
 def _scores(run: Run, *, weights: str, step: int) -> list[dict[str, Any]]:
     """The evaluations of exactly these weights, best first within each evaluator."""
     documents, _ = read_evaluations(run)
-    fitting = [(run.name, d) for d in documents if d.get("weights") == weights and d.get("step") == step]
+    matching = [(run.name, d) for d in documents if d.get("weights") == weights and d.get("step") == step]
     return [
         {
             "score": table.name,
@@ -80,13 +81,13 @@ def _scores(run: Run, *, weights: str, step: int) -> list[dict[str, Any]]:
             "nfe": row.nfe,
             "warnings": row.badges,
         }
-        for table in score_tables(fitting, [summarise(run, label=run.name)])
+        for table in score_tables(matching, [summarise(run, label=run.name)])
         for row in (*table.rows, *table.apart)
     ]
 
 
 def to_markdown(document: Mapping[str, Any]) -> str:
-    """The card for people. Names that came from outside stand as code, so that none of them is markup."""
+    """The card as Markdown. Names that came from outside are inline code, so that none of them is markup."""
     environment = Environment(
         loader=PackageLoader("driftkit.stages"),
         autoescape=False,

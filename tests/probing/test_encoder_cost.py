@@ -5,7 +5,7 @@ import torch
 from driftkit.encoders.feature_sets import FEATURE_SETS, FeatureGroup, field_calls
 from driftkit.encoders.pixel import PixelEncoder
 from driftkit.errors import UsageError
-from driftkit.methods.drifting.field import CHUNK_BYTES
+from driftkit.methods.drifting.workspace import CHUNK_BYTES
 from driftkit.probing.encoder_cost import encoder_shapes, field_call_cost, field_memory, measure_encoder_speed
 
 LOCATIONS = FEATURE_SETS["locations"]

@@ -9,7 +9,7 @@ from driftkit.encoders.feature_sets import FEATURE_SETS
 from driftkit.encoders.frozen_encoder import FrozenEncoder
 from driftkit.encoders.pixel import PixelEncoder
 from driftkit.errors import DriftkitError
-from driftkit.methods.drifting.loss import drift_loss
+from driftkit.methods.drifting import aggregated_drift, drift_loss
 from driftkit.probing.corruptions import ONE_CLASS
 from driftkit.probing.measurement import measure_encoder, relative_change
 from driftkit.probing.pixel_alignment import pixel_alignment
@@ -153,7 +153,8 @@ def test_pixel_alignment_is_the_cosine_of_the_loss_gradient():
     got = pixel_alignment(groups, corrupted, clean, real, taus=TAUS, chunk=4)
     leaf = corrupted.clone().requires_grad_(True)
     (x,), (y,) = groups(leaf), groups(real)
-    loss = drift_loss(x.values, y.values, taus=TAUS, scale_over="location").per_field.mean()
+    drift = aggregated_drift(x.values, y.values, taus=TAUS, scale_over="location")
+    loss = drift_loss(x.values, drift).mean()
     (gradient,) = torch.autograd.grad(loss, leaf)
     expected = torch.nn.functional.cosine_similarity(
         -gradient.flatten(1), (clean - corrupted).flatten(1), eps=1e-30
