@@ -148,8 +148,8 @@ def _of_split(names: list[str], source: Path, split: str | None, *, is_folder: b
         return names
     kept = [name for name in names if _folders(name)[len(shared) : len(shared) + 1] == [split]]
     if not kept:
-        folders = ", ".join(sorted(tops | set(shared), key=natural_order)[:8]) or "no folders"
-        raise ArtifactError(f"{source} has no split {split!r}; it has {folders}")
+        existing = ", ".join(sorted(tops | set(shared), key=natural_order)[:8]) or "no folders"
+        raise ArtifactError(f"{source} has no split {split!r}; it has {existing}")
     return kept
 
 

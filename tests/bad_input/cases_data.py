@@ -100,10 +100,10 @@ DATA = [
         "data-pack-card-of-another",
         "data p.safetensors",
         3,
-        ["p.json", "no card"],
+        ["p.json", "of kind pack"],
         all_of(tensors("p.safetensors", images=torch.zeros(2, 3, 8, 8)), text("{}", "p.json")),
     ),
-    Case("data-pack-is-a-samples-file", "data {samples}", 3, ["no card of a pack"]),
+    Case("data-pack-is-a-samples-file", "data {samples}", 3, ["of kind pack"]),
     Case("data-is-a-run", "data {drift}", 2, ["is a run", "driftkit sample"]),
     Case(
         "data-output-holds-something-else",

@@ -181,9 +181,9 @@ TRAIN = [
     Case("train-data-misspelt", f"{TINY} -d shape", 3, ["shape", "did you mean shapes"]),
     Case("train-data-empty-word", f"{TINY} -d ''", 2, ["empty"]),
     Case("train-data-shapes-key", f"{TINY} -d 'shapes?image_sise=8'", 2, ["size", "did you mean"]),
-    Case("train-data-samples-file", f"{TINY} -d {{samples}}", 3, ["no card of a pack", "'samples'"]),
+    Case("train-data-samples-file", f"{TINY} -d {{samples}}", 3, ["of kind pack", "'samples'"]),
     Case("train-data-a-run", f"{TINY} -d {{drift}}", 2, ["is a run", "driftkit sample"]),
-    Case("train-data-statistics", f"{TINY} -d {{statistics}}", 3, ["no card of a pack", "'statistics'"]),
+    Case("train-data-statistics", f"{TINY} -d {{statistics}}", 3, ["of kind pack"]),
     # the run folder
     Case("train-output-a-file", f"{TINY} -o {{pack}}", 2, ["--output", "a file"]),
     Case("train-output-below-a-file", f"{TINY} -o {{pack}}/run", 2, ["--output", "pack.safetensors"]),
