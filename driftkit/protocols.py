@@ -86,6 +86,8 @@ class StepLoss:
     # Signals that are not minimised, equal on all ranks. `spread`, where it is among them, is that of the features of
     # generated images over that of real ones, about 1 when all is well: collapse is judged by it.
     health: dict[str, torch.Tensor] = field(default_factory=dict)
+    # Scalars that are not finite where what they are named after is not: they explain a loss that is not finite.
+    sources: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 class Objective(Protocol):

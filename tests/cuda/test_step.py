@@ -19,8 +19,9 @@ from driftkit.models.unet import UNet, UNetConfig
 from driftkit.protocols import Execution
 from driftkit.runtime.ranks import Ranks
 from driftkit.training.feed import Feed
-from driftkit.training.finite_watch import FiniteWatch
 from driftkit.training.gradients import GradientExchange
+from driftkit.training.monitors import FiniteWatch
+from driftkit.training.optimizer import clip_gradients
 from tests.cuda.fake import CUDA, Watched, fake_cuda, watching
 
 BATCH, SIZE = 128, 32
@@ -78,15 +79,16 @@ class Steps:
             )  # fmt: skip
         self.exchange = GradientExchange(network.parameters(), ranks)
         self.watch = FiniteWatch(ranks, deferred=True)
-        self.how = Execution(
+        self.execution = Execution(
             autocast=lambda: torch.autocast("cuda", dtype=torch.bfloat16), last_backward=self.exchange.last_backward
         )
 
     def step(self, number: int) -> None:
-        outcome = self.objective.accumulate(self.network, self.feed.batch(number), self.how)
+        batch = self.feed.batch(number)
+        loss = self.objective.accumulate(self.network, batch, self.execution)
         self.exchange.finish()
-        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), 2.0)
-        self.watch.see(outcome, norm, step=number, stop=0)
+        norm, norms = clip_gradients(self.network, 2.0)
+        self.watch.see(loss, norm, norms, step=number, sources={"real images": batch.images.sum()})
         self.exchange.clear()
 
 

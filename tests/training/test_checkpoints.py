@@ -13,8 +13,8 @@ from driftkit.errors import StorageError
 from driftkit.stages.verify import verify
 from driftkit.storage.files import read_json
 from driftkit.storage.run_folder import Run
-from driftkit.training import trainer as loop
-from driftkit.training.checkpoints import CheckpointWriter
+from driftkit.training import hooks
+from driftkit.training.checkpoints import Checkpoints, CheckpointWriter
 from driftkit.training.trainer import Trainer
 from tests.conftest import TINY_DATA, TINY_LOOP, TINY_UNET, driftkit, train_tiny
 
@@ -32,7 +32,7 @@ class Gate:
 
     def __init__(self, monkeypatch):
         self.opened, self.begun, self.events = threading.Event(), threading.Event(), []
-        save, step = Run.save_checkpoint, Trainer._train_step
+        save, step = Run.save_checkpoint, Trainer.train_step
 
         def saving(run, number, **tensors):
             self.begun.set()
@@ -48,7 +48,7 @@ class Gate:
             return outcome
 
         monkeypatch.setattr(Run, "save_checkpoint", saving)
-        monkeypatch.setattr(Trainer, "_train_step", stepping)
+        monkeypatch.setattr(Trainer, "train_step", stepping)
 
 
 def test_training_goes_on_to_the_next_checkpoint_and_what_is_saved_is_the_step_itself(tmp_path, monkeypatch):
@@ -87,7 +87,7 @@ def test_a_disk_that_takes_no_more_ends_the_training_at_the_next_step(tmp_path, 
         assert third.wait(WAIT_S)
         raise StorageError("the disk is full")
 
-    step = Trainer._train_step
+    step = Trainer.train_step
     steps = []
 
     def stepping(trainer):
@@ -95,12 +95,12 @@ def test_a_disk_that_takes_no_more_ends_the_training_at_the_next_step(tmp_path, 
         steps.append(trainer.step)
         if trainer.step == 3:  # of the checkpoint of step 2
             third.set()
-            while not trainer.writer._writing.done():
+            while not trainer.hooks[-1].writer._writing.done():
                 time.sleep(0.001)
         return outcome
 
     monkeypatch.setattr(Run, "save_checkpoint", failing)
-    monkeypatch.setattr(Trainer, "_train_step", stepping)
+    monkeypatch.setattr(Trainer, "train_step", stepping)
     done = driftkit(*command(tmp_path / "run", 9, "--checkpoint-every", 2))
     assert done.exit_code == 4, done.output
     assert "the disk is full" in done.stderr
@@ -121,7 +121,7 @@ def test_a_last_checkpoint_that_is_not_written_is_no_training_that_is_done(tmp_p
 
 def test_state_is_saved_before_it_is_said(tmp_path, monkeypatch):
     gate = Gate(monkeypatch)
-    step = Trainer._train_step
+    step = Trainer.train_step
 
     def asked(trainer):
         outcome = step(trainer)
@@ -130,14 +130,14 @@ def test_state_is_saved_before_it_is_said(tmp_path, monkeypatch):
             threading.Timer(0.3, gate.opened.set).start()
         return outcome
 
-    monkeypatch.setattr(Trainer, "_train_step", asked)
-    wait = Trainer._await_checkpoint
+    monkeypatch.setattr(Trainer, "train_step", asked)
+    at_end = Checkpoints.at_end
 
-    def awaited(trainer):
-        wait(trainer)
-        gate.events.append(f"on disk {Run(trainer.run.path).checkpoint().step}")
+    def awaited(checkpoints, trainer):
+        at_end(checkpoints, trainer)
+        gate.events.append(f"on disk {Run(checkpoints.run.path).checkpoint().step}")
 
-    monkeypatch.setattr(Trainer, "_await_checkpoint", awaited)
+    monkeypatch.setattr(Checkpoints, "at_end", awaited)
     done = driftkit(*command(tmp_path / "run", 9))
     assert done.exit_code == 143, done.output
     assert "stopped at step 3, state saved" in done.stderr
@@ -220,7 +220,7 @@ def test_metrics_and_grids_of_one_thread_meet_the_manifest_of_another(tmp_path):
 
 
 def test_speed_counts_everything_and_that_of_the_steps_alone_stands_next_to_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "save_grid", lambda path, *_, **__: (time.sleep(0.2), path.parent.mkdir(exist_ok=True),
+    monkeypatch.setattr(hooks, "save_grid", lambda path, *_, **__: (time.sleep(0.2), path.parent.mkdir(exist_ok=True),
                                                                    path.write_bytes(b"grid")))  # fmt: skip
     train_tiny(tmp_path / "run", "ddpm", "--sample-every", 1, steps=4)
     for record in [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()][1:]:

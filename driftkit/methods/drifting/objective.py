@@ -8,6 +8,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
+from driftkit.config.on_resume import OnResume
 from driftkit.encoders.cache import FeatureCache
 from driftkit.encoders.features import FeatureGroup, FieldCall, feature_set, field_calls
 from driftkit.encoders.networks import FrozenEncoder
@@ -30,13 +31,15 @@ class DriftingConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: Literal["drift"] = "drift"
-    encoder: str = Field(
+    encoder: Annotated[str, OnResume.PLACE] = Field(
         "dinov2-multires", description="row of the encoder table, timm:MODEL, or the folder of a MAE or classifier run"
     )
     taps: tuple[str, ...] | None = Field(
         None, min_length=1, description="layers whose maps are used, for example block6; None: those of the table"
     )
-    encoder_weights: str | None = Field(None, description="local file of encoder weights; None: cache, then hub")
+    encoder_weights: Annotated[str | None, OnResume.PLACE] = Field(
+        None, description="local file of encoder weights; None: cache, then hub"
+    )
     random_weights: bool = Field(False, description="leave the encoder untrained (shapes, speed and tests only)")
     input_size: int | None = Field(None, ge=8, le=4096, description="side in pixels the encoder sees; None: its own")
     resize: Resize = Field("bicubic", description="how images are brought to that size; the authors' release: bilinear")
@@ -170,12 +173,12 @@ class Drifting:
         terms: dict[str, torch.Tensor] = {}
         told: list[tuple[FeatureGroup, _Told]] = []
         gradients: dict[str, torch.Tensor] = {}
-        spreads = []
+        variances: list[tuple[torch.Tensor, torch.Tensor]] = []  # of generated and real features of each group
         for gen, x, y_pos, shared in _one_ahead(self._shared(generated, positives)):
             result = self._one_call(gen, x, y_pos, shared, step=step, wait=wait)
             sizes = [group.values.shape[0] for group in gen.groups]
-            variances = zip(_variance(x.detach()).split(sizes), _variance(y_pos).split(sizes), strict=True)
-            spreads += [(made.mean() / real.mean().clamp(min=SMALLEST_VARIANCE)).sqrt() for made, real in variances]
+            both = zip(_variance(x.detach()).split(sizes), _variance(y_pos).split(sizes), strict=True)
+            variances += [(made.mean(), real.mean()) for made, real in both]
             drift = result.drift
             per_tau = torch.stack([drift.drift_scale, drift.effective_points, drift.logit_range]).split(sizes, dim=2)
             for group, loss, values in zip(gen.groups, result.per_field.split(sizes), per_tau, strict=True):
@@ -186,8 +189,11 @@ class Drifting:
             gradients |= {g.name: grad for g, grad in zip(gen.groups, x.grad.split(sizes), strict=True)}
         terms = {name: term.detach() for name, term in terms.items()}
         health = self._health(told)
+        spreads = [(made / real.clamp(min=SMALLEST_VARIANCE)).sqrt() for made, real in variances]
         health["spread"] = self.ranks.mean(torch.stack(spreads).mean())
-        return StepLoss(torch.stack(list(terms.values())).sum(), terms, health), gradients
+        generated_sum, real_sum = (torch.stack(values).sum() for values in zip(*variances, strict=True))
+        sources = {"real features": real_sum, "generated features": generated_sum}
+        return StepLoss(torch.stack(list(terms.values())).sum(), terms, health, sources), gradients
 
     def _shared(
         self, generated: list[FeatureGroup], positives: list[FeatureGroup]
@@ -231,8 +237,8 @@ class Drifting:
             for side, (which, *_) in (("generated", (points.x,)), ("real", points.others)):
                 broken = (~torch.isfinite(which)).flatten(1).any(dim=1).tolist()
                 found = {gen.groups[membership[field]].name for field in error.fields if broken[field]}
-                names += [f"{side} {name}" for name in sorted(found)]
-            raise NonFiniteStepError("features", step, names) from None
+                names += [f"{side} features {name}" for name in sorted(found)]
+            raise NonFiniteStepError(names, step) from None
 
     def _health(self, told: "Sequence[tuple[FeatureGroup, _Told]]") -> dict[str, torch.Tensor]:
         """Means over the fields of each map, over maps, and over both by temperature."""
