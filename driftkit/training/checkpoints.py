@@ -48,9 +48,9 @@ class Checkpoints(Hook):
             trainer.restore(
                 {"raw": checkpoint.weights("raw"), "ema": checkpoint.weights("ema"),
                  "optimizer": checkpoint.optimizer()},
-                step=state["step"], images_seen=state["images_seen"], train_seconds=state["train_seconds"],
+                step=state.step, images_seen=state.images_seen, train_seconds=state.train_seconds,
             )  # fmt: skip
-            self.collapse.restore(state["collapse"])
+            self.collapse.restore(state.collapse)
             require_finite(
                 dict(_flat(trainer.tensors())), f"{checkpoint.path}: tensors",
                 fix="remove that folder to continue from an earlier checkpoint, or give another `output`",
@@ -64,7 +64,7 @@ class Checkpoints(Hook):
     def finish(self, trainer: "Trainer") -> None:
         """Finish a training that was killed after its last checkpoint; how it was trained stays as recorded."""
         if trainer.ranks.is_main:
-            if self.run.manifest()["state"] != "done":  # a run that is done keeps what it has
+            if self.run.manifest().state != "done":  # a run that is done keeps what it has
                 self.run.remove_partial_checkpoints()
                 self.run.prune_checkpoints(keep_every=self.keep_every)
             self.run.update(state="done", **_progress(trainer))

@@ -161,6 +161,5 @@ class SampleGrids(Hook):
         path = self.run.path / "samples" / f"step-{trainer.step:08d}.png"
         # 8 columns, or 9 for triplets, so that triplets of one image never break across rows
         save_grid(path, pixels, columns=8 if len(images) == GRID_IMAGES else 9)
-        self.run.wrote(path)
         for tracker in self.trackers:
             tracker.grid(pixels, trainer.step)

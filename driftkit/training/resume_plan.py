@@ -56,10 +56,11 @@ def plan_resume(run: Run, config: TrainConfig, resume: Resume, ranks: Ranks) -> 
     if resume == "never":
         raise UsageError(f"`resume` never: {run.path} already holds a run; give another `output` or remove it")
     manifest = Run.open(run.path).manifest()
-    saved = flatten(manifest["config"])
+    saved = flatten(manifest.config)
     moved = _require_same_config(run, config, saved)
-    world_size, global_batch = manifest["world_size"], manifest["global_batch"]
-    _require_same_global_batch(run, config, saved[BATCH], global_batch, ranks)
+    assert manifest.world_size is not None
+    assert manifest.global_batch is not None
+    _require_same_global_batch(run, config, saved[BATCH], manifest.global_batch, ranks)
     steps = [checkpoint.step for checkpoint in run.checkpoints()]
     if steps and steps[-1] > config.trainer.steps:
         raise UsageError(
@@ -68,9 +69,9 @@ def plan_resume(run: Run, config: TrainConfig, resume: Resume, ranks: Ranks) -> 
         )
     return ResumePlan(
         with_batch_size(config, saved[BATCH]),
-        global_batch,
-        is_finished=bool(steps) and steps[-1] == config.trainer.steps and manifest["state"] == "done",
-        notes=moved + _changed_ranks(world_size, ranks.world_size, global_batch),
+        manifest.global_batch,
+        is_finished=bool(steps) and steps[-1] == config.trainer.steps and manifest.state == "done",
+        notes=moved + _changed_ranks(manifest.world_size, ranks.world_size, manifest.global_batch),
     )
 
 
@@ -158,11 +159,11 @@ def require_same_inputs(run: Run, pack: ImagePack, encoder: dict[str, Any] | Non
         UsageError: they differ.
     """
     manifest = run.manifest()
-    before = manifest["inputs"]["data"]["digest"]
+    before = manifest.data_digest or "unknown"
     if before != pack.digest:
         raise UsageError(
             f"{run.path} was trained on other images ({before[:12]}, now {pack.digest[:12]}); give another `output`"
         )
-    saved = manifest["encoder"] or {}
+    saved = manifest.encoder or {}
     if encoder is not None and saved.get("weights_digest") != encoder["weights_digest"]:
         raise UsageError(f"{run.path} was trained with other weights of {encoder['name']}; give another `output`")
