@@ -1,12 +1,13 @@
 """Training: from a config to a run folder."""
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
 
 from driftkit.config.layers import flatten
 from driftkit.config.on_resume import OnResume, marked_keys
@@ -22,7 +23,7 @@ from driftkit.runtime.ranks import Ranks, local_rank
 from driftkit.scoring.during_training import open_scoring
 from driftkit.scoring.extraction import together
 from driftkit.storage.atomic import require_free
-from driftkit.storage.files import digest_json, state_digest
+from driftkit.storage.files import digest_json, state_digest, tensor_bytes
 from driftkit.storage.lock import locked_folder
 from driftkit.storage.run_folder import Run
 from driftkit.training.checkpoints import Checkpoints
@@ -89,57 +90,56 @@ def train(
 
 
 def _train(
-    config: TrainConfig, run: Run, plan: ResumePlan | None, *, origins: dict[str, str], device: torch.device,
+    config: TrainConfig,
+    run: Run,
+    plan: ResumePlan | None,
+    *,
+    origins: dict[str, str],
+    device: torch.device,
     ranks: Ranks,
-) -> TrainResult:  # fmt: skip
+) -> TrainResult:
     global_batch = config.trainer.batch_size * ranks.world_size
     if plan is not None:
         config, global_batch = plan.config, plan.global_batch
     pack = open_dataset(config.data.spec, image_size=config.data.image_size, limit=config.data.limit, ranks=ranks)
-    config = _completed(config, pack)  # as the manifest has it; of this many ranks is `running`
+    config = _completed(config, pack)  # as in the manifest; `running` has the batch size of this many ranks
     _require_batch(config, global_batch)
     running = with_batch_size(config, global_batch // ranks.world_size)
 
     reached = run.checkpoint().step if plan is not None and run.checkpoints() else 0
     compilation = decide_compilation(config.trainer.compile, device=device, steps_left=config.trainer.steps - reached)
-    training, held_out = hold_out(len(pack), config.data.holdout or 0)
-    setting = Setting(
-        pack,
-        training,
-        held_out,
-        flips=config.data.horizontal_flip,
-        dtype=autocast_dtype(config.trainer.precision, device),
-        compile=compilation.compiled,
-        device=device,
-        ranks=ranks,
-    )
+    setting = _setting(config, pack, compiled=compilation.compiled, device=device, ranks=ranks)
     memory = TrainingMemory(running, ranks.world_size, device)
     with memory.explained():
         built = OBJECTIVES[config.objective.name].build(config.objective, setting)
     scoring = open_scoring(config, built.encoder, device, is_main=ranks.is_main)
     torch.manual_seed(stream_seed(config.seed, "initial weights"))
     network = build_network(config.model, image_size=pack.image_size)
-    together(lambda: require_free(run.path, checkpoint_bytes(network), "one checkpoint"), ranks)
+    checkpoint_bytes = 4 * tensor_bytes(network.state_dict())  # weights, their average, two moments of each
+    together(lambda: require_free(run.path, checkpoint_bytes, "one checkpoint"), ranks)
 
     document = config.model_dump(mode="json")
-    description = {
+    fields: dict[str, Any] = {
         "config": document,
         "origins": {key: origins.get(key, "default") for key in flatten(document)},
         "global_batch": global_batch,
+        "compilation": asdict(compilation),
+        **({} if scoring is None else {"scored_on_the_way": dict(scoring.kinship)}),
     }
     if plan is not None:
         require_same_inputs(run, pack, built.encoder)
+        ranks.barrier()  # all have read the manifest
+        if ranks.is_main:
+            run.update(**fields)
     elif ranks.is_main:
         run.create(
-            **description,
+            **fields,
             inputs={"data": {"spec": config.data.spec, "digest": pack.digest, "count": len(pack)}},
             parameters=sum(p.numel() for p in network.parameters()),
             encoder=built.encoder,
             world_size=ranks.world_size,
         )
     ranks.barrier()
-    if ranks.is_main:
-        run.update(compilation=asdict(compilation), **({"scored_on_the_way": dict(scoring.kinship)} if scoring else {}))
 
     feed = Feed(
         pack.images,
@@ -149,33 +149,44 @@ def _train(
         seed=config.seed,
         ranks=ranks,
         device=device,
-        indices=training,
+        indices=setting.training,
         objective=built.objective,
     )
     hooks, checkpoints = _hooks(running, run, scoring, is_main=ranks.is_main)
     trainer = Trainer(built.objective, network, feed, running.trainer, hooks=hooks, compiled=compilation.compiled)
     is_resumed = plan is not None and checkpoints.restore(trainer)
     resumed_from = trainer.step if is_resumed else None
-    if plan is not None and resumed_from is not None and ranks.is_main:
-        run.update(**description)
+    if plan is not None and is_resumed and ranks.is_main:
         for note in plan.notes:
             warn(f"{run.path}: {note}")
     eager_gpu = device.type == "cuda" and not compilation.compiled
-    try:
-        with ranks.naming_the_lost(), memory.explained(), tried_convolutions(wanted=eager_gpu):
-            _require_equal_start(trainer, built, pack, ranks)
-            if checkpoints.saved_step == config.trainer.steps:
-                checkpoints.finish(trainer)
-            else:
-                trainer.train()
-    except InterruptedRunError:
-        raise
-    except Exception as error:
-        if ranks.is_main:
-            _record_failure(run, error)
-        raise
+    with (
+        _recorded_failure(run, ranks),
+        ranks.naming_the_lost(),
+        memory.explained(),
+        tried_convolutions(wanted=eager_gpu),
+    ):
+        _require_equal_start(trainer, built, pack, ranks)
+        if checkpoints.saved_step == config.trainer.steps:
+            checkpoints.finish(trainer)
+        else:
+            trainer.train()
     _finish(config, run, ranks)
     return TrainResult(run, resumed_from, ranks)
+
+
+def _setting(config: TrainConfig, pack: ImagePack, *, compiled: bool, device: torch.device, ranks: Ranks) -> Setting:
+    training, held_out = hold_out(len(pack), config.data.holdout or 0)
+    return Setting(
+        pack,
+        training,
+        held_out,
+        flips=config.data.horizontal_flip,
+        dtype=autocast_dtype(config.trainer.precision, device),
+        compile=compiled,
+        device=device,
+        ranks=ranks,
+    )
 
 
 def _hooks(config: TrainConfig, run: Run, scoring: Scoring | None, *, is_main: bool) -> tuple[list[Hook], Checkpoints]:
@@ -221,18 +232,20 @@ def _completed(config: TrainConfig, pack: ImagePack) -> TrainConfig:
     )
 
 
-def checkpoint_bytes(network: nn.Module) -> int:
-    """About the size of a checkpoint on disk: the weights, their average, and two moments of each parameter."""
-    weights: int = sum(tensor.nbytes for tensor in network.state_dict().values())
-    moments = sum(2 * parameter.nbytes for parameter in network.parameters())
-    return 2 * weights + moments
-
-
-def _record_failure(run: Run, error: Exception) -> None:
+@contextmanager
+def _recorded_failure(run: Run, ranks: Ranks) -> Iterator[None]:
+    """The manifest names the error that ends a training, unless a signal asked for it."""
     try:
-        run.update(state="failed", failure=f"{type(error).__name__}: {error}")
-    except StorageError as second:  # most likely the same full disk: the first error is the one to raise
-        error.add_note(f"the manifest still says that it runs: {second}")
+        yield
+    except InterruptedRunError:
+        raise
+    except Exception as error:
+        if ranks.is_main:
+            try:
+                run.update(state="failed", failure=f"{type(error).__name__}: {error}")
+            except StorageError as second:  # most likely the same full disk: the first error is the one to raise
+                error.add_note(f"the manifest still says that it runs: {second}")
+        raise
 
 
 def _require_equal_plan(plan: ResumePlan | None, config: TrainConfig, ranks: Ranks) -> None:

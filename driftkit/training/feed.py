@@ -179,7 +179,9 @@ class Feed:
         return torch.cat(parts)
 
     def _order(self, epoch: int) -> torch.Tensor:
-        if epoch not in self._orders:
-            self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1}  # a batch may span two epochs
-            self._orders[epoch] = self.indices[shuffled_indices(self.seed, epoch, len(self.indices))]
-        return self._orders[epoch]
+        orders = self._orders
+        if epoch not in orders:
+            orders = {e: o for e, o in orders.items() if e == epoch - 1}  # a batch may span two epochs
+            orders[epoch] = self.indices[shuffled_indices(self.seed, epoch, len(self.indices))]
+            self._orders = orders  # replaced as a whole, since the worker reads it, too
+        return orders[epoch]

@@ -169,7 +169,13 @@ def parts(value):
 
 
 def save(writer, step, value):
-    writer.save(step, parts(value), state={"step": step}, header={}, manifest={"step": step})
+    writer.save(
+        step,
+        parts(value),
+        state={"step": step, "images_seen": step, "train_seconds": 0.0},
+        header={},
+        manifest={"step": step},
+    )
 
 
 def test_memory_is_taken_once(tmp_path):

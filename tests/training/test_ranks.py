@@ -102,9 +102,8 @@ def launch(output, steps, *more, restarts=0):
     """Start two ranks that train into `output`."""
     line = [*LAUNCH, f"--master-port={next(PORTS)}", f"--max-restarts={restarts}", "-m", "driftkit", *TRAIN,
             "--steps", str(steps), "--output", str(output), *more]  # fmt: skip
-    return subprocess.Popen(
-        line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DRIFTKIT_DATA_DIR": str(Path(output).parent / "data")}
+    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
 def finish(process, code=0):
