@@ -204,7 +204,7 @@ def test_a_gradient_is_named_by_its_parameter(tmp_path, monkeypatch):
 def test_features_are_named_by_side(waits, tmp_path, monkeypatch):
     from driftkit.methods.drifting import objective as drifting
 
-    maps, drift_loss = PixelEncoder.maps, drifting.drift_loss
+    maps, field = PixelEncoder.maps, drifting.aggregated_drift
 
     def spoiled(self, images):
         features = maps(self, images)
@@ -213,7 +213,7 @@ def test_features_are_named_by_side(waits, tmp_path, monkeypatch):
         return features
 
     monkeypatch.setattr(PixelEncoder, "maps", spoiled)
-    monkeypatch.setattr(drifting, "drift_loss", lambda *a, **k: drift_loss(*a, **{**k, "wait": waits}))  # as on a GPU
+    monkeypatch.setattr(drifting, "aggregated_drift", lambda *a, **k: field(*a, **{**k, "wait": waits}))
     train_until_refused(tmp_path / "run", "drift")
     names = recorded(tmp_path / "run").names
     if waits:
