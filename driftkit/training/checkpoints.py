@@ -1,8 +1,9 @@
 """Saving while training continues: the state is copied to the host at once, and written to disk by another thread."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from driftkit.training.trainer import Trainer
 
 State = Mapping[str, Mapping[str, torch.Tensor]]
-"""`raw`, `ema` and `optimizer`: what `Run.save_checkpoint` takes, still on the device."""
+"""Tensors of `raw` weights, `ema` weights and `optimizer`, as `Run.save_checkpoint` takes them."""
 
 
 class Checkpoints(Hook):
@@ -70,7 +71,7 @@ class Checkpoints(Hook):
             self.run.update(state="done", **_progress(trainer))
 
     def before_training(self, trainer: "Trainer", closing: contextlib.ExitStack) -> None:
-        self.writer = CheckpointWriter(self.run, keep_every=self.keep_every, device=trainer.device)
+        self.writer = CheckpointWriter(trainer.device)
         closing.enter_context(self.writer)
         self.is_prepared = not trainer.ranks.is_main
         if trainer.ranks.is_main:
@@ -110,19 +111,31 @@ class Checkpoints(Hook):
         if int(trainer.ranks.max(torch.tensor(len(spoiled), device=trainer.device))):
             raise NonFiniteStepError([name.replace("raw/", "weights ") for name in spoiled], trainer.step - 1)
         if trainer.ranks.is_main:
-            self.writer.save(
-                trainer.step,
-                tensors,
-                state={
-                    "step": trainer.step,
-                    "images_seen": trainer.images_seen,
-                    "train_seconds": trainer.stopwatch.seconds,
-                    "collapse": self.collapse.state(),
-                },
-                header={**self.header, "step": trainer.step, "ema_decay": trainer.ema.get_decay(trainer.step)},
-                manifest=self._manifest_fields(trainer, "running"),
-            )
+            state = {
+                "step": trainer.step,
+                "images_seen": trainer.images_seen,
+                "train_seconds": trainer.stopwatch.seconds,
+                "collapse": self.collapse.state(),
+            }
+            header = {**self.header, "step": trainer.step, "ema_decay": trainer.ema.get_decay(trainer.step)}
+            manifest = self._manifest_fields(trainer, "running")
+            self.writer.save(tensors, partial(self._write, state=state, header=header, manifest=manifest))
         self.saved_step = trainer.step
+
+    def _write(
+        self, tensors: State, *, state: Mapping[str, Any], header: Mapping[str, Any], manifest: Mapping[str, Any]
+    ) -> None:
+        """On the thread: write a checkpoint, and only then remove an older one and update the manifest."""
+        self.run.save_checkpoint(
+            state["step"],
+            raw=tensors["raw"],
+            ema=tensors["ema"],
+            optimizer=tensors["optimizer"],
+            state=state,
+            header=header,
+        )
+        self.run.prune_checkpoints(keep_every=self.keep_every)
+        self.run.update(**manifest)
 
     def _update_manifest(self, trainer: "Trainer", state: str) -> None:
         if trainer.ranks.is_main:
@@ -150,21 +163,18 @@ def _progress(trainer: "Trainer") -> dict[str, Any]:
 
 
 class CheckpointWriter:
-    """Writes the checkpoints of a run, one at a time, each whole and verified before an older one is removed.
+    """Writes checkpoints on a thread, one at a time.
 
     It takes the memory of one checkpoint on the host, pinned where the device is a GPU (there torch rounds the size of
     every tensor up to a power of two), and while it writes that of the largest file once more. The memory is kept from
-    one checkpoint to the next: on a CPU, fresh memory costs several times what the copy does. A process that is killed
-    meanwhile leaves the checkpoint before.
+    one checkpoint to the next: on a CPU, fresh memory costs several times what the copy does.
 
     Args:
-        run: its folder.
-        keep_every: as `Run.prune_checkpoints` has it.
-        device: where the state lies.
+        device: of the state.
     """
 
-    def __init__(self, run: Run, *, keep_every: int, device: torch.device):
-        self.run, self.keep_every, self.device = run, keep_every, device
+    def __init__(self, device: torch.device):
+        self.device = device
         self._copies: dict[str, torch.Tensor] = {}
         self._thread: ThreadPoolExecutor | None = None
         self._writing: Future[None] | None = None
@@ -194,34 +204,27 @@ class CheckpointWriter:
         assert self._thread is not None
         self._writing = self._thread.submit(self._allocate, _flat(state))
 
-    def save(
-        self,
-        step: int,
-        tensors: State,
-        *,
-        state: Mapping[str, Any],
-        header: Mapping[str, Any],
-        manifest: Mapping[str, Any],
-    ) -> None:
-        """Copy the state, after the previous checkpoint has been written, and begin to write it.
-
-        Args:
-            state, header: as `Run.save_checkpoint` has them.
-            manifest: fields of the manifest that are replaced once the checkpoint is on disk.
+    def save(self, state: State, write: Callable[[State], None]) -> None:
+        """Copy the state, after the previous checkpoint has been written, and begin to `write` the copies.
 
         Raises:
             StorageError: the previous checkpoint was not written.
         """
         self.wait()
         assert self._thread is not None
-        for name, tensor in _flat(tensors):
+        for name, tensor in _flat(state):
             self._copy_of(name, tensor).copy_(tensor, non_blocking=True)
         arrival = None
         if self.device.type == "cuda":
             arrival = torch.cuda.Event()
             arrival.record()
-        copies = {kind: {name: self._copies[f"{kind}/{name}"] for name in held} for kind, held in tensors.items()}
-        self._writing = self._thread.submit(self._write, step, copies, arrival, state, header, manifest)
+        copies = {part: {name: self._copies[f"{part}/{name}"] for name in held} for part, held in state.items()}
+        self._writing = self._thread.submit(self._write, copies, arrival, write)
+
+    def _write(self, copies: State, arrival: torch.cuda.Event | None, write: Callable[[State], None]) -> None:
+        if arrival is not None:
+            arrival.synchronize()
+        write(copies)
 
     def check(self) -> None:
         """Look at the last checkpoint without waiting for it.
@@ -248,31 +251,12 @@ class CheckpointWriter:
 
     def _copy_of(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """Memory on the host for a tensor, with its strides: others would be copied number by number."""
-        if name not in self._copies:
-            self._copies[name] = self._memory_like(tensor)
-        return self._copies[name]
-
-    def _memory_like(self, tensor: torch.Tensor) -> torch.Tensor:
-        if self.device.type == "cuda":
+        if name not in self._copies and self.device.type == "cuda":
             with contextlib.suppress(RuntimeError):  # no more memory may be pinned: then the copy takes longer
-                return torch.empty_like(tensor, device="cpu", pin_memory=True)
-        return torch.empty_like(tensor, device="cpu")
-
-    def _write(
-        self,
-        step: int,
-        copies: State,
-        arrival: torch.cuda.Event | None,
-        state: Mapping[str, Any],
-        header: Mapping[str, Any],
-        manifest: Mapping[str, Any],
-    ) -> None:
-        if arrival is not None:
-            arrival.synchronize()
-        raw, ema, optimizer = (copies[kind] for kind in ("raw", "ema", "optimizer"))
-        self.run.save_checkpoint(step, raw=raw, ema=ema, optimizer=optimizer, state=state, header=header)
-        self.run.prune_checkpoints(keep_every=self.keep_every)
-        self.run.update(**manifest)
+                self._copies[name] = torch.empty_like(tensor, device="cpu", pin_memory=True)
+        if name not in self._copies:
+            self._copies[name] = torch.empty_like(tensor, device="cpu")
+        return self._copies[name]
 
 
 def _flat(state: State) -> list[tuple[str, torch.Tensor]]:

@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from driftkit.storage.files import read_json
 from driftkit.storage.run_folder import Run
 from driftkit.training import hooks
 from driftkit.training.checkpoints import Checkpoints, CheckpointWriter
+from driftkit.training.monitors import CollapseWatch
 from driftkit.training.trainer import Trainer
 from tests.conftest import TINY_DATA, TINY_LOOP, TINY_UNET, driftkit, train_tiny
 
@@ -168,49 +170,44 @@ def parts(value):
     return {"raw": held, "ema": held, "optimizer": held}
 
 
-def save(writer, step, value):
-    writer.save(
-        step,
-        parts(value),
-        state={"step": step, "images_seen": step, "train_seconds": 0.0},
-        header={},
-        manifest={"step": step},
-    )
+def save(writer, run, step):
+    """Save one number as the state of a step, the way `Checkpoints` does."""
+    checkpoints = Checkpoints(run, every=1, keep_every=0, header={}, collapse=CollapseWatch(threshold=0, patience=0))
+    state = {"step": step, "images_seen": step, "train_seconds": 0.0}
+    writer.save(parts(float(step)), partial(checkpoints._write, state=state, header={}, manifest={"step": step}))
 
 
 def test_memory_is_taken_once(tmp_path):
-    with CheckpointWriter(run_in(tmp_path), keep_every=0, device=CPU) as writer:
+    run = run_in(tmp_path)
+    with CheckpointWriter(CPU) as writer:
         writer.prepare(parts(1.0))
         writer.wait()
         places = {name: copy.data_ptr() for name, copy in writer._copies.items()}
         assert len(places) == 6
         for step in (1, 2):
-            save(writer, step, float(step))
+            save(writer, run, step)
             writer.wait()
         assert {name: copy.data_ptr() for name, copy in writer._copies.items()} == places
     assert not any(thread.name.startswith("checkpoint") for thread in threading.enumerate())
-    assert [c.step for c in Run(tmp_path / "run").checkpoints()] == [2]
-    assert Run(tmp_path / "run").checkpoint().weights("raw")["b"] == 2
+    assert [c.step for c in run.checkpoints()] == [2]
+    assert run.checkpoint().weights("raw")["b"] == 2
 
 
-def test_an_error_of_the_training_is_not_covered_by_one_of_its_checkpoint(tmp_path, monkeypatch):
-    def failing(**options):
+def test_an_error_of_the_training_is_not_covered_by_one_of_its_checkpoint():
+    def failing(copies):
         raise StorageError("the disk is full")
 
-    run = run_in(tmp_path)
-    monkeypatch.setattr(run, "prune_checkpoints", failing)
-    writing = CheckpointWriter(run, keep_every=0, device=CPU)
-    with pytest.raises(RuntimeError, match="of the training") as raised, writing as writer:
-        save(writer, 1, 1.0)
+    with pytest.raises(RuntimeError, match="of the training") as raised, CheckpointWriter(CPU) as writer:
+        writer.save(parts(1.0), failing)
         raise RuntimeError("of the training")
     assert raised.value.__notes__ == ["the last checkpoint was not written: the disk is full"]
 
 
 def test_metrics_of_one_thread_meet_the_manifest_of_another(tmp_path):
     run = run_in(tmp_path)
-    with CheckpointWriter(run, keep_every=0, device=CPU) as writer:
+    with CheckpointWriter(CPU) as writer:
         for step in range(1, 13):
-            save(writer, step, float(step))
+            save(writer, run, step)
             for part in range(4):
                 run.append_metrics({"step": step, "part": part})
             run.update(images_seen=step)
