@@ -238,7 +238,7 @@ def require_target(target: Path, sampling: Sampling, *, reference_size: int | No
         UsageError: sampling options for images that are there already.
         RefusedError: a run of another image size than the reference.
     """
-    from driftkit.methods.registry import require_sampler
+    from driftkit.methods.registry import find_sampler
 
     if not target.exists():
         raise NotFoundError(f"{target}: expected a run, a samples file or images, found nothing")
@@ -252,7 +252,7 @@ def require_target(target: Path, sampling: Sampling, *, reference_size: int | No
                 raise RefusedError(sizes_differ(width, reference_size))
         return
     run = Run.open(target)
-    require_sampler(run.objective, sampling.sampler)
+    find_sampler(run.objective, sampling.sampler)
     if sampling.step is not None:
         run.checkpoint(sampling.step)
     size = run.image_size

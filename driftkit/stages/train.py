@@ -14,7 +14,9 @@ from driftkit.config.on_resume import OnResume, marked_keys
 from driftkit.datasets.packs import ImagePack
 from driftkit.datasets.sources import open_dataset
 from driftkit.errors import InterruptedRunError, StorageError, UsageError
-from driftkit.methods.registry import OBJECTIVES, BuiltObjective, Setting, build_network
+from driftkit.methods.base import BuiltObjective, Setting
+from driftkit.methods.registry import METHODS
+from driftkit.models.registry import build_network
 from driftkit.runtime.compilation import decide_compilation, tried_convolutions
 from driftkit.runtime.device import autocast_dtype, resolve_device
 from driftkit.runtime.progress import warn
@@ -111,7 +113,7 @@ def _train(
     setting = _setting(config, pack, compiled=compilation.compiled, device=device, ranks=ranks)
     memory = TrainingMemory(running, ranks.world_size, device)
     with memory.explained():
-        built = OBJECTIVES[config.objective.name].build(config.objective, setting)
+        built = METHODS[config.objective.name].build(config.objective, setting)
     scoring = open_scoring(config, built.encoder, device, is_main=ranks.is_main)
     torch.manual_seed(stream_seed(config.seed, "initial weights"))
     network = build_network(config.model, image_size=pack.image_size)
@@ -213,21 +215,21 @@ def _hooks(config: TrainConfig, run: Run, scoring: Scoring | None, *, is_main: b
 
 def _finish(config: TrainConfig, run: Run, ranks: Ranks) -> None:
     """Write what the trained run is used for elsewhere."""
-    export = OBJECTIVES[config.objective.name].export
-    if export and ranks.is_main:
-        export(run)
+    finish = METHODS[config.objective.name].finish
+    if finish and ranks.is_main:
+        finish(run)
 
 
 def _completed(config: TrainConfig, pack: ImagePack) -> TrainConfig:
     """The config with what it leaves to the images."""
-    kind = OBJECTIVES[config.objective.name]
+    method = METHODS[config.objective.name]
     holdout = config.data.holdout
     if holdout is None:
-        holdout = min(MAX_HELD_OUT, int(kind.holdout * len(pack)))
+        holdout = min(MAX_HELD_OUT, int(method.holdout * len(pack)))
     return config.model_copy(
         update={
             "data": config.data.model_copy(update={"image_size": pack.image_size, "holdout": holdout}),
-            "model": kind.complete(config.objective, config.model, pack),
+            "model": method.complete(config.objective, config.model, pack),
         }
     )
 
@@ -284,17 +286,17 @@ def _require_equal_start(trainer: Trainer, built: BuiltObjective, pack: ImagePac
 
 
 def _require_batch(config: TrainConfig, global_batch: int) -> None:
-    kind = OBJECTIVES[config.objective.name]
-    if global_batch < kind.min_batch:
+    method = METHODS[config.objective.name]
+    if global_batch < method.min_batch:
         raise UsageError(
-            f"`trainer.batch_size` {config.trainer.batch_size}: {kind.name} needs at least {kind.min_batch} images, "
-            "since generated images push one another"
+            f"`trainer.batch_size` {config.trainer.batch_size}: {method.name} needs at least {method.min_batch} images "
+            "per step"
         )
 
 
 def _require_spread(config: TrainConfig) -> None:
-    if config.trainer.fail_on_collapse and not OBJECTIVES[config.objective.name].tells_spread:
+    if config.trainer.fail_on_collapse and not METHODS[config.objective.name].reports_spread:
         raise UsageError(
             f"`trainer.fail_on_collapse`: a step of {config.objective.name} generates no images, so collapse does not "
-            "show in training; leave it out (drift only)"
+            "show in training; leave it out"
         )
