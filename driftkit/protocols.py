@@ -74,14 +74,12 @@ class Execution:
         last_backward: makes the context of the last backward pass of a step, during which the exchange of complete
             gradients among ranks begins. By default the exchange begins afterwards.
         clock: measures the parts of a step.
-        wait: whether the host may wait for the device to look at values, as for `aggregated_drift`.
     """
 
     micro_batch: int | None = None
     autocast: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
     last_backward: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
     clock: StepClock = field(default_factory=StepClock)
-    wait: bool | None = None
 
     def chunks(self, count: int) -> list[slice]:
         """`count` images in chunks of `micro_batch`; the last may be smaller."""
