@@ -32,13 +32,13 @@ BATCH, SIZE = 128, 32
 MOST_WAITS = 0  # in the loop one more where there are several ranks: for the stop flag of the step before
 # Launches and GiB of one step on one GPU, without the backward pass.
 BOUNDS = {
-    "ddpm": (1400, 21.0),
-    "mae": (600, 8.0),
-    "classifier": (350, 3.0),
-    "drift mae": (3400, 32.0),
-    "drift mocov2": (3000, 85.0),
-    "drift dinov2-multires": (2500, 107.0),
-    "drift convnextv2": (4200, 270.0),
+    "ddpm": (1100, 21.0),
+    "mae": (500, 8.0),
+    "classifier": (290, 3.0),
+    "drift mae": (2850, 32.0),
+    "drift mocov2": (2550, 85.0),
+    "drift dinov2-multires": (2050, 107.0),
+    "drift convnextv2": (3850, 270.0),
 }
 
 
