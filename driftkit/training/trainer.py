@@ -153,7 +153,8 @@ class Trainer:
     @property
     def averaged_network(self) -> nn.Module:
         """The network with averaged weights, in evaluation mode."""
-        return self.ema.module.eval()
+        network: nn.Module = self.ema.module.eval()
+        return network
 
     def stop_with(self, error: DriftkitError) -> None:
         """Stop after the hooks of this step, save, and raise `error`; all ranks must call it at the same step."""
