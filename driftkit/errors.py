@@ -14,6 +14,7 @@ EXIT_REFUSED = 5
 EXIT_INTERRUPTED = 130
 
 UNTOUCHED = "nothing was updated, the last checkpoint is whole"
+MAX_NAMES = 4  # of many that a message shows
 
 
 class DriftkitError(ValueError):
@@ -99,24 +100,19 @@ class NonFiniteStepError(DriftkitError):
     """A training step in which something is not finite; nothing was updated with it. Raised on every rank; exit code 1.
 
     Attributes:
-        step: its number.
-        what: "loss", "gradient", "features" or "weights".
-        names: loss terms, parameters, or feature groups; empty where they have to be looked for.
+        names: what is not finite, in order of cause.
+        step: steps done before it.
+        rank: the first on which it was found; None where that is not known, or in a world of one.
     """
 
     code = "non-finite"
     on_all_ranks = True
 
-    def __init__(self, what: str, step: int, names: Sequence[str] = (), *, more: str = ""):
-        verb = "is" if what in ("loss", "gradient") else "are"
-        shown = f": {', '.join(names)}" if names else ""
-        super().__init__(f"{what} {verb} not finite at step {step}{shown}{more}; {UNTOUCHED}")
-        self.what, self.step, self.names = what, step, tuple(names)
-
-    def retold(self, message: str) -> "NonFiniteStepError":
-        """The same in other words."""
-        self.args = (message,)
-        return self
+    def __init__(self, names: Sequence[str], step: int, *, rank: int | None = None, more: str = ""):
+        shown = ", ".join(names[:MAX_NAMES]) + (f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else "")
+        place = "" if rank is None else f" on rank {rank}"
+        super().__init__(f"not finite at step {step}{place}: {shown}; {UNTOUCHED}{more and '; '}{more}")
+        self.names, self.step, self.rank = tuple(names), step, rank
 
 
 class InterruptedRunError(DriftkitError):

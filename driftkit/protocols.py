@@ -74,14 +74,12 @@ class Execution:
         last_backward: makes the context of the last backward pass of a step, during which the exchange of complete
             gradients among ranks begins. By default the exchange begins afterwards.
         clock: measures the parts of a step.
-        wait: whether the host may wait for the device to look at values, as for `aggregated_drift`.
     """
 
     micro_batch: int | None = None
     autocast: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
     last_backward: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
     clock: StepClock = field(default_factory=StepClock)
-    wait: bool | None = None
 
     def chunks(self, count: int) -> list[slice]:
         """`count` images in chunks of `micro_batch`; the last may be smaller."""
@@ -102,6 +100,8 @@ class StepLoss:
     # Signals that are not minimised, equal on all ranks. `spread`, where it is among them, is that of the features of
     # generated images over that of real ones, about 1 when all is well: collapse is judged by it.
     health: dict[str, torch.Tensor] = field(default_factory=dict)
+    # Scalars that are not finite where what they are named after is not: they explain a loss that is not finite.
+    sources: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 class Objective(Protocol):

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from driftkit.config.on_resume import OnResume
 from driftkit.config.settings import COMMAS, Option, Settings
 
 MapNorm = Literal["none", "layer", "final"]
@@ -15,14 +16,14 @@ OWN = "the encoder's own"
 class EncoderConfig(Settings):
     """Which encoder is used, and how."""
 
-    encoder: Annotated[str, Option(ENCODER, ("--encoder", "-e"))] = Field(
+    encoder: Annotated[str, Option(ENCODER, ("--encoder", "-e")), OnResume.PLACE] = Field(
         "dinov2-multires",
         description="a name of driftkit probe-encoder --list, timm:MODEL, or the folder of a MAE or classifier run",
     )
     taps: Annotated[tuple[str, ...] | None, COMMAS, Option(ENCODER, default=OWN)] = Field(
         None, min_length=1, description="layers whose maps are used, for example block6,block12"
     )
-    encoder_weights: Annotated[str | None, Option(ENCODER, default="cache, then hub")] = Field(
+    encoder_weights: Annotated[str | None, Option(ENCODER, default="cache, then hub"), OnResume.PLACE] = Field(
         None, description="local file with the encoder's weights"
     )
     random_weights: Annotated[bool, Option(ENCODER)] = Field(

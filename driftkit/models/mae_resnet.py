@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import nn
 
+from driftkit.config.on_resume import OnResume
 from driftkit.models.blocks import ResBlock
 from driftkit.models.contract import Model, NetworkConfig, register
 
@@ -21,13 +22,13 @@ class MAEResNetConfig(NetworkConfig):
         64, ge=4, le=4096, multiple_of=4, description="channels of the first scale; doubled at each next"
     )
     num_blocks: tuple[Blocks, Blocks, Blocks, Blocks] = Field((2, 2, 2, 2), description="basic blocks per scale")
-    num_classes: int | None = Field(
+    num_classes: Annotated[int | None, OnResume.FROM_DATA] = Field(
         None,
         ge=2,
         le=1_000_000,
         description="classes of the linear head; None: no head, or that of the images when it is trained",
     )
-    decoder: bool | None = Field(
+    decoder: Annotated[bool | None, OnResume.FROM_DATA] = Field(
         None, description="false: encoder and head alone, which fill in nothing; None: as the objective needs"
     )
 

@@ -4,21 +4,16 @@ import contextlib
 import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Literal
 
 import torch
-from pydantic import BeforeValidator
+from torch import nn
 
 COMPILE_STEPS = 2_000  # that must be left for "auto": compiling takes about a minute, what many short runs take
 OLDEST_CAPABILITY = (7, 0)  # of a GPU that Triton writes programs for
 
 
-def _from_flag(value: Any) -> Any:
-    """--compile and --no-compile, and true and false in a file, as the settings they stand for."""
-    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
-
-
-CompileSetting = Annotated[Literal["auto", "on", "off"], BeforeValidator(_from_flag)]
+CompileSetting = Literal["auto", "on", "off"]
 
 
 @dataclass(frozen=True)
@@ -62,6 +57,20 @@ def _hindrance(device: torch.device) -> str | None:
     if capability < OLDEST_CAPABILITY:
         return f"Triton knows no GPU of compute capability {capability[0]}.{capability[1]}"
     return None
+
+
+def compiled_network(network: nn.Module, *, same_dropout: bool) -> nn.Module:
+    """The network, to be compiled at its first call; it shares the weights.
+
+    Args:
+        same_dropout: draw dropout masks as eager networks do, so that two compiled programs agree on them.
+    """
+    if same_dropout:
+        from torch._inductor import config as inductor
+
+        inductor.fallback_random = True
+    compiled: nn.Module = torch.compile(network, dynamic=False)  # type: ignore[assignment]
+    return compiled
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Which device to use and which number format gains on it."""
+"""Devices, and the number format of networks on them."""
 
 import contextlib
 import os
@@ -23,7 +23,7 @@ def resolve_device(name: str, *, local_rank: int = 0) -> torch.device:
     """The torch device for "auto", "cpu" or "cuda".
 
     Raises:
-        ResourceError: a CUDA device was asked for and none is there, or one is there that torch cannot use.
+        ResourceError: CUDA was asked for without a CUDA device, or torch cannot use the one of this machine.
         UsageError: an unknown name.
     """
     if name == "auto":
@@ -34,24 +34,24 @@ def resolve_device(name: str, *, local_rank: int = 0) -> torch.device:
         return torch.device("cpu")
     if name == "cuda":
         if not torch.cuda.is_available():
-            raise ResourceError("--device cuda: torch sees no CUDA device here; use --device cpu (or auto)")
+            raise ResourceError("`device` cuda: torch sees no CUDA device here; choose cpu or auto")
         if local_rank >= torch.cuda.device_count():
             raise ResourceError(
                 f"local rank {local_rank} has no GPU of its own: {torch.cuda.device_count()} visible; "
                 "lower torchrun's --nproc-per-node"
             )
         return torch.device("cuda", local_rank)
-    raise UsageError(f"--device {name}: expected auto, cpu or cuda")
+    raise UsageError(f"`device` {name}: expected auto, cpu or cuda")
 
 
 def planned_device(name: str) -> str:
-    """The type of device that a plan is for: "cpu", or "cuda", which need not be here. "auto" is what is here.
+    """The type of device that a plan is for: "cpu", or "cuda", which this machine need not have. "auto": what it has.
 
     Raises:
         UsageError: an unknown name.
     """
     if name not in ("auto", "cpu", "cuda"):
-        raise UsageError(f"--device {name}: expected auto, cpu or cuda")
+        raise UsageError(f"`device` {name}: expected auto, cpu or cuda")
     return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -59,7 +59,7 @@ def _require_no_idle_gpu() -> None:
     """Refuse to fall back to the CPU on a machine whose NVIDIA device this torch cannot use.
 
     Raises:
-        ResourceError: a device is there and not hidden by CUDA_VISIBLE_DEVICES.
+        ResourceError: a device exists and is not hidden by CUDA_VISIBLE_DEVICES.
     """
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1", "NoDevFiles")
     if hidden or not any(DEVICE_FILES.glob("nvidia[0-9]*")):
@@ -67,7 +67,7 @@ def _require_no_idle_gpu() -> None:
     built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
     raise ResourceError(
         f"this machine has an NVIDIA device that torch {torch.__version__} ({built}) cannot use: install a torch build "
-        "whose CUDA version the driver supports (nvidia-smi shows it), or choose --device cpu"
+        "whose CUDA version the driver supports (nvidia-smi shows it), or choose cpu as `device`"
     )
 
 
@@ -96,7 +96,7 @@ def sampling_precision(device: torch.device, dtype: torch.dtype) -> AbstractCont
 def ieee_float32(device: torch.device) -> Iterator[None]:
     """Convolutions and matrix products of float32 in IEEE float32: no TF32, bfloat16 products or autocast.
 
-    cuDNN's convolutions take TF32 unless they are told otherwise. Settings of the process are put back at the end.
+    cuDNN's convolutions use TF32 by default. Settings of the process are restored at the end.
     """
     backends = (
         torch.backends.cudnn.conv,  # type: ignore[attr-defined]
@@ -116,7 +116,7 @@ def ieee_float32(device: torch.device) -> Iterator[None]:
 
 
 def float64_device(device: torch.device | str) -> torch.device:
-    """Where to compute in float64 what lies on that device: there, or on the CPU if its hardware has no float64."""
+    """The device for float64 work on tensors of `device`: the same, or the CPU if its hardware has no float64."""
     place = torch.device(device)
     return torch.device("cpu") if place.type in WITHOUT_FLOAT64 else place
 
@@ -135,7 +135,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def describe_device(device: torch.device) -> str:
-    """A name people recognise, for manifests and tables."""
+    """A readable name, for manifests and tables."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"cpu ({platform.machine()}, {torch.get_num_threads()} threads)"

@@ -28,7 +28,7 @@ def local_rank() -> int:
 
 @dataclass
 class Traffic:
-    """What this process received from others to see their batches; gradients and reductions are not counted."""
+    """Features that this process received from others; gradients and reductions are not counted."""
 
     gathers: int = 0
     gathered_bytes: int = 0
@@ -42,7 +42,7 @@ class Peer:
     pid: int
 
     def is_gone(self) -> bool:
-        """Whether it runs no longer; False where that cannot be told, as on another machine."""
+        """Whether it runs no longer; False where that is unknown, as on another machine."""
         if self.host != socket.gethostname():
             return False
         try:
@@ -118,24 +118,24 @@ class Ranks:
             )  # fmt: skip
         gathering: dist.ProcessGroup | None = None
         if device_type == "cuda":
-            made = dist.new_group(timeout=datetime.timedelta(seconds=timeout_s))
-            assert isinstance(made, dist.ProcessGroup)  # no number that says this rank is left out
-            gathering = made
+            group = dist.new_group(timeout=datetime.timedelta(seconds=timeout_s))
+            assert isinstance(group, dist.ProcessGroup)  # no number, which would mean that this rank is not in it
+            gathering = group
         ranks = cls(dist.get_rank(), dist.get_world_size(), gathering=gathering)
         return replace(ranks, peers=ranks._meet("cuda" if device_type == "cuda" else "cpu"))
 
     def _meet(self, device: str) -> tuple[Peer, ...]:
-        """Who the others are, told as plain bytes."""
+        """Exchange host and process number as bytes of one size."""
         own = f"{os.getpid()} {socket.gethostname()}".encode()[:NAME_BYTES].ljust(NAME_BYTES, b" ")
-        mine = torch.tensor(list(own), dtype=torch.uint8, device=device)
-        theirs = mine.new_empty(self.world_size * NAME_BYTES)
-        dist.all_gather_into_tensor(theirs, mine)
-        names = [bytes(row).decode(errors="replace").split() for row in theirs.cpu().view(-1, NAME_BYTES).tolist()]
+        name = torch.tensor(list(own), dtype=torch.uint8, device=device)
+        gathered = name.new_empty(self.world_size * NAME_BYTES)
+        dist.all_gather_into_tensor(gathered, name)
+        names = [bytes(row).decode(errors="replace").split() for row in gathered.cpu().view(-1, NAME_BYTES).tolist()]
         return tuple(Peer(host, int(pid)) for pid, host in names)
 
     @contextlib.contextmanager
     def naming_the_lost(self) -> Iterator[None]:
-        """Say which rank has died, where that is why the others cannot go on.
+        """Name the rank that has died where that is why the others cannot continue.
 
         Raises:
             LostRankError: a collective operation failed.
@@ -146,7 +146,7 @@ class Ranks:
             lost = self._lost()
             if lost:
                 named = ", ".join(f"rank {rank} (process {self.peers[rank].pid})" for rank in lost)
-                raise LostRankError(f"{named} has died, and rank {self.rank} cannot go on without it") from error
+                raise LostRankError(f"{named} has died, and rank {self.rank} cannot continue without it") from error
             if self.world_size > 1 and _is_from_collective(error):
                 first = str(error).strip().splitlines()[0][:160]
                 raise LostRankError(
@@ -178,10 +178,10 @@ class Ranks:
 
     @contextlib.contextmanager
     def first_alone(self) -> Iterator[None]:
-        """Let rank 0 through first, then one rank of every other machine, then all others.
+        """Run the body on rank 0 first, then on one rank of every other machine, then on all others.
 
-        What the first ones put into a cache, be it shared by all machines or each machine's own, is there for the rest.
-        A rank that fails lets the others through.
+        The later ones find what the first ones put into a cache, shared by all machines or each machine's own. A rank
+        that fails lets the others run.
         """
         turn = 0 if self.is_main else 1 if local_rank() == 0 else 2
         for _ in range(turn):
@@ -193,7 +193,7 @@ class Ranks:
                 self.barrier()
 
     def require_equal(self, values: Mapping[str, str]) -> None:
-        """Refuse to go on where ranks hold different values; all of them call it with the same names.
+        """Refuse to continue where ranks hold different values; all of them call it with the same names.
 
         Raises:
             DriftkitError: on every rank alike; it names the ranks that differ from most others.
@@ -201,10 +201,10 @@ class Ranks:
         if self.world_size == 1:
             return
         digests = b"".join(hashlib.sha256(value.encode()).digest() for value in values.values())
-        mine = torch.tensor(list(digests), dtype=torch.uint8)
-        theirs = mine.new_empty(self.world_size * len(mine))
-        dist.all_gather_into_tensor(theirs, mine)
-        for name, rows in zip(values, theirs.view(self.world_size, len(values), -1).unbind(1), strict=True):
+        own = torch.tensor(list(digests), dtype=torch.uint8)
+        gathered = own.new_empty(self.world_size * len(own))
+        dist.all_gather_into_tensor(gathered, own)
+        for name, rows in zip(values, gathered.view(self.world_size, len(values), -1).unbind(1), strict=True):
             held = [bytes(row) for row in rows.tolist()]
             common = collections.Counter(held).most_common(1)[0][0]
             if others := [str(rank) for rank, digest in enumerate(held) if digest != common]:
@@ -216,9 +216,9 @@ class Ranks:
                 raise error
 
     def start_gather(self, parts: Sequence[torch.Tensor], *, compare: bool = True) -> "Gathering":
-        """Begin to bring together tensors [G, n_i, *] of all ranks along their second dimension, without gradient.
+        """Begin to gather tensors [G, n_i, *] of all ranks along their second dimension, without gradient.
 
-        All of them travel as one buffer in the widest of their types, while the caller goes on with other work.
+        All of them are sent as one buffer in the widest of their types, while the caller does other work.
 
         Args:
             compare: make sure first that the ranks agree on shapes and types, for which all wait for one another and
@@ -244,12 +244,14 @@ class Ranks:
         """Compare by a message of one size, whatever the parts: unequal messages would hang or arrive as garbage."""
         own = f"{str(dtype).removeprefix('torch.')} {' and '.join(str(list(part.shape)) for part in parts)}"
         digest = int.from_bytes(hashlib.sha256(own.encode()).digest()[:8], "big", signed=True)
-        mine = torch.tensor([parts[0].shape[1], digest], device=parts[0].device)
-        theirs = mine.new_empty(2 * self.world_size)
-        dist.all_gather_into_tensor(theirs, mine)
-        rows, digests = theirs.view(-1, 2).T.tolist()
+        message = torch.tensor([parts[0].shape[1], digest], device=parts[0].device)
+        gathered = message.new_empty(2 * self.world_size)
+        dist.all_gather_into_tensor(gathered, message)
+        rows, digests = gathered.view(-1, 2).T.tolist()
         if len(set(rows)) > 1:
-            raise DriftkitError(f"ranks hold different batch sizes {rows}; give every rank the same --batch-size")
+            raise DriftkitError(
+                f"ranks hold different batch sizes {rows}; give every rank the same `trainer.batch_size`"
+            )
         if len(set(digests)) > 1:
             raise DriftkitError(f"ranks hold features of different shapes or types; rank {self.rank} has {own}")
 
@@ -273,10 +275,10 @@ class Ranks:
 
 
 def _own_store(timeout: datetime.timedelta) -> dist.Store:
-    """Where the ranks of this attempt find one another.
+    """The store in which the ranks of this attempt find one another.
 
-    On one machine torchrun hands the same store to the ranks that it starts again, with the addresses of the dead in
-    it. On several it makes a new one, and its counts of restarts differ between machines.
+    On one machine torchrun gives restarted ranks the same store, with the addresses of the dead in it. On several
+    machines it makes a new one, and its counts of restarts differ between them.
     """
     store, *_ = next(iter(dist.rendezvous("env://", timeout=timeout)))
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")

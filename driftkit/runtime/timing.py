@@ -1,10 +1,47 @@
-"""Where the time of a step goes: a clock whose marks cost nothing on a GPU until they are read."""
+"""Clocks: the parts of a training step, whose marks cost nothing on a GPU until they are read, and a stopwatch."""
 
+import contextlib
 import time
+from collections.abc import Iterator
 
 import torch
 
-MOST_MARKS = 4096  # events kept before they are added up, for which a GPU must be waited for
+MAX_MARKS = 4096  # events kept before they are added up, for which a GPU must be waited for
+
+
+class Stopwatch:
+    """Seconds of work, without those in which it is paused.
+
+    Args:
+        seconds: to begin with.
+    """
+
+    def __init__(self, seconds: float = 0.0):
+        self._before = seconds
+        self._since: float | None = None  # reading of the clock; None while it stands
+
+    @property
+    def seconds(self) -> float:
+        return self._before + (0.0 if self._since is None else time.monotonic() - self._since)
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """It runs within."""
+        self._since = time.monotonic()
+        try:
+            yield
+        finally:
+            self._before, self._since = self.seconds, None
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """It stands within, and runs on if it ran before."""
+        was_running = self._since is not None
+        self._before, self._since = self.seconds, None
+        try:
+            yield
+        finally:
+            self._since = time.monotonic() if was_running else None
 
 
 class StepClock:
@@ -22,11 +59,11 @@ class StepClock:
         self._totals: dict[str, float] = {}
 
     def start(self) -> None:
-        """A step begins; what passed since the last mark belongs to nobody."""
+        """A step begins; the time since the last mark is not counted."""
         self._mark(None)
 
     def mark(self, name: str) -> None:
-        """Everything since the mark before was `name`."""
+        """The time since the last mark was spent on `name`."""
         self._mark(name)
 
     def _mark(self, name: str | None) -> None:
@@ -36,7 +73,7 @@ class StepClock:
             self._marks.append((name, event))
         else:
             self._marks.append((name, time.perf_counter()))
-        if len(self._marks) >= MOST_MARKS:
+        if len(self._marks) >= MAX_MARKS:
             self._add_up()
 
     def _add_up(self) -> None:
@@ -45,7 +82,7 @@ class StepClock:
             torch.cuda.synchronize(self._device)
         for (_, before), (name, after) in zip(self._marks, self._marks[1:], strict=False):
             if name is not None:
-                self._totals[name] = self._totals.get(name, 0.0) + _between(before, after)
+                self._totals[name] = self._totals.get(name, 0.0) + _seconds_between(before, after)
         del self._marks[:-1]
 
     def seconds(self) -> dict[str, float]:
@@ -55,7 +92,7 @@ class StepClock:
         return totals
 
 
-def _between(before: "float | torch.cuda.Event", after: "float | torch.cuda.Event") -> float:
+def _seconds_between(before: "float | torch.cuda.Event", after: "float | torch.cuda.Event") -> float:
     if isinstance(before, float) or isinstance(after, float):
         assert isinstance(before, float)
         assert isinstance(after, float)

@@ -15,9 +15,9 @@ from driftkit.runtime.progress import warn
 from driftkit.runtime.terminal import say
 from driftkit.scoring.evaluator import Judging, open_judge
 from driftkit.storage.records import RunManifest
+from driftkit.training.hooks import Scoring
 from driftkit.training.sampling import SAMPLE_BATCH, draw_images
 from driftkit.training.train_config import TrainConfig
-from driftkit.training.trainer import Scoring
 
 SEED = 0  # the same noise at every score of every run
 

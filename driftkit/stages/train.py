@@ -1,47 +1,54 @@
 """Training: from a config to a run folder."""
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
 
 from driftkit.config.layers import flatten
+from driftkit.config.on_resume import OnResume, marked_keys
 from driftkit.datasets.packs import ImagePack
 from driftkit.datasets.sources import open_dataset
 from driftkit.errors import InterruptedRunError, StorageError, UsageError
-from driftkit.methods.base import BuiltObjective, Method, Setting
+from driftkit.methods.base import BuiltObjective, Setting
 from driftkit.methods.registry import METHODS
 from driftkit.models.registry import build_network
-from driftkit.protocols import Objective
 from driftkit.runtime.compilation import decide_compilation, tried_convolutions
 from driftkit.runtime.device import autocast_dtype, resolve_device
 from driftkit.runtime.progress import warn
-from driftkit.runtime.random import generator_for, stream_seed
+from driftkit.runtime.random import stream_seed
 from driftkit.runtime.ranks import Ranks, local_rank
 from driftkit.scoring.during_training import open_scoring
 from driftkit.scoring.extraction import together
 from driftkit.storage.atomic import require_free
-from driftkit.storage.files import digest_json, state_digest
+from driftkit.storage.files import digest_json, state_digest, tensor_bytes
 from driftkit.storage.lock import locked_folder
 from driftkit.storage.run_folder import Run
-from driftkit.training.feed import Feed
+from driftkit.training.checkpoints import Checkpoints
+from driftkit.training.feed import Feed, hold_out
+from driftkit.training.hooks import HeldOutMeasurement, Hook, SampleGrids, Scoring, ScoringHook
 from driftkit.training.memory_estimate import TrainingMemory
-from driftkit.training.resume_plan import Continuation, Resume, continuation, require_same_inputs
+from driftkit.training.metrics_log import MetricsLog, TrainingProgress
+from driftkit.training.monitors import CollapseMonitor, CollapseWatch, NonFiniteRecorder
+from driftkit.training.resume_plan import Resume, ResumePlan, plan_resume, require_same_inputs, with_batch_size
+from driftkit.training.tracking import open_trackers
 from driftkit.training.train_config import TrainConfig
-from driftkit.training.trainer import Scoring, Trainer
+from driftkit.training.trainer import Trainer
 
-MOST_HELD_OUT = 1000
-
-# Where a machine finds what is compared by content.
-PLACES = ("data.spec", "objective.encoder", "objective.encoder_weights", "evaluation.reference")
+MAX_HELD_OUT = 1000
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What training left behind."""
+    """A trained run.
+
+    Attributes:
+        resumed_from: steps that it had before; None where it is new.
+    """
 
     run: Run
     resumed_from: int | None
@@ -51,7 +58,7 @@ class TrainResult:
 def train(
     config: TrainConfig, output: Path, *, origins: dict[str, str], device: str = "auto", resume: Resume = "auto"
 ) -> TrainResult:
-    """Train, or go on training, the run in `output`.
+    """Train, or continue to train, the run in `output`.
 
     Args:
         config: the resolved config.
@@ -69,142 +76,108 @@ def train(
         InterruptedRunError: a signal stopped it after saving.
     """
     place = resolve_device(device, local_rank=local_rank())  # first: a rank without a GPU must say so
-    _check_collapse(config)
+    _require_spread(config)
     ranks = Ranks.start(device_type=place.type, timeout_s=60 * config.trainer.rank_timeout)
     run = Run(output)
-    continuation(run, config, resume, ranks)  # what is refused is refused before anything is made
+    plan_resume(run, config, resume, ranks)  # refuse before anything is written
     with ExitStack() as held, ranks.naming_the_lost():
         together(lambda: held.enter_context(locked_folder(output)) if ranks.is_main else None, ranks)
-        return _train(config, run, origins=origins, place=place, resume=resume, ranks=ranks)
+        plan = plan_resume(run, config, resume, ranks)
+        ranks.barrier()  # no rank may look for a run that another has just begun
+        _require_equal_plan(plan, config, ranks)
+        if plan is None or not plan.is_finished:  # else no seconds go into an encoder that nobody needs
+            return _train(config, run, plan, origins=origins, device=place, ranks=ranks)
+        _finish(config, run, ranks)  # it may have been killed before
+        return TrainResult(run, run.checkpoint().step, ranks)
 
 
 def _train(
-    config: TrainConfig, run: Run, *, origins: dict[str, str], place: torch.device, resume: Resume, ranks: Ranks
+    config: TrainConfig,
+    run: Run,
+    plan: ResumePlan | None,
+    *,
+    origins: dict[str, str],
+    device: torch.device,
+    ranks: Ranks,
 ) -> TrainResult:
-    going_on = continuation(run, config, resume, ranks)
-    ranks.barrier()  # no rank may look for a run that another has just begun
-    _require_equal_plan(going_on, config, ranks)
-    method = METHODS[config.objective.name]
-    if going_on is not None and going_on.is_finished:  # before seconds go into an encoder that nobody needs
-        return _finished(run, method, ranks)
     global_batch = config.trainer.batch_size * ranks.world_size
-    if going_on is not None:
-        config, global_batch = going_on.config, going_on.global_batch
+    if plan is not None:
+        config, global_batch = plan.config, plan.global_batch
     pack = open_dataset(config.data.spec, image_size=config.data.image_size, limit=config.data.limit, ranks=ranks)
-    config = _completed(config, pack)
-    _check_batch(config, method, global_batch)
-    running = with_batch(config, global_batch // ranks.world_size)
-    reached = run.checkpoint().step if going_on is not None and run.checkpoints() else 0
-    compilation = decide_compilation(config.trainer.compile, device=place, steps_left=config.trainer.steps - reached)
-    setting = setting_of(config, pack, place, ranks, compiled=compilation.compiled)
-    memory = TrainingMemory(running, ranks.world_size, place)
+    config = _completed(config, pack)  # as in the manifest; `running` has the batch size of this many ranks
+    _require_batch(config, global_batch)
+    running = with_batch_size(config, global_batch // ranks.world_size)
+
+    reached = run.checkpoint().step if plan is not None and run.checkpoints() else 0
+    compilation = decide_compilation(config.trainer.compile, device=device, steps_left=config.trainer.steps - reached)
+    setting = _setting(config, pack, compiled=compilation.compiled, device=device, ranks=ranks)
+    memory = TrainingMemory(running, ranks.world_size, device)
     with memory.explained():
-        built = method.build(config.objective, setting)
-    scoring = open_scoring(config, built.encoder, place, is_main=ranks.is_main)
+        built = METHODS[config.objective.name].build(config.objective, setting)
+    scoring = open_scoring(config, built.encoder, device, is_main=ranks.is_main)
     torch.manual_seed(stream_seed(config.seed, "initial weights"))
     network = build_network(config.model, image_size=pack.image_size)
-    together(lambda: require_free(run.path, checkpoint_bytes(network), "one checkpoint"), ranks)
+    checkpoint_bytes = 4 * tensor_bytes(network.state_dict())  # weights, their average, two moments of each
+    together(lambda: require_free(run.path, checkpoint_bytes, "one checkpoint"), ranks)
+
     document = config.model_dump(mode="json")
-    all_origins = {key: origins.get(key, "default") for key in flatten(document)}
-    if going_on is not None:
+    fields: dict[str, Any] = {
+        "config": document,
+        "origins": {key: origins.get(key, "default") for key in flatten(document)},
+        "global_batch": global_batch,
+        "compilation": asdict(compilation),
+        **({} if scoring is None else {"scored_on_the_way": dict(scoring.kinship)}),
+    }
+    if plan is not None:
         require_same_inputs(run, pack, built.encoder)
+        ranks.barrier()  # all have read the manifest
+        if ranks.is_main:
+            run.update(**fields)
     elif ranks.is_main:
         run.create(
-            config=document,
-            origins=all_origins,
+            **fields,
             inputs={"data": {"spec": config.data.spec, "digest": pack.digest, "count": len(pack)}},
             parameters=sum(p.numel() for p in network.parameters()),
             encoder=built.encoder,
-            global_batch=global_batch,
             world_size=ranks.world_size,
         )
     ranks.barrier()
-    if scoring is not None and ranks.is_main:
-        run.update(scored_on_the_way=dict(scoring.kinship))
-    if ranks.is_main:
-        run.update(compilation=asdict(compilation))
-    trainer = _trainer(running, setting, built, network, run, scoring)
-    resumed = trainer.resume() if going_on is not None else False
-    start = trainer.step
-    if going_on is not None and resumed and ranks.is_main:
-        run.update(config=document, origins=all_origins, global_batch=global_batch)
-        for sentence in going_on.notes:
-            warn(f"{run.path}: {sentence}")
-    try:
-        eager_gpu = place.type == "cuda" and not compilation.compiled
-        with ranks.naming_the_lost(), memory.explained(), tried_convolutions(wanted=eager_gpu):
-            _require_equal_start(trainer, built, pack, ranks)
-            trainer.train()
-    except InterruptedRunError:
-        raise
-    except Exception as error:
-        if ranks.is_main:
-            _record_failure(run, error)
-        raise
-    if method.finish and ranks.is_main:
-        method.finish(run)
-    return TrainResult(run, start if resumed else None, ranks)
 
-
-def _require_equal_plan(going_on: Continuation | None, config: TrainConfig, ranks: Ranks) -> None:
-    """Refuse ranks of which some go on with a run that others do not see, or whose settings differ but for places.
-
-    Raises:
-        DriftkitError: on every rank alike.
-    """
-    planned = flatten((config if going_on is None else going_on.config).model_dump(mode="json"))
-    settings = {key: value for key, value in planned.items() if key not in PLACES}
-    ranks.require_equal(
-        {
-            "the run folder, or the run in it,": f"{going_on is not None} {going_on and going_on.is_finished}",
-            "the config": digest_json(settings),
-        }
+    feed = Feed(
+        pack.images,
+        pack.labels,
+        batch_size=running.trainer.batch_size,
+        horizontal_flip=config.data.horizontal_flip,
+        seed=config.seed,
+        ranks=ranks,
+        device=device,
+        indices=setting.training,
+        objective=built.objective,
     )
+    hooks, checkpoints = _hooks(running, run, scoring, is_main=ranks.is_main)
+    trainer = Trainer(built.objective, network, feed, running.trainer, hooks=hooks, compiled=compilation.compiled)
+    is_resumed = plan is not None and checkpoints.restore(trainer)
+    resumed_from = trainer.step if is_resumed else None
+    if plan is not None and is_resumed and ranks.is_main:
+        for note in plan.notes:
+            warn(f"{run.path}: {note}")
+    eager_gpu = device.type == "cuda" and not compilation.compiled
+    with (
+        _recorded_failure(run, ranks),
+        ranks.naming_the_lost(),
+        memory.explained(),
+        tried_convolutions(wanted=eager_gpu),
+    ):
+        _require_equal_start(trainer, built, pack, ranks)
+        if checkpoints.saved_step == config.trainer.steps:
+            checkpoints.finish(trainer)
+        else:
+            trainer.train()
+    _finish(config, run, ranks)
+    return TrainResult(run, resumed_from, ranks)
 
 
-def _require_equal_start(trainer: Trainer, built: BuiltObjective, pack: ImagePack, ranks: Ranks) -> None:
-    """Refuse to train ranks that differ: gradients are averaged, so that they would never come to be alike.
-
-    Raises:
-        DriftkitError: on every rank alike.
-    """
-    if ranks.world_size > 1:
-        ranks.require_equal(
-            {
-                "the step to go on from": str(trainer.step),
-                "the network": state_digest(trainer.network.state_dict()),
-                "the encoder": str((built.encoder or {}).get("weights_digest")),
-                "the set of images": pack.digest,
-                "the version of torch or timm": f"{torch.__version__} {version('timm')}",
-            }
-        )
-
-
-def _finished(run: Run, method: Method, ranks: Ranks) -> TrainResult:
-    """A run with nothing left to train; it may have been killed before it exported."""
-    if method.finish and ranks.is_main:
-        method.finish(run)
-    return TrainResult(run, run.checkpoint().step, ranks)
-
-
-def _record_failure(run: Run, error: Exception) -> None:
-    try:
-        run.update(state="failed", failure=f"{type(error).__name__}: {error}")
-    except StorageError as second:  # most likely the same full disk: the first error is the one to be told
-        error.add_note(f"the manifest still says that it runs: {second}")
-
-
-def checkpoint_bytes(network: nn.Module) -> int:
-    """About what a checkpoint takes on the disk: the weights, their average, and two moments of each parameter."""
-    weights: int = sum(tensor.nbytes for tensor in network.state_dict().values())
-    moments = sum(2 * parameter.nbytes for parameter in network.parameters())
-    return 2 * weights + moments
-
-
-def setting_of(
-    config: TrainConfig, pack: ImagePack, device: torch.device, ranks: Ranks, *, compiled: bool = False
-) -> Setting:
-    """What the objective of a complete config is built in."""
+def _setting(config: TrainConfig, pack: ImagePack, *, compiled: bool, device: torch.device, ranks: Ranks) -> Setting:
     training, held_out = hold_out(len(pack), config.data.holdout or 0)
     return Setting(
         pack,
@@ -218,43 +191,33 @@ def setting_of(
     )
 
 
-def with_batch(config: TrainConfig, batch_size: int) -> TrainConfig:
-    """The config with so many images per process."""
-    return config.model_copy(update={"trainer": config.trainer.model_copy(update={"batch_size": batch_size})})
-
-
-def feed_of(config: TrainConfig, setting: Setting, objective: Objective) -> Feed:
-    """Where a run's batches come from, with the draws of its objective."""
-    return Feed(
-        setting.pack.images,
-        setting.pack.labels,
-        batch_size=config.trainer.batch_size,
-        horizontal_flip=config.data.horizontal_flip,
-        seed=config.seed,
-        ranks=setting.ranks,
-        device=setting.device,
-        indices=setting.training,
-        objective=objective,
+def _hooks(config: TrainConfig, run: Run, scoring: Scoring | None, *, is_main: bool) -> tuple[list[Hook], Checkpoints]:
+    """What happens between steps, in this order; the last of the hooks is that of the checkpoints."""
+    trainer = config.trainer
+    header = {"driftkit": "weights", "config": config.model_dump(mode="json")}
+    trackers = open_trackers(trainer.tracker, run.path, header) if is_main else []
+    progress = TrainingProgress(total=trainer.steps, shown=is_main)
+    collapse = CollapseWatch(threshold=trainer.collapse_spread, patience=trainer.collapse_patience)
+    checkpoints = Checkpoints(
+        run, every=trainer.checkpoint_every, keep_every=trainer.keep_every, header=header, collapse=collapse
     )
+    hooks = [
+        NonFiniteRecorder(run),
+        HeldOutMeasurement(every=trainer.measure_every or trainer.sample_every),
+        *([ScoringHook(scoring)] if scoring else []),
+        CollapseMonitor(collapse, fails=trainer.fail_on_collapse, warn=progress.warn),
+        MetricsLog(run, progress, trackers=trackers),
+        *([SampleGrids(run, every=trainer.sample_every, trackers=trackers)] if trainer.sample_every else []),
+        checkpoints,
+    ]
+    return hooks, checkpoints
 
 
-def _trainer(
-    config: TrainConfig, setting: Setting, built: BuiltObjective, network: nn.Module, run: Run, scoring: Scoring | None
-) -> Trainer:
-    return Trainer(
-        built.objective,
-        network,
-        feed_of(config, setting, built.objective),
-        run,
-        config.trainer,
-        seed=config.seed,
-        image_size=setting.pack.image_size,
-        ranks=setting.ranks,
-        device=setting.device,
-        header={"driftkit": "weights", "config": config.model_dump(mode="json")},
-        scoring=scoring,
-        compiled=setting.compile,
-    )
+def _finish(config: TrainConfig, run: Run, ranks: Ranks) -> None:
+    """Write what the trained run is used for elsewhere."""
+    finish = METHODS[config.objective.name].finish
+    if finish and ranks.is_main:
+        finish(run)
 
 
 def _completed(config: TrainConfig, pack: ImagePack) -> TrainConfig:
@@ -262,7 +225,7 @@ def _completed(config: TrainConfig, pack: ImagePack) -> TrainConfig:
     method = METHODS[config.objective.name]
     holdout = config.data.holdout
     if holdout is None:
-        holdout = min(MOST_HELD_OUT, int(method.holdout * len(pack)))
+        holdout = min(MAX_HELD_OUT, int(method.holdout * len(pack)))
     return config.model_copy(
         update={
             "data": config.data.model_copy(update={"image_size": pack.image_size, "holdout": holdout}),
@@ -271,19 +234,59 @@ def _completed(config: TrainConfig, pack: ImagePack) -> TrainConfig:
     )
 
 
-def hold_out(count: int, held_out: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Indices of the images to train on and of those kept out, the same for every seed.
+@contextmanager
+def _recorded_failure(run: Run, ranks: Ranks) -> Iterator[None]:
+    """The manifest names the error that ends a training, unless a signal asked for it."""
+    try:
+        yield
+    except InterruptedRunError:
+        raise
+    except Exception as error:
+        if ranks.is_main:
+            try:
+                run.update(state="failed", failure=f"{type(error).__name__}: {error}")
+            except StorageError as second:  # most likely the same full disk: the first error is the one to raise
+                error.add_note(f"the manifest still says that it runs: {second}")
+        raise
+
+
+def _require_equal_plan(plan: ResumePlan | None, config: TrainConfig, ranks: Ranks) -> None:
+    """Refuse ranks of which some continue a run that others do not see, or whose settings differ but for places.
 
     Raises:
-        UsageError: nothing would be left to train on.
+        DriftkitError: on every rank alike.
     """
-    if held_out >= count:
-        raise UsageError(f"data.holdout {held_out}: there are only {count} images; keep out fewer")
-    order = torch.randperm(count, generator=generator_for(0, "hold out"))
-    return order[held_out:].sort().values, order[:held_out].sort().values
+    planned = config if plan is None else plan.config
+    places = marked_keys(planned, OnResume.PLACE)
+    settings = {key: value for key, value in flatten(planned.model_dump(mode="json")).items() if key not in places}
+    ranks.require_equal(
+        {
+            "the run folder, or the run in it,": f"{plan is not None} {plan and plan.is_finished}",
+            "the config": digest_json(settings),
+        }
+    )
 
 
-def _check_batch(config: TrainConfig, method: Method, global_batch: int) -> None:
+def _require_equal_start(trainer: Trainer, built: BuiltObjective, pack: ImagePack, ranks: Ranks) -> None:
+    """Refuse to train ranks that differ: gradients are averaged, so their weights would never become equal.
+
+    Raises:
+        DriftkitError: on every rank alike.
+    """
+    if ranks.world_size > 1:
+        ranks.require_equal(
+            {
+                "the step to continue from": str(trainer.step),
+                "the network": state_digest(trainer.network.state_dict()),
+                "the encoder": str((built.encoder or {}).get("weights_digest")),
+                "the set of images": pack.digest,
+                "the version of torch or timm": f"{torch.__version__} {version('timm')}",
+            }
+        )
+
+
+def _require_batch(config: TrainConfig, global_batch: int) -> None:
+    method = METHODS[config.objective.name]
     if global_batch < method.min_batch:
         raise UsageError(
             f"`trainer.batch_size` {config.trainer.batch_size}: {method.name} needs at least {method.min_batch} images "
@@ -291,7 +294,7 @@ def _check_batch(config: TrainConfig, method: Method, global_batch: int) -> None
         )
 
 
-def _check_collapse(config: TrainConfig) -> None:
+def _require_spread(config: TrainConfig) -> None:
     if config.trainer.fail_on_collapse and not METHODS[config.objective.name].reports_spread:
         raise UsageError(
             f"`trainer.fail_on_collapse`: a step of {config.objective.name} generates no images, so collapse does not "

@@ -69,7 +69,7 @@ class Checkpoint:
         return self._tensors(f"{which}.safetensors")
 
     def optimizer(self) -> dict[str, torch.Tensor]:
-        """Optimizer state as `training.optim` flattened it; raises as `weights`."""
+        """Optimizer state as `training.optimizer` flattened it; raises as `weights`."""
         return self._tensors("optimizer.safetensors")
 
     def state(self) -> CheckpointState:

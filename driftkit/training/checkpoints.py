@@ -1,36 +1,180 @@
-"""Saving while training goes on: the state is copied to the host at once, and written to disk on another thread."""
+"""Saving while training continues: the state is copied to the host at once, and written to disk by another thread."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
+from driftkit.errors import InterruptedRunError, NonFiniteStepError
+from driftkit.runtime.device import describe_device, peak_memory_gib
+from driftkit.runtime.finite import not_finite, require_finite
 from driftkit.runtime.worker import one_worker
 from driftkit.storage.run_folder import Run
+from driftkit.training.hooks import FinishedStep, Hook
+from driftkit.training.monitors import CollapseWatch
+
+if TYPE_CHECKING:
+    from driftkit.training.trainer import Trainer
 
 State = Mapping[str, Mapping[str, torch.Tensor]]
-"""`raw`, `ema` and `optimizer`: what `Run.save_checkpoint` takes, still on the device."""
+"""Tensors of `raw` weights, `ema` weights and `optimizer`, as `Run.save_checkpoint` takes them."""
+
+
+class Checkpoints(Hook):
+    """Saves the state of a training now and then, at its end, and when it stops; the manifest follows.
+
+    It comes last among the hooks.
+
+    Args:
+        every: steps; 0: only at the end.
+        keep_every: as `Run.prune_checkpoints` has it.
+        header: of weights files.
+        collapse: what is known of it is saved with the state.
+    """
+
+    def __init__(self, run: Run, *, every: int, keep_every: int, header: Mapping[str, Any], collapse: CollapseWatch):
+        self.run, self.every, self.keep_every = run, every, keep_every
+        self.header, self.collapse = header, collapse
+        self.saved_step: int | None = None  # known to all ranks alike, unlike what their file systems show
+
+    def restore(self, trainer: "Trainer") -> bool:
+        """Continue from the last checkpoint, if there is one. Records after it are dropped, to be written again."""
+        if saved := self.run.checkpoints():
+            checkpoint = saved[-1]
+            state = checkpoint.state()
+            trainer.restore(
+                {"raw": checkpoint.weights("raw"), "ema": checkpoint.weights("ema"),
+                 "optimizer": checkpoint.optimizer()},
+                step=state.step, images_seen=state.images_seen, train_seconds=state.train_seconds,
+            )  # fmt: skip
+            self.collapse.restore(state.collapse)
+            require_finite(
+                dict(_flat(trainer.tensors())), f"{checkpoint.path}: tensors",
+                fix="remove that folder to continue from an earlier checkpoint, or give another `output`",
+            )  # fmt: skip
+            self.saved_step = trainer.step
+        trainer.ranks.barrier()
+        if trainer.ranks.is_main:
+            self.run.rewind_metrics(trainer.step)
+        return bool(saved)
+
+    def finish(self, trainer: "Trainer") -> None:
+        """Finish a training that was killed after its last checkpoint; how it was trained stays as recorded."""
+        if trainer.ranks.is_main:
+            if self.run.manifest().state != "done":  # a run that is done keeps what it has
+                self.run.remove_partial_checkpoints()
+                self.run.prune_checkpoints(keep_every=self.keep_every)
+            self.run.update(state="done", **_progress(trainer))
+
+    def before_training(self, trainer: "Trainer", closing: contextlib.ExitStack) -> None:
+        self.writer = CheckpointWriter(trainer.device)
+        closing.enter_context(self.writer)
+        self.is_prepared = not trainer.ranks.is_main
+        if trainer.ranks.is_main:
+            self.run.remove_partial_checkpoints()
+            self._update_manifest(trainer, "running")
+
+    def after_step(self, trainer: "Trainer", step: FinishedStep) -> None:
+        if not self.is_prepared:  # only after the first step the optimizer has its moments
+            self.writer.prepare(trainer.tensors())
+            self.is_prepared = True
+        if step.is_due(self.every):
+            with trainer.aside():
+                self._save(trainer)
+        self.writer.check()
+
+    def at_end(self, trainer: "Trainer") -> None:
+        """Save what is not saved yet, and wait until it is on disk; all ranks, since torchrun ends the others then."""
+        with trainer.aside():
+            if self.saved_step != trainer.step:
+                self._save(trainer)
+            self.writer.wait()
+            trainer.ranks.barrier()
+        if trainer.stop_error is None:
+            self._update_manifest(trainer, "done")
+        elif isinstance(trainer.stop_error, InterruptedRunError):
+            self._update_manifest(trainer, "interrupted")
+
+    def _save(self, trainer: "Trainer") -> None:
+        """Begin to save this step.
+
+        Raises:
+            NonFiniteStepError: the last update spoiled the state.
+            StorageError: the previous checkpoint was not written.
+        """
+        tensors = trainer.tensors()
+        spoiled = list(not_finite(dict(_flat(tensors))))
+        if int(trainer.ranks.max(torch.tensor(len(spoiled), device=trainer.device))):
+            raise NonFiniteStepError([name.replace("raw/", "weights ") for name in spoiled], trainer.step - 1)
+        if trainer.ranks.is_main:
+            state = {
+                "step": trainer.step,
+                "images_seen": trainer.images_seen,
+                "train_seconds": trainer.stopwatch.seconds,
+                "collapse": self.collapse.state(),
+            }
+            header = {**self.header, "step": trainer.step, "ema_decay": trainer.ema.get_decay(trainer.step)}
+            manifest = self._manifest_fields(trainer, "running")
+            self.writer.save(tensors, partial(self._write, state=state, header=header, manifest=manifest))
+        self.saved_step = trainer.step
+
+    def _write(
+        self, tensors: State, *, state: Mapping[str, Any], header: Mapping[str, Any], manifest: Mapping[str, Any]
+    ) -> None:
+        """On the thread: write a checkpoint, and only then remove an older one and update the manifest."""
+        self.run.save_checkpoint(
+            state["step"],
+            raw=tensors["raw"],
+            ema=tensors["ema"],
+            optimizer=tensors["optimizer"],
+            state=state,
+            header=header,
+        )
+        self.run.prune_checkpoints(keep_every=self.keep_every)
+        self.run.update(**manifest)
+
+    def _update_manifest(self, trainer: "Trainer", state: str) -> None:
+        if trainer.ranks.is_main:
+            self.run.update(**self._manifest_fields(trainer, state))
+
+    def _manifest_fields(self, trainer: "Trainer", state: str) -> dict[str, Any]:
+        return {
+            "state": state,
+            **_progress(trainer),
+            "peak_memory_gib": round(peak_memory_gib(trainer.device), 3),
+            "device": describe_device(trainer.device),
+            "world_size": trainer.ranks.world_size,
+            "precision": str(trainer.dtype).removeprefix("torch."),
+            "collapse": self.collapse.document(),
+        }
+
+
+def _progress(trainer: "Trainer") -> dict[str, Any]:
+    return {
+        "failure": None,
+        "step": trainer.step,
+        "images_seen": trainer.images_seen,
+        "train_seconds": round(trainer.stopwatch.seconds, 3),
+    }
 
 
 class CheckpointWriter:
-    """Writes the checkpoints of a run, one at a time, each whole and verified before an older one is removed.
+    """Writes checkpoints on a thread, one at a time.
 
     It takes the memory of one checkpoint on the host, pinned where the device is a GPU (there torch rounds the size of
     every tensor up to a power of two), and while it writes that of the largest file once more. The memory is kept from
-    one checkpoint to the next: on a CPU, fresh memory costs several times what the copy does. A process that is killed
-    meanwhile leaves the checkpoint before.
+    one checkpoint to the next: on a CPU, fresh memory costs several times what the copy does.
 
     Args:
-        run: its folder.
-        keep_every: as `Run.prune_checkpoints` has it.
-        device: where the state lies.
+        device: of the state.
     """
 
-    def __init__(self, run: Run, *, keep_every: int, device: torch.device):
-        self.run, self.keep_every, self.device = run, keep_every, device
+    def __init__(self, device: torch.device):
+        self.device = device
         self._copies: dict[str, torch.Tensor] = {}
         self._thread: ThreadPoolExecutor | None = None
         self._writing: Future[None] | None = None
@@ -42,7 +186,7 @@ class CheckpointWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Wait for what is being written. If something else went wrong before, that is the error to be raised."""
+        """Wait for what is being written. An earlier error is the one to be raised."""
         assert self._thread is not None
         try:
             self.wait()
@@ -56,41 +200,34 @@ class CheckpointWriter:
             self._copies.clear()
 
     def prepare(self, state: State) -> None:
-        """Take the memory of a checkpoint on the thread, so that the first one need not wait for it."""
+        """Allocate the memory of a checkpoint on the thread, so that the first one need not wait for it."""
         assert self._thread is not None
-        self._writing = self._thread.submit(self._take_memory, _named(state))
+        self._writing = self._thread.submit(self._allocate, _flat(state))
 
-    def save(
-        self,
-        step: int,
-        tensors: State,
-        *,
-        state: Mapping[str, Any],
-        header: Mapping[str, Any],
-        manifest: Mapping[str, Any],
-    ) -> None:
-        """Copy the state, after the checkpoint before has been written, and begin to write it.
-
-        Args:
-            state, header: as `Run.save_checkpoint` has them.
-            manifest: fields of the manifest that are replaced once the checkpoint is on disk.
+    def save(self, state: State, write: Callable[[State], None]) -> None:
+        """Copy the state, after the previous checkpoint has been written, and begin to `write` the copies.
 
         Raises:
-            StorageError: the checkpoint before was not written.
+            StorageError: the previous checkpoint was not written.
         """
         self.wait()
         assert self._thread is not None
-        for name, tensor in _named(tensors):
+        for name, tensor in _flat(state):
             self._copy_of(name, tensor).copy_(tensor, non_blocking=True)
         arrival = None
         if self.device.type == "cuda":
             arrival = torch.cuda.Event()
             arrival.record()
-        copies = {kind: {name: self._copies[f"{kind}/{name}"] for name in held} for kind, held in tensors.items()}
-        self._writing = self._thread.submit(self._write, step, copies, arrival, state, header, manifest)
+        copies = {part: {name: self._copies[f"{part}/{name}"] for name in held} for part, held in state.items()}
+        self._writing = self._thread.submit(self._write, copies, arrival, write)
+
+    def _write(self, copies: State, arrival: torch.cuda.Event | None, write: Callable[[State], None]) -> None:
+        if arrival is not None:
+            arrival.synchronize()
+        write(copies)
 
     def check(self) -> None:
-        """Raise what went wrong with a checkpoint that is no longer being written; waits for nothing.
+        """Look at the last checkpoint without waiting for it.
 
         Raises:
             StorageError: it was not written.
@@ -108,38 +245,19 @@ class CheckpointWriter:
         if writing is not None:
             writing.result()
 
-    def _take_memory(self, tensors: list[tuple[str, torch.Tensor]]) -> None:
+    def _allocate(self, tensors: list[tuple[str, torch.Tensor]]) -> None:
         for name, tensor in tensors:
             self._copy_of(name, tensor).zero_()  # the system gives memory when it is first written
 
     def _copy_of(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """Memory on the host for a tensor, with its strides: others would be copied number by number."""
+        if name not in self._copies and self.device.type == "cuda":
+            with contextlib.suppress(RuntimeError):  # no more memory may be pinned: then the copy takes longer
+                self._copies[name] = torch.empty_like(tensor, device="cpu", pin_memory=True)
         if name not in self._copies:
-            self._copies[name] = self._memory_like(tensor)
+            self._copies[name] = torch.empty_like(tensor, device="cpu")
         return self._copies[name]
 
-    def _memory_like(self, tensor: torch.Tensor) -> torch.Tensor:
-        if self.device.type == "cuda":
-            with contextlib.suppress(RuntimeError):  # no more memory may be pinned: then the copy takes longer
-                return torch.empty_like(tensor, device="cpu", pin_memory=True)
-        return torch.empty_like(tensor, device="cpu")
 
-    def _write(
-        self,
-        step: int,
-        copies: State,
-        arrival: torch.cuda.Event | None,
-        state: Mapping[str, Any],
-        header: Mapping[str, Any],
-        manifest: Mapping[str, Any],
-    ) -> None:
-        if arrival is not None:
-            arrival.synchronize()
-        raw, ema, optimizer = (copies[kind] for kind in ("raw", "ema", "optimizer"))
-        self.run.save_checkpoint(step, raw=raw, ema=ema, optimizer=optimizer, state=state, header=header)
-        self.run.prune_checkpoints(keep_every=self.keep_every)
-        self.run.update(**manifest)
-
-
-def _named(state: State) -> list[tuple[str, torch.Tensor]]:
-    return [(f"{kind}/{name}", tensor.detach()) for kind, held in state.items() for name, tensor in held.items()]
+def _flat(state: State) -> list[tuple[str, torch.Tensor]]:
+    return [(f"{part}/{name}", tensor.detach()) for part, held in state.items() for name, tensor in held.items()]

@@ -7,13 +7,26 @@ from dataclasses import dataclass
 
 import torch
 
+from driftkit.errors import UsageError
 from driftkit.protocols import Batch, Objective
-from driftkit.runtime.random import shuffled_indices, stream_seed
+from driftkit.runtime.random import generator_for, shuffled_indices, stream_seed
 from driftkit.runtime.ranks import Ranks
 from driftkit.runtime.worker import one_worker
 from driftkit.storage.images import to_float
 
 RESIDENT_SHARE = 1 / 8  # of a GPU's free memory, which images may take to be there once for all
+
+
+def hold_out(count: int, num_held_out: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Indices of the images to train on and of those held out, int64, the same for every seed.
+
+    Raises:
+        UsageError: nothing would be left to train on.
+    """
+    if num_held_out >= count:
+        raise UsageError(f"`data.holdout` {num_held_out}: there are only {count} images; hold out fewer")
+    order = torch.randperm(count, generator=generator_for(0, "hold out"))
+    return order[num_held_out:].sort().values, order[:num_held_out].sort().values
 
 
 def _resident(images: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -25,7 +38,7 @@ def _resident(images: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """What of a batch is made on the host; in pinned memory where the device is a GPU.
+    """The parts of a batch that the host makes; in pinned memory where the device is a GPU.
 
     Attributes:
         indices: which images of the pack, int64 [B].
@@ -83,8 +96,8 @@ class Feed:
     def prefetching(self, *, end: int) -> Iterator[None]:
         """Prepare the batch of every following step below `end` on a worker thread, while the device works on this one.
 
-        The batches are the same. What goes wrong on the thread is raised by `batch` of the step it was for. On leaving,
-        the thread ends once the one batch is done that it may still be preparing.
+        The batches are the same. An error on the thread is raised by `batch` of its step. On leaving, the thread ends
+        after the batch that it may be preparing.
         """
         with one_worker("feed", self.device) as worker:
             self._worker, self._end = worker, end
@@ -94,38 +107,41 @@ class Feed:
                 self._worker = self._next = None
                 worker.shutdown(wait=False, cancel_futures=True)
 
-    def batch(self, step: int, *, rank: int | None = None) -> Batch:
-        """The batch of a step on the device: this rank's, or that of another one."""
-        own = rank is None or rank == self.ranks.rank
-        return self._to_device(self._own(step) if own else self._prepare(step, rank), step)
+    def batch(self, step: int) -> Batch:
+        """This rank's batch of a step, on the device."""
+        return self._to_device(self._prefetched(step) if self._worker is not None else self._prepare(step), step)
 
-    def _own(self, step: int) -> _Prepared:
-        if self._worker is None:
-            return self._prepare(step)
+    def pick(self, step: int, slots: range) -> tuple[torch.Tensor, torch.Tensor]:
+        """The images at some slots of the global batch: numbers in the pack, int64, and whether mirrored, bool."""
+        first = step * self.batch_size * self.ranks.world_size + slots.start
+        flips = torch.zeros(len(slots), dtype=torch.bool)
+        if self.horizontal_flip:
+            flips = torch.tensor([stream_seed(self.seed, "flip", step, slot) % 2 for slot in slots], dtype=torch.bool)
+        return self._images_at(first, len(slots)), flips
+
+    def _prefetched(self, step: int) -> _Prepared:
+        assert self._worker is not None
         if self._next is None or self._next[0] != step:
             self._next = step, self._worker.submit(self._prepare, step)
         prepared = self._next[1].result()
         self._next = (step + 1, self._worker.submit(self._prepare, step + 1)) if step + 1 < self._end else None
         return prepared
 
-    def _prepare(self, step: int, rank: int | None = None) -> _Prepared:
-        first = (self.ranks.rank if rank is None else rank) * self.batch_size
+    def _prepare(self, step: int) -> _Prepared:
+        first = self.ranks.rank * self.batch_size
         slots = range(first, first + self.batch_size)
-        picked = self._images_at(step * self.batch_size * self.ranks.world_size + first, self.batch_size)
-        flips = torch.zeros(len(slots), dtype=torch.bool)
-        if self.horizontal_flip:
-            flips = torch.tensor([stream_seed(self.seed, "flip", step, slot) % 2 for slot in slots], dtype=torch.bool)
+        indices, flips = self.pick(step, slots)
         labels = draws = None
         if self.objective is not None:
-            made = self.objective.draws(self.seed, step, slots, self.images.shape[1:])
-            draws = {name: self._pinned(values) for name, values in made.items()}
+            drawn = self.objective.draws(self.seed, step, slots, self.images.shape[1:])
+            draws = {name: self._pinned(values) for name, values in drawn.items()}
         if self.objective is None or self.objective.needs_labels:
-            labels = self._pinned(self.labels[picked])
+            labels = self._pinned(self.labels[indices])
         on_host = self.images.device.type == "cpu"
         return _Prepared(
             slots,
-            indices=self._pinned(picked),
-            images=self._pinned(self.images[picked]) if on_host else None,
+            indices=self._pinned(indices),
+            images=self._pinned(self.images[indices]) if on_host else None,
             flips=self._pinned(flips),
             labels=labels,
             draws=draws,
@@ -135,22 +151,22 @@ class Feed:
         """In memory from which a GPU copies while the host goes on; torch keeps it until the copy is done."""
         return values.pin_memory() if self.device.type == "cuda" else values
 
-    def _to_device(self, made: _Prepared, step: int) -> Batch:
+    def _to_device(self, prepared: _Prepared, step: int) -> Batch:
         def moved(values: torch.Tensor) -> torch.Tensor:
             return values.to(self.device, non_blocking=True)
 
-        images = to_float(self.images[moved(made.indices)] if made.images is None else moved(made.images))
+        images = to_float(self.images[moved(prepared.indices)] if prepared.images is None else moved(prepared.images))
         if self.horizontal_flip:
-            images = torch.where(moved(made.flips)[:, None, None, None], images.flip(-1), images)
+            images = torch.where(moved(prepared.flips)[:, None, None, None], images.flip(-1), images)
         return Batch(
             images.contiguous(memory_format=torch.channels_last),
-            None if made.labels is None else moved(made.labels),
-            made.slots,
+            None if prepared.labels is None else moved(prepared.labels),
+            prepared.slots,
             self.seed,
             step,
-            indices=made.indices,
-            flips=made.flips,
-            draws=None if made.draws is None else {name: moved(values) for name, values in made.draws.items()},
+            indices=prepared.indices,
+            flips=prepared.flips,
+            draws=None if prepared.draws is None else {name: moved(values) for name, values in prepared.draws.items()},
         )
 
     def _images_at(self, first: int, count: int) -> torch.Tensor:
@@ -163,7 +179,9 @@ class Feed:
         return torch.cat(parts)
 
     def _order(self, epoch: int) -> torch.Tensor:
-        if epoch not in self._orders:
-            self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1}  # a batch may span two epochs
-            self._orders[epoch] = self.indices[shuffled_indices(self.seed, epoch, len(self.indices))]
-        return self._orders[epoch]
+        orders = self._orders
+        if epoch not in orders:
+            orders = {e: o for e, o in orders.items() if e == epoch - 1}  # a batch may span two epochs
+            orders[epoch] = self.indices[shuffled_indices(self.seed, epoch, len(self.indices))]
+            self._orders = orders  # replaced as a whole, since the worker reads it, too
+        return orders[epoch]

@@ -1,7 +1,7 @@
-"""Gradients of several ranks: kept in a few flat buffers, whose averaging begins while the backward pass still runs.
+"""Gradients of several ranks, in a few flat buffers whose averaging overlaps with the backward pass.
 
-DistributedDataParallel does the like for one forward and one backward pass per step. Objectives here call a network
-several times before a backward pass, and let parameters join in at a later step, which it takes for errors.
+DistributedDataParallel does so for one forward and one backward pass per step. Objectives here call a network several
+times before a backward pass, and let parameters join in at a later step, which it takes for errors.
 """
 
 import contextlib
@@ -19,12 +19,12 @@ BUCKET_BYTES = 25 * 2**20  # as DistributedDataParallel has it: large enough for
 
 @dataclass
 class _Bucket:
-    """Gradients that travel together.
+    """Gradients that are exchanged together.
 
     Attributes:
         flat: all of them, one after another.
         views: parameter -> its gradient, with the strides of the parameter.
-        missing: how many of them the last backward pass has not given yet.
+        missing: how many of them the last backward pass has not computed yet.
         work: the reduction, once it has begun.
     """
 
@@ -37,14 +37,14 @@ class _Bucket:
 class GradientExchange:
     """Averages the gradients of a network over ranks.
 
-    Between `clear` and `finish` the gradients are views of flat buffers, into which backward passes add. Buffers leave
-    in one order on all ranks, as soon as the last backward pass has filled them and those before. Parameters that no
-    backward pass of the step before has reached have buffers of their own at the end, so that nothing waits for them.
-    In a world of one this leaves gradients to torch.
+    Between `clear` and `finish` the gradients are views of flat buffers, into which backward passes add. Buffers are
+    sent in one order on all ranks, each as soon as the last backward pass has filled it and those before. Parameters
+    without a gradient in the previous step have buffers of their own at the end, so that no other buffer waits for
+    them. In a world of one this leaves gradients to torch.
 
     Args:
-        parameters: of the network; those without `requires_grad` are left out.
-        bucket_bytes: least size of a buffer.
+        parameters: of the network; those without `requires_grad` are skipped.
+        bucket_bytes: minimum size of a buffer.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], ranks: Ranks, *, bucket_bytes: int = BUCKET_BYTES):
@@ -52,7 +52,7 @@ class GradientExchange:
         self.ranks, self.bucket_bytes = ranks, bucket_bytes
         self._buckets: list[_Bucket] = []  # none in a world of one
         self._bucket_of: dict[nn.Parameter, _Bucket] = {}
-        self._given: set[nn.Parameter] = set()  # those with a gradient in this step
+        self._received: set[nn.Parameter] = set()  # those with a gradient in this step
         self._expected: set[nn.Parameter] = set()  # those with one in the step that the buffers were laid out for
         self._is_last = False  # whether the last backward pass runs
         if ranks.world_size > 1:
@@ -75,17 +75,17 @@ class GradientExchange:
             for parameter in self.parameters:
                 parameter.grad = None
             return
-        if self._given and self._given != self._expected:
-            self._lay_out(set(self._given))
+        if self._received and self._received != self._expected:
+            self._lay_out(set(self._received))
         for bucket in self._buckets:
             bucket.flat.zero_()
             for parameter, view in bucket.views.items():
                 parameter.grad = view
-        self._given.clear()
+        self._received.clear()
 
     @contextlib.contextmanager
     def last_backward(self) -> Iterator[None]:
-        """Around the last backward pass of a step: buffers that it completes leave at once, the others after it."""
+        """The context of a step's last backward pass: complete buffers are sent during it, the others afterwards."""
         if not self._buckets:
             yield
             return
@@ -101,8 +101,8 @@ class GradientExchange:
     def finish(self) -> None:
         """Wait until every gradient is the mean over ranks; on CUDA, have the stream wait.
 
-        Parameters that no backward pass of the step has reached get none, so that the optimizer passes them over. They
-        must be the same on all ranks.
+        Parameters that no backward pass of the step has reached get none, so that the optimizer skips them. They must
+        be the same on all ranks.
         """
         if not self._buckets:
             return
@@ -113,11 +113,11 @@ class GradientExchange:
             bucket.work = None
             bucket.flat /= self.ranks.world_size
         for parameter in self.parameters:
-            if parameter not in self._given:
+            if parameter not in self._received:
                 parameter.grad = None
 
     def _receive(self, parameter: nn.Parameter) -> None:
-        self._given.add(parameter)
+        self._received.add(parameter)
         if not self._is_last:
             return
         self._bucket_of[parameter].missing -= 1
@@ -136,18 +136,18 @@ class GradientExchange:
             bucket.work = dist.all_reduce(bucket.flat, async_op=True)
 
 
-def _buckets(parameters: list[nn.Parameter], least: int) -> list[_Bucket]:
+def _buckets(parameters: list[nn.Parameter], min_bytes: int) -> list[_Bucket]:
+    """The parameters in order, in as few buckets of at least `min_bytes` as that makes; the last may be smaller."""
     groups: list[list[nn.Parameter]] = []
     for parameter in parameters:
-        if not groups or sum(p.nbytes for p in groups[-1]) >= least:
+        if not groups or sum(p.nbytes for p in groups[-1]) >= min_bytes:
             groups.append([])
         groups[-1].append(parameter)
-    return [_bucket(group) for group in groups]
-
-
-def _bucket(parameters: list[nn.Parameter]) -> _Bucket:
-    sizes = [p.numel() for p in parameters]
-    flat = parameters[0].new_zeros(sum(sizes))
-    # Strides of the parameter (channels_last): accumulation and fused updates would copy others.
-    views = {p: part.as_strided(p.size(), p.stride()) for p, part in zip(parameters, flat.split(sizes), strict=True)}
-    return _Bucket(flat, views)
+    buckets = []
+    for group in groups:
+        sizes = [p.numel() for p in group]
+        flat = group[0].new_zeros(sum(sizes))
+        # Strides of the parameter (channels_last): accumulation and fused updates would copy others.
+        views = {p: part.as_strided(p.size(), p.stride()) for p, part in zip(group, flat.split(sizes), strict=True)}
+        buckets.append(_Bucket(flat, views))
+    return buckets

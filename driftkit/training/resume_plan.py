@@ -1,14 +1,14 @@
-"""Whether a command may go on with the run that its folder holds, and what may have changed around that run.
+"""Whether a command may continue the run in its folder, and what has changed around that run.
 
-What decides the numbers must be the same. What does not may change: where images and encoder weights lie, as long as
-their content is the same, and how many processes share the global batch.
+What decides the numbers must be the same. Fields marked with `OnResume` may differ, and so may the number of ranks
+that share the global batch.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from driftkit.config.layers import flatten
+from driftkit.config.on_resume import OnResume, marked_keys
 from driftkit.datasets import sources
 from driftkit.datasets.packs import ImagePack
 from driftkit.encoders import registry
@@ -16,30 +16,22 @@ from driftkit.errors import UsageError
 from driftkit.runtime.ranks import Ranks
 from driftkit.storage.atomic import is_temporary
 from driftkit.storage.lock import is_lock
-from driftkit.storage.records import RunManifest
 from driftkit.storage.run_folder import Run
-from driftkit.training.train_config import FREE_ON_RESUME, TrainConfig
+from driftkit.training.train_config import TrainConfig
 
 Resume = Literal["auto", "never"]
 
-FOLLOWS_FROM_DATA = (
-    "data.image_size",
-    "data.holdout",
-    "model.num_classes",
-    "model.decoder",
-)  # left open in a config, filled in from the images
 BATCH = "trainer.batch_size"
-DONE = "done"
 
 
 @dataclass(frozen=True)
-class Continuation:
-    """A run that is gone on with.
+class ResumePlan:
+    """How a run is continued.
 
     Attributes:
-        config: as this command has it, with the batch size per process that the run was begun with.
-        global_batch: images that all processes see per step, as from the beginning.
-        is_finished: it has been trained to the last step that is wanted.
+        config: of this command, with the batch size per rank that the run was begun with.
+        global_batch: images of all ranks per step, as at the beginning.
+        is_finished: whether it has been trained to the last step.
         notes: sentences on what has changed around it.
     """
 
@@ -49,110 +41,128 @@ class Continuation:
     notes: list[str]
 
 
-def continuation(run: Run, config: TrainConfig, resume: Resume, ranks: Ranks) -> Continuation | None:
-    """How to go on with the run in a folder; None where there is none yet.
+def plan_resume(run: Run, config: TrainConfig, resume: Resume, ranks: Ranks) -> ResumePlan | None:
+    """How to continue the run in a folder; None where there is none yet.
 
     Raises:
-        UsageError: the folder holds something else, or a run that this command must not go on with.
+        UsageError: the folder holds something else, or a run that this command must not continue.
     """
     if not run.path.exists():
         return None
     if run.path.is_dir() and all(is_temporary(path) or is_lock(path) for path in run.path.iterdir()):
         return None  # empty, or left by a process that was killed while it wrote the first manifest
     if not run.manifest_path.is_file():
-        raise UsageError(f"--output {run.path} is not empty and holds no run; give another folder")
+        raise UsageError(f"`output` {run.path} is not empty and holds no run; give another folder")
     if resume == "never":
-        raise UsageError(f"--resume never: {run.path} already holds a run; give another --output or remove it")
+        raise UsageError(f"`resume` never: {run.path} already holds a run; give another `output` or remove it")
     manifest = Run.open(run.path).manifest()
     saved = flatten(manifest.config)
     moved = _require_same_config(run, config, saved)
-    config, global_batch, notes = _same_global_batch(run, config, saved, manifest, ranks)
-    reached = max((c.step for c in run.checkpoints()), default=0)
-    if reached > config.trainer.steps:
+    assert manifest.world_size is not None
+    assert manifest.global_batch is not None
+    _require_same_global_batch(run, config, saved[BATCH], manifest.global_batch, ranks)
+    steps = [checkpoint.step for checkpoint in run.checkpoints()]
+    if steps and steps[-1] > config.trainer.steps:
         raise UsageError(
-            f"{run.path} is at step {reached}, past --steps {config.trainer.steps}; give more steps or another --output"
+            f"{run.path} is at step {steps[-1]}, past `trainer.steps` {config.trainer.steps}; "
+            "give more steps or another `output`"
         )
-    finished = bool(run.checkpoints()) and reached == config.trainer.steps and manifest.state == DONE
-    return Continuation(config, global_batch, finished, moved + notes)
+    return ResumePlan(
+        with_batch_size(config, saved[BATCH]),
+        manifest.global_batch,
+        is_finished=bool(steps) and steps[-1] == config.trainer.steps and manifest.state == "done",
+        notes=moved + _changed_ranks(manifest.world_size, ranks.world_size, manifest.global_batch),
+    )
 
 
 def _require_same_config(run: Run, config: TrainConfig, saved: dict[str, Any]) -> list[str]:
-    """Refuse what decides the numbers; sentences on what only lies elsewhere, which `require_same_inputs` looks at."""
-    wanted = flatten(config.model_dump(mode="json"))
-    for key in FOLLOWS_FROM_DATA:
-        if wanted.get(key) is None and key in saved:
-            wanted[key] = saved[key]
-    free = {*FREE_ON_RESUME, BATCH}
-    different = sorted(k for k in saved.keys() | wanted.keys() if k not in free and saved.get(k) != wanted.get(k))
-    moved = [k for k in different if k in PLACES and PLACES[k](saved.get(k)) and PLACES[k](wanted.get(k))]
-    if len(moved) < len(different):
-        others = [k for k in different if k not in moved]
-        shown = "; ".join(f"{k} is {saved.get(k)!r} there and {wanted.get(k)!r} here" for k in others[:3])
-        raise UsageError(f"{run.path} holds a run with another config ({shown}); give another --output")
-    return [f"{k} was {saved[k]} and is {wanted[k]} now, with the same content" for k in moved]
+    """Refuse what decides the numbers; sentences on places that differ, whose content `require_same_inputs` compares.
 
-
-def _is_encoder_place(name: Any) -> bool:
-    return isinstance(name, str) and registry.names_a_place(name)
-
-
-def _is_image_place(spec: Any) -> bool:
-    return isinstance(spec, str) and sources.names_a_place(spec)
-
-
-# What only names a place, where the digest of its content decides.
-PLACES: dict[str, Callable[[Any], bool]] = {
-    "data.spec": _is_image_place,
-    "objective.encoder": _is_encoder_place,
-    "objective.encoder_weights": lambda path: True,
-}
-
-
-def _same_global_batch(
-    run: Run, config: TrainConfig, saved: dict[str, Any], manifest: RunManifest, ranks: Ranks
-) -> tuple[TrainConfig, int, list[str]]:
-    """The field sees the global batch, so that is what must not change; how it is shared may.
-
-    The same command line counts as the same global batch with any number of processes; another --batch-size has to
-    give it exactly.
+    Raises:
+        UsageError: a field without a mark differs.
     """
-    begun, before = int(saved[BATCH]), int(manifest.world_size or ranks.world_size)
-    total = int(manifest.global_batch or begun * before)
-    here = config.trainer.batch_size
-    if here not in (begun, total / ranks.world_size):
+    current = flatten(config.model_dump(mode="json"))
+    for key in marked_keys(config, OnResume.FROM_DATA):
+        if current[key] is None and key in saved:
+            current[key] = saved[key]
+    free = marked_keys(config, OnResume.FREE) | {BATCH}
+    places = marked_keys(config, OnResume.PLACE)
+    moved, different = [], []
+    for key in sorted((saved.keys() | current.keys()) - free):
+        before, now = saved.get(key), current.get(key)
+        if before == now:
+            continue
+        if key in places and _is_place(key, before) and _is_place(key, now):
+            moved.append(f"{key} was {before} and is {now} now, with the same content")
+        else:
+            different.append(f"`{key}` was {before!r} and is {now!r} now")
+    if different:
         raise UsageError(
-            f"{run.path} was begun with {total} images per step and --batch-size {here} makes "
-            f"{here * ranks.world_size} of them; leave --batch-size out, or give another --output"
+            f"{run.path} holds a run with another config ({'; '.join(different[:3])}); give another `output`"
         )
-    if total % ranks.world_size:
+    return moved
+
+
+def _is_place(key: str, value: Any) -> bool:
+    """Whether a setting is no name of known images or of a known encoder, but says where something lies."""
+    if value is None or key.endswith("_weights"):
+        return True
+    return sources.names_a_place(value) if key.startswith("data.") else registry.names_a_place(value)
+
+
+def _require_same_global_batch(run: Run, config: TrainConfig, saved: int, global_batch: int, ranks: Ranks) -> None:
+    """The field sees the global batch, so that must not change; the number of ranks that share it may.
+
+    The same command line is the same global batch on any number of ranks; another `trainer.batch_size` has to give it
+    exactly.
+
+    Args:
+        saved: images per rank that the run was begun with.
+
+    Raises:
+        UsageError: it is another, or these ranks cannot share it.
+    """
+    batch_size = config.trainer.batch_size
+    begun = f"{run.path} was begun with {global_batch} images per step"
+    if batch_size not in (saved, global_batch / ranks.world_size):
         raise UsageError(
-            f"{run.path} was begun with {total} images per step, which {ranks.world_size} processes cannot share "
-            "evenly; start another number of them, or give another --output"
+            f"{begun}, and `{BATCH}` {batch_size} makes {batch_size * ranks.world_size}; leave it out, or give another "
+            "`output`"
         )
-    config = config.model_copy(update={"trainer": config.trainer.model_copy(update={"batch_size": begun})})
-    if before == ranks.world_size:
-        return config, total, []
-    each = total // ranks.world_size
-    changed = (
-        f"{before} processes trained it so far and {ranks.world_size} go on, with {each} images each: the global batch "
-        f"stays {total}. Sums over it are taken in another order and dropout draws other masks, so the numbers are not "
-        "bit for bit those of as many processes as before"
-    )
-    return config, total, [changed]
+    if global_batch % ranks.world_size:
+        raise UsageError(
+            f"{begun}, which {ranks.world_size} processes cannot share evenly; start another number of them, or give "
+            "another `output`"
+        )
+
+
+def _changed_ranks(before: int, now: int, global_batch: int) -> list[str]:
+    if before == now:
+        return []
+    return [
+        f"{before} processes have trained it and {now} continue, with {global_batch // now} images each: the global "
+        f"batch stays {global_batch}. Sums over it are in another order and dropout masks differ, so the numbers are "
+        "not bit for bit those of as many processes as before"
+    ]
+
+
+def with_batch_size(config: TrainConfig, batch_size: int) -> TrainConfig:
+    """The config with so many images per rank."""
+    return config.model_copy(update={"trainer": config.trainer.model_copy(update={"batch_size": batch_size})})
 
 
 def require_same_inputs(run: Run, pack: ImagePack, encoder: dict[str, Any] | None) -> None:
-    """Refuse images and encoder weights of other content than those the run was begun with.
+    """Refuse images and encoder weights whose content is not that of the beginning.
 
     Raises:
         UsageError: they differ.
     """
     manifest = run.manifest()
-    before = manifest.data_digest or ""
+    before = manifest.data_digest or "unknown"
     if before != pack.digest:
         raise UsageError(
-            f"{run.path} was trained on other images ({before[:12]}, now {pack.digest[:12]}); give another --output"
+            f"{run.path} was trained on other images ({before[:12]}, now {pack.digest[:12]}); give another `output`"
         )
     saved = manifest.encoder or {}
     if encoder is not None and saved.get("weights_digest") != encoder["weights_digest"]:
-        raise UsageError(f"{run.path} was trained with other weights of {encoder['name']}; give another --output")
+        raise UsageError(f"{run.path} was trained with other weights of {encoder['name']}; give another `output`")

@@ -3,19 +3,18 @@
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 
 from driftkit.config.layers import flatten
 from driftkit.errors import UsageError
 from driftkit.storage.files import digest_json
-
-TrackerName = Literal["none", "tensorboard", "wandb"]
+from driftkit.training.trainer_config import TrackerName
 
 
 class Tracker(Protocol):
-    """Where copies go."""
+    """A place for copies."""
 
     def record(self, record: Mapping[str, Any]) -> None:
         """One metric record."""
@@ -26,18 +25,8 @@ class Tracker(Protocol):
         ...
 
     def close(self) -> None:
-        """Write out what is left."""
+        """Write what is still in memory."""
         ...
-
-
-class NoTracker:
-    """Copies nothing."""
-
-    def record(self, record: Mapping[str, Any]) -> None: ...
-
-    def grid(self, images: torch.Tensor, step: int) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class TensorBoardTracker:
@@ -60,7 +49,7 @@ class TensorBoardTracker:
 
 
 class WandbTracker:
-    """A Weights & Biases run named after the folder; the same folder goes on with the same run."""
+    """A Weights & Biases run named after the folder; the same folder continues the same run."""
 
     def __init__(self, run: Path, config: Mapping[str, Any]):
         self.wandb = _require("wandb", "wandb")
@@ -85,17 +74,15 @@ class WandbTracker:
         self.session.finish()
 
 
-def open_tracker(name: TrackerName, run: Path, config: Mapping[str, Any]) -> Tracker:
-    """The tracker of that name for a run folder.
+def open_trackers(name: TrackerName, run: Path, config: Mapping[str, Any]) -> list[Tracker]:
+    """The tracker of that name for a run folder; empty for "none".
 
     Raises:
         UsageError: its package is not installed.
     """
-    if name == "tensorboard":
-        return TensorBoardTracker(run)
-    if name == "wandb":
-        return WandbTracker(run, config)
-    return NoTracker()
+    if name == "none":
+        return []
+    return [TensorBoardTracker(run) if name == "tensorboard" else WandbTracker(run, config)]
 
 
 def _require(module: str, package: str) -> Any:
@@ -103,5 +90,5 @@ def _require(module: str, package: str) -> Any:
         return importlib.import_module(module)
     except ImportError:
         raise UsageError(
-            f"trainer.tracker={package}: the package {package} is not installed; uv sync --extra {package}"
+            f"`trainer.tracker` {package}: the package {package} is not installed; uv sync --extra {package}"
         ) from None

@@ -17,18 +17,10 @@ from driftkit.config.layers import (
     read_toml,
     validate,
 )
+from driftkit.config.on_resume import OnResume
 from driftkit.errors import UsageError
 from driftkit.methods.registry import DEFAULT_METHOD, METHODS, find_method
-from driftkit.training.trainer import TrainerConfig
-
-# What may differ when a run resumes: how long it goes on and what it writes on the way.
-FREE_ON_RESUME = {
-    "trainer.steps", "trainer.log_every", "trainer.sample_every", "trainer.checkpoint_every", "trainer.keep_every",
-    "trainer.tracker", "trainer.measure_every", "trainer.micro_batch", "trainer.rank_timeout", "trainer.compile",
-    "trainer.collapse_spread", "trainer.collapse_patience", "trainer.fail_on_collapse",
-    "evaluation.every", "evaluation.reference", "evaluation.features", "evaluation.features_weights",
-    "evaluation.num_images",
-}  # fmt: skip
+from driftkit.training.trainer_config import TrainerConfig
 
 
 class DataConfig(BaseModel):
@@ -36,10 +28,14 @@ class DataConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    spec: str = Field("cifar10", description="shapes, cifar10, a folder, an archive or a pack")
-    image_size: int | None = Field(None, ge=8, le=1024, description="side in pixels; None: that of the images")
+    spec: Annotated[str, OnResume.PLACE] = Field(
+        "cifar10", description="shapes, cifar10, a folder, an archive or a pack"
+    )
+    image_size: Annotated[int | None, OnResume.FROM_DATA] = Field(
+        None, ge=8, le=1024, description="side in pixels; None: that of the images"
+    )
     limit: int | None = Field(None, ge=1, description="use only this many images; None: all")
-    holdout: int | None = Field(
+    holdout: Annotated[int | None, OnResume.FROM_DATA] = Field(
         None,
         ge=0,
         description="images kept out of training, to measure on; None: 2 %, at most 1000, for encoders, else 0",
@@ -52,17 +48,19 @@ class EvaluationConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    every: int = Field(0, ge=0, description="steps between scores; 0: none")
-    reference: str | None = Field(
+    every: Annotated[int, OnResume.FREE] = Field(0, ge=0, description="steps between scores; 0: none")
+    reference: Annotated[str | None, OnResume.FREE, OnResume.PLACE] = Field(
         None, description="data SPEC or statistics file of the real images; None: the training images"
     )
-    features: str = Field(
+    features: Annotated[str, OnResume.FREE] = Field(
         "inception", description="evaluator, as in fid: inception, efficientnet-lite2, encoder:RUN, ..."
     )
-    features_weights: str | None = Field(
+    features_weights: Annotated[str | None, OnResume.FREE] = Field(
         None, description="local weights file of the evaluator; None: cache, then download"
     )
-    num_images: int = Field(2000, ge=10, description="images per score; few, since this is for the curve alone")
+    num_images: Annotated[int, OnResume.FREE] = Field(
+        2000, ge=10, description="images per score; few, since this is for the curve alone"
+    )
 
 
 class TrainConfig(BaseModel):

@@ -96,7 +96,7 @@ def test_steps_wait_at_most_twice(objective, tmp_path, monkeypatch):
     """Of ten steps, without pictures, checkpoints and records, the later ones."""
     waits = []
 
-    def counting(trainer, *, original=Trainer._train_step):
+    def counting(trainer, *, original=Trainer.train_step):
         torch.cuda.set_sync_debug_mode("warn")
         try:
             with warnings.catch_warnings(record=True) as seen:
@@ -107,7 +107,7 @@ def test_steps_wait_at_most_twice(objective, tmp_path, monkeypatch):
         waits.append([str(w.message) for w in seen if "synchroniz" in str(w.message)])
         return outcome
 
-    monkeypatch.setattr(Trainer, "_train_step", counting)
+    monkeypatch.setattr(Trainer, "train_step", counting)
     train(tmp_path / "run", objective, CUDA, "--set", "trainer.log_every=100", "--sample-every", 0, steps=10)
     assert len(waits) == 10
     assert all(len(step) <= 2 for step in waits[2:]), waits[2:]

@@ -22,8 +22,9 @@ from driftkit.models.unet import UNet, UNetConfig
 from driftkit.protocols import Execution
 from driftkit.runtime.ranks import Ranks
 from driftkit.training.feed import Feed
-from driftkit.training.finite_watch import FiniteWatch
 from driftkit.training.gradients import GradientExchange
+from driftkit.training.monitors import FiniteWatch
+from driftkit.training.optimizer import clip_gradients
 from tests.cuda.fake import CUDA, Watched, fake_cuda, watching
 from tests.encoders.loading import load
 
@@ -31,13 +32,13 @@ BATCH, SIZE = 128, 32
 MOST_WAITS = 0  # in the loop one more where there are several ranks: for the stop flag of the step before
 # Launches and GiB of one step on one GPU, without the backward pass.
 BOUNDS = {
-    "ddpm": (1400, 21.0),
-    "mae": (600, 8.0),
-    "classifier": (350, 3.0),
-    "drift mae": (3400, 32.0),
-    "drift mocov2": (3000, 85.0),
-    "drift dinov2-multires": (2500, 107.0),
-    "drift convnextv2": (4200, 270.0),
+    "ddpm": (1100, 21.0),
+    "mae": (500, 8.0),
+    "classifier": (290, 3.0),
+    "drift mae": (2850, 32.0),
+    "drift mocov2": (2550, 85.0),
+    "drift dinov2-multires": (2050, 107.0),
+    "drift convnextv2": (3850, 270.0),
 }
 
 
@@ -82,15 +83,16 @@ class Steps:
             )  # fmt: skip
         self.exchange = GradientExchange(network.parameters(), ranks)
         self.watch = FiniteWatch(ranks, deferred=True)
-        self.how = Execution(
+        self.execution = Execution(
             autocast=lambda: torch.autocast("cuda", dtype=torch.bfloat16), last_backward=self.exchange.last_backward
         )
 
     def step(self, number: int) -> None:
-        outcome = self.objective.accumulate(self.network, self.feed.batch(number), self.how)
+        batch = self.feed.batch(number)
+        loss = self.objective.accumulate(self.network, batch, self.execution)
         self.exchange.finish()
-        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), 2.0)
-        self.watch.see(outcome, norm, step=number, stop=0)
+        norm, norms = clip_gradients(self.network, 2.0)
+        self.watch.see(loss, norm, norms, step=number, sources={"real images": batch.images.sum()})
         self.exchange.clear()
 
 

@@ -29,13 +29,13 @@ def test_nothing_listens_while_it_trains(tmp_path, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)):
         assert listening()  # it would be seen
     seen = []
-    step = Trainer._train_step
+    step = Trainer.train_step
 
     def watched(self):
         seen.append(listening())
         return step(self)
 
-    monkeypatch.setattr(Trainer, "_train_step", watched)
+    monkeypatch.setattr(Trainer, "train_step", watched)
     train_tiny(tmp_path / "run", "ddpm")
     assert seen == [set(), set()]
 

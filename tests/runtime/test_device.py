@@ -23,7 +23,7 @@ def test_a_machine_without_gpu_computes_on_its_cpu(without_cuda):
 
 def test_a_gpu_that_torch_cannot_use_is_told_instead_of_left_idle(without_cuda, monkeypatch):
     (without_cuda / "nvidia0").touch()
-    with pytest.raises(ResourceError, match=r"install a torch build .* or choose --device cpu"):
+    with pytest.raises(ResourceError, match="install a torch build"):
         resolve_device("auto")
     assert resolve_device("cpu").type == "cpu"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # hidden on purpose

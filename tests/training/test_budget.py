@@ -18,9 +18,8 @@ from driftkit.protocols import Execution
 from driftkit.runtime.device import autocast
 from driftkit.runtime.ranks import Ranks
 from driftkit.training.budget import budget, training_budget, training_shapes
-from driftkit.training.ema import averaged
 from driftkit.training.feed import Feed
-from driftkit.training.optim import adamw
+from driftkit.training.optimizer import adamw, averaged
 from driftkit.training.train_config import TrainConfig, resolve_config
 from tests.benchmarks.harness import peak_bytes
 from tests.conftest import driftkit, setting, train_tiny

@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -13,8 +14,9 @@ from driftkit.errors import StorageError
 from driftkit.stages.verify import verify
 from driftkit.storage.files import read_json
 from driftkit.storage.run_folder import Run
-from driftkit.training import trainer as loop
-from driftkit.training.checkpoints import CheckpointWriter
+from driftkit.training import hooks
+from driftkit.training.checkpoints import Checkpoints, CheckpointWriter
+from driftkit.training.monitors import CollapseWatch
 from driftkit.training.trainer import Trainer
 from tests.conftest import TINY_DATA, TINY_LOOP, TINY_UNET, driftkit, train_tiny
 
@@ -32,7 +34,7 @@ class Gate:
 
     def __init__(self, monkeypatch):
         self.opened, self.begun, self.events = threading.Event(), threading.Event(), []
-        save, step = Run.save_checkpoint, Trainer._train_step
+        save, step = Run.save_checkpoint, Trainer.train_step
 
         def saving(run, number, **tensors):
             self.begun.set()
@@ -48,7 +50,7 @@ class Gate:
             return outcome
 
         monkeypatch.setattr(Run, "save_checkpoint", saving)
-        monkeypatch.setattr(Trainer, "_train_step", stepping)
+        monkeypatch.setattr(Trainer, "train_step", stepping)
 
 
 def test_training_goes_on_to_the_next_checkpoint_and_what_is_saved_is_the_step_itself(tmp_path, monkeypatch):
@@ -87,7 +89,7 @@ def test_a_disk_that_takes_no_more_ends_the_training_at_the_next_step(tmp_path, 
         assert third.wait(WAIT_S)
         raise StorageError("the disk is full")
 
-    step = Trainer._train_step
+    step = Trainer.train_step
     steps = []
 
     def stepping(trainer):
@@ -95,12 +97,12 @@ def test_a_disk_that_takes_no_more_ends_the_training_at_the_next_step(tmp_path, 
         steps.append(trainer.step)
         if trainer.step == 3:  # of the checkpoint of step 2
             third.set()
-            while not trainer.writer._writing.done():
+            while not trainer.hooks[-1].writer._writing.done():
                 time.sleep(0.001)
         return outcome
 
     monkeypatch.setattr(Run, "save_checkpoint", failing)
-    monkeypatch.setattr(Trainer, "_train_step", stepping)
+    monkeypatch.setattr(Trainer, "train_step", stepping)
     done = driftkit(*command(tmp_path / "run", 9, "--checkpoint-every", 2))
     assert done.exit_code == 4, done.output
     assert "the disk is full" in done.stderr
@@ -121,7 +123,7 @@ def test_a_last_checkpoint_that_is_not_written_is_no_training_that_is_done(tmp_p
 
 def test_state_is_saved_before_it_is_said(tmp_path, monkeypatch):
     gate = Gate(monkeypatch)
-    step = Trainer._train_step
+    step = Trainer.train_step
 
     def asked(trainer):
         outcome = step(trainer)
@@ -130,14 +132,14 @@ def test_state_is_saved_before_it_is_said(tmp_path, monkeypatch):
             threading.Timer(0.3, gate.opened.set).start()
         return outcome
 
-    monkeypatch.setattr(Trainer, "_train_step", asked)
-    wait = Trainer._await_checkpoint
+    monkeypatch.setattr(Trainer, "train_step", asked)
+    at_end = Checkpoints.at_end
 
-    def awaited(trainer):
-        wait(trainer)
-        gate.events.append(f"on disk {Run(trainer.run.path).checkpoint().step}")
+    def awaited(checkpoints, trainer):
+        at_end(checkpoints, trainer)
+        gate.events.append(f"on disk {Run(checkpoints.run.path).checkpoint().step}")
 
-    monkeypatch.setattr(Trainer, "_await_checkpoint", awaited)
+    monkeypatch.setattr(Checkpoints, "at_end", awaited)
     done = driftkit(*command(tmp_path / "run", 9))
     assert done.exit_code == 143, done.output
     assert "stopped at step 3, state saved" in done.stderr
@@ -168,60 +170,57 @@ def parts(value):
     return {"raw": held, "ema": held, "optimizer": held}
 
 
-def save(writer, step, value):
-    writer.save(
-        step,
-        parts(value),
-        state={"step": step, "images_seen": step, "train_seconds": 0.0},
-        header={},
-        manifest={"step": step},
-    )
+def save(writer, run, step):
+    """Save one number as the state of a step, the way `Checkpoints` does."""
+    checkpoints = Checkpoints(run, every=1, keep_every=0, header={}, collapse=CollapseWatch(threshold=0, patience=0))
+    state = {"step": step, "images_seen": step, "train_seconds": 0.0}
+    writer.save(parts(float(step)), partial(checkpoints._write, state=state, header={}, manifest={"step": step}))
 
 
 def test_memory_is_taken_once(tmp_path):
-    with CheckpointWriter(run_in(tmp_path), keep_every=0, device=CPU) as writer:
+    run = run_in(tmp_path)
+    with CheckpointWriter(CPU) as writer:
         writer.prepare(parts(1.0))
         writer.wait()
         places = {name: copy.data_ptr() for name, copy in writer._copies.items()}
         assert len(places) == 6
         for step in (1, 2):
-            save(writer, step, float(step))
+            save(writer, run, step)
             writer.wait()
         assert {name: copy.data_ptr() for name, copy in writer._copies.items()} == places
     assert not any(thread.name.startswith("checkpoint") for thread in threading.enumerate())
-    assert [c.step for c in Run(tmp_path / "run").checkpoints()] == [2]
-    assert Run(tmp_path / "run").checkpoint().weights("raw")["b"] == 2
+    assert [c.step for c in run.checkpoints()] == [2]
+    assert run.checkpoint().weights("raw")["b"] == 2
 
 
-def test_an_error_of_the_training_is_not_covered_by_one_of_its_checkpoint(tmp_path, monkeypatch):
-    def failing(**options):
+def test_an_error_of_the_training_is_not_covered_by_one_of_its_checkpoint():
+    def failing(copies):
         raise StorageError("the disk is full")
 
-    run = run_in(tmp_path)
-    monkeypatch.setattr(run, "prune_checkpoints", failing)
-    writing = CheckpointWriter(run, keep_every=0, device=CPU)
-    with pytest.raises(RuntimeError, match="of the training") as raised, writing as writer:
-        save(writer, 1, 1.0)
+    with pytest.raises(RuntimeError, match="of the training") as raised, CheckpointWriter(CPU) as writer:
+        writer.save(parts(1.0), failing)
         raise RuntimeError("of the training")
     assert raised.value.__notes__ == ["the last checkpoint was not written: the disk is full"]
 
 
 def test_metrics_of_one_thread_meet_the_manifest_of_another(tmp_path):
     run = run_in(tmp_path)
-    with CheckpointWriter(run, keep_every=0, device=CPU) as writer:
+    with CheckpointWriter(CPU) as writer:
         for step in range(1, 13):
-            save(writer, step, float(step))
+            save(writer, run, step)
             for part in range(4):
                 run.append_metrics({"step": step, "part": part})
+            run.update(images_seen=step)
     run.update(state="done")
+    manifest = run.manifest()
+    assert (manifest.state, manifest.step, manifest.images_seen) == ("done", 12, 12)
+    assert [(r["step"], r["part"]) for r in run.metrics()] == [(s, p) for s in range(1, 13) for p in range(4)]
     assert [c.step for c in run.checkpoints()] == [12]
-    logged = [(step, part) for step in range(1, 13) for part in range(4)]
-    assert [(r["step"], r["part"]) for r in run.metrics()] == logged
     assert not verify([run.path]).problems
 
 
 def test_speed_counts_everything_and_that_of_the_steps_alone_stands_next_to_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "save_grid", lambda path, *_, **__: (time.sleep(0.2), path.parent.mkdir(exist_ok=True),
+    monkeypatch.setattr(hooks, "save_grid", lambda path, *_, **__: (time.sleep(0.2), path.parent.mkdir(exist_ok=True),
                                                                    path.write_bytes(b"grid")))  # fmt: skip
     train_tiny(tmp_path / "run", "ddpm", "--sample-every", 1, steps=4)
     for record in [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()][1:]:

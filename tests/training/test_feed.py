@@ -54,7 +54,6 @@ def test_a_worker_prepares_the_same_batches_whatever_is_asked_for(name):
     with ahead.prefetching(end=7):
         for step in (0, 1, 2, 5, 6, 3):  # in order, after a jump, and back
             same(ahead.batch(step), plain.batch(step))
-        same(ahead.batch(4, rank=0), plain.batch(4))
     assert not any(thread.name.startswith("feed") for thread in threading.enumerate())
     same(ahead.batch(3), plain.batch(3))
 
@@ -102,6 +101,14 @@ def test_labels_come_where_they_are_needed():
     assert got["mae"] is None
     for name in ("mae with classifier", "classifier"):
         assert torch.equal(got[name], feed(OBJECTIVES[name]).batch(0).indices)
+
+
+def test_slots_of_the_global_batch_are_picked_as_their_ranks_pick_them():
+    parts = [feed(ranks=Ranks(rank=rank, world_size=2)) for rank in range(2)]
+    indices, flips = parts[0].pick(3, range(2 * BATCH))
+    batches = [part.batch(3) for part in parts]
+    assert indices.tolist() == [i for batch in batches for i in batch.indices.tolist()]
+    assert flips.tolist() == [f for batch in batches for f in batch.flips.tolist()]
 
 
 def test_global_generators_stay_as_they_are():

@@ -10,7 +10,7 @@ import torch.multiprocessing as mp
 
 from driftkit.runtime.ranks import Ranks
 from driftkit.training.gradients import GradientExchange
-from driftkit.training.optim import adamw
+from driftkit.training.optimizer import adamw
 
 WORLD, LAYERS, BATCH = 2, 6, 8
 

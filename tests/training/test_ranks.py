@@ -25,7 +25,7 @@ from driftkit.stages import train as train_stage
 from driftkit.storage.run_folder import Run
 from driftkit.training.feed import Feed
 from driftkit.training.gradients import GradientExchange
-from driftkit.training.resume_plan import continuation
+from driftkit.training.resume_plan import plan_resume
 from driftkit.training.train_config import resolve_config
 from tests.conftest import TINY_DATA, TINY_LOOP, TINY_UNET, driftkit, setting, train_tiny
 
@@ -103,9 +103,8 @@ def launch(output, steps, *more, restarts=0):
     """Start two ranks that train into `output`."""
     line = [*LAUNCH, f"--master-port={next(PORTS)}", f"--max-restarts={restarts}", "-m", "driftkit", *TRAIN,
             "--steps", str(steps), "--output", str(output), *more]  # fmt: skip
-    return subprocess.Popen(
-        line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DRIFTKIT_DATA_DIR": str(Path(output).parent / "data")}
+    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
 def finish(process, code=0):
@@ -175,7 +174,7 @@ def test_ranks_stop_at_one_step_and_go_on_as_other_numbers_of_them(tmp_path, und
     line = [*TRAIN, "--steps", str(STEPS), "--output", tmp_path / "one"]
     result = driftkit(*line)
     assert result.exit_code == 0, result.output
-    assert "2 processes trained it so far and 1 go on, with 8 images each" in result.stderr
+    assert "2 processes have trained it and 1 continue, with 8 images each" in result.stderr
     assert driftkit(*line).exit_code == 0
     assert [r["images"] for r in Run(tmp_path / "one").metrics()] == [8 * step for step in range(1, STEPS + 1)]
 
@@ -185,7 +184,7 @@ def test_another_number_of_processes_keeps_the_global_batch(tmp_path):
     sets = ["--set", "model.dropout=0.0", "--set", "trainer.checkpoint_every=0"]
     train_tiny(tmp_path / "whole", "drift", *sets, "--batch-size", 8, steps=6)
     mp.start_processes(train_part, args=(2, str(tmp_path / "run"), sets), nprocs=2, start_method="spawn")
-    assert "go on, with 8 images each" in train_tiny(tmp_path / "run", "drift", *sets, steps=6).stderr
+    assert "continue, with 8 images each" in train_tiny(tmp_path / "run", "drift", *sets, steps=6).stderr
     whole, run = (Run(tmp_path / name).checkpoint().weights("raw") for name in ("whole", "run"))
     for name, tensor in whole.items():
         assert (run[name] - tensor).norm() <= 2e-3 * tensor.norm() + 1e-5, name
@@ -228,8 +227,8 @@ def test_ranks_with_other_initial_weights_do_not_train(tmp_path):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--batch-size", "6"], "was begun with 4 images per step and --batch-size 6 makes 6 of them"),
-        (["--set", "model.dropout=0.5"], "another config (model.dropout is 0.1 there and 0.5 here)"),
+        (["--batch-size", "6"], "was begun with 4 images per step, and `trainer.batch_size` 6 makes 6"),
+        (["--set", "model.dropout=0.5"], "another config (`model.dropout` was 0.1 and is 0.5 now)"),
     ],
 )
 def test_another_global_batch_is_refused(words, says, tmp_path):
@@ -245,7 +244,7 @@ def test_a_batch_that_processes_cannot_share_is_refused(tmp_path):
     train_tiny(run.path, "ddpm")
     config, _ = resolve_config(objective="ddpm", options=nested(run.manifest().config))
     with pytest.raises(UsageError, match="begun with 4 images per step, which 3 processes cannot share evenly"):
-        continuation(run, config, "auto", Ranks(rank=0, world_size=3))
+        plan_resume(run, config, "auto", Ranks(rank=0, world_size=3))
 
 
 def nested(config):

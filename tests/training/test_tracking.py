@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from driftkit.errors import UsageError
-from driftkit.training.tracking import open_tracker
+from driftkit.training.tracking import open_trackers
 
 
 @pytest.mark.parametrize(("name", "module"), [("tensorboard", "torch.utils.tensorboard"), ("wandb", "wandb")])
 def test_a_missing_package_is_named_with_its_fix(name, module, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(UsageError, match=f"uv sync --extra {name}"):
-        open_tracker(name, tmp_path, {})
+        open_trackers(name, tmp_path, {})
 
 
 def test_records_reach_tensorboard_under_readable_names(tmp_path, monkeypatch):
@@ -34,7 +34,7 @@ def test_records_reach_tensorboard_under_readable_names(tmp_path, monkeypatch):
             seen["closed"] = True
 
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=Writer))
-    tracker = open_tracker("tensorboard", tmp_path, {})
+    [tracker] = open_trackers("tensorboard", tmp_path, {})
     tracker.record({"step": 3, "loss": 0.5, "health": {"drift_norm": 0.1}})
     tracker.grid(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), 3)
     tracker.close()

@@ -14,10 +14,9 @@ import torch
 from PIL import Image
 
 from driftkit.datasets.sources import open_dataset
-from driftkit.stages.train import hold_out
 from driftkit.storage.files import read_json, read_tensors
 from driftkit.storage.run_folder import Run
-from driftkit.training.feed import Feed
+from driftkit.training.feed import Feed, hold_out
 from tests.conftest import TINY_DATA, TINY_LOOP, TINY_MAE, TINY_UNET, driftkit, train_tiny
 
 
@@ -103,10 +102,10 @@ def test_checkpoints_are_kept_as_asked(tmp_path):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (["--seed", "5"], "seed is 0 there and 5 here"),
+        (["--seed", "5"], "`seed` was 0 and is 5 now"),
         (["--resume", "never"], "already holds a run"),
         (["--set", "trainer.learning_rate=1"], "trainer.learning_rate"),
-        (["--steps", "1"], "past --steps 1"),
+        (["--steps", "1"], "is at step 2, past"),
     ],
 )
 def test_a_run_with_another_config_is_not_touched(change, says, tmp_path):
@@ -149,7 +148,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path, monkeypatch
     ]
     result = driftkit(*line)
     assert result.exit_code == 1
-    assert "not finite at step 2: noise_mse" in result.stderr
+    assert "not finite at step 2: real images, noise_mse" in result.stderr
     assert read_json(tmp_path / "run" / "manifest.json")["state"] == "failed"
     after = Run(tmp_path / "run").checkpoint()
     assert after.step == 2

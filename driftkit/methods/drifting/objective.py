@@ -82,9 +82,7 @@ class Drifting:
         else:
             with torch.no_grad():
                 parts = [self._generate(model, noise, chunk, batch, execution).detached() for chunk in chunks]
-        outcome, gradients = self._field(
-            _joined([p.groups for p in parts]), positives, step=batch.step, wait=execution.wait
-        )
+        outcome, gradients = self._field(_joined([p.groups for p in parts]), positives, step=batch.step)
         execution.clock.mark("field")
         for chunk in chunks:
             part = parts[0] if len(chunks) == 1 else self._generate(model, noise, chunk, batch, execution)
@@ -121,18 +119,18 @@ class Drifting:
         return groups
 
     def _field(
-        self, generated: list[FeatureGroup], positives: list[FeatureGroup], *, step: int, wait: bool | None
+        self, generated: list[FeatureGroup], positives: list[FeatureGroup], *, step: int
     ) -> tuple[StepLoss, dict[str, torch.Tensor]]:
         """The loss, and its gradient at every group's features [L, N, C], by name."""
         terms: dict[str, torch.Tensor] = {}
         stats: list[tuple[FeatureGroup, _FieldStats]] = []
         gradients: dict[str, torch.Tensor] = {}
-        spreads = []
+        variances: list[tuple[torch.Tensor, torch.Tensor]] = []  # of generated and real features of each group
         for gen, x, y_pos, shared in _one_ahead(self._shared(generated, positives)):
-            drift = self._one_call(gen, x, y_pos, shared, step=step, wait=wait)
+            drift = self._one_call(gen, x, y_pos, shared, step=step)
             sizes = [group.values.shape[0] for group in gen.groups]
-            variances = zip(_variance(x.detach()).split(sizes), _variance(y_pos).split(sizes), strict=True)
-            spreads += [(made.mean() / real.mean().clamp(min=SMALLEST_VARIANCE)).sqrt() for made, real in variances]
+            both = zip(_variance(x.detach()).split(sizes), _variance(y_pos).split(sizes), strict=True)
+            variances += [(ours.mean(), real.mean()) for ours, real in both]
             per_field = drift_loss(x, drift)
             per_tau = torch.stack([drift.drift_scale, drift.effective_points, drift.logit_range]).split(sizes, dim=2)
             for group, loss, values in zip(gen.groups, per_field.split(sizes), per_tau, strict=True):
@@ -143,8 +141,11 @@ class Drifting:
             gradients |= {g.name: grad for g, grad in zip(gen.groups, x.grad.split(sizes), strict=True)}
         terms = {name: term.detach() for name, term in terms.items()}
         health = self._health(stats)
+        spreads = [(ours / real.clamp(min=SMALLEST_VARIANCE)).sqrt() for ours, real in variances]
         health["spread"] = self.ranks.mean(torch.stack(spreads).mean())
-        return StepLoss(torch.stack(list(terms.values())).sum(), terms, health), gradients
+        generated_sum, real_sum = (torch.stack(values).sum() for values in zip(*variances, strict=True))
+        sources = {"real features": real_sum, "generated features": generated_sum}
+        return StepLoss(torch.stack(list(terms.values())).sum(), terms, health, sources), gradients
 
     def _shared(
         self, generated: list[FeatureGroup], positives: list[FeatureGroup]
@@ -165,7 +166,6 @@ class Drifting:
         shared: SharedFeatures,
         *,
         step: int,
-        wait: bool | None,
     ) -> AggregatedDrift:
         config, membership = self.config, gen.membership()
         try:
@@ -180,7 +180,6 @@ class Drifting:
                 chunk_bytes=config.field_chunk_mib * 2**20 if config.field_chunk_mib else None,
                 ranks=self.ranks,
                 shared=shared,
-                wait=wait,
             )
         except NonFiniteError as error:
             points = shared.points()
@@ -188,8 +187,8 @@ class Drifting:
             for side, (which, *_) in (("generated", (points.x,)), ("real", points.others)):
                 broken = (~torch.isfinite(which)).flatten(1).any(dim=1).tolist()
                 found = {gen.groups[membership[field]].name for field in error.fields if broken[field]}
-                names += [f"{side} {name}" for name in sorted(found)]
-            raise NonFiniteStepError("features", step, names) from None
+                names += [f"{side} features {name}" for name in sorted(found)]
+            raise NonFiniteStepError(names, step) from None
 
     def _health(self, stats: "Sequence[tuple[FeatureGroup, _FieldStats]]") -> dict[str, torch.Tensor]:
         """Means over the fields of each map, over maps, and over both by temperature."""

@@ -102,6 +102,6 @@ def test_field_over_ranks_equals_that_of_the_whole_batch(tmp_path, monkeypatch, 
     for part in parts:
         assert part["traffic"].tolist() == [received, 1]
         counts = [ROWS // world] * (world - 1) + [ROWS // world - 1]
-        assert part["uneven"] == f"ranks hold different batch sizes {counts}; give every rank the same --batch-size"
+        assert f"ranks hold different batch sizes {counts}" in part["uneven"]
         assert "field 0 are not finite" in part["not finite"]
         assert "different shapes or types" in part["mixed types"]

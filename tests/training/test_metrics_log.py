@@ -13,8 +13,9 @@ import pytest
 
 PROGRAM = """
 import time
-from driftkit.training.step_progress import TrainingProgress
-with TrainingProgress(total=3000, start=0, shown=True) as shown:
+from driftkit.training.metrics_log import TrainingProgress
+with TrainingProgress(total=3000, shown=True) as shown:
+    shown.begin(0)
     for step in (1000, 2000, 3000):
         shown.step(step)
         shown.record({"step": step, "images_per_second": 265.1, "loss": 7.93,

@@ -1,0 +1,165 @@
+"""What happens between training steps: the protocol of hooks, when they are due, and the small ones.
+
+Each of the larger hooks has a file: `metrics_log`, `checkpoints`, `monitors`. A trainer calls its hooks in order.
+"""
+
+import contextlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from driftkit.protocols import StepLoss
+from driftkit.runtime.random import image_noise
+from driftkit.storage.images import save_grid, to_float, to_uint8
+from driftkit.storage.run_folder import Run
+from driftkit.training.tracking import Tracker
+
+if TYPE_CHECKING:
+    from driftkit.training.trainer import Trainer
+
+MAX_RECORDS = 100_000  # of metrics.jsonl, 1 to 5 KB each, before they become half as frequent
+MAX_GRIDS = 1_000  # pictures in samples/
+GRID_IMAGES = 64
+
+
+def is_due(step: int, every: int, *, maximum: int | None = None) -> bool:
+    """Whether something done every `every` steps is due; the interval doubles whenever it was due `maximum` times.
+
+    A run of n * maximum * every steps has it maximum * (1 + log2(n) / 2) times. The answer follows from the step
+    alone, so a resumed run does what an uninterrupted one does.
+
+    Args:
+        step: steps done so far.
+        every: steps; 0: never.
+        maximum: None: the interval stays.
+    """
+    if every <= 0:
+        return False
+    interval = every
+    while maximum is not None and step > interval * maximum:
+        interval *= 2
+    return step % interval == 0
+
+
+@dataclass
+class FinishedStep:
+    """A training step, for hooks.
+
+    Attributes:
+        number: steps done so far, this one included.
+        is_last: whether it ends the training.
+        loss: of this rank's images; hooks add what they measure to its `health`.
+        log: whether a metric record is written; hooks that measure set it, on all ranks.
+    """
+
+    number: int
+    is_last: bool
+    loss: StepLoss
+    log: bool = False
+
+    def is_due(self, every: int, *, maximum: int | None = None) -> bool:
+        """As the function of that name; everything is due at the last step."""
+        return self.is_last or is_due(self.number, every, maximum=maximum)
+
+
+class Hook:
+    """Something that happens between steps. All ranks call all hooks, in the same order."""
+
+    def before_training(self, trainer: "Trainer", closing: contextlib.ExitStack) -> None:
+        """Prepare; what must be closed after the training, however it ends, goes onto the stack."""
+
+    def after_step(self, trainer: "Trainer", step: FinishedStep) -> None:
+        """A step is done, on a GPU perhaps only queued: look at its results within `trainer.aside()`."""
+
+    def at_end(self, trainer: "Trainer") -> None:
+        """The last step is done, or the trainer stops earlier because something asked for it."""
+
+
+class HeldOutMeasurement(Hook):
+    """Measures the averaged network on held-out images.
+
+    Args:
+        every: steps.
+    """
+
+    def __init__(self, *, every: int):
+        self.every = every
+
+    def after_step(self, trainer: "Trainer", step: FinishedStep) -> None:
+        if not step.is_due(self.every, maximum=MAX_GRIDS):
+            return
+        step.log = True
+        with trainer.aside():
+            if trainer.ranks.is_main:
+                with trainer.inference():
+                    _add(step, trainer.objective.measure(trainer.averaged_network))
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """Scores of the averaged network while it trains.
+
+    Attributes:
+        every: steps.
+        score: named numbers of a network in evaluation mode.
+        kinship: how near the evaluator is to the training encoder, for the manifest.
+    """
+
+    every: int
+    score: Callable[[nn.Module], Mapping[str, float]]
+    kinship: Mapping[str, Any] = field(default_factory=dict)
+
+
+class ScoringHook(Hook):
+    """Scores the averaged network on rank 0."""
+
+    def __init__(self, scoring: Scoring):
+        self.scoring = scoring
+
+    def after_step(self, trainer: "Trainer", step: FinishedStep) -> None:
+        if not step.is_due(self.scoring.every):
+            return
+        step.log = True
+        with trainer.aside():
+            if trainer.ranks.is_main:
+                _add(step, self.scoring.score(trainer.averaged_network))
+
+
+def _add(step: FinishedStep, measured: Mapping[str, float]) -> None:
+    step.loss.health |= {name: torch.tensor(value) for name, value in measured.items()}
+
+
+class SampleGrids(Hook):
+    """Saves what the averaged network generates from the same noise at every step.
+
+    Args:
+        every: steps, at least 1.
+        trackers: get copies.
+    """
+
+    def __init__(self, run: Run, *, every: int, trackers: list[Tracker]):
+        self.run, self.every, self.trackers = run, every, trackers
+
+    def after_step(self, trainer: "Trainer", step: FinishedStep) -> None:
+        if not step.is_due(self.every, maximum=MAX_GRIDS):
+            return
+        with trainer.aside():
+            if trainer.ranks.is_main:
+                self._save(trainer)
+
+    def _save(self, trainer: "Trainer") -> None:
+        feed = trainer.feed
+        noise = image_noise(feed.seed, "grid", range(GRID_IMAGES), feed.images.shape[1:]).to(trainer.device)
+        spread = torch.arange(GRID_IMAGES) * len(feed.images) // GRID_IMAGES  # packs are often ordered by class
+        real = to_float(feed.images[spread].to(trainer.device))
+        with trainer.inference():
+            images = trainer.objective.preview(trainer.averaged_network, noise, real)
+        pixels = to_uint8(images).cpu()
+        path = self.run.path / "samples" / f"step-{trainer.step:08d}.png"
+        # 8 columns, or 9 for triplets, so that triplets of one image never break across rows
+        save_grid(path, pixels, columns=8 if len(images) == GRID_IMAGES else 9)
+        for tracker in self.trackers:
+            tracker.grid(pixels, trainer.step)

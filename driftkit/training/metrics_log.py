@@ -1,0 +1,181 @@
+"""Metric records: what one holds, where it is written, and the progress that a terminal shows of it."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column
+
+from driftkit.runtime.progress import is_live, warn
+from driftkit.storage.run_folder import Run
+from driftkit.training.hooks import FinishedStep, Hook
+from driftkit.training.tracking import Tracker
+
+if TYPE_CHECKING:
+    from driftkit.training.trainer import Trainer
+
+PLAIN_INTERVAL_S = 15.0
+WIDE_COLUMNS = 100  # of a terminal that has room for everything
+ACCURACIES = {"knn_accuracy": "kNN", "linear_accuracy": "linear"}
+
+
+class MetricsLog(Hook):
+    """Writes the records of steps that are marked with `log` to metrics.jsonl, trackers and the terminal.
+
+    Args:
+        trackers: get copies; closed after the training.
+    """
+
+    def __init__(self, run: Run, progress: "TrainingProgress", *, trackers: list[Tracker]):
+        self.run, self.progress, self.trackers = run, progress, trackers
+
+    def before_training(self, trainer: "Trainer", closing: contextlib.ExitStack) -> None:
+        for tracker in self.trackers:
+            closing.callback(tracker.close)
+        closing.enter_context(self.progress)
+        self.progress.begin(trainer.step)
+        self._begin_window(trainer)
+
+    def _begin_window(self, trainer: "Trainer") -> None:
+        """Measure speed from here to the next record."""
+        self._window = (time.monotonic(), trainer.stopwatch.seconds, trainer.images_seen, trainer.step)
+
+    def after_step(self, trainer: "Trainer", step: FinishedStep) -> None:
+        if step.log:
+            with trainer.aside():
+                record = self._record(trainer, step)
+                self._begin_window(trainer)
+                if trainer.ranks.is_main:
+                    self.run.append_metrics(record)
+                    for tracker in self.trackers:
+                        tracker.record(record)
+                    self.progress.record(record)
+        self.progress.step(step.number)
+
+    def _record(self, trainer: "Trainer", step: FinishedStep) -> dict[str, Any]:
+        loss, (began, seconds, images, number) = step.loss, self._window
+        means = torch.stack([loss.total.float(), *(term.float() for term in loss.terms.values())])
+        total, *terms = trainer.ranks.mean(means).tolist()
+        images = trainer.images_seen - images
+        split = trainer.clock.seconds()
+        return {
+            "step": step.number,
+            "images": trainer.images_seen,
+            "seconds": round(trainer.stopwatch.seconds, 3),
+            "images_per_second": images / max(time.monotonic() - began, 1e-9),
+            "images_per_second_of_steps": images / max(trainer.stopwatch.seconds - seconds, 1e-9),
+            "seconds_per_step": {name: spent / max(1, step.number - number) for name, spent in split.items()},
+            "learning_rate": trainer.optimizer.param_groups[0]["lr"],
+            "ema_decay": trainer.ema.get_decay(step.number),
+            "loss": total,
+            "terms": dict(zip(loss.terms, terms, strict=True)),
+            "health": {name: float(value) for name, value in loss.health.items()},
+        }
+
+
+class TrainingProgress:
+    """Shows step, speed, time left, loss and health of the last record: a bar in a terminal, plain lines elsewhere.
+
+    Args:
+        total: step at which the run ends.
+        shown: False on all ranks but the first.
+    """
+
+    def __init__(self, *, total: int, shown: bool):
+        self.total, self.start = total, 0
+        console = Console(stderr=True)
+        self.bar: Progress | None = None
+        self.plain = shown and not is_live(console)
+        self.narrow = console.width < WIDE_COLUMNS
+        self._last_plain = 0.0
+        self._begun = time.monotonic()
+        if shown and not self.plain:
+            self.bar = Progress(*_columns(total, narrow=self.narrow), console=console)
+            self.task = self.bar.add_task("train", total=total, status="")
+
+    def __enter__(self) -> Self:
+        if self.bar:
+            self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    def begin(self, step: int) -> None:
+        """This process starts after so many steps."""
+        self.start, self._begun = step, time.monotonic()
+        self.step(step)
+
+    def step(self, step: int) -> None:
+        """So many steps are done."""
+        if self.bar:
+            self.bar.update(self.task, completed=step)
+
+    def record(self, record: Mapping[str, Any]) -> None:
+        """Show a metric record."""
+        status = describe(record, brief=self.bar is not None and self.narrow)
+        if self.bar:
+            self.bar.update(self.task, status=status)
+        elif self.plain and (time.monotonic() - self._last_plain > PLAIN_INTERVAL_S or record["step"] >= self.total):
+            self._last_plain = time.monotonic()
+            done = max(1, record["step"] - self.start)
+            left = (self._last_plain - self._begun) / done * (self.total - record["step"])
+            sys.stderr.write(f"step {record['step']}/{self.total}  {status}  {left:.0f} s left\n")
+            sys.stderr.flush()
+
+    def warn(self, message: str) -> None:
+        """One line that stays, above the bar where there is one."""
+        if self.bar:
+            self.bar.console.print(f"warning: {message}", markup=False, highlight=False, soft_wrap=True)
+        else:
+            warn(message)
+
+
+def _columns(total: int, *, narrow: bool) -> list[ProgressColumn]:
+    """Parts of the line; where it is short, the last part gives way, never the count of steps."""
+    counter = TextColumn(
+        "{task.completed}/{task.total}", table_column=Column(no_wrap=True, min_width=len(f"{total}/{total}"))
+    )
+    status = TextColumn("{task.fields[status]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1))
+    if narrow:
+        return [counter, status]
+    return [TextColumn("[bold]train"), BarColumn(), counter, TimeElapsedColumn(), TimeRemainingColumn(), status]
+
+
+def describe(record: Mapping[str, Any], *, brief: bool = False) -> str:
+    """One line on a metric record: speed, loss, and health signals.
+
+    Args:
+        brief: for a narrow terminal.
+    """
+    health = record.get("health", {})
+    if brief:
+        collapsed = "COLLAPSED " if health.get("collapsed") else ""
+        return f"{collapsed}loss {record['loss']:.4g}  {record['images_per_second']:.3g} img/s"
+    parts = [f"{record['images_per_second']:.3g} images/s", f"loss {record['loss']:.4g}"]
+    parts += [f"{key.replace('_', ' ')} {health[key]:.3g}" for key in ("drift_norm", "spread") if key in health]
+    parts += ["COLLAPSED"] if health.get("collapsed") else []
+    parts += [f"{label} {health[key]:.1%}" for key, label in ACCURACIES.items() if key in health]
+    parts += [f"{key} {value:.4g}" for key, value in health.items() if key.startswith("fid@")]
+    split = record.get("seconds_per_step", {})
+    total = sum(split.values())
+    if total > 0:
+        shares = [f"{name} {seconds / total:.0%}" for name, seconds in split.items() if seconds >= 0.05 * total]
+        parts.append(f"({', '.join(shares)})")
+    return "  ".join(parts)
