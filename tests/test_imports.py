@@ -18,6 +18,7 @@ FLOORS = [
 PAIRED = {"cli", "stages"}
 PLUG_INS = "methods"
 REGISTRY = "registry"  # of every floor that is open to plug-ins
+UNPICKLER = PACKAGE / "datasets" / "cifar10_pickle.py"
 
 
 def modules():
@@ -65,10 +66,13 @@ def test_class_names_are_unique():
     assert not {name: paths for name, paths in places.items() if len(paths) > 1}
 
 
-def test_nothing_is_unpickled():
+def test_nothing_is_unpickled_but_by_one_reader_that_decides_what_may_be_named():
+    reader = next(node for node in ast.walk(tree(UNPICKLER)) if isinstance(node, ast.ClassDef) and node.bases
+                  and "Unpickler" in ast.unparse(node.bases[0]))  # fmt: skip
+    assert any(isinstance(node, ast.FunctionDef) and node.name == "find_class" for node in reader.body)
     for path in modules():
         for node in ast.walk(tree(path)):
-            if isinstance(node, (ast.Import, ast.ImportFrom)):
+            if isinstance(node, (ast.Import, ast.ImportFrom)) and path != UNPICKLER:
                 names = [a.name for a in node.names] + [getattr(node, "module", None) or ""]
                 assert "pickle" not in names, path
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":

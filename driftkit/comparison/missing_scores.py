@@ -13,7 +13,6 @@ from driftkit.errors import DriftkitError
 from driftkit.runtime.progress import Report
 from driftkit.scoring.evaluator import DEFAULT_NUM_IMAGES, Judge, Judging, Sampling, evaluate_with, open_judge
 from driftkit.storage.run_folder import Run
-from driftkit.storage.saved_config import objective_of
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,7 @@ def ways_of(run: Run, wanted: MissingScores) -> list[Way]:
     """
     from driftkit.methods.registry import METHODS
 
-    method = METHODS[objective_of(run)]
+    method = METHODS[run.objective]
     last = run.checkpoint().step
     ways = [
         Way(spec.name, nfe, last)

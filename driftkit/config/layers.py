@@ -145,14 +145,19 @@ def validate(
 def _describe(model: type[BaseModel], error: Any, origins: Mapping[str, str], others: Mapping[str, str]) -> str:
     key = ".".join(str(part) for part in error["loc"])
     origin = origins.get(key)
-    where = f" (from {origin})" if origin else ""
+    where = f" (from {origin})" if origin and origin != "option" else ""
     if error["type"] == "extra_forbidden":
         if key in others:
             return f"config key {key}{where} is a setting of {others[key]}, which this run does not use"
         return f"unknown config key {key}{where}{did_you_mean(key, config_keys(model))}"
-    message = error["msg"].removeprefix("Value error, ")
+    shown = f"`{key}`" if origin == "option" else key or "config"  # the command line shows it as the option
+    if error["type"] == "missing":
+        return f"`{key}`: is required"
+    message = error["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
+    if error["type"] == "literal_error":
+        message = message.replace("'", "")
     got = "" if isinstance(error["input"], dict) else f", got {error['input']!r}"
-    return f"{key or 'config'}{where}: {message}{got}"
+    return f"{shown}{where}: {message}{got}"
 
 
 def config_keys(model: type[BaseModel], prefix: str = "") -> list[str]:

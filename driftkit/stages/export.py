@@ -19,7 +19,6 @@ from driftkit.methods.registry import METHODS
 from driftkit.stages.model_card import describe_run, to_markdown
 from driftkit.storage.files import atomic_folder, read_json, sha256_file, write_json, write_tensors
 from driftkit.storage.run_folder import Run, Weights, now
-from driftkit.storage.saved_config import objective_of
 from driftkit.training.sampling import load_network
 
 FORMAT = 1
@@ -66,7 +65,7 @@ def export(
     """
     if format not in SUFFIXES:
         raise UsageError(f"`format` {format}: expected {', '.join(SUFFIXES)}{did_you_mean(format, SUFFIXES)}")
-    name = objective_of(run)
+    name = run.objective
     graph_of = METHODS[name].graph if name in METHODS else None
     if graph_of is None:
         raise UsageError(

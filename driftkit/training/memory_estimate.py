@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from driftkit.errors import ResourceError
-from driftkit.runtime.memory import gib, is_out_of_memory, release, room
-from driftkit.runtime.memory import told as out_of_memory
+from driftkit.runtime.memory import describe_shortage, gib, is_out_of_memory, release, room
 from driftkit.training.budget import Budget, Shapes, budget, training_shapes
 from driftkit.training.train_config import TrainConfig
 
@@ -48,7 +47,7 @@ class TrainingMemory:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            failure = out_of_memory(error, self.device)
+            failure = describe_shortage(error, self.device)
             release(error, self.device)
             try:
                 numbers = self._numbers()

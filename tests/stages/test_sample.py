@@ -37,7 +37,7 @@ def test_samples_are_written_with_record_and_grid(tmp_path):
     assert made.images.shape == (5, 3, 8, 8)
     assert made.images.dtype == torch.uint8
     for key, want in {"nfe": 3, "sampler": "ddim", "weights": "ema", "step": 2, "seed": 0, "method": "ddpm"}.items():
-        assert made.info[key] == want
+        assert getattr(made.record, key) == want
     assert made.path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -91,11 +91,11 @@ def test_ema_and_raw_weights_differ(tmp_path):
     [
         (["--sampler", "ddim"], 2, "samples with one-step"),
         (["--nfe", "4"], 2, "exactly 1"),
-        (["--num-images", "0"], 2, "at least 1"),
+        (["--num-images", "0"], 2, "--num-images"),
         (["--step", "7"], 3, "no checkpoint of step 7"),
         (["--output", "a.png"], 2, ".safetensors"),
         (["--set", "eta=1"], 2, "options of sampler one-step (none)"),
-        (["--batch-size", "0"], 2, "at least 1"),
+        (["--batch-size", "0"], 2, "--batch-size"),
         (["--precision", "fp8"], 2, "expected auto, float32 or bfloat16"),
     ],
 )
