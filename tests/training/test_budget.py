@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from driftkit.errors import UsageError
 from driftkit.methods.drifting import aggregated_drift
 from driftkit.methods.drifting.cost import FieldCost
-from driftkit.methods.drifting.field import field_flops
+from driftkit.methods.drifting.workspace import field_flops
 from driftkit.methods.registry import METHODS
 from driftkit.models.registry import build_network
 from driftkit.protocols import Execution

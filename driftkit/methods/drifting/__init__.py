@@ -1,6 +1,7 @@
-"""Drifting. Open `field.py` first: the field V; then `objective.py`. The names below are loaded when they are used.
+"""The method of arXiv 2602.04770. Start with `field` (V, Algorithm 2 and Appendix A.6), then `loss` and `objective`.
 
-`from driftkit.methods.drifting import aggregated_drift, drift_field` is the public call.
+README.md maps equations to code. Networks are in `models`, features in `encoders`. The names below are loaded when they
+are used, so that `driftkit --help`, which reads the config, loads no torch.
 """
 
 from importlib import import_module
@@ -8,24 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from driftkit.methods.drifting.field import AggregatedDrift, aggregated_drift, drift_field
-    from driftkit.methods.drifting.loss import DriftLoss, drift_loss
+    from driftkit.methods.drifting.loss import drift_loss
     from driftkit.methods.drifting.sharing import SharedFeatures, share_features
 
-__all__ = [
-    "AggregatedDrift",
-    "DriftLoss",
-    "SharedFeatures",
-    "aggregated_drift",
-    "drift_field",
-    "drift_loss",
-    "share_features",
-]
+__all__ = ["AggregatedDrift", "SharedFeatures", "aggregated_drift", "drift_field", "drift_loss", "share_features"]
 
 _MODULES = {
     "AggregatedDrift": "field",
     "aggregated_drift": "field",
     "drift_field": "field",
-    "DriftLoss": "loss",
     "drift_loss": "loss",
     "SharedFeatures": "sharing",
     "share_features": "sharing",
@@ -33,7 +25,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name; torch stays out of `driftkit --help`, which reads the config beside it."""
+    """Load a public name."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

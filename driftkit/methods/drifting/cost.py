@@ -12,14 +12,8 @@ from driftkit.encoders.specs import SPECS, TIMM_PREFIX
 from driftkit.methods.base import Workload
 from driftkit.methods.drifting.affinity import Affinity
 from driftkit.methods.drifting.config import DriftingConfig
-from driftkit.methods.drifting.field import (
-    CHUNK_BYTES,
-    KEPT_CHUNKS,
-    SHARPEST_FLOAT32,
-    WAITS,
-    field_flops,
-    workspace_bytes,
-)
+from driftkit.methods.drifting.precision import MAX_SHARPNESS, WAITS
+from driftkit.methods.drifting.workspace import CHUNK_BYTES, KEPT_CHUNKS, field_flops, workspace_bytes
 from driftkit.methods.regression import one_forward
 
 FLOAT_BYTES = 4
@@ -121,7 +115,7 @@ def field_cost(config: DriftingConfig, calls: tuple[tuple[int, int], ...]) -> Fi
         calls,
         num_taus=len(config.taus),
         shared=config.scale_over == "map",
-        wide=Affinity(config.kernel).sharpness(min(config.taus)) > SHARPEST_FLOAT32,
+        wide=Affinity(config.kernel).sharpness(min(config.taus)) > MAX_SHARPNESS,
         chunk_bytes=config.field_chunk_mib * 2**20 if config.field_chunk_mib else None,
     )
 
