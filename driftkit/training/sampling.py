@@ -61,7 +61,7 @@ def load_network(
 
 def _image_size(config: TrainConfig, run: Run | None = None) -> int:
     if config.data.image_size is None and run is not None:
-        return run.image_size  # reports what is wrong with its manifest
+        return run.image_size  # or its error, which names the manifest
     assert config.data.image_size is not None, "a saved config names the image size"
     return config.data.image_size
 
@@ -222,4 +222,5 @@ def _evaluate(
 
 def can_sample(run: Run) -> bool:
     """Whether the run's method generates images."""
-    return run.objective in METHODS and METHODS[run.objective].generates
+    name = run.objective
+    return name in METHODS and METHODS[name].generates

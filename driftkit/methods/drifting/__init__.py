@@ -1,7 +1,7 @@
 """The method of arXiv 2602.04770. Start with `field` (V, Algorithm 2 and Appendix A.6), then `loss` and `objective`.
 
-README.md maps equations to code. Networks are in `models`, features in `encoders`. The names below are loaded when they
-are used, so that `driftkit --help`, which reads the config, loads no torch.
+README.md maps equations to code. Networks are in `models`, features in `encoders`. The public names below are loaded
+when they are used, so that `config`, which help texts are made from, comes without torch.
 """
 
 from importlib import import_module
@@ -25,7 +25,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name."""
+    """A public name, from the module that defines it."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
