@@ -17,6 +17,7 @@ FLOORS = [
 # A command has one module in `cli` and one in `stages`; every method's folder has the same rooms.
 PAIRED = {"cli", "stages"}
 PLUG_INS = "methods"
+REGISTRY = "registry"  # of any room that things are plugged into
 UNPICKLER = PACKAGE / "datasets" / "cifar10_pickle.py"
 REGISTRY = "registry"  # of every floor that is open to plug-ins
 

@@ -1,15 +1,15 @@
-"""`driftkit data`: what images there are, and importing them."""
+"""`driftkit data`: importing images."""
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from driftkit.cli.output import JsonOption, emit, option
+from driftkit.cli.options import with_settings
+from driftkit.cli.output import JsonOption, emit
+from driftkit.stages.data import ImportConfig, import_data
 
-WHAT, FILES = "Which images", "Where they go"
 
-
+@with_settings("data", ImportConfig)
 def command(
     spec: Annotated[
         str,
@@ -17,31 +17,7 @@ def command(
             metavar="SPEC", help="shapes, cifar10, a folder, a .zip or .tar of images, or a pack.", show_default=False
         ),
     ],
-    image_size: Annotated[
-        int | None,
-        option("--image-size", help="Side in pixels of the centred square kept.", panel=WHAT, default="as they are"),
-    ] = None,
-    limit: Annotated[
-        int | None,
-        option("--limit", help="At most so many images, in equal shares of the classes.", panel=WHAT, default="all"),
-    ] = None,
-    cifar10_url: Annotated[
-        str | None,
-        option(
-            "--cifar10-url",
-            help="Address of cifar-10-python.tar.gz.",
-            panel=WHAT,
-            default="DRIFTKIT_CIFAR10_URL, then cs.toronto.edu",
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        option("--output", "-o", help="Pack (.safetensors) to write.", panel=FILES, default="in DRIFTKIT_DATA_DIR"),
-    ] = None,
-    grid: Annotated[
-        Path | None, option("--grid", help="PNG of a few images to write, a row a class.", panel=FILES, default="none")
-    ] = None,
-    force: Annotated[bool, option("--force", help="Replace another pack at --output.", panel=FILES)] = False,
+    settings: ImportConfig,
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
     """Import images into one memory-mapped pack (uint8 [N,3,H,W] and labels) and show its card.
@@ -53,25 +29,12 @@ def command(
       driftkit data cifar10:test
       driftkit data photos.zip --image-size 64 --limit 5000 --output data/photos.safetensors
     """
-    from driftkit.datasets.packs import pack_path
-    from driftkit.errors import UsageError
-    from driftkit.stages.data import import_data, write_grid
-    from driftkit.storage.writable import require_writable
-
-    if grid is not None and grid.suffix.lower() != ".png":
-        raise UsageError(f"--grid {grid}: expected a name that ends in .png")
-    if output is not None:
-        require_writable(pack_path(output), "--output")
-    if grid is not None:
-        require_writable(grid, "--grid")
-    pack, path = import_data(spec, output, image_size, limit, force=force, cifar10_url=cifar10_url)
-    if grid is not None:
-        write_grid(grid, pack)
+    pack, path = import_data(spec, settings)
     document = {
         **pack.card.model_dump(mode="json", exclude={"format", "classes"}),
         "classes": pack.class_counts(),
         "path": str(path),
-        "grid": None if grid is None else str(grid),
+        "grid": None if settings.grid is None else str(settings.grid),
     }
     emit(document, as_json=as_json, show=lambda: _show(document))
     return document

@@ -151,7 +151,7 @@ def _value_type(info: FieldInfo) -> Any:
         return str
     kind = kinds[0]
     if get_origin(kind) in (tuple, list):
-        return list[_alternatives(get_args(kind)[0])[0]]  # type: ignore[misc]
+        return list[str]  # the settings convert them, as they do those of a file
     return kind if kind in (int, float, bool, Path) else str
 
 

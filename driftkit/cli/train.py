@@ -17,7 +17,7 @@ CONFIG_KEYS = {
     "random_weights": "objective.random_weights",
     "input_size": "objective.input_size",
     "resize": "objective.resize",
-    "features": "objective.feature_set",
+    "feature_set": "objective.feature_set",
     "taps": "objective.taps",
     "map_norm": "objective.map_norm",
     "cache_features": "objective.cache_features",
@@ -70,11 +70,11 @@ def command(
         str | None,
         option("--resize", help="How images get there: bicubic or bilinear.", panel=WHAT, default="bicubic"),
     ] = None,
-    features: Annotated[
+    feature_set: Annotated[
         str | None,
         option(
-            "--features",
-            help="Feature set: multires, paper, paper-full, last, global or locations.",
+            "--feature-set",
+            help="Vectors made of the maps; driftkit probe-encoder --list shows the choices.",
             panel=WHAT,
             default="the encoder's own",
         ),

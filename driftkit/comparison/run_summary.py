@@ -10,7 +10,7 @@ from driftkit.comparison.formats import method_name, short_name
 from driftkit.comparison.reading import count, mapping, mean, number, text
 from driftkit.config.layers import flatten
 from driftkit.encoders.lineage import Lineage, lineage_of_run, read_kinship, training_encoders_of
-from driftkit.encoders.loading import ENCODER_OBJECTIVES
+from driftkit.encoders.trained_encoder import MAE_RESNET
 from driftkit.storage.files import digest_json
 from driftkit.storage.run_folder import Run
 
@@ -141,7 +141,7 @@ def summarise(run: Run, *, label: str) -> RunSummary:
         config=flat,
         warnings=warnings,
         training_encoders=training_encoders_of(manifest),
-        lineage=lineage_of_run(manifest, "unknown") if method in ENCODER_OBJECTIVES else None,
+        lineage=lineage_of_run(manifest, "unknown") if flat.get("model.kind") == MAE_RESNET else None,
     )
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 from pydantic.fields import FieldInfo
 
 from driftkit.config.layers import Layer, merge, parse_assignments, read_toml, validate
@@ -16,6 +16,16 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+
+def _split(value: Any) -> Any:
+    words = [value] if isinstance(value, str) else value
+    if not isinstance(words, list | tuple):
+        return value
+    return [part for word in words for part in (map(str.strip, word.split(",")) if isinstance(word, str) else [word])]
+
+
+COMMAS = BeforeValidator(_split)
+"""Metadata of a field of several values: on the command line commas may stand between them."""
 
 SettingsType = TypeVar("SettingsType", bound=BaseModel)
 

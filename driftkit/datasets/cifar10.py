@@ -18,6 +18,7 @@ import torch
 from driftkit.datasets.cifar10_pickle import MAX_BYTES, read_pickled_batch
 from driftkit.datasets.decode import resize_images
 from driftkit.datasets.packs import RawImages
+from driftkit.datasets.spec import Request, SourceKind
 from driftkit.errors import ArtifactError, NotFoundError, UsageError
 from driftkit.runtime.progress import warn
 from driftkit.storage.download import download
@@ -250,3 +251,19 @@ def _named_errors(archive: Path) -> Iterator[None]:
         yield
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise ArtifactError(f"{archive} is no whole archive: {error}; get it again") from None
+
+
+def _open(request: Request) -> Cifar10Source:
+    spec = request.spec
+    spec.require_keys("split")
+    split = spec.query.get("split", "train")
+    if split not in SPLITS:
+        raise UsageError(f"{spec.text}: split is {split}, expected {' or '.join(SPLITS)}")
+    path = find_cifar10(request.data_dir) if spec.target == "cifar10" else spec.path
+    url = archive_url(request.url) if request.allow_download else None
+    return Cifar10Source(spec.text, split, path, request.data_dir, url, request.image_size)
+
+
+CIFAR10_KIND = SourceKind(
+    "cifar10[?split=test]", lambda spec: spec.target == "cifar10" or is_cifar10(spec.path), _open, name="cifar10"
+)

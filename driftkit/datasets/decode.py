@@ -22,29 +22,32 @@ MAX_PIXELS = 64 * 2**20
 LARGE_PIXELS = 8 * 2**20
 _LARGE = threading.Lock()  # large images are decoded one at a time: each takes up to a gigabyte on the way
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error)
-"""What Pillow raises for files that are no images, are cut off or contradict themselves."""
+"""Pillow's errors for files that are no images, are cut off or contradict themselves."""
 
 
-def decode_image(data: bytes, name: str, image_size: int | None) -> npt.NDArray[np.uint8]:
+def decode_image(
+    data: bytes, name: str, image_size: int | None, *, max_pixels: int = MAX_PIXELS
+) -> npt.NDArray[np.uint8]:
     """One image file as uint8 RGB [3, H, W].
 
-    Grey, palette, CMYK and 16-bit images are converted; transparency is laid over white; a turned camera's image is
-    set upright. Of an animation, the first frame.
+    Grey, palette, CMYK and 16-bit images are converted; transparency is laid over white; an image of a turned
+    camera is set upright. Of an animation, the first frame.
 
     Args:
         data: content of the file.
         name: how errors name it.
         image_size: None, or the side in pixels of the square to which `square` brings the image.
+        max_pixels: above which an image is refused.
 
     Raises:
-        ArtifactError: the image is broken, of an unknown format, or larger than 64 megapixels.
+        ArtifactError: the image is broken, of an unknown format, or too large.
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
             width, height = opened.size
-            if width * height > MAX_PIXELS:
+            if width * height > max_pixels:
                 raise ArtifactError(
-                    f"{name}: {width}x{height} px, expected at most {MAX_PIXELS:,} pixels; make it smaller"
+                    f"{name}: {width}x{height} px, expected at most {max_pixels:,} pixels; make it smaller"
                 )
             with _LARGE if width * height > LARGE_PIXELS else contextlib.nullcontext():
                 opened.load()

@@ -17,7 +17,8 @@ import torch
 from driftkit.datasets.containers import ARCHIVE_SUFFIXES, Container, open_container
 from driftkit.datasets.decode import SUFFIXES, decode_image
 from driftkit.datasets.packs import UNLABELLED, RawImages
-from driftkit.errors import ArtifactError, ResourceError
+from driftkit.datasets.spec import Request, SourceKind, Spec
+from driftkit.errors import ArtifactError, ResourceError, UsageError
 from driftkit.runtime.progress import progress
 
 SPLITS = frozenset({"train", "training", "test", "testing", "val", "valid", "validation"})
@@ -65,10 +66,30 @@ class FolderSource:
         return self.container.digest()
 
     def read(self) -> RawImages:
-        found = arrange(self.container.names(), self.path, self.split, is_folder=self.kind == "folder")
-        images = _decode(self.container, found.names, self.image_size)
-        notes = (f"files that are no images, left out: {found.num_others}",) if found.num_others else ()
-        return RawImages(images, torch.tensor(found.labels), found.classes, notes)
+        files = arrange(self.container.names(), self.path, self.split, is_folder=self.kind == "folder")
+        images = _decode(self.container, files.names, self.image_size)
+        notes = (f"files that are no images, skipped: {files.num_others}",) if files.num_others else ()
+        return RawImages(images, torch.tensor(files.labels), files.classes, notes)
+
+
+def _open(request: Request) -> FolderSource:
+    spec = request.spec
+    if (spec.path / "manifest.json").is_file() and (spec.path / "checkpoints").is_dir():
+        raise UsageError(
+            f"{spec.text}: is a run, whose pictures are grids; name images, or what driftkit sample {spec.text} makes"
+        )
+    spec.require_keys("split")
+    source = FolderSource(spec.path, spec.text, spec.query.get("split"), request.image_size)
+    open_container(spec.path)
+    return source
+
+
+def _is_archive(spec: Spec) -> bool:
+    return spec.target.lower().endswith(ARCHIVE_SUFFIXES) and spec.path.exists()
+
+
+FOLDER_KIND = SourceKind("a folder of images", lambda spec: spec.path.is_dir(), _open)
+ARCHIVE_KIND = SourceKind("a .zip, .tar or .tar.gz of images", _is_archive, _open)
 
 
 @dataclass(frozen=True)
@@ -81,7 +102,7 @@ class Arrangement:
     num_others: int  # files that are no images, by their suffix
 
 
-def arrange(files: Sequence[str], where: Path, split: str | None, *, is_folder: bool) -> Arrangement:
+def arrange(files: Sequence[str], source: Path, split: str | None, *, is_folder: bool) -> Arrangement:
     """Order image files by name (numbers by value) and find their classes.
 
     The class is the folder an image lies in, once the folders that all images share are taken away. Without folders
@@ -89,7 +110,7 @@ def arrange(files: Sequence[str], where: Path, split: str | None, *, is_folder: 
 
     Args:
         files: names with forward slashes.
-        where: how errors name the source.
+        source: the folder or archive, for errors.
         split: keep only what lies in this folder; None keeps all.
         is_folder: whether an error should advise `PATH/train` rather than `PATH?split=train`.
 
@@ -98,37 +119,37 @@ def arrange(files: Sequence[str], where: Path, split: str | None, *, is_folder: 
     """
     names = sorted((f for f in files if PurePosixPath(f).suffix.lower() in SUFFIXES), key=natural_order)
     if not names:
-        raise ArtifactError(f"{where}: no images among {len(files)} files; expected {', '.join(sorted(SUFFIXES))}")
+        raise ArtifactError(f"{source}: no images among {len(files)} files; expected {', '.join(sorted(SUFFIXES))}")
     num_others = len(files) - len(names)
-    names = _of_split(names, where, split, is_folder=is_folder)
+    names = _of_split(names, source, split, is_folder=is_folder)
     depth = len(_shared_folders(names))
     classless = [name for name in names if len(_folders(name)) == depth]
     if len(classless) == len(names):
         return Arrangement(names, [UNLABELLED] * len(names), (), num_others)
     if classless:
-        raise ArtifactError(f"{where}: {classless[0]} lies beside class folders; expected every image in one, or none")
-    of_image = [_folders(name)[-1] for name in names]
-    classes = tuple(sorted(set(of_image), key=natural_order))
+        raise ArtifactError(f"{source}: {classless[0]} is next to class folders; expected every image in one, or none")
+    class_names = [_folders(name)[-1] for name in names]
+    classes = tuple(sorted(set(class_names), key=natural_order))
     index = {name: i for i, name in enumerate(classes)}
-    return Arrangement(names, [index[name] for name in of_image], classes, num_others)
+    return Arrangement(names, [index[name] for name in class_names], classes, num_others)
 
 
-def _of_split(names: list[str], where: Path, split: str | None, *, is_folder: bool) -> list[str]:
+def _of_split(names: list[str], source: Path, split: str | None, *, is_folder: bool) -> list[str]:
     shared = _shared_folders(names)
     tops = {folders[len(shared)] for name in names if len(folders := _folders(name)) > len(shared)}
     if split is None:
         splits = sorted(top for top in tops if top.lower() in SPLITS)
         if len(splits) >= 2:
             inside = "/".join([*shared, splits[-1]])
-            advice = f"{where}/{inside}" if is_folder else f"{where}?split={splits[-1]}"
-            raise ArtifactError(f"{where} holds the splits {', '.join(splits)}; name one, for example {advice}")
+            advice = f"{source}/{inside}" if is_folder else f"{source}?split={splits[-1]}"
+            raise ArtifactError(f"{source} holds the splits {', '.join(splits)}; name one, for example {advice}")
         return names
     if split in shared:
         return names
     kept = [name for name in names if _folders(name)[len(shared) : len(shared) + 1] == [split]]
     if not kept:
-        there = ", ".join(sorted(tops | set(shared), key=natural_order)[:8]) or "no folders"
-        raise ArtifactError(f"{where} has no split {split!r}; there: {there}")
+        folders = ", ".join(sorted(tops | set(shared), key=natural_order)[:8]) or "no folders"
+        raise ArtifactError(f"{source} has no split {split!r}; it has {folders}")
     return kept
 
 
@@ -196,12 +217,12 @@ def _size(batch: list[tuple[str, bytes]]) -> int:
 
 def _require_memory(container: Container, count: int, first: npt.NDArray[np.uint8]) -> None:
     """Refuse an import that this machine's memory cannot hold, before images fill it."""
-    needed, there = count * first.nbytes, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > there:
+    needed, memory = count * first.nbytes, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:
         _, height, width = first.shape
         raise ResourceError(
             f"{container.path}: {count:,} images of {width}x{height} px take {needed / 2**30:.1f} GiB and this machine "
-            f"has {there / 2**30:.1f}; bring them to a smaller size with --image-size N"
+            f"has {memory / 2**30:.1f}; resize them with `image_size`"
         )
 
 
@@ -229,5 +250,5 @@ def _mixed_sizes(
     side = min(height, width, other_height, other_width)
     return (
         f"{container.path}: images differ in size, {first_name} is {width}x{height} px and {name} is "
-        f"{other_width}x{other_height}; bring them to one with --image-size N, for example --image-size {side}"
+        f"{other_width}x{other_height}; resize them to one size with `image_size`, for example {side}"
     )

@@ -12,9 +12,12 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field, ValidationError
 
+from driftkit.config.settings import Settings
 from driftkit.datasets.packs import RawImages
+from driftkit.datasets.spec import Request, SourceKind
+from driftkit.errors import UsageError
 from driftkit.runtime.random import stream_seed
 from driftkit.storage.files import digest_json
 
@@ -27,10 +30,8 @@ PIXELS_AT_A_TIME = 250_000  # keeps the dozen float32 planes of a chunk in the c
 NUM_DRAWS = 12
 
 
-class ShapesOptions(BaseModel):
+class ShapesOptions(Settings):
     """What can be asked of the shapes, with the names that a spec's query uses."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     split: Literal["train", "test"] = Field("train", description="two disjoint draws of the same distribution")
     image_size: int = Field(32, ge=8, le=1024, description="side in pixels")
@@ -70,6 +71,26 @@ class ShapesSource:
 
     def read(self) -> RawImages:
         return draw_shapes(self.options)
+
+
+def _open(request: Request) -> ShapesSource:
+    spec, image_size = request.spec, request.image_size
+    spec.require_keys(*ShapesOptions.model_fields)
+    values: dict[str, Any] = dict(spec.query)
+    if image_size is not None:
+        if spec.query.get("image_size", str(image_size)) != str(image_size):
+            raise UsageError(f"{spec.text}: has another image size than `image_size` {image_size}; give one of them")
+        values["image_size"] = image_size
+    try:
+        return ShapesSource(ShapesOptions.model_validate(values), spec=spec.text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UsageError(f"{spec.text}: {first['loc'][0]} is {first['input']}: {first['msg']}") from None
+
+
+SHAPES_KIND = SourceKind(
+    "shapes[?split=test&image_size=16&...]", lambda spec: spec.target == "shapes", _open, name="shapes"
+)
 
 
 def draw_shapes(options: ShapesOptions) -> RawImages:
@@ -118,8 +139,8 @@ def _draw(indices: npt.NDArray[np.int64], options: ShapesOptions) -> npt.NDArray
     slope = np.zeros_like(distance)
     if options.background == "shaded":
         ground -= 0.4 * np.clip(1 - distance / 0.45, 0, 1) ** 2  # the shape's soft shadow
-        way = 2 * np.pi * draws[:, 11]
-        across = _plane(np.cos(way)) * (at - 0.5)[None, None, :] + _plane(np.sin(way)) * (at - 0.5)[None, :, None]
+        angle = 2 * np.pi * draws[:, 11]
+        across = _plane(np.cos(angle)) * (at - 0.5)[None, None, :] + _plane(np.sin(angle)) * (at - 0.5)[None, :, None]
         slope = np.clip(0.5 + across, 0, 1)
     image = np.empty((len(indices), 3, size, size), dtype=np.uint8)
     for c in range(3):

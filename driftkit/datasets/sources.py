@@ -1,89 +1,48 @@
 """From the text that names images (a spec) to an open pack: everything but a pack is imported once, then reused."""
 
-import difflib
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 from urllib.parse import parse_qsl
 
-from pydantic import ValidationError
-
-from driftkit.datasets.cifar10 import SPLITS, Cifar10Source, archive_url, find_cifar10, is_cifar10
+from driftkit.config.layers import did_you_mean
+from driftkit.datasets.cifar10 import CIFAR10_KIND
 from driftkit.datasets.containers import open_container
-from driftkit.datasets.folder import FolderSource
-from driftkit.datasets.packs import (
-    SUFFIX,
-    ImagePack,
-    PackSource,
-    RawImages,
-    is_finished,
-    open_pack,
-    pack_path,
-    write_pack,
-)
-from driftkit.datasets.shapes import ShapesOptions, ShapesSource
+from driftkit.datasets.folder import ARCHIVE_KIND, FOLDER_KIND
+from driftkit.datasets.packs import SUFFIX, ImagePack, PackSource, is_finished, open_pack, pack_path, write_pack
+from driftkit.datasets.shapes import SHAPES_KIND
+from driftkit.datasets.spec import Request, Source, SourceKind, Spec
 from driftkit.errors import ArtifactError, NotFoundError, UsageError
 from driftkit.runtime.ranks import Ranks
 from driftkit.storage.files import digest_json
 from driftkit.storage.lock import locked_file
 
 LAYOUT = 1  # part of every key: raise it when an import of the same files gives other pixels
-NAMED = ("shapes", "cifar10")
-KINDS = (
-    "shapes[?split=test&image_size=16&...], cifar10[?split=test], a folder of images, "
-    "a .zip, .tar or .tar.gz of images, or a pack (.safetensors)"
-)
 
 
-class Source(Protocol):
-    """Images that can be imported. What `digest` covers decides whether an earlier import is reused."""
-
-    @property
-    def spec(self) -> str:
-        """The text that named it."""
-        ...
-
-    @property
-    def kind(self) -> str:
-        """shapes, cifar10, folder or archive."""
-        ...
-
-    @property
-    def name(self) -> str:
-        """Readable beginning of the pack's file name."""
-        ...
-
-    @property
-    def label(self) -> str:
-        """How to name these images beside a figure."""
-        ...
-
-    def recorded_options(self) -> dict[str, Any]:
-        """Import options for the card."""
-        ...
-
-    def digest(self) -> str:
-        """Hex digest of what would be read, found without reading pixels."""
-        ...
-
-    def read(self) -> RawImages:
-        """Read, download or draw the images."""
-        ...
+def _is_pack(spec: Spec) -> bool:
+    return spec.path.suffix == SUFFIX or (not spec.path.exists() and pack_path(spec.path).is_file())
 
 
-@dataclass(frozen=True)
-class Spec:
-    """A spec taken apart."""
+def _open_pack(request: Request) -> ImagePack:
+    request.spec.require_keys()
+    return open_pack(request.spec.path)
 
-    text: str
-    target: str  # shapes, cifar10 or a path
-    query: dict[str, str]
+
+PACK_KIND = SourceKind("a pack (.safetensors)", _is_pack, _open_pack)
+
+# Later rows are asked first: a name goes before a pack of that name, and a special kind of folder before any folder.
+SOURCES: dict[str, SourceKind] = {
+    "archive": ARCHIVE_KIND,
+    "folder": FOLDER_KIND,
+    "cifar10": CIFAR10_KIND,
+    "pack": PACK_KIND,
+    "shapes": SHAPES_KIND,
+}
 
 
 def data_directory(data_dir: Path | None = None) -> Path:
-    """Where imported packs live: the argument, else the variable DRIFTKIT_DATA_DIR, else `data`."""
+    """Folder of imported packs: the argument, else the variable DRIFTKIT_DATA_DIR, else `data`."""
     return Path(data_dir or os.environ.get("DRIFTKIT_DATA_DIR") or "data")
 
 
@@ -95,18 +54,18 @@ def open_dataset(
     data_dir: Path | None = None,
     ranks: Ranks | None = None,
     allow_download: bool = True,
-    cifar10_url: str | None = None,
+    url: str | None = None,
 ) -> ImagePack:
     """Open the images that a spec names; import them first if they are not in a pack yet.
 
     Args:
-        spec: `shapes`, `cifar10` (either with `?key=value&...` or `:split`), a folder, an archive or a pack.
+        spec: a name (with `?key=value&...` or `:split`), a folder, an archive or a pack.
         image_size: side in pixels to which images are brought at the import; None leaves them as they are.
-        limit: use at most so many, in equal shares of the classes; None uses all.
-        data_dir: where imported packs go; see `data_directory`.
+        limit: largest number of images, in equal shares of the classes; None uses all.
+        data_dir: folder of imported packs; see `data_directory`.
         ranks: peers of this process; only the first one imports or downloads, the others wait.
-        allow_download: fetch CIFAR-10 where it is not found.
-        cifar10_url: where to fetch it from; see `cifar10.archive_url`.
+        allow_download: fetch images that are not here.
+        url: address to fetch them from; None: the source's own.
 
     Returns:
         The pack, memory-mapped unless `limit` picks a part of it.
@@ -117,13 +76,11 @@ def open_dataset(
     """
     ranks = ranks or Ranks()
     if limit is not None and limit < 1:
-        raise UsageError(f"limit {limit}: expected at least 1 image")
+        raise UsageError(f"`limit` {limit}: expected at least 1 image")
     if not ranks.is_main:
         ranks.barrier()
     try:
-        source = resolve(
-            spec, image_size=image_size, data_dir=data_dir, allow_download=allow_download, cifar10_url=cifar10_url
-        )
+        source = resolve(spec, image_size=image_size, data_dir=data_dir, allow_download=allow_download, url=url)
         if isinstance(source, ImagePack):
             require_size(source, image_size, spec)
             pack = source
@@ -150,7 +107,7 @@ def resolve(
     image_size: int | None = None,
     data_dir: Path | None = None,
     allow_download: bool = True,
-    cifar10_url: str | None = None,
+    url: str | None = None,
 ) -> Source | ImagePack:
     """What a spec names: an open pack, or a source that can be imported. The arguments are those of `open_dataset`.
 
@@ -158,32 +115,15 @@ def resolve(
         UsageError: a query key or value does not fit.
         ArtifactError: there is nothing of that name.
     """
-    parsed = parse_spec(spec)
-    if parsed.target == "shapes":
-        return ShapesSource(_shapes_options(parsed, image_size), spec=spec)
-    path = Path(parsed.target)
-    if path.suffix == SUFFIX or (not path.exists() and pack_path(path).is_file()):
-        check_keys(parsed, ())
-        return open_pack(path)
-    directory = data_directory(data_dir)
-    if parsed.target == "cifar10" or is_cifar10(path):
-        check_keys(parsed, ("split",))
-        split = parsed.query.get("split", "train")
-        if split not in SPLITS:
-            raise UsageError(f"{spec}: split is {split}, expected train or test")
-        found = find_cifar10(directory) if parsed.target == "cifar10" else path
-        url = archive_url(cifar10_url) if allow_download else None
-        return Cifar10Source(spec, split, found, directory, url, image_size)
-    if not path.exists():
-        raise NotFoundError(_not_there(parsed))
-    if (path / "manifest.json").is_file() and (path / "checkpoints").is_dir():
-        raise UsageError(
-            f"{spec}: is a run, whose pictures are grids; name images, or what driftkit sample {spec} makes"
-        )
-    check_keys(parsed, ("split",))
-    source = FolderSource(path, spec, parsed.query.get("split"), image_size)
-    open_container(path)
-    return source
+    request = Request(parse_spec(spec), image_size, data_directory(data_dir), allow_download, url)
+    for kind in reversed(SOURCES.values()):
+        if kind.accepts(request.spec):
+            return kind.open(request)
+    if not request.spec.path.exists():
+        hint = did_you_mean(request.spec.target.partition(":")[0], _names())
+        raise NotFoundError(f"{request.spec.target}: no such file or folder{hint}; expected {_expected()}")
+    open_container(request.spec.path)  # which says what it takes
+    raise ArtifactError(f"{spec}: expected {_expected()}")
 
 
 def import_path(source: Source, data_dir: Path | None = None) -> Path:
@@ -238,62 +178,40 @@ def require_size(pack: ImagePack, image_size: int | None, spec: str) -> None:
 
 
 def parse_spec(spec: str) -> Spec:
-    """Take a spec apart: `NAME:SPLIT` and `NAME?split=SPLIT` are the same for shapes and cifar10.
+    """Take a spec apart; `NAME:SPLIT` and `NAME?split=SPLIT` are the same.
 
     Raises:
         UsageError: the spec is empty, or its query is no `key=value&...`.
     """
     if not spec.strip():
-        raise UsageError(f"the name of the images is empty; expected {KINDS}")
-    if Path(spec).exists() and spec not in NAMED:
-        return Spec(spec, spec, {})  # a question mark may stand in a file's name
+        raise UsageError(f"the name of the images is empty; expected {_expected()}")
+    if Path(spec).exists() and spec not in _names():
+        return Spec(spec, spec, {})  # a file's name may have a question mark
     target, mark, text = spec.partition("?")
     try:
         pairs = parse_qsl(text, keep_blank_values=True, strict_parsing=True) if mark and text else []
     except ValueError:
-        raise UsageError(f"{spec}: expected key=value&key=value behind the question mark, got {text!r}") from None
+        raise UsageError(f"{spec}: expected key=value&key=value after the question mark, got {text!r}") from None
     query = dict(pairs)
     if len(query) != len(pairs):
-        raise UsageError(f"{spec}: a key stands there twice; give it once")
+        raise UsageError(f"{spec}: a key is given twice; give it once")
     name, colon, split = target.partition(":")
-    if colon and name in NAMED:
+    if colon and name in _names():
         if "split" in query:
             raise UsageError(f"{spec}: names the split twice; give {name}:{split} or {name}?split={split}")
         target, query = name, {"split": split, **query}
     return Spec(spec, target, query)
 
 
-def _shapes_options(spec: Spec, image_size: int | None) -> ShapesOptions:
-    check_keys(spec, tuple(ShapesOptions.model_fields))
-    values: dict[str, Any] = dict(spec.query)
-    if image_size is not None:
-        if spec.query.get("image_size", str(image_size)) != str(image_size):
-            raise UsageError(f"{spec.text}: has another image size than the option ({image_size}); give one of them")
-        values["image_size"] = image_size
-    try:
-        return ShapesOptions.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = first["loc"][0]
-        raise UsageError(f"{spec.text}: {key} is {first['input']}: {first['msg']}") from None
+def names_a_place(spec: str) -> bool:
+    """Whether a spec says where images lie, so that their content decides and not their name."""
+    return parse_spec(spec).target not in _names()
 
 
-def check_keys(spec: Spec, known: tuple[str, ...]) -> None:
-    """Refuse query keys that the target does not know.
-
-    Raises:
-        UsageError: names the key, a likely one, and all known ones.
-    """
-    for key in spec.query:
-        if key not in known:
-            raise UsageError(f"{spec.text}: unknown key {key!r}{_did_you_mean(key, known)}; known: {', '.join(known)}")
+def _names() -> list[str]:
+    return [kind.name for kind in SOURCES.values() if kind.name]
 
 
-def _did_you_mean(word: str, known: tuple[str, ...]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
-    return f", did you mean {close[0]}?" if close else ""
-
-
-def _not_there(spec: Spec) -> str:
-    hint = _did_you_mean(spec.target.partition(":")[0], NAMED)
-    return f"{spec.target}: no such file or folder{hint or ','} expected {KINDS}"
+def _expected() -> str:
+    *others, last = (kind.help for kind in reversed(SOURCES.values()))
+    return f"{', '.join(others)} or {last}"

@@ -6,8 +6,6 @@ The packages number their blocks throughout; timm numbers stages, and blocks wit
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 OUTSIDE = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
 WITHOUT_EXPANSION = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
 WITH_EXPANSION = {
@@ -20,12 +18,20 @@ WITH_EXPANSION = {
 }
 
 
-def in_timm_names(state: Mapping[str, torch.Tensor], network: Any) -> dict[str, torch.Tensor]:
-    """The tensors of a package under the names of timm's network; keys that are in no table stay as they are."""
+def in_timm_names(state: Mapping[str, Any], network: Any) -> dict[str, Any]:
+    """The tensors of a package under the names of timm's network; other keys stay, so a file of timm's stays as it is.
+
+    Args:
+        state: tensors by name.
+        network: timm's, which knows how many blocks each stage has.
+    """
     modules = dict(OUTSIDE)
-    places = [(stage, block) for stage, blocks in enumerate(network.blocks) for block in range(len(blocks))]
-    for number, (stage, block) in enumerate(places):
+    blocks = [(stage, block) for stage, blocks in enumerate(network.blocks) for block in range(len(blocks))]
+    for number, (stage, block) in enumerate(blocks):
         table = WITHOUT_EXPANSION if stage == 0 else WITH_EXPANSION
-        modules |= {f"_blocks.{number}.{theirs}": f"blocks.{stage}.{block}.{ours}" for theirs, ours in table.items()}
-    split = {key: key.rpartition(".") for key in state}
-    return {f"{modules.get(module, module)}.{leaf}": state[key] for key, (module, _, leaf) in split.items()}
+        modules |= {f"_blocks.{number}.{old}": f"blocks.{stage}.{block}.{new}" for old, new in table.items()}
+    renamed = {}
+    for key, tensor in state.items():
+        module, _, leaf = key.rpartition(".")
+        renamed[f"{modules[module]}.{leaf}" if module in modules else key] = tensor
+    return renamed

@@ -1,4 +1,4 @@
-"""Where the eyes of a network come from, and whether one network may judge what another one taught.
+"""What a network's features come from, and whether one network may evaluate what another one trained.
 
 Scores in the feature space of a relative of the training encoder flatter the run: what the encoder does not see, its
 relatives do not see either.
@@ -8,12 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from driftkit.encoders.specs import PIXEL
 from driftkit.storage.records import RunManifest
 
 Degree = Literal["kin", "related", "independent"]
 DEGREES: tuple[Degree, ...] = ("kin", "related", "independent")
-NEVER = -1  # the step from which a MAE is fine-tuned with labels, where it never is
+PIXEL = "pixel"
 UNTRAINED = ("random", "none")  # what stands for a digest where no weights were trained
 
 IMAGENET_22K = ("ImageNet-22k", "ImageNet-1k")  # the former holds the latter
@@ -70,7 +69,7 @@ PIXEL_TERM = Lineage("none", "the pixels among the terms of the loss", PIXEL, ()
 
 @dataclass(frozen=True)
 class Kinship:
-    """How near an evaluator is to what taught a run.
+    """How near an evaluator is to a run's training encoder.
 
     Attributes:
         degree: kin (the same weights, or the same architecture trained on the same images), related (the same family
@@ -146,9 +145,9 @@ def training_encoders_of(manifest: RunManifest) -> list[Lineage | None]:
 
 def lineage_of_run(manifest: RunManifest, digest: str) -> Lineage:
     """What an encoder trained here comes from, by the manifest of its run and the digest of its weights."""
-    objective, model = _section(manifest.config, "objective"), _section(manifest.config, "model")
+    model = _section(manifest.config, "model")
     images = (f"images {manifest.data_digest[:12]}",) if manifest.data_digest else None
-    labels = objective.get("name") == "classifier" or objective.get("finetune_from", NEVER) != NEVER
+    labels = model.get("num_classes") is not None  # a head for classes is there where labels train it
     return Lineage(digest, str(model.get("kind")), str(model.get("kind")), images, labels)
 
 

@@ -1,18 +1,18 @@
-"""Resizing of the images that encoders see, in training, probing and `fid --features encoder:RUN`.
+"""Resizing of the images that encoders see, in training, probing and scoring by an encoder trained here.
 
-The published evaluators resize in `driftkit.scoring` by conventions of their own, with 8-bit rounding.
+The published extractors resize in `driftkit.scoring` by conventions of their own, with 8-bit rounding.
 """
 
 import functools
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
 
+from driftkit.encoders.encoder_config import Resize
 from driftkit.errors import UsageError
 from driftkit.runtime.device import ieee_float32
 
-Resize = Literal["bicubic", "bilinear"]
 RESIZES: tuple[str, ...] = get_args(Resize)
 
 
@@ -47,7 +47,7 @@ def resize(images: torch.Tensor, size: int, mode: Resize = "bicubic") -> torch.T
 # One operator for compilers and fake tensors: what happens inside depends on the precision flags of the process.
 @torch.library.custom_op("driftkit::resample", mutates_args=())
 def _resample(x: torch.Tensor, height: int, width: int, size: int, mode: str, transposed: bool) -> torch.Tensor:
-    """[N, C, height, width] -> [N, C, size, size]; transposed the other way round, as the gradient goes."""
+    """[N, C, height, width] -> [N, C, size, size]; transposed: the reverse, which is the gradient."""
     antialias = size < max(height, width)
     rows, columns = (axis_matrix(side, size, mode, antialias, x.device) for side in (height, width))
     if transposed:
@@ -75,7 +75,7 @@ _resample.register_autograd(_backward, setup_context=_keep_arguments)
 
 @functools.lru_cache(maxsize=64)
 def axis_matrix(side: int, size: int, mode: str, antialias: bool, device: torch.device) -> torch.Tensor:
-    """What resizing one axis from `side` to `size` positions multiplies it by, float32 [size, side]."""
+    """The matrix that resizes one axis from `side` to `size` positions, float32 [size, side]."""
     with torch.inference_mode(False):
         identity = torch.eye(side, dtype=torch.float64)[None, None]
         matrix = F.interpolate(identity, size=(size, side), mode=mode, antialias=antialias)[0, 0]

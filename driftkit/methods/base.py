@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from driftkit.datasets.packs import ImagePack
-    from driftkit.encoders.networks import FrozenEncoder
+    from driftkit.encoders.frozen_encoder import FrozenEncoder
     from driftkit.protocols import Objective, Sampler
     from driftkit.runtime.ranks import Ranks
     from driftkit.storage.run_folder import Run
@@ -32,7 +32,7 @@ class MethodConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    name: str
+    name: str = ""
 
 
 class SamplerOptions(BaseModel):

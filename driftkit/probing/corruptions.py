@@ -1,4 +1,4 @@
-"""Images that are wrong in one known way each: what an encoder cannot tell from real ones, it cannot teach."""
+"""Corruptions of real images: a generator cannot learn to avoid what its encoder does not detect."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,24 +17,24 @@ Corruption = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 
 @dataclass(frozen=True)
 class CorruptionSpec:
-    """One way to be wrong.
+    """One corruption.
 
     Attributes:
         name: as in tables and JSON.
-        says: what a generator would do wrong.
+        error: what a generator would do wrong.
         apply: the function.
-        fault: whether it makes images unreal; False for a control that a good encoder may ignore.
-        per_image: whether image i stays a version of image i, so that "how far did it move" means something.
-        mends: whether the way back to the original is what a step in pixels should take: a shuffled image may become
+        is_control: real images stay real, so that a good encoder may ignore it.
+        per_image: image i stays a version of image i, so that its change can be measured.
+        is_reversible: the step back to the original is the step that training should take: a shuffled image may become
             another real image than the one it was made from.
     """
 
     name: str
-    says: str
+    error: str
     apply: Corruption
-    fault: bool = True
+    is_control: bool = False
     per_image: bool = True
-    mends: bool = True
+    is_reversible: bool = True
 
 
 def noise(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -69,7 +69,7 @@ def grey(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def shuffle(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """The cells of a 4x4 grid in another order, drawn per image; sides that 4 does not divide keep their rest."""
+    """The cells of a 4x4 grid in another order, drawn per image; what 4 does not divide stays at the edge."""
     count, channels, height, width = images.shape
     grid = min(SHUFFLE_GRID, height, width)
     h, w = height // grid, width // grid
@@ -84,7 +84,7 @@ def shuffle(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def collage(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Each quadrant from another image: every place looks right by itself, and the whole does not."""
+    """Each quadrant from another image: every part looks right by itself, and the whole does not."""
     out = images.clone()
     count = len(images)
     top, left = images.shape[-2] // 2, images.shape[-1] // 2
@@ -108,9 +108,9 @@ CORRUPTIONS = (
     CorruptionSpec("blur", "images without fine detail", blur),
     CorruptionSpec("checker", "upsampling artefacts", checkerboard),
     CorruptionSpec("grey", "wrong colours", grey),
-    CorruptionSpec("shuffle", "right parts in wrong places", shuffle, mends=False),
-    CorruptionSpec("collage", "parts that do not belong together", collage, per_image=False, mends=False),
-    CorruptionSpec("shift", "nothing wrong: one pixel to the side", shift, fault=False, mends=False),
+    CorruptionSpec("shuffle", "right parts in wrong places", shuffle, is_reversible=False),
+    CorruptionSpec("collage", "parts that do not belong together", collage, per_image=False, is_reversible=False),
+    CorruptionSpec("shift", "nothing wrong: one pixel to the side", shift, is_control=True, is_reversible=False),
 )
 ONE_CLASS = "one class"
-"""Not made from images but chosen from them: real images of a single class stand for the generated ones."""
+"""Real images of a single class play the generated ones: no image is corrupted, but most content is missing."""

@@ -137,9 +137,9 @@ def _pixels(device: torch.device) -> Extractor:
 
 def _run_encoder(path: Path, device: torch.device) -> Extractor:
     """Global means of all feature maps of an encoder trained here, or of the file it exported, one after another."""
-    from driftkit.encoders.loading import load_encoder_file, load_run_encoder
+    from driftkit.encoders.trained_encoder import load_trained_encoder
 
-    encoder = load_encoder_file(path, device=device) if path.is_file() else load_run_encoder(path, device=device)
+    encoder = load_trained_encoder(path, device=device)
     head = None if path.is_file() else _classifier(path, device)
 
     def embed(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from driftkit.encoders.lineage import Lineage, family_of
-from driftkit.encoders.loading import encoder_keys, put_in, timm_lineage, timm_spec
 from driftkit.encoders.specs import SPECS
+from driftkit.encoders.timm_encoder import timm_spec
+from driftkit.encoders.timm_weights import load_state, own_tensors, timm_lineage
 from driftkit.encoders.weights import fetch, read_weights, unless_changed
 from driftkit.scoring.extraction import Extractor
 from driftkit.storage.files import state_digest
@@ -59,8 +60,8 @@ def packaged_model(name: str, path: Path, device: torch.device) -> Extractor:
     import timm
 
     network: Any = timm.create_model(spec.model, pretrained=False, num_classes=0)
-    state = encoder_keys(spec, read_weights(path), network, path)
-    put_in(network, state, path)
+    state = own_tensors(spec, read_weights(path), network, path)
+    load_state(network, state, path)
     network.requires_grad_(False).eval().to(device)
     lineage = timm_lineage(unless_changed(spec, path), network, state_digest(state))
     return _extractor(name, network, lineage, device, size=PACKAGED_SIZE, model=spec.model, reading="pooled features")
@@ -73,13 +74,13 @@ def timm_weights(name: str, given: Path | None) -> Path:
         UsageError: timm has no such model.
         ArtifactError: the weights are not here and do not come.
     """
-    spec = timm_spec(name, input_size=None)
+    spec = timm_spec(name)
     return given or fetch(spec, otherwise="place the file and give --features-weights PATH")
 
 
 def timm_model(name: str, path: Path, device: torch.device) -> Extractor:
     """The pooled features of any timm model, as its classifier would see them, at the model's own input size."""
-    spec = timm_spec(name, input_size=None)
+    spec = timm_spec(name)
     state = read_weights(path)
     network = _network(spec.model, state, path).to(device)
     cfg = network.pretrained_cfg
@@ -94,7 +95,7 @@ def _network(model: str, state: dict[str, torch.Tensor], path: Path, **options: 
     import timm
 
     network: Any = timm.create_model(model, pretrained=False, num_classes=0, **options)
-    put_in(network, state, path)
+    load_state(network, state, path)
     return network.requires_grad_(False).eval()
 
 

@@ -24,7 +24,7 @@ from driftkit.comparison.score_records import score_records, to_csv
 from driftkit.comparison.score_table import ScoreTable, read_evaluations, score_tables
 from driftkit.comparison.speed import Speed, SpeedSettings
 from driftkit.encoders.lineage import Lineage, kinship
-from driftkit.encoders.loading import MAE_RESNET
+from driftkit.encoders.trained_encoder import MAE_RESNET
 from driftkit.errors import ArtifactError, DriftkitError, NotFoundError
 from driftkit.runtime.drawing import Figure
 from driftkit.runtime.progress import Report

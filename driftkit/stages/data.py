@@ -1,114 +1,147 @@
-"""Importing images: from a spec to a pack, in the data folder or where the user wants it."""
+"""Importing images: from a spec to a pack, in the data folder or at a path of the user's."""
 
 import contextlib
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-import torch
+from pydantic import Field, field_validator
 
-from driftkit.datasets.decode import resize_images
-from driftkit.datasets.packs import (
-    ImagePack,
-    PackSource,
-    RawImages,
-    balanced_indices,
-    card_path,
-    is_finished,
-    open_pack,
-    pack_path,
-    write_pack,
-)
-from driftkit.datasets.sources import Source, import_path, open_dataset, resolve, source_record
+from driftkit.config.settings import Option, Settings
 from driftkit.errors import ArtifactError, UsageError
-from driftkit.storage.files import read_tensors
-from driftkit.storage.images import save_grid
 
+if TYPE_CHECKING:  # torch is loaded when images are imported, not for --help
+    from driftkit.datasets.packs import ImagePack, PackSource, RawImages
+    from driftkit.datasets.spec import Source
+
+IMAGES, FILES = "Which images", "Where they go"
 GRID_COLUMNS = 8
 
 
-def import_data(
-    spec: str,
-    output: Path | None = None,
-    image_size: int | None = None,
-    limit: int | None = None,
-    *,
-    force: bool = False,
-    cifar10_url: str | None = None,
-) -> tuple[ImagePack, Path]:
-    """Open what a spec names, importing it if need be, and write it as a pack of its own if `output` says so.
+class ImportConfig(Settings):
+    """Settings of `driftkit data`."""
 
-    Args:
-        spec: as `open_dataset` takes it.
-        output: pack to write, with or without its suffix; None leaves the import in the data folder.
-        image_size: side in pixels to which the images are brought; a pack is resized only into an `output`.
-        limit: at most so many images, in equal shares of the classes.
-        force: replace other images at `output`.
-        cifar10_url: where to fetch CIFAR-10 from.
+    image_size: Annotated[int | None, Option(IMAGES, default="as they are")] = Field(
+        None, ge=8, le=1024, description="side in pixels of the centred square that is kept and resized"
+    )
+    limit: Annotated[int | None, Option(IMAGES, default="all")] = Field(
+        None, ge=1, description="largest number of images, in equal shares of the classes"
+    )
+    cifar10_url: Annotated[
+        str | None, Option(IMAGES, ("--cifar10-url",), default="DRIFTKIT_CIFAR10_URL, then cs.toronto.edu")
+    ] = Field(None, description="address of cifar-10-python.tar.gz")
+    output: Annotated[Path | None, Option(FILES, ("--output", "-o"), default="in DRIFTKIT_DATA_DIR")] = Field(
+        None, description="pack (.safetensors) to write"
+    )
+    grid: Annotated[Path | None, Option(FILES, default="none")] = Field(
+        None, description="PNG of a few images to write, a row per class"
+    )
+    force: Annotated[bool, Option(FILES)] = Field(False, description="replace another pack at the output")
+
+    @field_validator("grid")
+    @classmethod
+    def _is_png(cls, grid: Path | None) -> Path | None:
+        if grid is not None and grid.suffix.lower() != ".png":
+            raise ValueError("expected a name that ends in .png")
+        return grid
+
+
+def import_data(spec: str, config: ImportConfig) -> "tuple[ImagePack, Path]":
+    """Open the images of a spec, importing them if need be, and write them as a pack of their own at `output`.
+
+    A pack is resized only into an `output`.
 
     Returns:
-        The pack, and the file it lies in.
+        The pack, and its file.
 
     Raises:
-        UsageError: an option does not fit, or `output` holds other images and `force` is not given.
+        UsageError: a setting does not fit, or `output` holds other images and `force` is not set.
         ArtifactError: the images are absent or broken.
     """
-    if image_size is not None and not 8 <= image_size <= 1024:
-        raise UsageError(f"--image-size {image_size}: expected 8 to 1024 pixels")
-    if limit is not None and limit < 1:
-        raise UsageError(f"--limit {limit}: expected at least 1 image")
-    if output is None:
-        pack = open_dataset(spec, image_size=image_size, limit=limit, cifar10_url=cifar10_url)
-        return pack, pack.path
-    target = pack_path(output)
-    named = resolve(spec, image_size=image_size, cifar10_url=cifar10_url)
-    record = _record(named, image_size, limit)
-    existing = _existing(target, record, force=force)
+    from driftkit.datasets.packs import pack_path
+    from driftkit.datasets.sources import open_dataset
+    from driftkit.storage.writable import require_writable
+
+    if config.output is not None:
+        require_writable(pack_path(config.output), "`output`")
+    if config.grid is not None:
+        require_writable(config.grid, "`grid`")
+    if config.output is None:
+        pack = open_dataset(spec, image_size=config.image_size, limit=config.limit, url=config.cifar10_url)
+        path = pack.path
+    else:
+        path = pack_path(config.output)
+        pack = _write(spec, config, path)
+    if config.grid is not None:
+        _write_grid(config.grid, pack)
+    return pack, path
+
+
+def _write(spec: str, config: ImportConfig, target: Path) -> "ImagePack":
+    from driftkit.datasets.packs import write_pack
+    from driftkit.datasets.sources import resolve
+
+    source = resolve(spec, image_size=config.image_size, url=config.cifar10_url)
+    record = _record(source, config)
+    existing = None if config.force else _existing(target, record)
     if existing is not None:
-        return existing, target
-    raw, label = _read(named, image_size, limit)
+        return existing
+    raw, label = _read(source, config)
     record = record.model_copy(update={"verified": raw.verified})
-    pack = write_pack(target, raw.images, raw.labels, raw.classes, source=record, label=label, notes=raw.notes)
-    return pack, target
+    return write_pack(target, raw.images, raw.labels, raw.classes, source=record, label=label, notes=raw.notes)
 
 
-def write_grid(path: Path, pack: ImagePack) -> None:
-    """Write a PNG of a few images, one row a class for up to 20 classes; else the first 64 in equal shares."""
+def _write_grid(path: Path, pack: "ImagePack") -> None:
+    """Write a PNG of a few images, one row per class for up to 20 classes; else the first 64 in equal shares."""
+    import torch
+
+    from driftkit.datasets.packs import balanced_indices
+    from driftkit.storage.images import save_grid
+
     rows = len(pack.classes) if 2 <= len(pack.classes) <= 20 else GRID_COLUMNS
     picked = balanced_indices(pack.labels, rows * GRID_COLUMNS)
     by_class = picked[torch.argsort(pack.labels[picked], stable=True)]
     save_grid(path, pack.images[by_class], columns=GRID_COLUMNS)
 
 
-def _record(named: Source | ImagePack, image_size: int | None, limit: int | None) -> PackSource:
-    """What the card will say about the origin."""
-    if isinstance(named, ImagePack):
-        options = {} if image_size is None else {"image_size": image_size}
-        record = PackSource(spec=str(named.path), kind="pack", options=options, digest=named.digest)
+def _record(source: "Source | ImagePack", config: ImportConfig) -> "PackSource":
+    """The origin, as the card names it."""
+    from driftkit.datasets.packs import ImagePack, PackSource
+    from driftkit.datasets.sources import source_record
+
+    if isinstance(source, ImagePack):
+        options = {} if config.image_size is None else {"image_size": config.image_size}
+        record = PackSource(spec=str(source.path), kind="pack", options=options, digest=source.digest)
     else:
-        record = source_record(named)
-    return record if limit is None else record.model_copy(update={"options": {**record.options, "limit": limit}})
+        record = source_record(source)
+    if config.limit is None:
+        return record
+    return record.model_copy(update={"options": {**record.options, "limit": config.limit}})
 
 
-def _existing(target: Path, record: PackSource, *, force: bool) -> ImagePack | None:
+def _existing(target: Path, record: "PackSource") -> "ImagePack | None":
     """The pack at `target` if it is the one that would be written; None if there is nothing that must be kept."""
-    if force or not (target.exists() or card_path(target).exists()):
+    from driftkit.datasets.packs import card_path, is_finished, open_pack
+
+    if not (target.exists() or card_path(target).exists()) or _is_unfinished(target):
         return None
-    if _is_unfinished(target):
-        return None
-    refusal = UsageError(f"--output {target}: holds something else; give another name, or --force to replace it")
+    refusal = UsageError(f"`output` {target}: holds something else; give another name, or `force` to replace it")
     if not is_finished(target):
         raise refusal
     try:
         pack = open_pack(target)
     except ArtifactError:
         raise refusal from None
-    there = pack.card.source
-    if (there.kind, there.options, there.digest) != (record.kind, record.options, record.digest):
+    origin = pack.card.source
+    if (origin.kind, origin.options, origin.digest) != (record.kind, record.options, record.digest):
         raise refusal
     return pack
 
 
 def _is_unfinished(target: Path) -> bool:
     """Whether an import was killed before it wrote the card."""
+    from driftkit.datasets.packs import card_path
+    from driftkit.storage.files import read_tensors
+
     if not target.is_file() or card_path(target).exists():
         return False
     with contextlib.suppress(ArtifactError):
@@ -116,19 +149,25 @@ def _is_unfinished(target: Path) -> bool:
     return False
 
 
-def _read(named: Source | ImagePack, image_size: int | None, limit: int | None) -> tuple[RawImages, str]:
+def _read(source: "Source | ImagePack", config: ImportConfig) -> "tuple[RawImages, str]":
     """The images for `output` and their label, from a pack where there is one."""
-    if not isinstance(named, ImagePack) and is_finished(import_path(named)):
-        named, image_size = open_pack(import_path(named)), None  # imported at that size already
-    if isinstance(named, ImagePack):
-        named.verify()
-        card = named.card
-        raw = RawImages(named.images, named.labels, named.classes, card.notes, card.source.verified)
+    from driftkit.datasets.decode import resize_images
+    from driftkit.datasets.packs import ImagePack, RawImages, balanced_indices, is_finished, open_pack
+    from driftkit.datasets.sources import import_path
+
+    image_size = config.image_size
+    if not isinstance(source, ImagePack):
+        path = import_path(source)
+        source, image_size = open_pack(path) if is_finished(path) else source, None  # imported at that size
+    if isinstance(source, ImagePack):
+        source.verify()
+        card = source.card
+        raw = RawImages(source.images, source.labels, source.classes, card.notes, card.source.verified)
         label = card.label
     else:
-        raw, image_size, label = named.read(), None, named.label
-    if limit is not None and limit < len(raw.images):
-        picked = balanced_indices(raw.labels, limit)
+        raw, label = source.read(), source.label
+    if config.limit is not None and config.limit < len(raw.images):
+        picked = balanced_indices(raw.labels, config.limit)
         raw = RawImages(raw.images[picked], raw.labels[picked], raw.classes, raw.notes, raw.verified)
     if image_size is not None:
         raw = RawImages(resize_images(raw.images, image_size), raw.labels, raw.classes, raw.notes, raw.verified)

@@ -12,7 +12,7 @@ from torch import nn
 
 from driftkit import __version__
 from driftkit.config.layers import did_you_mean
-from driftkit.encoders.loading import ENCODER_FILE
+from driftkit.encoders.trained_encoder import ENCODER_FILE
 from driftkit.errors import ArtifactError, NotFoundError, RefusedError, UsageError
 from driftkit.methods.base import Graph
 from driftkit.methods.registry import METHODS

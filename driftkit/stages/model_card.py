@@ -9,8 +9,7 @@ from driftkit.comparison.formats import format_count, format_score, format_secon
 from driftkit.comparison.reading import count, text
 from driftkit.comparison.run_summary import summarise
 from driftkit.comparison.score_table import read_evaluations, score_tables
-from driftkit.encoders.specs import PIXEL, SPECS, TIMM_PREFIX
-from driftkit.encoders.weights import published
+from driftkit.encoders.registry import encoder_licence, published_file
 from driftkit.methods.registry import METHODS, MethodConfig
 from driftkit.storage.run_folder import Run, Weights
 from driftkit.training.train_config import TrainConfig
@@ -52,25 +51,9 @@ def _encoder(encoder: Mapping[str, Any]) -> dict[str, Any]:
         "feature_set": text(encoder.get("feature_set")),
         "weights_digest": text(encoder.get("weights_digest")),
         "random_weights": random,
-        "licence": encoder_licence(name, random_weights=random),
-        "source": published(SPECS[name]).url if name in SPECS and not random else None,
+        "licence": "none: the weights were drawn at random" if random else encoder_licence(name),
+        "source": None if random or (file := published_file(name)) is None else file.url,
     }
-
-
-def encoder_licence(name: str, *, random_weights: bool = False) -> str:
-    """The licence of an encoder's weights, as far as it is known."""
-    if random_weights:
-        return "none: the weights were drawn at random"
-    if name == PIXEL:
-        return "none: pixels have no weights"
-    if name in SPECS:
-        return SPECS[name].licence
-    if name.startswith(TIMM_PREFIX):
-        import timm
-
-        cfg = timm.models.get_pretrained_cfg(name.removeprefix(TIMM_PREFIX))
-        return str(cfg.license or "see the model card of timm") if cfg else "unknown to timm"
-    return "that of the run it was trained in: an encoder trained with driftkit, without weights from elsewhere"
 
 
 def _nfe(config: MethodConfig) -> str:

@@ -10,8 +10,9 @@ from typing import Any
 from driftkit.datasets import cifar10
 from driftkit.datasets.sources import data_directory
 from driftkit.encoders import weights
-from driftkit.encoders.loading import timm_spec
-from driftkit.encoders.specs import PIXEL, SPECS, TIMM_PREFIX, EncoderSpec
+from driftkit.encoders.lineage import PIXEL
+from driftkit.encoders.specs import SPECS, TIMM_PREFIX, EncoderSpec
+from driftkit.encoders.timm_encoder import timm_spec
 from driftkit.encoders.weights import PublishedFile
 from driftkit.errors import ArtifactError, NotFoundError, UsageError
 from driftkit.scoring import extractors
@@ -154,7 +155,7 @@ def select(names: Sequence[str], *, everything: bool = False) -> list[Item]:
     picked = {}
     for name in names:
         if name.startswith(TIMM_PREFIX):
-            picked[name] = _encoder(timm_spec(name, input_size=None))
+            picked[name] = _encoder(timm_spec(name))
             continue
         features = name.removeprefix(EVALUATOR_PREFIX)
         full = evaluator_name(features) if name != features and features in EVALUATORS else name

@@ -13,7 +13,7 @@ from PIL import Image
 from pydantic import BaseModel
 
 from driftkit.datasets.packs import card_path, open_pack
-from driftkit.encoders import cache
+from driftkit.encoders import feature_cache as cache
 from driftkit.errors import ArtifactError, DriftkitError
 from driftkit.scoring import reference_statistics
 from driftkit.storage.atomic import is_temporary, writer_lives
@@ -383,7 +383,7 @@ def _require_encoder(path: Path) -> None:
         raise ArtifactError(f"{path}: its weights are not those it was written with; train again, or copy it")
 
 
-def _require_shard(folder: Path, number: int, layout: cache.CacheLayout, offset: Any) -> None:
+def _require_shard(folder: Path, number: int, layout: cache.FeatureCacheCard, offset: Any) -> None:
     if damaged := cache.read_shard(folder, number, layout, offset).damaged():
         path = cache.shard_path(folder, number)
         raise ArtifactError(f"{path}: features of {len(damaged)} images are not those that were written")

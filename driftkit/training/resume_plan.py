@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from driftkit.config.layers import flatten
+from driftkit.datasets import sources
 from driftkit.datasets.packs import ImagePack
-from driftkit.datasets.sources import NAMED, parse_spec
-from driftkit.encoders.specs import PIXEL, SPECS, TIMM_PREFIX
+from driftkit.encoders import registry
 from driftkit.errors import UsageError
 from driftkit.runtime.ranks import Ranks
 from driftkit.storage.atomic import is_temporary
@@ -92,19 +92,18 @@ def _require_same_config(run: Run, config: TrainConfig, saved: dict[str, Any]) -
     return [f"{k} was {saved[k]} and is {wanted[k]} now, with the same content" for k in moved]
 
 
-def _is_own_encoder(name: Any) -> bool:
-    """Whether an encoder is named by where it lies, and not by a row of the table."""
-    return isinstance(name, str) and name not in SPECS and name != PIXEL and not name.startswith(TIMM_PREFIX)
+def _is_encoder_place(name: Any) -> bool:
+    return isinstance(name, str) and registry.names_a_place(name)
 
 
 def _is_image_place(spec: Any) -> bool:
-    return isinstance(spec, str) and parse_spec(spec).target not in NAMED
+    return isinstance(spec, str) and sources.names_a_place(spec)
 
 
 # What only names a place, where the digest of its content decides.
 PLACES: dict[str, Callable[[Any], bool]] = {
     "data.spec": _is_image_place,
-    "objective.encoder": _is_own_encoder,
+    "objective.encoder": _is_encoder_place,
     "objective.encoder_weights": lambda path: True,
 }
 

@@ -19,6 +19,7 @@ from driftkit.config.layers import (
 )
 from driftkit.errors import UsageError
 from driftkit.methods.registry import DEFAULT_METHOD, METHODS, find_method
+from driftkit.models.contract import NetworkConfig
 from driftkit.training.trainer import TrainerConfig
 
 # What may differ when a run resumes: how long it goes on and what it writes on the way.
@@ -75,7 +76,7 @@ class TrainConfig(BaseModel):
     objective: Annotated[
         Union[tuple(method.config for method in METHODS.values())], Field(discriminator="name")  # type: ignore[valid-type]  # noqa: UP007
     ]
-    model: SerializeAsAny[BaseModel]
+    model: SerializeAsAny[NetworkConfig]
     trainer: TrainerConfig = TrainerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
@@ -186,5 +187,5 @@ def default_output(config: TrainConfig) -> Path:
     encoder = getattr(config.objective, "encoder", None)
     if encoder and Path(encoder).suffix == ".safetensors":
         encoder = str(Path(encoder).parent)  # exported encoders all have the same file name
-    name = config.objective.name + (f"_{Path(encoder).name.replace(':', '-')}" if encoder else "")
+    name: str = config.objective.name + (f"_{Path(encoder).name.replace(':', '-')}" if encoder else "")
     return Path("outputs") / name

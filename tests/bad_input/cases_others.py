@@ -47,7 +47,7 @@ PROBE = [
     ),
     Case("probe-input-size-zero", "probe-encoder {mae} --input-size 0", 2, ["--input-size 0"]),
     Case("probe-image-size-huge", "probe-encoder {mae} --image-size 5000", 2, ["--image-size 5000"]),
-    Case("probe-features-misspelt", "probe-encoder {mae} --features papr", 2, ["papr", "did you mean paper?"]),
+    Case("probe-features-misspelt", "probe-encoder {mae} --feature-set papr", 2, ["papr", "did you mean paper?"]),
     Case("probe-taps-unknown", "probe-encoder {mae} --taps layer9", 2, ["layer9"]),
     Case("probe-taps-twice", "probe-encoder mocov2 --random-weights --taps layer1,layer1", 2, ["layer1", "twice"]),
     Case("probe-batch-small", "probe-encoder {mae} -b 7", 2, ["--batch-size 7", "at least 8"]),

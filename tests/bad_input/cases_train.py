@@ -31,7 +31,7 @@ TRAIN = [
     Case("train-encoder-weights-a-folder", f"{TINY} -e mocov2 --encoder-weights {{drift}}", 3, ["drift"]),
     Case("train-encoder-weights-of-another", f"{TINY} -e mocov2 --encoder-weights {{samples}}", 3, ["samples"]),
     Case("train-weights-not-in-cache", f"{TINY} -e mocov2", 3, ["mocov2"]),
-    Case("train-features-misspelt", f"{TINY} --features multires2", 2, ["multires2", "did you mean"]),
+    Case("train-features-misspelt", f"{TINY} --feature-set multires2", 2, ["multires2", "did you mean"]),
     Case("train-taps-unknown", f"{TINY} -e mocov2 --random-weights --taps layer9", 2, ["layer9"]),
     Case("train-taps-of-pixels", f"{TINY} --taps layer1", 2, ["taps"]),
     Case("train-taps-empty-word", f"{TINY} -e mocov2 --random-weights --taps ,", 2, ["taps"]),

@@ -10,7 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from driftkit.probing.encoder_verdict import score
+from driftkit.probing.probe_record import ProbeRecord
+from driftkit.probing.verdict import score
 
 
 def ranks(values: list[float]) -> list[float]:
@@ -27,12 +28,15 @@ def correlation(a: list[float], b: list[float]) -> float:
 
 
 def row(folder: Path, probe: Path) -> dict[str, Any]:
-    document = json.loads(probe.read_text())
+    record = ProbeRecord.read(probe)
+    assert record.measurement is not None
+    purity, chance = record.measurement.purity, record.chance_purity
+    assert purity is not None
+    assert chance is not None
     evaluations = [json.loads(path.read_text()) for path in (folder / probe.parent.name / "evaluations").glob("*.json")]
-    lift = (document["purity"] - document["chance_purity"]) / (1 - document["chance_purity"])
     return {
         "name": probe.parent.name,
-        "score": score(document["restoration"], lift),
+        "score": score(record.measurement.pixel_alignment, (purity - chance) / (1 - chance)),
         "evaluations": {evaluation["extractor"]["name"]: evaluation for evaluation in evaluations},
     }
 

@@ -67,7 +67,7 @@ def test_help_leads_with_examples_and_does_not_import_torch(command):
         (["compare", "absent", "--neighbours-by", "hue"], 2, "pixels or features"),
         (["probe-encoder", "dinov2-multires", "--input-size", "230", "--random-weights"], 2, "224 or 238"),
         (["probe-encoder", "nope"], 2, "pixel"),
-        (["probe-encoder", "pixel", "--features", "nope"], 2, "multires"),
+        (["probe-encoder", "pixel", "--feature-set", "nope"], 2, "multires"),
         (["run", "absent.toml"], 3, "absent.toml"),
         (["verify", "absent"], 3, "1 problem"),
         (["prefetch"], 2, "--all"),

@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-from driftkit.encoders.loading import load_encoder
-from driftkit.encoders.networks import MAEEncoder
+from driftkit.encoders.trained_encoder import MAEEncoder
 from driftkit.methods.classifier.config import ClassifierConfig
 from driftkit.methods.classifier.objective import Classifier
 from driftkit.methods.ddpm.config import DDPMConfig
@@ -26,6 +25,7 @@ from driftkit.training.feed import Feed
 from driftkit.training.finite_watch import FiniteWatch
 from driftkit.training.gradients import GradientExchange
 from tests.cuda.fake import CUDA, Watched, fake_cuda, watching
+from tests.encoders.loading import load
 
 BATCH, SIZE = 128, 32
 MOST_WAITS = 0  # in the loop one more where there are several ranks: for the stop flag of the step before
@@ -54,7 +54,7 @@ def networks(method: str) -> tuple[torch.nn.Module, torch.nn.Module | None]:
         if name == "mae":
             encoder = MAEEncoder(name, MAEResNet(MAEResNetConfig()), input_size=SIZE)
         else:
-            encoder = load_encoder(name, image_size=SIZE, random_weights=True, device="meta")
+            encoder = load(name, image_size=SIZE, random_weights=True, device="meta")
     return unet, encoder.to(memory_format=torch.channels_last)
 
 

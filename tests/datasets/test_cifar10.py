@@ -204,9 +204,9 @@ def test_failed_download_says_what_to_place_where_and_leaves_nothing(tmp_path):
     (tmp_path / "other.tar.gz").write_bytes(b"no archive")
     for url in ((tmp_path / "absent.tar.gz").as_uri(), (tmp_path / "other.tar.gz").as_uri()):
         with pytest.raises(ArtifactError, match=r"cifar-10-python\.tar\.gz|md5"):
-            open_dataset("cifar10", cifar10_url=url)
+            open_dataset("cifar10", url=url)
     with pytest.raises(ArtifactError, match="DRIFTKIT_CIFAR10_URL"):
-        open_dataset("cifar10", cifar10_url=(tmp_path / "absent.tar.gz").as_uri())
+        open_dataset("cifar10", url=(tmp_path / "absent.tar.gz").as_uri())
     assert not [path for path in (tmp_path / "data").rglob("*") if path.is_file()]
 
 
@@ -214,6 +214,6 @@ def test_forbidden_download_and_odd_addresses(tmp_path):
     with pytest.raises(ArtifactError, match="is not in"):
         open_dataset("cifar10", allow_download=False)
     with pytest.raises(UsageError, match="ftp"):
-        open_dataset("cifar10", cifar10_url="ftp://host/file")
+        open_dataset("cifar10", url="ftp://host/file")
     with pytest.raises(UsageError, match="train or test"):
         open_dataset("cifar10:val", allow_download=False)

@@ -37,7 +37,7 @@ def test_image_size_gives_a_pack_of_its_own():
 
 def test_limit_takes_a_balanced_part():
     assert open_dataset(SMALL, limit=10).labels.tolist() == list(range(10))
-    with pytest.raises(UsageError, match="limit 0"):
+    with pytest.raises(UsageError, match="`limit` 0"):
         open_dataset(SMALL, limit=0)
 
 

@@ -5,15 +5,15 @@ from functools import partial
 import pytest
 import torch
 
-from driftkit.encoders.features import feature_set
-from driftkit.encoders.loading import load_encoder
-from driftkit.encoders.networks import MAEEncoder
+from driftkit.encoders.feature_sets import feature_set
+from driftkit.encoders.trained_encoder import MAEEncoder
 from driftkit.methods.drifting.config import DriftingConfig
 from driftkit.methods.drifting.objective import Drifting
 from driftkit.methods.registry import METHODS
 from driftkit.models.mae_resnet import MAEResNet, MAEResNetConfig
 from driftkit.runtime.ranks import Ranks
 from tests.conftest import setting
+from tests.encoders.loading import load
 
 # One of each architecture: residual with batch norms, transformer, ConvNeXt with layer norms, convolutions with "same".
 SIZES = {"mocov2": 64, "dinov2-multires": 56, "convnextv2": 64, "efficientnet-lite0": 64}
@@ -31,9 +31,7 @@ def mae_encoder(*, input_size: int) -> MAEEncoder:
 @pytest.mark.parametrize("name", [*SIZES, "mae"])
 def test_resizing_network_and_feature_set_are_one_graph(name):
     size = SIZES.get(name, 48)
-    encoder = (
-        load_encoder(name, random_weights=True, input_size=size) if name in SIZES else mae_encoder(input_size=size)
-    )
+    encoder = load(name, random_weights=True, input_size=size) if name in SIZES else mae_encoder(input_size=size)
     features = feature_set(encoder.feature_set)
     torch._dynamo.reset()
     found = torch._dynamo.explain(lambda images: features(encoder.maps(images), images))(torch.randn(2, 3, 32, 32))
@@ -62,9 +60,7 @@ def test_compiled_features_and_their_gradients_are_the_eager_ones(monkeypatch, s
 @pytest.mark.parametrize("name", [*SIZES, "mae"])
 def test_weights_stored_in_bfloat16_give_the_features_of_autocast(name):
     size = SIZES.get(name, 32)
-    encoder = (
-        load_encoder(name, random_weights=True, input_size=size) if name in SIZES else mae_encoder(input_size=size)
-    )
+    encoder = load(name, random_weights=True, input_size=size) if name in SIZES else mae_encoder(input_size=size)
     images = torch.randn(2, 3, 32, 32)
 
     def features_and_gradient():
@@ -86,7 +82,7 @@ def test_weights_stored_in_bfloat16_give_the_features_of_autocast(name):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_training_stores_weights_once_and_records_the_digest_of_the_original_ones(tmp_path, dtype):
-    encoder = load_encoder("efficientnet-lite0", random_weights=True, input_size=32)
+    encoder = load("efficientnet-lite0", random_weights=True, input_size=32)
     config = DriftingConfig(encoder="efficientnet-lite0", random_weights=True, input_size=32)
     built = METHODS["drift"].build(config, setting(torch.zeros(4, 3, 32, 32, dtype=torch.uint8), dtype=dtype))
     assert built.encoder["weights_digest"] == encoder.weights_digest

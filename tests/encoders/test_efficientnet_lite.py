@@ -11,11 +11,11 @@ import torch
 
 from driftkit.encoders import weights
 from driftkit.encoders.efficientnet_lite import in_timm_names
-from driftkit.encoders.loading import load_encoder
 from driftkit.encoders.specs import PACKAGED, SPECS
 from driftkit.encoders.weights import PackagedFile, fetch, published, read_weights
 from driftkit.errors import ArtifactError
 from driftkit.scoring.extractors import INSTALLED, INSTALLED_LINEAGE, load_extractor
+from tests.encoders.loading import load
 
 LITE = [name for name in PACKAGED if published(SPECS[name]).locate() is not None]  # lite1 is an extra
 # ImageNet classes by CIFAR-10 class: ranges of indices that are the class or kinds of it.
@@ -68,7 +68,7 @@ def test_a_file_that_was_changed_is_refused(tmp_path, monkeypatch):
         file.write(b"\0\1\2\3")
     monkeypatch.setattr(PackagedFile, "locate", lambda self: copy)
     with pytest.raises(ArtifactError, match="sha256"):
-        load_encoder(spec.name)
+        load(spec.name)
 
 
 def test_a_file_of_timm_is_an_encoder_weights_file_too(tmp_path):
@@ -76,8 +76,8 @@ def test_a_file_of_timm_is_an_encoder_weights_file_too(tmp_path):
     state = in_timm_names(read_weights(published(SPECS["efficientnet-lite0"]).locate()), target)
     torch.save(state, tmp_path / "timm.pth")
     images = torch.rand(2, 3, 32, 32) * 2 - 1
-    ours = load_encoder("efficientnet-lite0", weights=tmp_path / "timm.pth").maps(images)
-    for a, b in zip(ours, load_encoder("efficientnet-lite0").maps(images), strict=True):
+    ours = load("efficientnet-lite0", encoder_weights=tmp_path / "timm.pth").maps(images)
+    for a, b in zip(ours, load("efficientnet-lite0").maps(images), strict=True):
         assert torch.equal(a.values, b.values)
 
 
@@ -88,7 +88,7 @@ def test_the_installed_evaluator_is_what_is_said_of_it_before_it_is_loaded():
 
 def test_maps_have_the_strides_of_the_row():
     spec = SPECS["efficientnet-lite0"]
-    encoder = load_encoder(spec.name, input_size=96)
+    encoder = load(spec.name, input_size=96)
     for found, stride in zip(encoder.maps(torch.zeros(1, 3, 32, 32)), spec.strides, strict=True):
         assert found.values.shape[-1] == 96 // stride
     assert encoder.num_parameters == spec.parameters

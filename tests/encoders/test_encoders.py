@@ -6,14 +6,16 @@ import pytest
 import timm
 import torch
 
-from driftkit.encoders.features import FEATURE_SETS, STD_EPSILON, field_calls, mean_and_std
-from driftkit.encoders.loading import load_encoder, read_weights
-from driftkit.encoders.networks import MAEEncoder, layer_normalised
+from driftkit.encoders.feature_sets import FEATURE_SETS, STD_EPSILON, field_calls, mean_and_std
+from driftkit.encoders.frozen_encoder import layer_normalised
+from driftkit.encoders.trained_encoder import MAEEncoder
+from driftkit.encoders.weights import read_weights
 from driftkit.errors import ArtifactError, UsageError
 from driftkit.models.mae_resnet import MAEResNet, MAEResNetConfig
 from driftkit.protocols import FeatureMap
 from driftkit.storage.files import write_tensors
 from tests.conftest import driftkit, train_tiny
+from tests.encoders.loading import load
 
 SHAPES = {
     "dinov2-multires": (
@@ -46,7 +48,7 @@ def test_probe_shows_the_maps_and_field_calls(name):
 
 
 def test_pixel_encoder_is_the_flat_image():
-    encoder = load_encoder("pixel", image_size=8)
+    encoder = load("pixel", image_size=8)
     images = torch.randn(2, 3, 8, 8)
     (only,) = encoder.maps(images)
     assert torch.equal(only.values[:, :, 0, 0], images.flatten(1))
@@ -68,7 +70,7 @@ def moco_file(tmp_path, **changes):
 
 def test_official_moco_layout_loads_and_its_features_are_those_of_the_network(tmp_path):
     path, network = moco_file(tmp_path)
-    encoder = load_encoder("mocov2", weights=path, input_size=64)
+    encoder = load("mocov2", encoder_weights=path, input_size=64)
     images = torch.rand(1, 3, 64, 64) * 2 - 1
     mean, std = (
         torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1),
@@ -91,15 +93,15 @@ def test_official_moco_layout_loads_and_its_features_are_those_of_the_network(tm
 def test_wrong_moco_checkpoints_are_refused_by_name(tmp_path, changes, says):
     path, _ = moco_file(tmp_path, **changes)
     with pytest.raises(ArtifactError, match=says):
-        load_encoder("mocov2", weights=path)
+        load("mocov2", encoder_weights=path)
 
 
 def test_a_file_of_another_network_is_refused(tmp_path):
     write_tensors(tmp_path / "w.safetensors", {"a": torch.zeros(2)})
     with pytest.raises(ArtifactError, match=r"module\.encoder_q"):
-        load_encoder("mocov2", weights=tmp_path / "w.safetensors")
+        load("mocov2", encoder_weights=tmp_path / "w.safetensors")
     with pytest.raises(ArtifactError, match="does not fit"):
-        load_encoder("convnextv2", weights=tmp_path / "w.safetensors")
+        load("convnextv2", encoder_weights=tmp_path / "w.safetensors")
 
 
 def test_nothing_in_a_weights_file_is_executed(tmp_path):
@@ -129,7 +131,7 @@ def test_mae_run_is_an_encoder_with_the_papers_feature_set(tmp_path):
     document = json.loads(result.stdout)
     assert document["feature_set"] == "paper"
     assert [m["name"] for m in document["maps"]] == ["stage1", "stage2", "stage3", "stage4", "input"]
-    encoder = load_encoder(str(tmp_path / "mae"))
+    encoder = load(str(tmp_path / "mae"))
     images = torch.randn(2, 3, 8, 8, requires_grad=True)
     sum(m.values.sum() for m in encoder.maps(images)).backward()
     assert images.grad.abs().sum() > 0
@@ -140,7 +142,7 @@ def test_mae_run_is_an_encoder_with_the_papers_feature_set(tmp_path):
 def test_a_mae_run_exports_its_encoder_as_one_file(tmp_path):
     train_tiny(tmp_path / "mae", "mae")
     images = torch.randn(2, 3, 8, 8)
-    run, file = (load_encoder(str(tmp_path / p)) for p in ("mae", "mae/encoder.safetensors"))
+    run, file = (load(str(tmp_path / p)) for p in ("mae", "mae/encoder.safetensors"))
     assert run.weights_digest == file.weights_digest
     assert run.input_size == file.input_size == 8
     for a, b in zip(run.maps(images), file.maps(images), strict=True):
@@ -148,19 +150,19 @@ def test_a_mae_run_exports_its_encoder_as_one_file(tmp_path):
     train_tiny(tmp_path / "drift", "drift", "--encoder", tmp_path / "mae" / "encoder.safetensors")
     weights = next((tmp_path / "mae" / "checkpoints").rglob("ema.safetensors"))
     with pytest.raises(UsageError, match="was not exported"):
-        load_encoder(str(weights))
+        load(str(weights))
 
 
 def test_a_mae_is_read_at_some_of_its_scales(tmp_path):
     train_tiny(tmp_path / "mae", "mae")
-    whole, part = (load_encoder(str(tmp_path / "mae"), taps=taps) for taps in (None, ["stage3", "stage1"]))
+    whole, part = (load(str(tmp_path / "mae"), taps=taps) for taps in (None, ["stage3", "stage1"]))
     images = torch.randn(2, 3, 8, 8)
     assert [m.name for m in part.maps(images)] == ["stage1", "stage3"]
     assert torch.equal(part.maps(images)[1].values, whole.maps(images)[2].values)
     assert part.num_parameters < whole.num_parameters / 2  # the last stage is the largest
     assert part.weights_digest == whole.weights_digest
     with pytest.raises(UsageError, match=r"expected some of stem, stage1\.block1, stage1, stage2\.block1, .*, stage4$"):
-        load_encoder(str(tmp_path / "mae"), taps=["stage5"])
+        load(str(tmp_path / "mae"), taps=["stage5"])
 
 
 def resnet(*num_blocks, width=8):
@@ -254,7 +256,7 @@ def check_compiled(encoder, *, side):
 
 
 def test_a_network_of_timm_compiles_as_one_graph_with_its_resizing():
-    check_compiled(load_encoder("timm:test_vit2", random_weights=True, input_size=64), side=32)
+    check_compiled(load("timm:test_vit2", random_weights=True, input_size=64), side=32)
 
 
 @pytest.mark.parametrize("options", [{"map_norm": "layer"}, {"resize": "bilinear"}])
@@ -262,7 +264,7 @@ def test_map_norm_and_resizing_are_part_of_what_features_follow_from(options, tm
     train_tiny(tmp_path / "mae", "mae")
     for name in (str(tmp_path / "mae"), str(tmp_path / "mae" / "encoder.safetensors"), "efficientnet-lite0"):
         known = {} if name != "efficientnet-lite0" else {"random_weights": True}
-        plain, changed = (load_encoder(name, input_size=32, **known, **o) for o in ({}, options))
+        plain, changed = (load(name, input_size=32, **known, **o) for o in ({}, options))
         assert (plain.describe()["map_norm"], plain.describe()["resize"]) == ("none", "bicubic")
         assert plain.describe() | options == changed.describe() != plain.describe()
         images = torch.rand(1, 3, 24, 24)
@@ -293,20 +295,20 @@ def test_a_layer_norm_of_a_constant_position_is_zero_with_a_finite_gradient():
 
 @pytest.mark.parametrize("map_norm", ["layer", "final"])
 def test_pixels_are_not_normalised(map_norm):
-    with pytest.raises(UsageError, match=f"--map-norm {map_norm}: encoder pixel .*; expected none"):
-        load_encoder("pixel", map_norm=map_norm)
-    assert load_encoder("pixel", map_norm="none").map_norm == "none"
+    with pytest.raises(UsageError, match=f"`map_norm` {map_norm}: encoder pixel .*; expected none"):
+        load("pixel", map_norm=map_norm)
+    assert load("pixel", map_norm="none").map_norm == "none"
 
 
 def test_a_final_norm_that_is_not_there_or_does_not_fit_is_refused(tmp_path):
     train_tiny(tmp_path / "mae", "mae")
     for name in (str(tmp_path / "mae"), "efficientnet-lite0", "convnextv2", "mocov2"):
         known = {} if name.startswith("/") else {"random_weights": True, "device": "meta"}
-        with pytest.raises(UsageError, match=r"--map-norm final: .* has no final norm; expected none or layer"):
-            load_encoder(name, map_norm="final", **known)
+        with pytest.raises(UsageError, match=r"`map_norm` final: .* has no final norm; expected none or layer"):
+            load(name, map_norm="final", **known)
     swin = {"random_weights": True, "device": "meta", "map_norm": "final"}
-    with pytest.raises(UsageError, match=r"takes 768 channels, .* has 96; expected none or layer, or other --taps"):
-        load_encoder("timm:swin_tiny_patch4_window7_224", **swin)
+    with pytest.raises(UsageError, match=r"takes 768 channels, .* has 96; expected none or layer, or other `taps`"):
+        load("timm:swin_tiny_patch4_window7_224", **swin)
 
 
 @pytest.mark.parametrize("words", [["--map-norm", "layer"], ["--resize", "bilinear"]])
@@ -327,7 +329,7 @@ def test_train_and_probe_take_the_settings_and_write_them_down(words, tmp_path):
 
 def test_a_mae_trains_a_generator_with_the_full_set(tmp_path):
     train_tiny(tmp_path / "mae", "mae", "--set", "model.num_blocks=[1,2,1,1]")
-    train_tiny(tmp_path / "drift", "drift", "--encoder", tmp_path / "mae", "--features", "paper-full")
+    train_tiny(tmp_path / "drift", "drift", "--encoder", tmp_path / "mae", "--feature-set", "paper-full")
     manifest = json.loads((tmp_path / "drift" / "manifest.json").read_text())
     assert manifest["encoder"]["taps"] == ["stem", "stage1", "stage2.block2", "stage2", "stage3", "stage4"]
     assert any(entry["architecture"].startswith("the pixels") for entry in manifest["encoder"]["lineage"])
@@ -352,7 +354,7 @@ def test_no_vector_of_a_map_is_constant(name, side):
 def test_a_run_that_is_no_mae_is_no_encoder(tmp_path):
     train_tiny(tmp_path / "ddpm", "ddpm")
     with pytest.raises(UsageError, match="a run of mae or classifier"):
-        load_encoder(str(tmp_path / "ddpm"))
+        load(str(tmp_path / "ddpm"))
 
 
 def test_no_image_change_escapes_the_papers_set_as_stripes_escape_pooling(tmp_path):

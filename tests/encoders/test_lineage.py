@@ -20,9 +20,9 @@ from driftkit.encoders.lineage import (
     read_lineage,
     training_encoders_of,
 )
-from driftkit.encoders.loading import load_encoder
 from driftkit.encoders.specs import SPECS
 from driftkit.encoders.weights import published, read_weights
+from tests.encoders.loading import load
 from tests.scoring.fakes import make_run
 
 LITE0 = Lineage("a0", "tf_efficientnet_lite0", "efficientnet", ("ImageNet-1k",), True)
@@ -102,8 +102,8 @@ def test_a_weights_file_that_is_another_one_than_the_published_is_of_unknown_ori
     changed = {name: value.clone() for name, value in read_weights(published_file).items()}
     changed["_conv_stem.weight"] *= 1.01
     torch.save(changed, tmp_path / "tuned.pth")
-    same, tuned = (load_encoder("efficientnet-lite0", weights=tmp_path / f"{n}.pth").lineage for n in ("same", "tuned"))
-    assert same == load_encoder("efficientnet-lite0").lineage
+    same, tuned = (load("efficientnet-lite0", encoder_weights=tmp_path / f"{n}.pth").lineage for n in ("same", "tuned"))
+    assert same == load("efficientnet-lite0").lineage
     assert tuned.data is None
     assert kinship([tuned], CLASSIFIER).degree == "related"
 
@@ -126,10 +126,10 @@ def test_runs_say_what_taught_them_and_what_they_are(tmp_path):
 
 
 def test_encoders_know_their_lineage():
-    assert load_encoder("pixel").lineage == PIXELS
-    random = load_encoder("timm:resnet18", random_weights=True).lineage
+    assert load("pixel").lineage == PIXELS
+    random = load("timm:resnet18", random_weights=True).lineage
     assert random == RANDOM
-    lite = load_encoder("efficientnet-lite0").lineage
+    lite = load("efficientnet-lite0").lineage
     assert (lite.architecture, lite.family, lite.data, lite.labels) == (
         LITE0.architecture, LITE0.family, LITE0.data, True,
     )  # fmt: skip

@@ -6,19 +6,19 @@ import pytest
 import timm
 import torch
 
-from driftkit.encoders import loading
-from driftkit.encoders.features import feature_set, field_calls
-from driftkit.encoders.loading import load_encoder, timm_spec
+from driftkit.encoders.feature_sets import feature_set, field_calls
 from driftkit.encoders.resizing import resize
 from driftkit.encoders.specs import NORMALISATIONS, PACKAGED, SPECS
+from driftkit.encoders.timm_encoder import timm_spec
 from driftkit.errors import UsageError
 from driftkit.methods.drifting.config import DriftingConfig
 from driftkit.methods.drifting.objective import Drifting
 from driftkit.protocols import Batch, Execution
 from driftkit.runtime.ranks import Ranks
 from driftkit.scoring.timm_extractors import dinov2
-from driftkit.storage.files import write_tensors
+from driftkit.storage.files import state_digest, write_tensors
 from driftkit.storage.images import to_float
+from tests.encoders.loading import load
 
 # Of the same families as the rows, with the same names of layers, but small enough to run.
 SMALL = {
@@ -44,7 +44,7 @@ VECTORS = {"multires": 18, "last": 18, "global": 1}
 def test_a_row_is_true_of_the_full_network(name):
     """On the meta device, where a network of 300 M parameters costs neither memory nor time."""
     spec = SPECS[name]
-    encoder = load_encoder(name, random_weights=True, device="meta")
+    encoder = load(name, random_weights=True, device="meta")
     assert encoder.num_parameters == spec.parameters
     images = torch.zeros(2, 3, 32, 32, device="meta")
     maps = encoder.maps(images)
@@ -62,7 +62,7 @@ def test_a_row_is_true_of_the_full_network(name):
 
 def test_the_rows_that_predecessors_had_give_one_vector_of_their_width():
     for name, channels in {"resnet18": 128, "dinov2": 768}.items():
-        encoder = load_encoder(name, random_weights=True, device="meta")
+        encoder = load(name, random_weights=True, device="meta")
         images = torch.zeros(2, 3, 32, 32, device="meta")
         (call,) = field_calls(feature_set(encoder.feature_set)(encoder.maps(images), images))
         assert (call.vectors, call.channels) == (1, channels)
@@ -73,7 +73,7 @@ def test_a_small_network_of_the_family_trains_a_generator(name, monkeypatch):
     spec = dataclasses.replace(SPECS[name], model=SMALL[name])
     monkeypatch.setitem(SPECS, name, spec)
     side = 64 if "patch32" in spec.model else 2 * spec.patch  # a larger patch stands in for one of 16 pixels
-    encoder = load_encoder(name, random_weights=True, input_size=side)
+    encoder = load(name, random_weights=True, input_size=side)
     objective = Drifting(DriftingConfig(encoder=name), encoder, ranks=Ranks())
     shift = torch.nn.Parameter(torch.zeros(3, 1, 1))
 
@@ -91,7 +91,7 @@ def test_a_small_network_of_the_family_trains_a_generator(name, monkeypatch):
 @pytest.mark.weights
 @pytest.mark.parametrize("name", list(SPECS))
 def test_published_weights_load(name):
-    encoder = load_encoder(name)
+    encoder = load(name)
     assert all(torch.isfinite(m.values).all() for m in encoder.maps(torch.zeros(1, 3, 32, 32)))
 
 
@@ -103,21 +103,21 @@ def small_dinov2(monkeypatch):
 
 def test_class_token_and_last_map_are_what_the_network_gives_after_its_norm(small_dinov2):
     images = torch.rand(2, 3, 32, 32) * 2 - 1
-    encoder = load_encoder("dinov2", random_weights=True, input_size=56)
+    encoder = load("dinov2", random_weights=True, input_size=56)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = timm.create_model(SMALL["dinov2"], num_classes=0, img_size=56).eval()
     want = network.forward_features((resize(images, 56) / 2 + 0.5 - encoder.mean) / encoder.std)
     (token,) = encoder.maps(images)
     assert torch.allclose(token.values[:, :, 0, 0], want[:, 0], atol=1e-5)
-    (patches,) = load_encoder("dinov2-last", random_weights=True, input_size=56).maps(images)
+    (patches,) = load("dinov2-last", random_weights=True, input_size=56).maps(images)
     assert torch.allclose(patches.values.flatten(2).transpose(1, 2), want[:, 1:], atol=1e-5)
 
 
 def test_position_embeddings_of_the_native_size_are_resized(small_dinov2, tmp_path):
     native = timm.create_model(SMALL["dinov2"], num_classes=0)
     write_tensors(tmp_path / "native.safetensors", native.state_dict())
-    encoder = load_encoder("dinov2-last", weights=tmp_path / "native.safetensors", input_size=56)
+    encoder = load("dinov2-last", encoder_weights=tmp_path / "native.safetensors", input_size=56)
     assert native.pos_embed.shape[1] == 1370
     assert encoder.network.pos_embed.shape[1] == 17
     ours = encoder.network.pos_embed
@@ -151,18 +151,18 @@ def test_training_and_scoring_see_the_same_features_of_dinov2(small_dinov2, tmp_
     images = torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8)
     scored = dinov2(tmp_path / "native.safetensors", torch.device("cpu"), model=SMALL["dinov2"])
     want, _ = scored.embed(images)
-    (token,) = load_encoder("dinov2", weights=tmp_path / "native.safetensors").maps(to_float(images))
+    (token,) = load("dinov2", encoder_weights=tmp_path / "native.safetensors").maps(to_float(images))
     assert torch.allclose(token.values[:, :, 0, 0], want, atol=1e-4)
     elsewhere = timm.create_model(SMALL["dinov2"], num_classes=0, img_size=224)
     state = timm.models.vision_transformer.checkpoint_filter_fn(native.state_dict(), elsewhere)
-    assert not torch.allclose(load_encoder("dinov2", weights=tmp_path / "native.safetensors").network.pos_embed,
+    assert not torch.allclose(load("dinov2", encoder_weights=tmp_path / "native.safetensors").network.pos_embed,
                               state["pos_embed"], atol=1e-2)  # fmt: skip
 
 
 @pytest.mark.parametrize("map_norm", ["none", "layer", "final"])
 def test_maps_of_a_transformer_are_raw_normalised_by_position_or_by_its_last_norm(map_norm, small_dinov2):
     images = torch.rand(1, 3, 56, 56) * 2 - 1
-    encoder = load_encoder("dinov2-multires", random_weights=True, input_size=56, map_norm=map_norm)
+    encoder = load("dinov2-multires", random_weights=True, input_size=56, map_norm=map_norm)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = timm.create_model(SMALL["dinov2"], num_classes=0, img_size=56).eval()
@@ -192,46 +192,46 @@ def test_rows_say_which_norm_their_references_took():
 
 
 def test_layers_behind_the_last_tap_cost_nothing():
-    whole = load_encoder("mocov2", random_weights=True, device="meta").num_parameters
-    assert load_encoder("mocov2", random_weights=True, taps=["layer2"], device="meta").num_parameters < whole / 10
+    whole = load("mocov2", random_weights=True, device="meta").num_parameters
+    assert load("mocov2", random_weights=True, taps=["layer2"], device="meta").num_parameters < whole / 10
 
 
 def test_taps_are_named_by_layer_and_come_in_their_order():
-    encoder = load_encoder("mocov2", random_weights=True, taps=["layer3", "act1"], device="meta")
+    encoder = load("mocov2", random_weights=True, taps=["layer3", "act1"], device="meta")
     assert [m.name for m in encoder.maps(torch.zeros(1, 3, 32, 32, device="meta"))] == ["act1", "layer3"]
     with pytest.raises(UsageError, match=r"has no layer layer9; expected some of act1, layer1"):
-        load_encoder("mocov2", random_weights=True, taps=["layer9"], device="meta")
+        load("mocov2", random_weights=True, taps=["layer9"], device="meta")
     with pytest.raises(UsageError, match="twice"):
-        load_encoder("mocov2", random_weights=True, taps=["layer1", "layer1"], device="meta")
-    with pytest.raises(UsageError, match="--taps"):
-        load_encoder("pixel", taps=["layer1"])
+        load("mocov2", random_weights=True, taps=["layer1", "layer1"], device="meta")
+    with pytest.raises(UsageError, match="`taps`"):
+        load("pixel", taps=["layer1"])
 
 
 def test_only_layers_that_are_read_must_fit_the_input_size():
-    assert load_encoder("mocov2", random_weights=True, taps=["layer2"], input_size=40, device="meta").input_size == 40
+    assert load("mocov2", random_weights=True, taps=["layer2"], input_size=40, device="meta").input_size == 40
     with pytest.raises(UsageError, match="32 or 64"):
-        load_encoder("resnet18", random_weights=True, taps=["layer4"], input_size=40, device="meta")
+        load("resnet18", random_weights=True, taps=["layer4"], input_size=40, device="meta")
 
 
 def test_clip_has_the_activation_its_weights_were_trained_with():
-    encoder = load_encoder("clip", random_weights=True, device="meta")
+    encoder = load("clip", random_weights=True, device="meta")
     assert "quickgelu" in type(encoder.network.blocks[0].mlp.act).__name__.lower()
 
 
 @pytest.mark.parametrize("model", ["tf_efficientnet_b3", "coat_tiny", "inception_v3", "levit_128s"])
 def test_odd_timm_models_have_their_own_input_size_and_layers_of_different_names(model):
-    encoder = load_encoder(f"timm:{model}", random_weights=True, device="meta")
+    encoder = load(f"timm:{model}", random_weights=True, device="meta")
     maps = encoder.maps(torch.zeros(2, 3, 32, 32, device="meta"))
     assert len({m.name for m in maps}) == len(maps) > 1
 
 
 def test_any_timm_model_is_tapped_at_its_quarters_or_its_stages():
-    plain = timm_spec("timm:vit_tiny_patch16_224", input_size=None)
+    plain = timm_spec("timm:vit_tiny_patch16_224")
     assert [name for name, _ in plain.taps] == ["block3", "block6", "block9", "block12"]
-    staged = timm_spec("timm:resnet26", input_size=128)
+    staged = timm_spec("timm:resnet26")
     assert [name for name, _ in staged.taps] == ["layer1", "layer2", "layer3", "layer4"]
-    assert (staged.input_size, staged.patch) == (128, 1)  # convolutions take any size
-    encoder = load_encoder("timm:test_vit2", random_weights=True)
+    assert (staged.input_size, staged.patch) == (224, 1)  # convolutions take any size
+    encoder = load("timm:test_vit2", random_weights=True)
     maps = encoder.maps(torch.zeros(1, 3, 32, 32))
     assert encoder.name == "timm:test_vit2"
     assert len(maps) == 4
@@ -243,15 +243,15 @@ def test_any_timm_model_is_tapped_at_its_quarters_or_its_stages():
 )
 def test_models_that_timm_lacks_are_named(name, says):
     with pytest.raises(UsageError, match=says):
-        load_encoder(name, random_weights=True)
+        load(name, random_weights=True)
 
 
 @pytest.mark.parametrize(("name", "size", "nearest"), [("dinov2", 100, "98 or 112"), ("clip", 10, "16")])
 def test_an_input_size_that_the_patch_does_not_divide_names_the_nearest(name, size, nearest):
     with pytest.raises(UsageError, match=nearest):
-        load_encoder(name, input_size=size, random_weights=True)
+        load(name, input_size=size, random_weights=True)
 
 
 def test_random_weights_are_the_same_each_time():
-    one, two = (load_encoder("timm:test_vit2", random_weights=True) for _ in range(2))
-    assert loading.state_digest(one.state_dict()) == loading.state_digest(two.state_dict())
+    one, two = (load("timm:test_vit2", random_weights=True) for _ in range(2))
+    assert state_digest(one.state_dict()) == state_digest(two.state_dict())

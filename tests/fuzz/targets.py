@@ -28,7 +28,8 @@ from driftkit.datasets.decode import decode_image
 from driftkit.datasets.folder import arrange
 from driftkit.datasets.packs import open_pack
 from driftkit.datasets.sources import parse_spec, resolve
-from driftkit.encoders.loading import load_encoder, load_encoder_file, native_image_size
+from driftkit.encoders.registry import trained_image_size
+from driftkit.encoders.trained_encoder import load_trained_encoder
 from driftkit.encoders.weights import read_weights
 from driftkit.errors import DriftkitError
 from driftkit.models.mae_resnet import MAEResNet, MAEResNetConfig
@@ -44,6 +45,7 @@ from driftkit.storage.images import read_samples, write_samples
 from driftkit.storage.run_folder import Run
 from driftkit.training.sampling import can_sample, load_network
 from driftkit.training.train_config import TrainConfig, resolve_config
+from tests.encoders.loading import load
 from tests.scoring.fakes import evaluation, make_pack, make_run, random_images, tiny_extractor
 
 Reader = Callable[[bytes], object]
@@ -108,8 +110,8 @@ def manifest(folder: Path) -> Target:
         each(
             lambda: collect([run.path]),
             lambda: can_sample(Run.open(run.path)),
-            lambda: native_image_size(str(run.path)),
-            lambda: load_encoder(str(run.path)),
+            lambda: trained_image_size(str(run.path)),
+            lambda: load(str(run.path)),
         )
         opened = Run.open(run.path)
         summary = summarise(opened, label="run")
@@ -273,8 +275,8 @@ def safetensors(folder: Path) -> Target:
         (folder / "p.json").write_bytes(pack_card)
         each(
             lambda: open_pack(folder / "p"),
-            lambda: load_encoder_file(place),
-            lambda: native_image_size(str(place)),
+            lambda: load_trained_encoder(place),
+            lambda: trained_image_size(str(place)),
             lambda: open_statistics_file(place, tiny_extractor()),
             lambda: read_weights(place),
         )
@@ -311,8 +313,8 @@ def encoder_header(folder: Path) -> Target:
             json.dumps(found, ensure_ascii=False).encode()
         with contextlib.suppress(UnicodeEncodeError):  # a header that nobody can write
             write_tensors(place, weights, header=found)
-        each(lambda: native_image_size(str(place)))
-        load_encoder_file(place)
+        each(lambda: trained_image_size(str(place)))
+        load_trained_encoder(place)
 
     return Target([json_bytes(header)], "json", read)
 
@@ -320,8 +322,8 @@ def encoder_header(folder: Path) -> Target:
 def encoder_name(_: Path) -> Target:
     def read(content: bytes) -> None:
         name = content.decode("utf-8", "surrogateescape")
-        each(lambda: native_image_size(name))
-        load_encoder(name, random_weights=False)
+        each(lambda: trained_image_size(name))
+        load(name, random_weights=False)
 
     os.environ["HF_HUB_OFFLINE"] = "1"
     return Target([b"pixel", b"timm:resnet999", b"mocov3", b"outputs/mae", b"encoder.safetensors"], "text", read)

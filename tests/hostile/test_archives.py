@@ -145,7 +145,7 @@ def test_an_archive_in_an_archive_is_no_image(tmp_path):
     inner = write_zip(tmp_path / "inner.zip", {f"{i}.png": bytes(MIB) for i in range(8)}).read_bytes()
     path = write_zip(tmp_path / "x.zip", {"1.png": png(), "inner.zip": inner, "inner.tar": inner})
     pack = open_dataset(str(path))
-    assert (len(pack), pack.card.notes) == (1, ("files that are no images, left out: 2",))
+    assert (len(pack), pack.card.notes) == (1, ("files that are no images, skipped: 2",))
     with pytest.raises(ArtifactError, match=r"2\.png is no readable image"):
         open_dataset(str(write_zip(tmp_path / "y.zip", {"2.png": inner})))
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from driftkit.encoders.features import feature_set, field_calls
-from driftkit.encoders.networks import MAEEncoder
+from driftkit.encoders.feature_sets import feature_set, field_calls
+from driftkit.encoders.trained_encoder import MAEEncoder
 from driftkit.methods.ddpm.config import DDPMConfig
 from driftkit.methods.ddpm.objective import DDPM
 from driftkit.methods.drifting import aggregated_drift, drift_loss

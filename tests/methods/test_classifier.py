@@ -4,7 +4,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from driftkit.encoders.loading import load_encoder
 from driftkit.errors import UsageError
 from driftkit.methods.classifier.config import ClassifierConfig
 from driftkit.methods.classifier.objective import Classifier
@@ -16,6 +15,7 @@ from driftkit.scoring.extractors import load_extractor
 from driftkit.stages.train import train
 from driftkit.storage.run_folder import Run
 from driftkit.training.train_config import resolve_config
+from tests.encoders.loading import load
 from tests.scoring.fakes import make_pack, random_images
 
 NETWORK = MAEResNetConfig(base_channels=4, num_blocks=(1, 1, 1, 1), num_classes=3, decoder=False)
@@ -85,10 +85,10 @@ def test_a_run_of_it_is_an_encoder_and_an_evaluator(tmp_path):
     pack = make_pack(tmp_path / "real.safetensors", random_images(40, 1), labels=labels, classes=("a", "b", "c"))
     config, origins = configured(pack)
     run = train(config, tmp_path / "run", origins=origins, device="cpu").run
-    encoder = load_encoder(str(run.path))
+    encoder = load(str(run.path))
     assert [m.name for m in encoder.maps(torch.zeros(1, 3, 8, 8))] == ["stage1", "stage2", "stage3", "stage4"]
     assert encoder.lineage.labels is True
-    assert load_encoder(str(run.path / "encoder.safetensors")).lineage == encoder.lineage
+    assert load(str(run.path / "encoder.safetensors")).lineage == encoder.lineage
     extractor = load_extractor(f"encoder:{run.path}")
     assert extractor.num_classes == 3
     assert extractor.lineage == encoder.lineage

@@ -6,8 +6,8 @@ import dataclasses
 import pytest
 import torch
 
-from driftkit.encoders import loading
-from driftkit.encoders.networks import PixelEncoder
+from driftkit.encoders import timm_encoder
+from driftkit.encoders.pixel import PixelEncoder
 from driftkit.methods.crops import random_resized_crop
 from driftkit.methods.ddpm.config import DDPMConfig
 from driftkit.methods.ddpm.objective import DDPM
@@ -198,7 +198,7 @@ def test_rank_0_fetches_weights_before_the_others_look_for_them(more, fetched, m
     def fetch(spec):
         ranks.events.append(spec.name)
 
-    monkeypatch.setattr(loading, "fetch", fetch)
+    monkeypatch.setattr(timm_encoder, "fetch", fetch)
     monkeypatch.setattr(drifting_build, "load_encoder", lambda *_, **__: PixelEncoder(input_size=8))
     config, _ = resolve_config(objective="drift", assignments=more)
     drifting_build.build_drifting(config.objective, setting(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), ranks))

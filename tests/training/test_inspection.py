@@ -9,7 +9,7 @@ import pytest
 import torch
 from driftkit.stages.replay import replay
 
-from driftkit.encoders.networks import PixelEncoder
+from driftkit.encoders.pixel import PixelEncoder
 from driftkit.runtime.finite import not_finite
 from driftkit.storage.files import read_json, read_tensors
 from driftkit.storage.run_folder import Run

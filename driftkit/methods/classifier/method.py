@@ -36,7 +36,7 @@ def _network_for_budget(config: ClassifierConfig, network: "MAEResNetConfig") ->
 
 
 def _finish(run: "Run") -> Path:
-    from driftkit.encoders.loading import export_encoder
+    from driftkit.encoders.trained_encoder import export_encoder
 
     return export_encoder(run)
 

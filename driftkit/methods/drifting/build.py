@@ -2,15 +2,14 @@
 
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 
 import torch
 
-from driftkit.encoders.cache import FeatureCache, FeatureSource, open_cache
-from driftkit.encoders.features import FEATURES_VERSION, WITH_PIXELS, feature_set
+from driftkit.encoders.feature_cache import FeatureCache, FeatureSource, open_cache
+from driftkit.encoders.feature_sets import FEATURES_VERSION, feature_set
+from driftkit.encoders.frozen_encoder import FrozenEncoder
 from driftkit.encoders.lineage import PIXEL_TERM, Lineage
-from driftkit.encoders.loading import fetch_published, load_encoder
-from driftkit.encoders.networks import FrozenEncoder
+from driftkit.encoders.registry import encoder_kind, load_encoder
 from driftkit.methods.base import BuiltObjective, Setting
 from driftkit.methods.drifting.config import DriftingConfig
 from driftkit.methods.drifting.objective import Drifting
@@ -24,19 +23,9 @@ def build_drifting(config: DriftingConfig, setting: Setting) -> BuiltObjective:
     """The objective, and what the manifest records of its encoder."""
     if setting.ranks.world_size > 1 and config.encoder_weights is None and not config.random_weights:
         with setting.ranks.first_alone():  # one download per cache, which the other ranks then read
-            fetch_published(config.encoder)
-    encoder = load_encoder(
-        config.encoder,
-        image_size=setting.pack.image_size,
-        input_size=config.input_size,
-        resize=config.resize,
-        weights=Path(config.encoder_weights) if config.encoder_weights else None,
-        random_weights=config.random_weights,
-        taps=config.taps,
-        map_norm=config.map_norm,
-        feature_set=config.feature_set,
-        device=setting.device,
-    ).to(memory_format=torch.channels_last)
+            encoder_kind(config.encoder).fetch(config.encoder)
+    encoder = load_encoder(config, image_size=setting.pack.image_size, device=setting.device)
+    encoder = encoder.to(memory_format=torch.channels_last)
     features = config.feature_set or encoder.feature_set
     cache = _open_cache(encoder, features, setting) if config.cache_features else None
     record = {
@@ -54,7 +43,7 @@ def build_drifting(config: DriftingConfig, setting: Setting) -> BuiltObjective:
 
 def training_lineages(encoder: FrozenEncoder, features: str) -> list[Lineage]:
     """Lineages of all that the loss sees: the encoder, and the pixels where the feature set has them."""
-    return [encoder.lineage, *([PIXEL_TERM] if features in WITH_PIXELS else [])]
+    return [encoder.lineage, *([PIXEL_TERM] if feature_set(features).has_pixels else [])]
 
 
 def _open_cache(encoder: FrozenEncoder, features: str, setting: Setting) -> FeatureCache:

@@ -4,34 +4,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from driftkit.encoders.specs import MapNorm
+from driftkit.encoders.encoder_config import EncoderConfig
 from driftkit.methods.base import MethodConfig
 
 
-class DriftingConfig(MethodConfig):
+class DriftingConfig(EncoderConfig, MethodConfig):
     """The drifting objective."""
 
     name: Literal["drift"] = "drift"
-    encoder: str = Field(
-        "dinov2-multires", description="row of the encoder table, timm:MODEL, or the folder of a MAE or classifier run"
-    )
-    taps: tuple[str, ...] | None = Field(
-        None, min_length=1, description="layers whose maps are used, for example block6; None: those of the table"
-    )
-    encoder_weights: str | None = Field(None, description="local file of encoder weights; None: cache, then hub")
-    random_weights: bool = Field(False, description="leave the encoder untrained (shapes, speed and tests only)")
-    input_size: int | None = Field(None, ge=8, le=4096, description="side in pixels the encoder sees; None: its own")
-    resize: Literal["bicubic", "bilinear"] = Field(
-        "bicubic", description="how images are brought to that size; the authors' release: bilinear"
-    )
-    map_norm: MapNorm | None = Field(
-        None,
-        description="normalisation of the maps: none, layer (each position over its channels) or final (the network's "
-        "last norm); None: the encoder's own",
-    )
-    feature_set: str | None = Field(
-        None, description="multires, paper, paper-full, last, global or locations; None: the encoder's own"
-    )
     cache_features: bool = Field(
         False, description="compute the features of real images once and map them from disk, in bfloat16"
     )

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from driftkit.encoders.features import feature_set, field_calls
-from driftkit.encoders.loading import load_encoder, native_image_size
-from driftkit.encoders.networks import FrozenEncoder
-from driftkit.encoders.specs import SPECS, TIMM_PREFIX
+from driftkit.encoders.feature_sets import feature_set, field_calls
+from driftkit.encoders.frozen_encoder import FrozenEncoder
+from driftkit.encoders.registry import encoder_kind, load_encoder, trained_image_size
 from driftkit.methods.base import Workload
 from driftkit.methods.drifting.affinity import Affinity
 from driftkit.methods.drifting.config import DriftingConfig
@@ -121,15 +120,7 @@ def field_cost(config: DriftingConfig, calls: tuple[tuple[int, int], ...]) -> Fi
 
 
 def _encoder_without_weights(config: DriftingConfig, image_size: int) -> FrozenEncoder:
-    published = config.encoder in SPECS or config.encoder.startswith(TIMM_PREFIX)
-    return load_encoder(
-        config.encoder,
-        image_size=native_image_size(config.encoder) or image_size,
-        input_size=config.input_size,
-        random_weights=published,  # which would have to be fetched, and only shapes matter here
-        resize=config.resize,
-        taps=config.taps,
-        map_norm=config.map_norm,
-        feature_set=config.feature_set,
-        device="meta",
-    )
+    # Published weights would have to be fetched, and only their shapes matter here.
+    published = encoder_kind(config.encoder).published(config.encoder) is not None
+    config = config.model_copy(update={"encoder_weights": None, "random_weights": published})
+    return load_encoder(config, image_size=trained_image_size(config.encoder) or image_size, device="meta")

@@ -7,9 +7,9 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from driftkit.encoders.cache import FeatureCache
-from driftkit.encoders.features import FeatureGroup, FieldCall, feature_set, field_calls
-from driftkit.encoders.networks import FrozenEncoder
+from driftkit.encoders.feature_cache import FeatureCache
+from driftkit.encoders.feature_sets import FeatureGroup, FieldCall, feature_set, field_calls
+from driftkit.encoders.frozen_encoder import FrozenEncoder
 from driftkit.errors import NonFiniteError, NonFiniteStepError
 from driftkit.methods.drifting.config import DriftingConfig
 from driftkit.methods.drifting.field import AggregatedDrift, aggregated_drift

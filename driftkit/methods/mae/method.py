@@ -50,7 +50,7 @@ def _network_for_budget(config: MAEConfig, network: "MAEResNetConfig") -> "MAERe
 
 
 def _finish(run: "Run") -> Path:
-    from driftkit.encoders.loading import export_encoder
+    from driftkit.encoders.trained_encoder import export_encoder
 
     return export_encoder(run)
 

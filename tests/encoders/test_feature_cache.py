@@ -8,9 +8,9 @@ from collections import namedtuple
 import pytest
 import torch
 
-from driftkit.encoders.cache import FeatureSource, open_cache
-from driftkit.encoders.features import feature_set
-from driftkit.encoders.networks import MAEEncoder
+from driftkit.encoders.feature_cache import FeatureSource, open_cache
+from driftkit.encoders.feature_sets import feature_set
+from driftkit.encoders.trained_encoder import MAEEncoder
 from driftkit.errors import ArtifactError, DriftkitError, ResourceError
 from driftkit.methods.drifting.config import DriftingConfig
 from driftkit.methods.drifting.objective import Drifting

@@ -1,34 +1,65 @@
-"""What an encoder costs per image, by input size: forward for real images, forward and backward for generated ones."""
+"""What an encoder costs: shapes and memory of the fields, and images per second by input size."""
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 
-from driftkit.encoders.features import FeatureSet
-from driftkit.encoders.networks import FrozenEncoder
+from driftkit.encoders.feature_sets import FeatureSet, FieldCall, field_calls
+from driftkit.encoders.frozen_encoder import FrozenEncoder
 from driftkit.errors import DriftkitError
+from driftkit.methods.drifting.precision import WAITS
+from driftkit.methods.drifting.workspace import CHUNK_BYTES, field_flops, workspace_bytes
+from driftkit.probing.probe_record import EncoderSpeed, FieldCallCost, FieldMemory, MapShape
 from driftkit.runtime.device import autocast, autocast_dtype, peak_memory_gib, reset_peak_memory, synchronize
+from driftkit.runtime.progress import Report
 
 SIZES = (32, 64, 112, 224)
+DEFAULT_TAUS = 3
+FLOAT_BYTES = 4
 
 
-@dataclass(frozen=True)
-class EncoderSpeed:
-    """At one input size; the numbers are None where `skipped` says why.
+def encoder_shapes(
+    encoder: FrozenEncoder, feature_set: FeatureSet, *, image_size: int
+) -> tuple[list[MapShape], list[FieldCall]]:
+    """Maps and field calls of one image of `image_size` pixels, found by running the encoder once."""
+    device = next((b.device for b in [*encoder.parameters(), *encoder.buffers()]), torch.device("cpu"))
+    images = torch.zeros(1, 3, image_size, image_size, device=device)
+    with torch.inference_mode():
+        maps = encoder.maps(images)
+        groups = feature_set(maps, images)
+    shapes = {m.name: m.values.shape for m in maps}
+    # Feature sets may add vectors of the image itself, which no map gives.
+    shapes |= {g.map: images.shape for g in groups if g.map not in shapes}
+    described = [
+        MapShape(name, channels, height, width, sum(g.values.shape[0] for g in groups if g.map == name))
+        for name, (_, channels, height, width) in shapes.items()
+    ]
+    return described, field_calls(groups)
 
-    Attributes:
-        forward_per_s, forward_backward_per_s: images per second.
-        peak_gib: most memory of the process (CPU) or of the allocator (CUDA) at `batch_size` images.
-    """
 
-    input_size: int
-    batch_size: int
-    forward_per_s: float | None = None
-    forward_backward_per_s: float | None = None
-    peak_gib: float | None = None
-    skipped: str | None = None
+def field_call_cost(call: FieldCall, *, batch_size: int) -> FieldCallCost:
+    """For `batch_size` generated and as many real images, with the usual number of temperatures."""
+    one = field_flops(num_rows=batch_size, num_columns=2 * batch_size, channels=call.channels, num_taus=DEFAULT_TAUS)
+    return FieldCallCost(call.channels, call.vectors, call.vectors * one / 1e9)
+
+
+def field_memory(calls: Sequence[FieldCall], *, batch_size: int) -> FieldMemory:
+    """Memory of the batched fields for `batch_size` generated and as many real images, on all ranks together."""
+    features = sum(call.vectors * call.channels for call in calls) * 2 * batch_size * FLOAT_BYTES
+    chunks = {}
+    for device, budget in CHUNK_BYTES.items():
+        chunks[device] = 0
+        for call in calls:
+            one = workspace_bytes(
+                num_rows=batch_size,
+                num_columns=2 * batch_size,
+                channels=call.channels,
+                num_taus=DEFAULT_TAUS,
+                wait=device in WAITS,
+            )
+            chunks[device] = max(chunks[device], one * min(call.vectors, max(1, budget // one)))
+    return FieldMemory(batch_size, features, chunks)
 
 
 def measure_encoder_speed(
@@ -40,7 +71,7 @@ def measure_encoder_speed(
     batch_size: int = 8,
     sizes: Sequence[int] = SIZES,
     budget_seconds: float = 10.0,
-    report: Callable[[str, int, int], None] = lambda what, done, total: None,
+    report: Report = lambda task, done, total: None,
 ) -> list[EncoderSpeed]:
     """Time the encoder at each input size, smallest first, in the number format that training would choose.
 
@@ -83,9 +114,7 @@ def _time(
     budget_seconds: float,
 ) -> EncoderSpeed:
     images = torch.rand(batch_size, 3, image_size, image_size, generator=torch.Generator().manual_seed(0)).to(device)
-    images = images * 2 - 1
-
-    images = images.contiguous(memory_format=torch.channels_last)
+    images = (images * 2 - 1).contiguous(memory_format=torch.channels_last)
     dtype = autocast_dtype("auto", device)
 
     def forward() -> None:

@@ -1,4 +1,7 @@
-"""From feature maps to the vectors that drift: which vectors a map gives, and which of them share a field call."""
+"""From feature maps to the vectors that drift: which vectors a map gives, and which of them share a field call.
+
+A new feature set is one function and one row of FEATURE_SETS.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -52,10 +55,29 @@ class FieldCall:
         return tuple(number for number, group in enumerate(self.groups) for _ in range(group.values.shape[0]))
 
 
-FEATURES_VERSION = 3  # counted up when a feature set gives other numbers: caches are made anew
+FEATURES_VERSION = 3  # counted up when a feature set gives other numbers: caches are built again
 
-FeatureSet = Callable[[list[FeatureMap], torch.Tensor], list[FeatureGroup]]
-"""(feature maps, the images they came from) -> feature groups."""
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """What is made of an encoder's maps.
+
+    Attributes:
+        name: as in configs.
+        function: (feature maps, the images they came from) -> feature groups.
+        help: one sentence.
+        has_pixels: the image itself is one of the vectors.
+        reads_blocks: an encoder trained here is read at its stem and blocks, too.
+    """
+
+    name: str
+    function: Callable[[list[FeatureMap], torch.Tensor], list[FeatureGroup]]
+    help: str
+    has_pixels: bool = False
+    reads_blocks: bool = False
+
+    def __call__(self, maps: list[FeatureMap], images: torch.Tensor) -> list[FeatureGroup]:
+        return self.function(maps, images)
 
 
 def locations(values: torch.Tensor) -> torch.Tensor:
@@ -82,7 +104,7 @@ def mean_and_std(values: torch.Tensor, grid: int) -> tuple[torch.Tensor, torch.T
 def window_mean_and_std(values: torch.Tensor, side: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and standard deviation over cells of side x side positions, two [(H // side) * (W // side), N, C].
 
-    Positions at the edge that fill no cell are left out.
+    Positions at the edge that fill no cell are skipped.
     """
     rows, columns = (length // side for length in values.shape[-2:])
     return _mean_and_std_of_cells(values[..., : rows * side, : columns * side].float(), rows, columns)
@@ -99,7 +121,7 @@ def _mean_and_std_of_cells(values: torch.Tensor, rows: int, columns: int) -> tup
 def multires(maps: list[FeatureMap], images: torch.Tensor) -> list[FeatureGroup]:
     """Per map 4x4 pooled locations, global mean and global standard deviation: 18 vectors.
 
-    Maps of 2x2 and 3x3 positions repeat theirs; one of a single position is that one vector.
+    Maps of 2x2 and 3x3 positions repeat theirs; a map of a single position is one vector.
     """
     groups = []
     for m in maps:
@@ -185,16 +207,23 @@ def every_location(maps: list[FeatureMap], images: torch.Tensor) -> list[Feature
     return [FeatureGroup(m.name, "locations", locations(m.values.float())) for m in maps]
 
 
-FEATURE_SETS: dict[str, FeatureSet] = {
-    "multires": multires,
-    "paper": paper,
-    "paper-full": paper_full,
-    "last": last,
-    "global": global_mean,
-    "locations": every_location,
+FEATURE_SETS = {
+    row.name: row
+    for row in (
+        FeatureSet("multires", multires, "4x4 pooled locations, global mean and standard deviation of every map."),
+        FeatureSet("paper", paper, "The paper's set, pooled on large maps, with the pixels.", has_pixels=True),
+        FeatureSet(
+            "paper-full",
+            paper_full,
+            "Every location and all cells of 2x2 and 4x4 positions, with the pixels.",
+            has_pixels=True,
+            reads_blocks=True,
+        ),
+        FeatureSet("last", last, "The vectors of multires, of the last map alone."),
+        FeatureSet("global", global_mean, "The global mean of every map."),
+        FeatureSet("locations", every_location, "Every location of every map."),
+    )
 }
-WITH_PIXELS = ("paper", "paper-full")  # feature sets in which the image itself is one of the vectors
-WITH_BLOCKS = ("paper-full",)  # feature sets for which a MAE is read at its stem and blocks, too
 
 
 def feature_set(name: str) -> FeatureSet:
@@ -205,7 +234,7 @@ def feature_set(name: str) -> FeatureSet:
     """
     if name not in FEATURE_SETS:
         raise UsageError(
-            f"feature set {name!r}: expected one of {', '.join(FEATURE_SETS)}{did_you_mean(name, FEATURE_SETS)}"
+            f"`feature_set` {name!r}: expected one of {', '.join(FEATURE_SETS)}{did_you_mean(name, FEATURE_SETS)}"
         )
     return FEATURE_SETS[name]
 

@@ -5,18 +5,21 @@ import dataclasses
 import pytest
 import torch
 
-from driftkit.encoders.features import every_location
-from driftkit.encoders.networks import FrozenEncoder, PixelEncoder
+from driftkit.encoders.feature_sets import FEATURE_SETS
+from driftkit.encoders.frozen_encoder import FrozenEncoder
+from driftkit.encoders.pixel import PixelEncoder
 from driftkit.errors import DriftkitError
 from driftkit.methods.drifting import aggregated_drift, drift_loss
 from driftkit.probing.corruptions import ONE_CLASS
-from driftkit.probing.encoder_verdict import best_signal, judge, judge_group, recommended_taus, score
-from driftkit.probing.kernel_probe import ProbeImages, measure_encoder, one_class_count, relative_change
-from driftkit.probing.restoration import restoration
+from driftkit.probing.measurement import measure_encoder, relative_change
+from driftkit.probing.pixel_alignment import pixel_alignment
+from driftkit.probing.probe_images import ProbeImages, one_class_count
+from driftkit.probing.verdict import best_signal, describe_group, give_verdict, recommended_taus, score
 from driftkit.protocols import FeatureMap
 from driftkit.storage.images import to_float
 
 BATCH = 16
+LOCATIONS = FEATURE_SETS["locations"]
 TAUS = (0.05, 0.2, 0.5)
 
 
@@ -54,7 +57,7 @@ def probe_images(count=8 * BATCH):
 
 def measure(function, images=None, **options):
     return measure_encoder(
-        FakeEncoder(function), every_location, images or probe_images(), batch_size=BATCH, taus=TAUS, **options
+        FakeEncoder(function), LOCATIONS, images or probe_images(), batch_size=BATCH, taus=TAUS, **options
     )
 
 
@@ -63,17 +66,17 @@ def test_a_global_mean_is_blind_to_arrangement_and_detail_but_not_to_content():
     (group,) = measured.groups
     assert group.sensitivity["shuffle"] < 0.02
     assert best_signal(group, "shuffle") < 0.15 < best_signal(group, ONE_CLASS)
-    words = judge_group(group)
+    words = describe_group(group)
     assert "blind to" in words
-    for fault in ("noise", "blur", "checker", "shuffle"):
-        assert fault in words
-    verdict = judge(measured, chance=0.5, input_size=16, random_weights=False)
-    assert verdict.verdict == "poor"
+    for corruption in ("noise", "blur", "checker", "shuffle"):
+        assert corruption in words
+    verdict = give_verdict(measured, chance=0.5, input_size=16, random_weights=False)
+    assert verdict.word == "poor"
     assert any("blind to shuffle" in reason for reason in verdict.reasons)
 
 
 def test_pixels_see_arrangement_and_are_as_sensitive_as_pixels():
-    measured = measure_encoder(PixelEncoder(input_size=16), every_location, probe_images(), batch_size=BATCH, taus=TAUS)
+    measured = measure_encoder(PixelEncoder(input_size=16), LOCATIONS, probe_images(), batch_size=BATCH, taus=TAUS)
     (group,) = measured.groups
     assert all(value == pytest.approx(1, rel=1e-4) for value in group.sensitivity.values())
     assert best_signal(group, "shuffle") > 0.3
@@ -103,7 +106,7 @@ def test_without_labels_the_class_based_parts_are_absent():
     assert measured.purity is None
     assert measured.repeats == 2
     assert all(g.purity is None and ONE_CLASS not in g.separation for g in measured.groups)
-    verdict = judge(measured, chance=None, input_size=16, random_weights=False)
+    verdict = give_verdict(measured, chance=None, input_size=16, random_weights=False)
     assert any("no labels" in reason for reason in verdict.reasons)
 
 
@@ -112,9 +115,9 @@ def test_one_constant_map_among_others_is_called_constant():
         def maps(self, images):
             return [*super().maps(images), FeatureMap("dead", torch.zeros(len(images), 4, 1, 1))]
 
-    measured = measure_encoder(Two(global_mean), every_location, probe_images(), batch_size=BATCH, taus=TAUS)
+    measured = measure_encoder(Two(global_mean), LOCATIONS, probe_images(), batch_size=BATCH, taus=TAUS)
     dead = next(g for g in measured.groups if g.map == "dead")
-    assert "constant" in judge_group(dead)
+    assert "constant" in describe_group(dead)
     assert dead.effective_rank == 0
 
 
@@ -139,25 +142,27 @@ def test_relative_change_of_one_unit_between_points_two_apart():
     assert relative_change(torch.zeros(1, 3, 2), torch.ones(1, 3, 2)) == 0
 
 
-def test_restoration_is_the_cosine_of_the_loss_gradient():
+def test_pixel_alignment_is_the_cosine_of_the_loss_gradient():
     encoder = FakeEncoder(lambda i: torch.nn.functional.avg_pool2d(i, 4).square())
     clean, real = to_float(pictures(6, 1)), to_float(pictures(6, 2))
-    wrong = clean + 0.1 * torch.randn(clean.shape)
+    corrupted = clean + 0.1 * torch.randn(clean.shape)
 
     def groups(images):
-        return every_location(encoder.maps(images), images)
+        return LOCATIONS(encoder.maps(images), images)
 
-    got = restoration(groups, wrong, clean, real, taus=TAUS, chunk=4)
-    leaf = wrong.clone().requires_grad_(True)
+    got = pixel_alignment(groups, corrupted, clean, real, taus=TAUS, chunk=4)
+    leaf = corrupted.clone().requires_grad_(True)
     (x,), (y,) = groups(leaf), groups(real)
     drift = aggregated_drift(x.values, y.values, taus=TAUS, scale_over="location")
     loss = drift_loss(x.values, drift).mean()
     (gradient,) = torch.autograd.grad(loss, leaf)
-    expected = torch.nn.functional.cosine_similarity(-gradient.flatten(1), (clean - wrong).flatten(1), eps=1e-30).mean()
+    expected = torch.nn.functional.cosine_similarity(
+        -gradient.flatten(1), (clean - corrupted).flatten(1), eps=1e-30
+    ).mean()
     assert got == pytest.approx(float(expected), rel=1e-4)  # float32, summed in another order
 
 
-def test_score_rises_with_restoration_and_content():
+def test_score_rises_with_pixel_alignment_and_content():
     cosines = {"noise": 0.1, "blur": 0.1}
     base = score(cosines, 0.3)
     assert score({"noise": 0.0, "blur": 0.1}, 0.3) == pytest.approx(base / 2)

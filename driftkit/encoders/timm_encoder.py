@@ -1,0 +1,262 @@
+"""Encoders that timm builds: one class for the rows of `specs` and for any other model of timm."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from driftkit.config.layers import did_you_mean
+from driftkit.encoders.encoder_config import EncoderCard, EncoderConfig, Resize
+from driftkit.encoders.frozen_encoder import EncoderKind, FrozenEncoder, layer_normalised, require_taps
+from driftkit.encoders.lineage import data_of_tag
+from driftkit.encoders.specs import NORMALISATIONS, SPECS, TIMM_PREFIX, EncoderSpec
+from driftkit.encoders.timm_weights import load_state, own_tensors, timm_lineage
+from driftkit.encoders.weights import fetch, published, read_weights, unless_changed
+from driftkit.errors import UsageError
+from driftkit.protocols import FeatureMap
+from driftkit.runtime.finite import require_finite
+from driftkit.storage.files import state_digest
+
+
+class TimmEncoder(FrozenEncoder):
+    """A timm model read at its taps. Layers behind the last tap are dropped.
+
+    Args:
+        spec: row of the table.
+        network: the timm model with its weights, without classifier.
+        input_size: side in pixels to which images are resized.
+        resize_mode: interpolation of the resizing.
+
+    Raises:
+        UsageError: the row wants the final norm, and the network has none for these taps.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, spec: EncoderSpec, network: Any, *, input_size: int, resize_mode: Resize = "bicubic"):
+        super().__init__(
+            spec.name,
+            input_size=input_size,
+            feature_set=spec.feature_set,
+            map_norm=spec.map_norm,
+            resize_mode=resize_mode,
+        )
+        if spec.map_norm == "final":
+            _require_final_norm(spec, network)
+        self.spec = spec
+        self.network: Any = network  # a timm model: has pretrained_cfg and forward_intermediates
+        cfg = network.pretrained_cfg
+        mean, std = NORMALISATIONS.get(spec.normalisation, (cfg["mean"], cfg["std"]))
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        self._options: dict[str, Any] = {"norm": True} if spec.map_norm == "final" else {}
+        if spec.reading == "class token":
+            self._options["return_prefix_tokens"] = True
+        network.prune_intermediate_layers([index for _, index in spec.taps], prune_norm=spec.map_norm != "final")
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            **super().describe(),
+            "model": self.spec.model,
+            "taps": [f"{name}={index}" for name, index in self.spec.taps],
+            "reading": self.spec.reading,
+            "mean": self.mean.flatten().tolist(),
+            "std": self.std.flatten().tolist(),
+        }
+
+    def maps(self, images: torch.Tensor) -> list[FeatureMap]:
+        outputs = self._read(images)
+        return [FeatureMap(name, values) for (name, _), values in zip(self.spec.taps, outputs, strict=True)]
+
+    def _read(self, images: torch.Tensor) -> list[torch.Tensor]:
+        inputs = (self._resized(images) / 2 + 0.5 - self.mean) / self.std
+        outputs = self.network.forward_intermediates(
+            inputs,
+            indices=[index for _, index in self.spec.taps],
+            intermediates_only=True,
+            output_fmt="NCHW",
+            **self._options,
+        )
+        if self.spec.reading == "class token":  # (map, prefix tokens [N, K, C]), the first of which is the class token
+            outputs = [prefix[:, 0, :, None, None] for _, prefix in outputs]
+        return [layer_normalised(values) if self.map_norm == "layer" else values for values in outputs]
+
+    def _products(self) -> tuple[type[nn.Module], ...]:
+        from timm.layers import Conv2dSame, Linear
+
+        return *super()._products(), Conv2dSame, Linear
+
+
+def spec_of(name: str) -> EncoderSpec:
+    """The row of that name, or the one that `timm_spec` makes; raises as that."""
+    return SPECS[name] if name in SPECS else timm_spec(name)
+
+
+def timm_spec(name: str) -> EncoderSpec:
+    """A row for any timm model: taps at the quarter points of a plain network, at the last four stages of another.
+
+    Raises:
+        UsageError: timm has no such model, or it gives no feature maps.
+    """
+    import timm
+
+    model = name.removeprefix(TIMM_PREFIX)
+    architecture = model.partition(".")[0]
+    if not timm.is_model(architecture):
+        hint = did_you_mean(f"{TIMM_PREFIX}{architecture}", (f"{TIMM_PREFIX}{known}" for known in timm.list_models()))
+        raise UsageError(f"encoder {name}: timm has no model {architecture}{hint}")
+    tags = timm.list_models(f"{architecture}.*", pretrained=True)
+    if "." in model and model not in tags:
+        raise UsageError(f"encoder {name}: timm has no such weights; it has {', '.join(tags) or 'none of this model'}")
+    cfg = timm.models.get_pretrained_cfg(model)
+    with torch.device("meta"):
+        network = timm.create_model(model, pretrained=False, num_classes=0)
+    if not hasattr(network, "forward_intermediates"):
+        raise UsageError(f"encoder {name}: this timm model gives no intermediate maps; choose another")
+    layers = _layers(network)
+    is_plain = len({stride for _, _, stride in layers}) == 1
+    if is_plain:
+        chosen = sorted({max(1, round(len(layers) * quarter / 4)) - 1 for quarter in (1, 2, 3, 4)})
+    else:
+        chosen = list(range(len(layers)))[-4:]
+    return EncoderSpec(
+        name,
+        model,
+        tuple(layers[i][:2] for i in chosen),
+        tuple(layers[i][2] for i in chosen),
+        parameters=sum(p.numel() for p in network.parameters()),
+        feature_set="multires",
+        trained_by=f"timm, {cfg.tag}" if cfg and cfg.tag else "timm, no published weights",
+        supervised=None,
+        data=data_of_tag(cfg.tag) if cfg and cfg.tag else None,
+        licence=str(cfg.license or "see the model card of timm") if cfg else "none",
+        input_size=int(cfg.input_size[-1]) if cfg else 224,
+        normalisation="other",
+        any_size=not getattr(cfg, "fixed_input_size", False) or not is_plain,
+    )
+
+
+def _load(config: EncoderConfig, image_size: int, device: torch.device) -> FrozenEncoder:
+    if config.random_weights and config.encoder_weights is not None:
+        raise UsageError("`random_weights` and `encoder_weights` exclude each other: give one of them")
+    spec = spec_of(config.encoder)
+    given = None if config.encoder_weights is None else Path(config.encoder_weights)
+    # Before seconds go into a network without them.
+    path = None if config.random_weights else given or fetch(spec)
+    if config.taps:
+        spec = _with_taps(spec, config.taps)
+    if config.map_norm:
+        spec = replace(spec, map_norm=config.map_norm)
+    size = config.input_size or spec.input_size
+    _check_input_size(spec, size)
+    network = _create(spec.model, size, device)
+    digest = "random"
+    if path is not None:
+        state = own_tensors(spec, read_weights(path), network, path)
+        require_finite(state, f"{path}: weights", fix="remove the file to have it fetched again, or give another")
+        digest = state_digest(state)
+        load_state(network, state, path)
+    encoder = TimmEncoder(spec, network, input_size=size, resize_mode=config.resize)
+    encoder.random_weights, encoder.weights_digest = config.random_weights, digest
+    encoder.lineage = timm_lineage(spec if given is None else unless_changed(spec, given), network, digest)
+    encoder.freeze()
+    return encoder.to(device)
+
+
+def _create(model: str, input_size: int, device: torch.device) -> Any:
+    """The timm model with seeded random weights; on the meta device with none, which costs no memory and no time."""
+    import timm
+
+    cfg = timm.models.get_pretrained_cfg(model)
+    options: dict[str, Any] = {"img_size": input_size} if cfg is not None and cfg.fixed_input_size else {}
+    place = torch.device("meta" if device.type == "meta" else "cpu")
+    with place, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # a run with random weights must find the same ones when it resumes
+        return timm.create_model(model, pretrained=False, num_classes=0, **options)
+
+
+def _layers(network: Any) -> list[tuple[str, int, int]]:
+    """Layers that can be tapped: name, index in `forward_intermediates`, stride in pixels."""
+    info = _feature_info(network)
+    same = len({entry["reduction"] for entry in info}) == 1
+    lasts = [str(entry["module"]).rpartition(".")[2] for entry in info]
+    names = [
+        last if not last.isdigit() else f"{'block' if same else 'stage'}{index + 1}" for index, last in enumerate(lasts)
+    ]
+    if len(set(names)) < len(names):  # terms of the loss go by these names
+        names = [str(entry["module"]).replace("/", ".") for entry in info]
+    if len(set(names)) < len(names):
+        names = [f"{name}-{index}" for index, name in enumerate(names)]
+    return [(name, index, int(entry["reduction"])) for index, (name, entry) in enumerate(zip(names, info, strict=True))]
+
+
+def _feature_info(network: Any) -> list[dict[str, Any]]:
+    return [dict(entry) for entry in getattr(network.feature_info, "info", network.feature_info)]
+
+
+def _with_taps(spec: EncoderSpec, taps: Sequence[str]) -> EncoderSpec:
+    layers = {layer[0]: layer for layer in _layers(_create(spec.model, spec.input_size, torch.device("meta")))}
+    chosen = [layers[name] for name in require_taps(spec.name, taps, list(layers))]
+    return replace(
+        spec, taps=tuple((name, index) for name, index, _ in chosen), strides=tuple(stride for *_, stride in chosen)
+    )
+
+
+def _require_final_norm(spec: EncoderSpec, network: Any) -> None:
+    norm = getattr(network, "norm", None)
+    width = getattr(norm, "normalized_shape", (None,))[-1]
+    if width is None:
+        raise UsageError(f"`map_norm` final: {spec.name} has no final norm; expected none or layer")
+    info = _feature_info(network)
+    for name, index in spec.taps:
+        channels = info[index]["num_chs"]
+        if channels != width:
+            raise UsageError(
+                f"`map_norm` final: the final norm of {spec.name} takes {width} channels, {name} has {channels}; "
+                "expected none or layer, or other `taps`"
+            )
+
+
+def _check_input_size(spec: EncoderSpec, input_size: int) -> None:
+    """Raise UsageError, naming the nearest sizes that fit, unless the patch divides the input size."""
+    if input_size >= spec.patch and input_size % spec.patch == 0:
+        return
+    below = max(spec.patch, input_size // spec.patch * spec.patch)
+    above = (input_size // spec.patch + 1) * spec.patch
+    nearest = " or ".join(str(s) for s in sorted({below, above}))
+    raise UsageError(f"`input_size` {input_size}: {spec.name} needs a multiple of {spec.patch}, for example {nearest}")
+
+
+def _describe(name: str) -> EncoderCard:
+    spec = spec_of(name)
+    return EncoderCard(
+        name=spec.name,
+        model=spec.model,
+        trained_by=spec.trained_by,
+        supervised=spec.supervised,
+        licence=spec.licence,
+        parameters=spec.parameters,
+        input_size=spec.input_size,
+        normalisation=spec.normalisation,
+        maps=tuple(name for name, _ in spec.taps),
+        strides=spec.strides,
+        reading=spec.reading,
+        map_norm=spec.map_norm,
+        feature_set=spec.feature_set,
+    )
+
+
+TIMM_KIND = EncoderKind(
+    pattern=f"{TIMM_PREFIX}MODEL",
+    accepts=lambda name: name in SPECS or name.startswith(TIMM_PREFIX),
+    load=_load,
+    names=lambda: tuple(SPECS),
+    describe=_describe,
+    licence=lambda name: spec_of(name).licence,
+    published=lambda name: published(spec_of(name)),
+    fetch=lambda name: fetch(spec_of(name)),
+)

@@ -1,0 +1,249 @@
+"""What `probe-encoder` writes and prints as JSON: every number of a probed encoder."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from driftkit.encoders.encoder_config import EncoderCard
+from driftkit.storage.records import Record
+
+
+@dataclass(frozen=True)
+class MapShape:
+    """One feature map of one image, or the image itself where the feature set has vectors of it."""
+
+    name: str
+    channels: int
+    height: int
+    width: int
+    vectors: int  # that the feature set makes of it
+
+
+@dataclass(frozen=True)
+class FieldCallCost:
+    """One batched field: C channels, the number of fields, and the cost of its matrix products per step."""
+
+    channels: int
+    vectors: int
+    gflop: float
+
+
+@dataclass(frozen=True)
+class FieldMemory:
+    """Bytes that the global batch takes besides the networks, estimated from shapes.
+
+    Attributes:
+        batch_size: N generated and P = N real images, on all ranks together.
+        features_bytes: float32 features of the generated and the real images, held through the step.
+        field_chunk_bytes: device type -> workspace of the fields that are computed at a time.
+    """
+
+    batch_size: int
+    features_bytes: int
+    field_chunk_bytes: dict[str, int]
+
+
+@dataclass(frozen=True)
+class EncoderSpeed:
+    """At one input size; the numbers are None where `skipped` says why.
+
+    Attributes:
+        input_size: side in pixels.
+        batch_size: images at a time.
+        forward_per_s, forward_backward_per_s: images per second.
+        peak_gib: most memory of the process (CPU) or of the allocator (CUDA) at `batch_size` images.
+    """
+
+    input_size: int
+    batch_size: int
+    forward_per_s: float | None = None
+    forward_backward_per_s: float | None = None
+    peak_gib: float | None = None
+    skipped: str | None = None
+
+
+@dataclass(frozen=True)
+class ProbeData:
+    """The images that were measured on; `classes` is None where they are unlabelled."""
+
+    spec: str
+    label: str
+    digest: str
+    image_size: int
+    num_images: int
+    classes: int | None
+
+
+@dataclass(frozen=True)
+class ProbeSetup:
+    """How they were measured; `skipped` are measurements that the images do not allow, with the reason."""
+
+    batch_size: int
+    taus: list[float]
+    seed: int
+    device: str
+    skipped: list[str]
+
+
+@dataclass(frozen=True)
+class KernelMeasurement:
+    """The kernel at one temperature between real images.
+
+    Attributes:
+        tau: the temperature.
+        perplexity, fraction: over how many points a row of the softmax spreads, and that over their number.
+        logit_spread: standard deviation of the logits in a row.
+        floor, floor_sd: norm of V before it is normalized when both sides are real: mean and standard deviation.
+        floor_signal: share of its power that repeats in other batches, which should be near 0.
+    """
+
+    tau: float
+    perplexity: float
+    fraction: float
+    logit_spread: float
+    floor: float
+    floor_sd: float
+    floor_signal: float
+
+
+@dataclass(frozen=True)
+class Separation:
+    """Corrupted images against real ones, one value per temperature.
+
+    Attributes:
+        ratio: norm of V over the floor; 1 means that the field does not detect the corruption.
+        z: how many standard deviations of the floor it is above the floor.
+        signal: share of V's power that repeats in other batches, less that of real images: what training can follow.
+    """
+
+    ratio: list[float]
+    z: list[float]
+    signal: list[float]
+
+
+@dataclass(frozen=True)
+class GroupMeasurement:
+    """One feature group: values are means over its vectors.
+
+    Attributes:
+        name, map, kind, vectors, channels: as the feature set made it.
+        distance_concentration: standard deviation over mean of the distances between real images.
+        purity: share of the 10 nearest neighbours with the same class; None where unlabelled.
+        effective_rank, participation_ratio: see `feature_statistics`.
+        kernel: per temperature.
+        sensitivity: relative change of the features over relative change of the pixels, by corruption.
+        separation: by corruption.
+    """
+
+    name: str
+    map: str
+    kind: str
+    vectors: int
+    channels: int
+    distance_concentration: float
+    purity: float | None
+    effective_rank: float
+    participation_ratio: float
+    kernel: list[KernelMeasurement]
+    sensitivity: dict[str, float]
+    separation: dict[str, Separation]
+
+
+@dataclass(frozen=True)
+class EncoderMeasurement:
+    """All groups together.
+
+    Attributes:
+        groups: one by one.
+        purity: class purity of every map's global vector, brought to one scale and joined; None where unlabelled.
+        pixel_alignment: corruption -> cosine of the step in pixels with the step that undoes it.
+        repeats: batches behind each mean.
+    """
+
+    groups: list[GroupMeasurement]
+    purity: float | None
+    pixel_alignment: dict[str, float]
+    repeats: int
+
+
+@dataclass(frozen=True)
+class Detectability:
+    """How well one corruption is detected, in shares of the drift that training can follow.
+
+    Attributes:
+        best: largest over groups, each at its best temperature.
+        mean: its mean over groups, which have equal parts in the loss.
+        group: where it is largest.
+        strength: geometric mean of both, since one group in thirty that detects it pulls against the noise of the rest.
+    """
+
+    best: float
+    mean: float
+    group: str
+    strength: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the measurement means for training.
+
+    Attributes:
+        word: good, usable or poor; at most usable where the weights were never trained.
+        score: see `verdict.score`.
+        reasons: one line each.
+        detectability: by corruption.
+        groups: name -> a few words.
+        taus, taps, input_size: recommended settings.
+    """
+
+    word: str
+    score: float
+    reasons: list[str]
+    detectability: dict[str, Detectability]
+    groups: dict[str, str]
+    taus: list[float]
+    taps: list[str]
+    input_size: int
+
+
+class ProbeRecord(Record):
+    """A probed encoder. `data` to `verdict` are there where it was measured on images, `speed` where it was timed."""
+
+    kind: ClassVar[str] = "probe"
+
+    encoder: str
+    model: str | None = None  # its name in timm
+    trained_by: str | None = None
+    licence: str | None = None
+    parameters: int
+    input_size: int
+    resize: str
+    map_norm: str
+    feature_set: str
+    weights: str  # digest of the weights
+    maps: list[MapShape]
+    field_calls: list[FieldCallCost]
+    memory: FieldMemory
+    data: ProbeData | None = None
+    setup: ProbeSetup | None = None
+    measurement: EncoderMeasurement | None = None
+    chance_purity: float | None = None  # class purity of features that know nothing; None where unlabelled
+    verdict: Verdict | None = None
+    speed: list[EncoderSpeed] | None = None
+    files: list[str] | None = None
+
+
+@dataclass(frozen=True)
+class FeatureSetCard:
+    """A feature set: its name, and one sentence."""
+
+    name: str
+    help: str
+
+
+class EncoderList(Record):
+    """What `probe-encoder --list` shows."""
+
+    kind: ClassVar[str] = "encoders"
+
+    encoders: list[EncoderCard]
+    feature_sets: list[FeatureSetCard]
