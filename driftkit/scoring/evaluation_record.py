@@ -9,10 +9,9 @@ from typing import Any
 from driftkit import __version__
 from driftkit.encoders.lineage import kinship, training_encoders_of
 from driftkit.metrics.appearance import compare_appearance
-from driftkit.metrics.feature_stats import FeatureStats
-from driftkit.metrics.memorization import Memorisation, baseline_distances, look_for_copies
-from driftkit.metrics.per_class import class_scores
-from driftkit.metrics.scores import real_floor, score_features
+from driftkit.metrics.base import Baseline, FeatureStats, MetricInputs
+from driftkit.metrics.memorization import Memorization, baseline_distances
+from driftkit.metrics.registry import METRICS, compute_metrics, real_floor
 from driftkit.metrics.survey import Survey
 from driftkit.scoring.image_set import Target
 from driftkit.scoring.reference_statistics import cached_figures
@@ -78,7 +77,7 @@ def evaluation_document(
     training: Training | None,
     judging: Judging,
     bench: Bench,
-) -> tuple[dict[str, Any], Memorisation | None]:
+) -> tuple[dict[str, Any], Memorization | None]:
     """The document of an evaluation, and the pairs of which a picture belongs beside it.
 
     Raises:
@@ -91,21 +90,18 @@ def evaluation_document(
     if kin and not kin.counts:
         warnings.append(f"{extractor.name} is no independent evaluator of this run: {kin.reason}")
     collapse = collapse_warning(generated.moments, theirs.moments, allow_collapsed=judging.allow_collapsed)
-    scores = score_features(generated, theirs, inception_score=extractor.scores_inception, device=bench.device)
     floor = floor_of(reference, len(generated), bench)
     common = _common_classes(found, reference.statistics.data.get("classes") or [])
-    classes, class_warnings = class_scores(generated, theirs, classes=common, device=bench.device)
-    warnings += ([collapse] if collapse else []) + class_warnings
+    baseline = _baseline(reference, training, bench)
+    known = training.statistics.features if training and training.statistics else None
+    inputs = MetricInputs(generated, theirs, bench.device, extractor.scores_inception, common, known, baseline)
+    scores = compute_metrics(inputs, METRICS.values())
+    classes, copies = scores.details.get("per_class"), scores.details.get("memorization")
+    warnings += [collapse] if collapse else []
     warnings += count_warnings(len(generated), reference.statistics.data["count"], dim=extractor.dim)
-    warnings += scores.omitted + floor_warnings(floor, scores.metrics["fid"], len(generated))
-    metrics = dict(scores.metrics)
-    if classes:
-        metrics["class_entropy"] = classes["entropy"]
-    copies = _copies(generated, reference, training, bench)
-    if copies:
-        metrics |= {"nearest_ratio": copies.record["ratio"], "near_share": copies.record["near_share"]}
-        warnings += copies.warnings
-    elif training and training.problem:
+    warnings += scores.warnings + floor_warnings(floor, scores.values["fid"], len(generated))
+    metrics = dict(scores.values)
+    if not copies and training and training.problem:
         warnings.append(training.problem)
     document = {
         **_describe(found),
@@ -124,8 +120,8 @@ def evaluation_document(
             "is_training_data": training_digest(found.run) == reference.digest,
         },
         "compression": marks,
-        "classes": classes,
-        "memorisation": {**copies.record, **training.describe()} if copies and training else None,
+        "classes": asdict(classes) if classes else None,
+        "memorisation": {**asdict(copies), **training.describe()} if copies and training else None,
         "warnings": warnings,
         "precision": extractor.precision,
         "device": str(bench.device),
@@ -141,23 +137,27 @@ def floor_of(reference: Reference, num_images: int, bench: Bench) -> dict[str, A
     rows = statistics.features.rows
     count = min(num_images, len(rows) // 2)
     name = f"floor-{count}-scores{SCORES_VERSION}-{bench.device.type}"
-    return cached_figures(
-        statistics, name, lambda: real_floor(rows, num_images=count, device=bench.device), use=bench.cache
-    )
+
+    def compute() -> dict[str, Any] | None:
+        floor = real_floor(rows, num_images=count, device=bench.device)
+        return floor and {"num_images": floor.num_images, "seed": floor.seed, **floor.metrics}
+
+    return cached_figures(statistics, name, compute, use=bench.cache)
 
 
-def _copies(
-    generated: FeatureStats, reference: Reference, training: Training | None, bench: Bench
-) -> Memorisation | None:
-    if training is None or training.statistics is None or not len(generated.rows):
+def _baseline(reference: Reference, training: Training | None, bench: Bench) -> Baseline | None:
+    if training is None or training.statistics is None:
         return None
     known, real = training.statistics, reference.statistics.features
     held_out = real if len(real.rows) and not training.is_reference else None
     name = f"baseline-{'itself' if held_out is None else reference.digest[:16]}-{bench.device.type}"
-    baseline = cached_figures(
-        known, name, lambda: baseline_distances(known.features, held_out, device=bench.device), use=bench.cache
-    )
-    return None if baseline is None else look_for_copies(generated, known.features, baseline, device=bench.device)
+
+    def compute() -> dict[str, Any] | None:
+        baseline = baseline_distances(known.features, held_out, device=bench.device)
+        return baseline and asdict(baseline)
+
+    figures = cached_figures(known, name, compute, use=bench.cache)
+    return None if figures is None else Baseline(**figures)
 
 
 def _common_classes(found: Target, classes: list[str]) -> list[str]:

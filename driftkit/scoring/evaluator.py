@@ -12,7 +12,7 @@ import torch
 from driftkit import __version__
 from driftkit.errors import RefusedError, UsageError
 from driftkit.metrics.frechet import frechet_distance
-from driftkit.metrics.memorization import PAIRS, Memorisation, save_pairs
+from driftkit.metrics.memorization import NUM_PAIRS, Memorization
 from driftkit.runtime.progress import Report
 from driftkit.runtime.ranks import Ranks
 from driftkit.scoring.evaluation_record import (
@@ -38,6 +38,7 @@ from driftkit.scoring.reference_statistics import write_statistics
 from driftkit.scoring.references import Bench, Reference, Training, open_reference, open_training
 from driftkit.scoring.sanity import collapse_warning, require_scorable
 from driftkit.storage.files import digest_json, sha256_file, write_json
+from driftkit.storage.images import save_grid
 from driftkit.storage.run_folder import Run
 
 __all__ = [
@@ -122,7 +123,7 @@ class Judge:
         with timed(seconds, "training images"):
             training = self._training_images(found.run)
 
-        def judged() -> tuple[dict[str, Any], Memorisation | None]:
+        def judged() -> tuple[dict[str, Any], Memorization | None]:
             if not self.is_main:
                 return {}, None
             return evaluation_document(found, generated, self.reference, training, self.judging, bench)
@@ -137,7 +138,8 @@ class Judge:
             document["identity"] = self.identity(found.run, len(generated), opened.sampling)
         if copies is not None and training is not None:
             picture = path.with_suffix(".nearest.png")
-            save_pairs(picture, worst[: len(copies.training)], training.images[copies.training])
+            nearest = training.images[[pair.training for pair in copies.worst]]
+            save_pairs(picture, worst[: len(copies.worst)], nearest)
             document["memorisation"]["picture"] = picture.name
         document["seconds_by_part"] = {name: round(value, 3) for name, value in seconds.items()}
         document["seconds"] = round(sum(seconds.values()), 3)
@@ -187,12 +189,12 @@ class Judge:
             self._training[key] = open_training(run, self.judging.training, self.reference, self.bench)
         return self._training[key]
 
-    def _worst_images(self, found: Target, copies: Memorisation | None) -> torch.Tensor:
+    def _worst_images(self, found: Target, copies: Memorization | None) -> torch.Tensor:
         """The generated images that are nearest to training images, from whichever rank has them."""
-        wanted = torch.full((PAIRS,), -1, dtype=torch.int64)
+        wanted = torch.full((NUM_PAIRS,), -1, dtype=torch.int64)
         if copies is not None:
-            wanted[: len(copies.generated)] = torch.tensor(copies.generated)
-        images = torch.zeros(PAIRS, *found.images.shape[1:], dtype=torch.int32)
+            wanted[: len(copies.worst)] = torch.tensor([pair.generated for pair in copies.worst])
+        images = torch.zeros(NUM_PAIRS, *found.images.shape[1:], dtype=torch.int32)
         for row, number in enumerate(self.bench.ranks.max(wanted).tolist()):
             if found.share.first <= number < found.share.last:
                 images[row] = found.images[number - found.share.first].int()
@@ -382,3 +384,14 @@ def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     started = time.monotonic()
     yield
     seconds[name] = seconds.get(name, 0.0) + time.monotonic() - started
+
+
+def save_pairs(path: Path, generated: torch.Tensor, training: torch.Tensor) -> None:
+    """Write pairs of uint8 [n, 3, H, W] images as one PNG: rows of eight generated images, each above its neighbour."""
+    columns = 8
+    blocks = []
+    for first in range(0, len(generated), columns):
+        for images in (generated[first : first + columns], training[first : first + columns]):
+            missing = columns - len(images)
+            blocks += [images, images.new_full((missing, *images.shape[1:]), 255)] if missing else [images]
+    save_grid(path, torch.cat(blocks), columns=columns)

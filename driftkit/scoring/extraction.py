@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from driftkit.encoders.lineage import Lineage
 from driftkit.errors import DriftkitError, RefusedError
-from driftkit.metrics.feature_stats import FeatureStats
+from driftkit.metrics.base import FeatureStats
 from driftkit.metrics.moments import Moments
 from driftkit.metrics.survey import Survey, survey_images
 from driftkit.runtime.device import IEEE_FLOAT32, copy_to, ieee_float32

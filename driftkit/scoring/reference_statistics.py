@@ -20,7 +20,7 @@ import torch
 from driftkit import __version__
 from driftkit.errors import ArtifactError, RefusedError, StorageError
 from driftkit.metrics.appearance import PROPERTIES
-from driftkit.metrics.feature_stats import FeatureStats
+from driftkit.metrics.base import FeatureStats
 from driftkit.metrics.moments import Moments
 from driftkit.metrics.survey import DIGEST_BYTES, Survey
 from driftkit.runtime.folders import cache_folder
