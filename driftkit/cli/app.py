@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 from driftkit import __version__
 from driftkit.cli import compare, data, doctor, export, fid, prefetch, probe_encoder, run, sample, train, verify
+from driftkit.cli.options import with_flags
 from driftkit.errors import (
     EXIT_FAILURE,
     EXIT_INTERRUPTED,
@@ -71,7 +72,8 @@ class DriftkitGroup(TyperGroup):
 def explain(error: Exception, words: Sequence[str]) -> tuple[int, str]:
     """Exit code and the one line that says what was got, what was expected and one fix; it ends in the error's code."""
     exit_code, code, message = _explanation(error, words)
-    return exit_code, f"error: {message} [{code}]"
+    command = next((word for word in words if not word.startswith("-")), "")
+    return exit_code, f"error: {with_flags(message, command)} [{code}]"
 
 
 def _explanation(error: Exception, words: Sequence[str]) -> tuple[int, str, str]:

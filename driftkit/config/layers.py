@@ -135,15 +135,20 @@ def _describe(model: type[BaseModel], error: Any, origins: Mapping[str, str]) ->
     tags = ("drift", "ddpm", "mae", "classifier", "unet", "mae_resnet")
     key = ".".join(p for i, p in enumerate(path) if i == 0 or p not in tags)
     origin = origins.get(key)
-    where = f" (from {origin})" if origin else ""
+    where = f" (from {origin})" if origin and origin != "option" else ""
     if error["type"] == "extra_forbidden":
         tag = next((p for p in path[1:] if p in tags), None)
         if tag and key in config_keys(model):
             return f"config key {key}{where} does not exist for {tag}; it belongs to another kind of {path[0]}"
         return f"unknown config key {key}{where}{did_you_mean(key, config_keys(model))}"
-    message = error["msg"].removeprefix("Value error, ")
+    shown = f"`{key}`" if origin == "option" else key or "config"  # the command line shows it as the option
+    if error["type"] == "missing":
+        return f"`{key}`: is required"
+    message = error["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
+    if error["type"] == "literal_error":
+        message = message.replace("'", "")
     got = "" if isinstance(error["input"], dict) else f", got {error['input']!r}"
-    return f"{key or 'config'}{where}: {message}{got}"
+    return f"{shown}{where}: {message}{got}"
 
 
 def config_keys(model: type[BaseModel], prefix: str = "") -> list[str]:

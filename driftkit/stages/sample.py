@@ -1,17 +1,78 @@
 """Sampling: from a run to a samples file."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated
 
-from driftkit.storage.images import SampleSet, write_samples
-from driftkit.storage.run_folder import Run
-from driftkit.training.sampling import generate
+from pydantic import Field
+
+from driftkit.config.sampling_config import SAMPLING, SamplingConfig
+from driftkit.config.settings import Option
+from driftkit.errors import UsageError
+
+if TYPE_CHECKING:  # torch is loaded when images are made, not for --help
+    from driftkit.storage.images import SampleSet
+
+FILES = "Where it goes"
 
 
-def sample(run: Run, output: Path | None, **request: Any) -> SampleSet:
-    """Generate and write a sample set; the arguments after `output` are those of `generate`."""
-    images, info = generate(run, **request)
+class SampleConfig(SamplingConfig):
+    """Settings of `driftkit sample`."""
+
+    num_images: Annotated[int, Option(SAMPLING, ("--num-images", "-n"))] = Field(
+        64, ge=1, description="number of images"
+    )
+    batch_size: Annotated[int, Option(SAMPLING, ("--batch-size", "-b"))] = Field(
+        256, ge=1, description="images at a time"
+    )
+    device: Annotated[str, Option(SAMPLING)] = Field("auto", description="auto, cpu or cuda")
+    output: Annotated[Path | None, Option(FILES, ("--output", "-o"), default="in RUN/samples")] = Field(
+        None, description="safetensors file; JSON and PNG go next to it"
+    )
+
+
+def sample(
+    path: Path, config: SampleConfig, *, report: Callable[[str, int, int], None] = lambda task, done, total: None
+) -> "SampleSet":
+    """Generate images with the run in a folder, and write them: safetensors, JSON record and PNG grid.
+
+    Args:
+        report: called with "sample", the number of images just made, and their total.
+
+    Raises:
+        UsageError: a sampler, NFE, option or output that does not fit.
+        ArtifactError: the run or its checkpoint is absent or damaged.
+        RefusedError: the network gave values that are not finite.
+    """
+    from driftkit.runtime.device import resolve_device
+    from driftkit.storage.images import write_samples
+    from driftkit.storage.run_folder import Run
+    from driftkit.storage.writable import require_replaceable, require_writable
+    from driftkit.training.sampling import generate
+
+    if config.output is not None and config.output.suffix != ".safetensors":
+        raise UsageError(f"`output` {config.output}: expected a name that ends in .safetensors")
+    device = resolve_device(config.device)
+    run = Run.open(path)
+    require_writable(config.output or run.path / "samples" / "samples.safetensors", "`output`")
+    if config.output is not None:
+        require_replaceable(config.output, "`output`", "samples")
+    images, info = generate(
+        run,
+        num_images=config.num_images,
+        sampler=config.sampler,
+        nfe=config.nfe,
+        seed=config.seed,
+        weights=config.weights,
+        step=config.step,
+        options=config.sampler_options,
+        precision=config.precision,
+        batch_size=config.batch_size,
+        device=device,
+        advance=lambda count: report("sample", count, config.num_images),
+    )
+    output = config.output
     if output is None:
         chosen = "".join(f"-{key}{value}" for key, value in sorted(info["sampler_options"].items()))
         label = f"{info['sampler']}{chosen}-nfe{info['nfe']}-{info['weights']}-step{info['step']}"

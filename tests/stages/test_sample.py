@@ -91,11 +91,11 @@ def test_ema_and_raw_weights_differ(tmp_path):
     [
         (["--sampler", "ddim"], 2, "samples with one-step"),
         (["--nfe", "4"], 2, "exactly 1"),
-        (["--num-images", "0"], 2, "at least 1"),
+        (["--num-images", "0"], 2, "--num-images"),
         (["--step", "7"], 3, "no checkpoint of step 7"),
         (["--output", "a.png"], 2, ".safetensors"),
         (["--set", "eta=1"], 2, "no options"),
-        (["--batch-size", "0"], 2, "at least 1"),
+        (["--batch-size", "0"], 2, "--batch-size"),
         (["--precision", "fp8"], 2, "expected auto, float32 or bfloat16"),
     ],
 )

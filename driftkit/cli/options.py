@@ -1,0 +1,198 @@
+"""Options made from settings: a field's name, type, range, default and description become flag and help.
+
+`with_settings` turns a function that takes settings into a command that takes their options, `--config` and `--set`.
+All commands share one precedence: default < preset < --config < DRIFTKIT_COMMAND_OPTION variable < --set < option.
+"""
+
+import functools
+import inspect
+import os
+import re
+import types
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import typer
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from driftkit.config.layers import merge, nest, parse_assignments
+from driftkit.config.settings import Option, option_fields, resolve_settings
+
+FLAGS: dict[str, dict[str, str]] = {}
+"""Command -> dotted key -> flag; filled by `with_settings`."""
+
+CONFIG_PANEL = "Other settings"
+_KEY = re.compile(r"`([a-z_]+(?:\.[a-z_]+)*)`")
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a command line sets, before it is resolved.
+
+    Attributes:
+        file: of `--config`.
+        environment, options: nested values.
+        assignments: of `--set`.
+    """
+
+    file: Path | None = None
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    assignments: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def resolve(self, model: type[BaseModel]) -> Any:
+        """Settings of a model that has no presets."""
+        return resolve_settings(
+            model, file=self.file, environment=self.environment, assignments=self.assignments, options=self.options
+        )[0]
+
+
+def with_settings(command: str, model: type[BaseModel]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A decorator for a command with a parameter `settings` (an instance of `model`) or `given` (a `Given`).
+
+    Args:
+        command: its name on the command line.
+        model: whose option fields the command gets, where that parameter stands.
+    """
+    fields = list(option_fields(model))
+    FLAGS[command] = {key: flags_of(key, option)[0] for key, _, option in fields}
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(function, eval_str=True)
+        place = "settings" if "settings" in signature.parameters else "given"
+
+        @functools.wraps(function)
+        def run(**values: Any) -> Any:
+            given = _given(command, fields, values)
+            return function(**values, **{place: given if place == "given" else given.resolve(model)})
+
+        parameters: list[inspect.Parameter] = []
+        for parameter in signature.parameters.values():
+            if parameter.name == place:
+                parameters += _parameters(fields)
+            else:
+                parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+        # Typer reads both.
+        run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in parameters}
+        return run
+
+    return decorate
+
+
+def _parameters(fields: list[tuple[str, FieldInfo, Option]]) -> Iterator[inspect.Parameter]:
+    for key, info, option in fields:
+        kind: Any = _value_type(info)
+        yield _keyword(_name(key), Annotated[kind | None, _typer_option(key, info, option)])
+    config = typer.Option("--config", help="TOML file with these settings.", rich_help_panel=CONFIG_PANEL)
+    yield _keyword("config", Annotated[Path | None, config])
+    assignment = typer.Option(
+        "--set", help="Any setting, as key=value or section.key=value; repeatable.", rich_help_panel=CONFIG_PANEL
+    )
+    yield _keyword("set", Annotated[list[str] | None, assignment])
+
+
+def _keyword(name: str, annotation: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _name(key: str) -> str:
+    """The parameter that carries a key."""
+    return "option_" + key.replace(".", "__")
+
+
+def flags_of(key: str, option: Option) -> tuple[str, ...]:
+    """Flags of a field, the long one first."""
+    return option.flags or ("--" + key.rpartition(".")[2].replace("_", "-"),)
+
+
+def _typer_option(key: str, info: FieldInfo, option: Option) -> Any:
+    flags = list(flags_of(key, option))
+    kind = _value_type(info)
+    default = option.default if info.default is None else _shown(info.default)
+    if kind is bool:
+        default = f"{'' if info.default else 'no-'}{flags[0].removeprefix('--')}" if default is None else default
+        flags[0] = f"{flags[0]}/--no-{flags[0].removeprefix('--')}"
+    choices = _choices(info)
+    limits: dict[str, Any] = {n: getattr(m, n) for m in info.metadata for n in ("ge", "le") if hasattr(m, n)}
+    return typer.Option(
+        *flags,
+        help=sentence(info.description or "") + (f" [dim]\\[default: {default}][/dim]" if default else ""),
+        rich_help_panel=option.panel,
+        show_default=False,  # which would put the text in parentheses
+        show_envvar=False,
+        allow_from_autoenv=False,  # read below, so that a variable may hold whatever --set may
+        metavar=f"[{'|'.join(choices)}]" if choices and kind is str else None,
+        min=limits.get("ge"),
+        max=limits.get("le"),
+    )
+
+
+def sentence(description: str) -> str:
+    """A description as a sentence of a help text."""
+    return f"{description[:1].upper()}{description[1:]}" + ("" if description.endswith(".") else ".")
+
+
+def _shown(default: Any) -> str | None:
+    if isinstance(default, bool):
+        return None
+    if isinstance(default, tuple | list):
+        return ", ".join(map(str, default)) or None
+    return str(default) if default is not None and type(default).__name__ != "PydanticUndefinedType" else None
+
+
+def _value_type(info: FieldInfo) -> Any:
+    """The type that typer parses a field's option as."""
+    kinds = [kind for kind in _alternatives(info.annotation) if kind is not type(None)]
+    if all(get_origin(kind) is Literal for kind in kinds):
+        return str
+    kind = kinds[0]
+    if get_origin(kind) in (tuple, list):
+        return list[_alternatives(get_args(kind)[0])[0]]  # type: ignore[misc]
+    return kind if kind in (int, float, bool, Path) else str
+
+
+def _choices(info: FieldInfo) -> list[str]:
+    """The words that a field may hold; empty where it is free."""
+    kinds = [kind for kind in _alternatives(info.annotation) if kind is not type(None)]
+    return [str(word) for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
+
+
+def _alternatives(annotation: Any) -> list[Any]:
+    if get_origin(annotation) is Annotated:
+        return _alternatives(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [kind for part in get_args(annotation) for kind in _alternatives(part)]
+    return [annotation]
+
+
+def _given(command: str, fields: list[tuple[str, FieldInfo, Option]], values: dict[str, Any]) -> Given:
+    """What options, `--config` and `--set` say, which are taken out of `values`, and the environment."""
+    options = [(key, nest(key, value)) for key, _, _ in fields if (value := values.pop(_name(key))) is not None]
+    environment = []
+    for key, _, option in fields:
+        text = os.environ.get(variable_of(command, flags_of(key, option)[0]))
+        if text:
+            environment.append((key, parse_assignments([f"{key}={text}"])))
+    more = os.environ.get(variable_of(command, "--set"), "").split()
+    file = values.pop("config") or os.environ.get(variable_of(command, "--config")) or None
+    return Given(
+        Path(file) if file else None,
+        merge([*environment, ("--set", parse_assignments(more))])[0],
+        tuple(values.pop("set") or ()),
+        merge(options)[0],
+    )
+
+
+def variable_of(command: str, flag: str) -> str:
+    """The environment variable of an option, for example DRIFTKIT_TRAIN_BATCH_SIZE."""
+    return f"DRIFTKIT_{command}_{flag.removeprefix('--')}".replace("-", "_").upper()
+
+
+def with_flags(message: str, command: str) -> str:
+    """The message with every config key in backticks that has an option of this command replaced by its flag."""
+    flags = FLAGS.get(command, {})
+    return _KEY.sub(lambda key: flags.get(key[1], key[0]), message)

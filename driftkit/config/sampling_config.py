@@ -1,0 +1,37 @@
+"""How a run is sampled: fields that `sample`, `fid` and `compare` share."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from driftkit.config.settings import Option, Settings
+
+SAMPLING = "How to sample"
+
+
+class SamplingConfig(Settings):
+    """A sampler and what it depends on. Keys that are no fields are options of the sampler, for example eta."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+
+    sampler: Annotated[str | None, Option(SAMPLING, default="the method's own")] = Field(
+        None, description="sampler of the run's method"
+    )
+    nfe: Annotated[int | None, Option(SAMPLING, default="the sampler's own")] = Field(
+        None, ge=1, description="network evaluations per image"
+    )
+    seed: Annotated[int, Option(SAMPLING)] = Field(0, description="image i is a function of (seed, i)")
+    weights: Annotated[Literal["ema", "raw"], Option(SAMPLING)] = Field(
+        "ema", description="averaged weights, or raw: the last ones"
+    )
+    step: Annotated[int | None, Option(SAMPLING, default="the last one")] = Field(
+        None, description="step of the checkpoint"
+    )
+    precision: Annotated[Literal["auto", "float32", "bfloat16"] | None, Option(SAMPLING, default="as in training")] = (
+        Field(None, description="number format of the network; auto: bfloat16 where the device gains")
+    )
+
+    @property
+    def sampler_options(self) -> dict[str, Any]:
+        """Options of the sampler, checked by it."""
+        return dict(self.model_extra or {})

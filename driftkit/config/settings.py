@@ -1,0 +1,86 @@
+"""Settings of commands: frozen models whose fields say default, range, help and option; and how they are resolved."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+from pydantic.fields import FieldInfo
+
+from driftkit.config.layers import Layer, merge, parse_assignments, read_toml, validate
+
+
+class Settings(BaseModel):
+    """Base of everything that can be set: unknown keys and numbers that are not finite are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+SettingsType = TypeVar("SettingsType", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Option:
+    """Metadata of a field that has an option of its own on the command line; all others are set by `--set`.
+
+    Its help is the field's description, its range the field's, its default the field's.
+
+    Attributes:
+        panel: heading of its group in the help text.
+        flags: names, for example ("--num-images", "-n"); empty: the field's name with dashes.
+        default: text that the help shows as default where the field's default is None.
+    """
+
+    panel: str
+    flags: tuple[str, ...] = ()
+    default: str | None = None
+
+
+def option_fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo, Option]]:
+    """Dotted key, field and option of every field that has one, sections included, in the order of the fields."""
+    for name, field in model.model_fields.items():
+        for option in field.metadata:
+            if isinstance(option, Option):
+                yield f"{prefix}{name}", field, option
+        for section in sections(field):
+            yield from option_fields(section, f"{prefix}{name}.")
+
+
+def sections(field: FieldInfo) -> list[type[BaseModel]]:
+    """The models that a field may hold: one of a plain section, several of a union, none of a value."""
+    candidates = (field.annotation, *getattr(field.annotation, "__args__", ()))
+    return [kind for kind in candidates if isinstance(kind, type) and issubclass(kind, BaseModel)]
+
+
+def resolve_settings(
+    model: type[SettingsType],
+    *,
+    base: Sequence[Layer] = (),
+    file: Path | None = None,
+    environment: Mapping[str, Any] | None = None,
+    assignments: Sequence[str] = (),
+    options: Mapping[str, Any] | None = None,
+) -> tuple[SettingsType, dict[str, str]]:
+    """Field defaults < `base` (presets) < config file < environment < `--set` < options.
+
+    Args:
+        file: a TOML file with the fields of `model`.
+        environment, options: nested values.
+        assignments: `section.key=value` strings.
+
+    Returns:
+        The settings, and the origin of every value as dotted key -> text.
+
+    Raises:
+        UsageError: unknown keys, or values that do not fit.
+    """
+    layers: list[Layer] = [
+        *base,
+        *([(f"file {file}", read_toml(file))] if file else []),
+        ("environment", environment or {}),
+        ("--set", parse_assignments(assignments)),
+        ("option", options or {}),
+    ]
+    values, origins = merge(layers)
+    return validate(model, values, origins=origins), origins
