@@ -10,9 +10,8 @@ from driftkit import __version__
 from driftkit.datasets import packs
 from driftkit.encoders import cache
 from driftkit.errors import ArtifactError, DriftkitError
-from driftkit.scoring import evaluation_record as fid_record
-from driftkit.scoring import reference_statistics
-from driftkit.scoring import series as fid_series
+from driftkit.scoring import statistics_file
+from driftkit.scoring.evaluation_record import CurveRecord, EvaluationRecord, RepeatsRecord
 from driftkit.stages import compare, export
 from driftkit.stages.findings import Findings
 from driftkit.storage import images
@@ -31,15 +30,20 @@ KNOWN_FORMATS = {
     "samples": images.FORMAT,
     "pack": packs.FORMAT,
     cache.KIND: cache.FORMAT,
-    reference_statistics.KIND: reference_statistics.FORMAT,
-    "figures": reference_statistics.FORMAT,
-    "evaluation": fid_record.FORMAT,
-    "evaluation repeats": fid_series.FORMAT,
-    "evaluation curve": fid_series.FORMAT,
+    **{
+        record.kind: record.format_version
+        for record in (
+            statistics_file.StatisticsRecord,
+            statistics_file.FiguresRecord,
+            EvaluationRecord,
+            RepeatsRecord,
+            CurveRecord,
+        )
+    },
     "comparison": compare.FORMAT,
     "export": export.FORMAT,
 }
-BESIDE = ("pack", "samples", reference_statistics.KIND, None)  # counted with the files they are records of
+BESIDE = ("pack", "samples", statistics_file.KIND, None)  # counted with the files they are records of
 REMADE = {
     "evaluation": "driftkit fid makes it again",
     "comparison": "driftkit compare makes it again",
@@ -54,7 +58,7 @@ def record(path: Path, found: Findings, fix: str = "restore it from a copy") -> 
     except ArtifactError as error:
         found.refused(path, error, fix)
         return None
-    kind, there = document.get("kind"), document.get("format")
+    kind, there = document.get("kind"), document.get("format_version", document.get("format"))
     known = KNOWN_FORMATS.get(str(kind))
     if known is not None and isinstance(there, int) and there > known:
         found.problem(
@@ -100,7 +104,7 @@ def tensors_file(path: Path, found: Findings) -> None:
         return
     kinds: dict[str, Callable[[Path, Findings], None]] = {
         "pack": _pack,
-        reference_statistics.KIND: _statistics,
+        statistics_file.KIND: _statistics,
         "encoder": _encoder,
     }
     kind = header.get("driftkit", "")
@@ -211,7 +215,7 @@ def _statistics(path: Path, found: Findings) -> None:
     if side.is_file():
         record(side, found, again)
     try:
-        reference_statistics.read_statistics(path)
+        statistics_file.read_statistics(path)
     except ArtifactError as error:
         found.refused(path, error, again)
         return
