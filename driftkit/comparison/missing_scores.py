@@ -13,7 +13,7 @@ from driftkit.config.sampling_config import SamplingConfig
 from driftkit.errors import DriftkitError
 from driftkit.runtime.progress import Report
 from driftkit.scoring.evaluator import Evaluator, ScoringOptions, evaluate, open_evaluator
-from driftkit.scoring.image_set import DEFAULT_NUM_IMAGES, Execution, default_batch_size
+from driftkit.scoring.image_set import DEFAULT_NUM_IMAGES, ScoringExecution, default_batch_size
 from driftkit.storage.run_folder import Run
 
 CURVE_NFE = (1, 2, 5, 10, 20, 50, 100)
@@ -76,7 +76,7 @@ def fill_missing(
         ArtifactError: the judge or the reference is not there.
         UsageError: a wrong name of either.
     """
-    execution = Execution(
+    execution = ScoringExecution(
         wanted.batch_size or default_batch_size(wanted.device), wanted.device, report=report, notify=tell
     )
     options = ScoringOptions(allow_collapsed=wanted.allow_collapsed)

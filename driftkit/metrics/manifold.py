@@ -112,7 +112,7 @@ def nearest_images(
         themselves: int64 [N], where each query stands in the bank, so that it does not find itself; needs M >= 2.
 
     Returns:
-        Distances, float64 [N], computed anew from the difference, so that copies are at 0; and rows of the bank [N].
+        Distances, float64 [N], computed again from the difference, so that copies are at 0; and rows of the bank [N].
     """
     centre = bank.mean(dim=0)
     asking, known = PointCloud(queries, centre, device), PointCloud(bank, centre, device)

@@ -13,10 +13,11 @@ from driftkit.metrics.inception_score import INCEPTION_SCORE
 from driftkit.metrics.kid import KID
 from driftkit.metrics.manifold import MANIFOLD
 from driftkit.metrics.memorization import MEMORIZATION
+from driftkit.metrics.mmd import MMD
 from driftkit.metrics.per_class import PER_CLASS
 
 METRICS: dict[str, Metric] = {
-    metric.name: metric for metric in (FID, KID, MANIFOLD, INCEPTION_SCORE, PER_CLASS, MEMORIZATION)
+    metric.name: metric for metric in (FID, KID, MMD, MANIFOLD, INCEPTION_SCORE, PER_CLASS, MEMORIZATION)
 }
 """Metrics by name, in the order in which they are computed and shown."""
 
@@ -31,7 +32,7 @@ class Scores:
         values: the numbers by key.
         settings: what they depend on, for example subset sizes.
         real: what real images give in their place, for those metrics that know it without a floor.
-        details: what a metric gave beside numbers, by its name.
+        details: what a metric gave next to numbers, by its name.
         warnings: sentences of the metrics, and one for each metric that was skipped for want of images.
     """
 

@@ -14,7 +14,7 @@ from driftkit.methods.registry import OBJECTIVES
 from driftkit.runtime.progress import warn
 from driftkit.runtime.terminal import say
 from driftkit.scoring.evaluator import ScoringOptions, open_evaluator
-from driftkit.scoring.image_set import Execution, default_batch_size
+from driftkit.scoring.image_set import ScoringExecution, default_batch_size
 from driftkit.storage.records import RunManifest
 from driftkit.training.sampling import SAMPLE_BATCH, draw_images
 from driftkit.training.train_config import TrainConfig
@@ -54,7 +54,7 @@ def open_scoring(
         extractor_weights=Path(settings.extractor_weights) if settings.extractor_weights else None,
         image_size=config.data.image_size if settings.reference is None else None,
         options=ScoringOptions(metrics=()),
-        execution=Execution(default_batch_size(device), device, notify=say),
+        execution=ScoringExecution(default_batch_size(device), device, notify=say),
         check_size=lambda size: _require_size(config, size),
     )
     manifest = RunManifest(id="", created="", config=config.model_dump(mode="json"), encoder=encoder and dict(encoder))

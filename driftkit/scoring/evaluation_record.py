@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -154,7 +155,7 @@ class EvaluationRecord(ScoredRecord):
         metric_settings: what they depend on, for example subset sizes.
         real_metrics: what real images give in place of numbers that have no floor.
         appearance: property -> how far generated images are from real ones; None where no real images were at hand.
-        per_class, memorization: what those metrics gave beside numbers.
+        per_class, memorization: what those metrics gave next to numbers.
         training: the images among which copies were searched.
         identity: digest of all that the evaluation follows from, for runs.
         seconds_by_part: wall time of images, features, training images and scores.
@@ -234,6 +235,23 @@ def read_evaluations(run: Run) -> tuple[list[EvaluationRecord], list[str]]:
         except ArtifactError as error:
             problems.append(str(error))
     return records, problems
+
+
+def default_path(target: Path, run: Run | None, record: EvaluationRecord) -> Path:
+    """Where an evaluation belongs: in its run, or next to images that no run here made."""
+    if run is None or record.sampling is None:
+        return target.with_name(f"{target.name.removesuffix('.safetensors')}.{record.extractor.label}.evaluation.json")
+    sampling = record.sampling
+    parts = (
+        record.extractor.label,
+        sampling.file_label,
+        f"step{sampling.step}",
+        f"n{record.num_images}",
+        f"seed{sampling.seed}",
+        *([] if sampling.precision in (None, "float32") else [sampling.precision]),
+        record.reference.digest[:8],
+    )
+    return run.path / "evaluations" / f"{file_label('-'.join(parts))}.json"
 
 
 def file_label(words: str) -> str:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -13,34 +13,40 @@ from driftkit.config.sampling_config import SamplingConfig
 from driftkit.encoders.lineage import Kinship, kinship, training_encoders_of
 from driftkit.errors import RefusedError, UsageError
 from driftkit.metrics.appearance import compare_appearance
-from driftkit.metrics.base import Baseline, FeatureStats, Metric, MetricInputs
+from driftkit.metrics.base import FeatureStats, Metric, MetricInputs
 from driftkit.metrics.frechet import frechet_distance
-from driftkit.metrics.memorization import NUM_PAIRS, baseline_distances
-from driftkit.metrics.registry import METRICS, Floor, Scores, compute_metrics, real_floor
+from driftkit.metrics.memorization import NUM_PAIRS
+from driftkit.metrics.registry import METRICS, Scores, compute_metrics
 from driftkit.scoring.evaluation_record import (
     AppearanceInfo,
     EvaluationRecord,
     ReferenceInfo,
-    file_label,
+    default_path,
 )
 from driftkit.scoring.extraction import Extractor, extract, together
 from driftkit.scoring.extractors import load_extractor
 from driftkit.scoring.image_set import (
-    Execution,
     ImageSet,
+    ScoringExecution,
     is_run,
     open_target,
     require_same_size,
     require_target,
 )
-from driftkit.scoring.reference import Reference, TrainingImages, open_reference, open_training, training_digest
+from driftkit.scoring.reference import (
+    SCORES_VERSION,
+    Reference,
+    TrainingImages,
+    open_reference,
+    open_training,
+    training_digest,
+)
 from driftkit.scoring.sanity import check_images, collapse_warning, count_warnings, floor_warnings, require_scorable
-from driftkit.scoring.statistics_file import cached_figures, write_statistics
+from driftkit.scoring.statistics_file import write_statistics
 from driftkit.storage.files import digest_json, sha256_file
 from driftkit.storage.images import save_grid
 from driftkit.storage.run_folder import Run
 
-SCORES_VERSION = 4  # part of an evaluation's identity: raised when the same images would get other numbers
 PAIR_COLUMNS = 8
 
 
@@ -100,7 +106,7 @@ class Evaluator:
     extractor: Extractor
     reference: Reference
     options: ScoringOptions = field(default_factory=ScoringOptions)
-    execution: Execution = field(default_factory=Execution)
+    execution: ScoringExecution = field(default_factory=ScoringExecution)
     image_size: int | None = None
     _training: dict[str, TrainingImages | str] = field(default_factory=dict)
 
@@ -181,7 +187,7 @@ class Evaluator:
             RefusedError: they are not scorable.
         """
         allow, real = self.options.allow_collapsed, self.reference.stats.moments
-        alone = Execution(self.execution.batch_size, self.execution.device)
+        alone = ScoringExecution(self.execution.batch_size, self.execution.device)
         generated = extract(self.extractor, ImageSet.of_tensor(images), alone)
         assert generated.survey is not None
         require_scorable(generated.survey, "samples", allow_collapsed=allow)
@@ -210,12 +216,12 @@ class Evaluator:
             warnings.append(f"{self.extractor.name} is no independent evaluator of this run: {kin.reason}")
         warnings += collapse_warning(generated.moments, real.moments, allow_collapsed=self.options.allow_collapsed)
         scores = self._metrics(images, generated, training)
-        floor = self._floor(count)
+        floor = self.reference.floor(count, self.options.metrics, self.execution)
         warnings += count_warnings(count, info.count, dim=self.extractor.dim)
         warnings += [*scores.warnings, *floor_warnings(floor, scores.values["fid"], count)]
         if isinstance(training, str):
             warnings.append(training)
-        searched = "memorization" in scores.details and isinstance(training, TrainingImages)
+        memorization = scores.details.get("memorization")
         return EvaluationRecord(
             name=f"fid@{count}",
             num_images=count,
@@ -238,8 +244,8 @@ class Evaluator:
             appearance=_appearance(generated, real),
             compression=marks,
             per_class=scores.details.get("per_class"),
-            memorization=scores.details.get("memorization"),
-            training=training.describe() if searched and isinstance(training, TrainingImages) else None,
+            memorization=memorization,
+            training=training.describe() if memorization and isinstance(training, TrainingImages) else None,
             warnings=warnings,
             device=str(device),
             batch_size=self.execution.batch_size,
@@ -248,47 +254,17 @@ class Evaluator:
 
     def _metrics(self, images: ImageSet, generated: FeatureStats, training: TrainingImages | str | None) -> Scores:
         classes = self.reference.info.classes
-        common = classes if not images.classes or images.classes == classes else ()
-        found = training if isinstance(training, TrainingImages) else None
+        known = training if isinstance(training, TrainingImages) else None
         inputs = MetricInputs(
             generated,
             self.reference.stats,
             self.execution.device,
             inception_logits=self.extractor.inception_logits,
-            classes=common,
-            training=found.reference.stats if found else None,
-            baseline=self._baseline(found) if found else None,
+            classes=classes if not images.classes or images.classes == classes else (),
+            training=known.reference.stats if known else None,
+            baseline=known.baseline(self.reference, self.execution) if known else None,
         )
         return compute_metrics(inputs, self.options.metrics)
-
-    def _floor(self, num_images: int) -> Floor | None:
-        """The real-vs-real floor at that count; see `real_floor`."""
-        device, rows = self.execution.device, self.reference.stats.rows
-        count = min(num_images, len(rows) // 2)
-        metrics = [metric for metric in self.options.metrics if metric.in_floor]
-        names = "-".join(metric.name for metric in metrics)
-
-        def compute() -> dict[str, object] | None:
-            floor = real_floor(rows, num_images=count, metrics=metrics, device=device)
-            return None if floor is None else asdict(floor)
-
-        name = f"floor-{count}-{names}-scores{SCORES_VERSION}-{device.type}"
-        figures = cached_figures(self.reference.statistics, name, compute, use=self.execution.cache)
-        return None if figures is None else Floor(**figures)
-
-    def _baseline(self, training: TrainingImages) -> Baseline | None:
-        """Distances of real images to the nearest training image."""
-        device, stats = self.execution.device, training.reference.stats
-        held_out = self.reference.stats if len(self.reference.stats.rows) and not training.is_reference else None
-
-        def compute() -> dict[str, object] | None:
-            baseline = baseline_distances(stats, held_out, device=device)
-            return None if baseline is None else asdict(baseline)
-
-        of = "itself" if held_out is None else self.reference.info.digest[:16]
-        name = f"baseline-{of}-{device.type}"
-        figures = cached_figures(training.reference.statistics, name, compute, use=self.execution.cache)
-        return None if figures is None else Baseline(**figures)
 
     def _training_images(self, run: Run | None) -> TrainingImages | str | None:
         """Opened once for all targets that were trained on the same ones."""
@@ -333,7 +309,7 @@ def open_evaluator(
     extractor: str | Extractor = "inception",
     extractor_weights: Path | None = None,
     options: ScoringOptions | None = None,
-    execution: Execution | None = None,
+    execution: ScoringExecution | None = None,
     image_size: int | None = None,
     check_size: Callable[[int | None], None] = lambda size: None,
 ) -> Evaluator:
@@ -351,7 +327,7 @@ def open_evaluator(
         ArtifactError: reference or weights are absent.
         RefusedError: the reference is not scorable, or of another size or extractor.
     """
-    execution = execution or Execution()
+    execution = execution or ScoringExecution()
     # The extractor comes first: its weights are what is missing most often, and sampling takes long.
     if not isinstance(extractor, Extractor):
         with execution.ranks.first_alone():  # rank 0 downloads before the others look for the file
@@ -421,23 +397,6 @@ def output_of(evaluator: Evaluator, output: Path | None, *, several: bool) -> Pa
     if output is None or not several:
         return output
     return output.with_name(f"{output.stem}-{evaluator.extractor.info.label}.json")
-
-
-def default_path(target: Path, run: Run | None, record: EvaluationRecord) -> Path:
-    """Where an evaluation belongs: in its run, or next to images that no run here made."""
-    if run is None or record.sampling is None:
-        return target.with_name(f"{target.name.removesuffix('.safetensors')}.{record.extractor.label}.evaluation.json")
-    sampling = record.sampling
-    parts = (
-        record.extractor.label,
-        sampling.file_label,
-        f"step{sampling.step}",
-        f"n{record.num_images}",
-        f"seed{sampling.seed}",
-        *([] if sampling.precision in (None, "float32") else [sampling.precision]),
-        record.reference.digest[:8],
-    )
-    return run.path / "evaluations" / f"{file_label('-'.join(parts))}.json"
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from driftkit.runtime.device import IEEE_FLOAT32, copy_to, ieee_float32
 from driftkit.runtime.memory import fitting_batch
 from driftkit.runtime.ranks import Ranks
 from driftkit.scoring.evaluation_record import ExtractorInfo
-from driftkit.scoring.image_set import Execution, ImageSet, default_batch_size
+from driftkit.scoring.image_set import ImageSet, ScoringExecution, default_batch_size
 
 MAX_ROWS = 100_000  # features kept of one set; at 2048 dimensions they take 0.8 GB
 BLOCK_ROWS = 4096  # features that are checked, summed and moved at a time, whatever the batch size is
@@ -161,7 +161,7 @@ def kept_indices(total: int, max_rows: int = MAX_ROWS) -> torch.Tensor:
 def extract(
     extractor: Extractor,
     images: ImageSet,
-    execution: Execution,
+    execution: ScoringExecution,
     *,
     task: str | None = None,
     max_rows: int = MAX_ROWS,
@@ -202,7 +202,7 @@ def extract(
     return FeatureStats(moments, rows, kept, survey, predictions, logits if classified else None, labels)
 
 
-def _advance(execution: Execution, task: str, total: int, count: int) -> None:
+def _advance(execution: ScoringExecution, task: str, total: int, count: int) -> None:
     execution.report(task, count, total)
 
 

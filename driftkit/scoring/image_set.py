@@ -3,7 +3,7 @@
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -33,7 +33,7 @@ def default_batch_size(device: torch.device) -> int:
 
 
 @dataclass(frozen=True)
-class Execution:
+class ScoringExecution:
     """Where and how scores are computed; changes speed, not scores.
 
     Attributes:
@@ -105,7 +105,7 @@ class ImageSet:
     notes: list[str] = field(default_factory=list)
 
     @classmethod
-    def of_pack(cls, pack: ImagePack, name: str, execution: Execution) -> "ImageSet":
+    def of_pack(cls, pack: ImagePack, name: str, execution: ScoringExecution) -> "ImageSet":
         """All images of a pack."""
         share = Share.of(len(pack), batch_size=execution.batch_size, ranks=execution.ranks)
         images, formats = pack.images[share.first : share.last], file_formats(pack.card.source.spec)
@@ -138,7 +138,7 @@ class ImageSet:
 def open_target(
     target: Path,
     sampling: SamplingConfig,
-    execution: Execution,
+    execution: ScoringExecution,
     *,
     num_images: int | None = None,
     image_size: int | None = None,
@@ -161,7 +161,7 @@ def open_target(
     return _select(_read(target, image_size), target, num_images, part, execution)
 
 
-def _sample(run: Run, sampling: SamplingConfig, execution: Execution, num_images: int) -> ImageSet:
+def _sample(run: Run, sampling: SamplingConfig, execution: ScoringExecution, num_images: int) -> ImageSet:
     from driftkit.training.sampling import generate
 
     share = Share.of(num_images, batch_size=execution.batch_size, ranks=execution.ranks)
@@ -188,7 +188,7 @@ def _read(target: Path, image_size: int | None) -> ImageSet:
     """All images of a samples file, a tensors file or data."""
     from driftkit.datasets.sources import open_dataset
 
-    execution = Execution()
+    execution = ScoringExecution()
     if target.suffix != ".safetensors" or _is_pack(target):
         return ImageSet.of_pack(open_dataset(str(target), image_size=image_size), str(target), execution)
     images, notes = require_uint8(_images_in(target), str(target))
@@ -202,29 +202,21 @@ def _read(target: Path, image_size: int | None) -> ImageSet:
 
 
 def _select(
-    found: ImageSet, target: Path, num_images: int | None, part: tuple[int, int], execution: Execution
+    whole: ImageSet, target: Path, num_images: int | None, part: tuple[int, int], execution: ScoringExecution
 ) -> ImageSet:
+    """This rank's share of the part that is scored."""
     number, parts = part
-    total = len(found)
+    total = len(whole)
     if (num_images or 1) * parts > total:
         wanted = f"`num_images` {num_images}" + (f" `repeats` {parts}" if parts > 1 else "")
         raise UsageError(f"{wanted}: {target} holds {total} images")
-    chosen = _choice(total, num_images or total // parts, number, parts, ordered=found.labels is None)
+    chosen = _choice(total, num_images or total // parts, number, parts, ordered=whole.labels is None)
     share = Share.of(len(chosen), batch_size=execution.batch_size, ranks=execution.ranks)
-    whole = len(chosen) == total
-    images = found.images[share.first : share.last] if whole else found.images[chosen[share.first : share.last]]
-    return ImageSet(
-        found.name,
-        images,
-        share,
-        found.digest if whole else None,
-        None if found.labels is None else found.labels[chosen],
-        found.classes,
-        found.formats,
-        found.run,
-        found.sampling,
-        found.notes,
-    )
+    if len(chosen) == total:
+        return replace(whole, images=whole.images[share.first : share.last], share=share)
+    labels = None if whole.labels is None else whole.labels[chosen]
+    images = whole.images[chosen[share.first : share.last]]
+    return replace(whole, images=images, share=share, digest=None, labels=labels)
 
 
 def _choice(total: int, count: int, number: int, parts: int, *, ordered: bool) -> torch.Tensor:

@@ -1,23 +1,27 @@
 """Real images with their features: the reference, and the training images among which copies are searched."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 
 from driftkit.datasets.packs import ImagePack
 from driftkit.errors import DriftkitError, StorageError
-from driftkit.metrics.base import FeatureStats
+from driftkit.metrics.base import Baseline, FeatureStats, Metric
+from driftkit.metrics.memorization import baseline_distances
+from driftkit.metrics.registry import Floor, real_floor
 from driftkit.scoring.evaluation_record import TrainingInfo
 from driftkit.scoring.extraction import Extractor, extract, together
-from driftkit.scoring.image_set import Execution, ImageSet, file_formats
+from driftkit.scoring.image_set import ImageSet, ScoringExecution, file_formats
 from driftkit.scoring.sanity import require_scorable
 from driftkit.scoring.statistics_file import (
     ImagesInfo,
     Statistics,
     StatisticsRecord,
+    cached_figures,
     cached_path,
     find_cached,
     is_statistics_file,
@@ -25,6 +29,8 @@ from driftkit.scoring.statistics_file import (
     write_statistics,
 )
 from driftkit.storage.run_folder import Run
+
+SCORES_VERSION = 4  # raised when the same images would get other numbers
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,20 @@ class Reference:
     def info(self) -> ImagesInfo:
         return self.statistics.record.images
 
+    def floor(self, num_images: int, metrics: Sequence[Metric], execution: ScoringExecution) -> Floor | None:
+        """The real-vs-real floor at that count, from the cache where it is there; see `real_floor`."""
+        count = min(num_images, len(self.stats.rows) // 2)
+        chosen = [metric for metric in metrics if metric.in_floor]
+
+        def compute() -> dict[str, Any] | None:
+            floor = real_floor(self.stats.rows, num_images=count, metrics=chosen, device=execution.device)
+            return None if floor is None else asdict(floor)
+
+        names = "-".join(metric.name for metric in chosen)
+        name = f"floor-{count}-{names}-scores{SCORES_VERSION}-{execution.device.type}"
+        figures = cached_figures(self.statistics, name, compute, use=execution.cache)
+        return None if figures is None else Floor(**figures)
+
 
 @dataclass(frozen=True)
 class TrainingImages:
@@ -62,6 +82,18 @@ class TrainingImages:
     is_reference: bool = False
     known: bool = True
 
+    def baseline(self, held_out: Reference, execution: ScoringExecution) -> Baseline | None:
+        """Distances of real images to the nearest of these: of the held-out reference, or of each without itself."""
+        stats = held_out.stats if len(held_out.stats.rows) and not self.is_reference else None
+
+        def compute() -> dict[str, Any] | None:
+            baseline = baseline_distances(self.reference.stats, stats, device=execution.device)
+            return None if baseline is None else asdict(baseline)
+
+        name = f"baseline-{'itself' if stats is None else held_out.info.digest[:16]}-{execution.device.type}"
+        figures = cached_figures(self.reference.statistics, name, compute, use=execution.cache)
+        return None if figures is None else Baseline(**figures)
+
     def describe(self) -> TrainingInfo:
         """For the record."""
         info = self.reference.info
@@ -73,7 +105,7 @@ class TrainingImages:
 def open_reference(
     spec: str,
     extractor: Extractor,
-    execution: Execution,
+    execution: ScoringExecution,
     *,
     image_size: int | None = None,
     check_size: Callable[[int | None], None] = lambda size: None,
@@ -99,7 +131,7 @@ def open_reference(
     return of_pack(pack, spec, "reference", extractor, execution)
 
 
-def of_pack(pack: ImagePack, spec: str, role: str, extractor: Extractor, execution: Execution) -> Reference:
+def of_pack(pack: ImagePack, spec: str, role: str, extractor: Extractor, execution: ScoringExecution) -> Reference:
     """A pack with its features: from the cache, else computed, and kept there.
 
     Args:
@@ -149,7 +181,7 @@ def _named(statistics: Statistics, spec: str) -> Statistics:
 
 
 def open_training(
-    run: Run | None, named: str | None, reference: Reference, extractor: Extractor, execution: Execution
+    run: Run | None, named: str | None, reference: Reference, extractor: Extractor, execution: ScoringExecution
 ) -> TrainingImages | str:
     """The training images of a run, or those that are named; the reference where nobody knows.
 

@@ -179,7 +179,7 @@ def compression(
 
 
 def count_warnings(num_images: int, reference_count: int | None, *, dim: int) -> list[str]:
-    """Sentences about counts too small for features of `dim` dimensions; a reference of unknown count is not judged."""
+    """Sentences about counts too small for features of `dim` dimensions; a reference of unknown count is skipped."""
     warnings = []
     for count, what in ((num_images, "generated"), (reference_count, "reference")):
         if count is not None and count < 2 * dim:
@@ -205,8 +205,8 @@ def floor_warnings(floor: Floor | None, fid: float, num_images: int) -> list[str
         )
     elif fid < 2 * floor.metrics["fid"]:
         warnings.append(
-            f"the score is within twice what real images get ({floor.metrics['fid']:.4g}): differences of that size are "
-            "noise"
+            f"the score is within twice what real images get ({floor.metrics['fid']:.4g}): differences of that size "
+            "are noise"
         )
     return warnings
 

@@ -206,14 +206,14 @@ def open_statistics_file(path: Path, extractor: Extractor) -> Statistics:
     if path.suffix == ".npz":
         return read_foreign_statistics(path, extractor)
     statistics = read_statistics(path)
-    theirs, ours = statistics.record.extractor, extractor.info
-    assert theirs is not None, "read_statistics refuses them"
+    made_by, expected_info = statistics.record.extractor, extractor.info
+    assert made_by is not None, "read_statistics refuses them"
     for key in ("name", "version", "weights_digest", "resize", "precision", "dim"):
-        got, expected = getattr(theirs, key), getattr(ours, key)
+        got, expected = getattr(made_by, key), getattr(expected_info, key)
         if got != expected:
             raise RefusedError(
                 f"{path} was made with another extractor: its {key} is {got!s:.60}, here it is {expected!s:.60}; "
-                f"name the images instead, or take `extractor` {theirs.name}"
+                f"name the images instead, or take `extractor` {made_by.name}"
             )
     return statistics
 

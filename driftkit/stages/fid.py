@@ -121,7 +121,7 @@ def fid(
     from driftkit.runtime.device import resolve_device
     from driftkit.runtime.ranks import Ranks, local_rank
     from driftkit.scoring.evaluator import ScoringOptions, evaluate, open_evaluator
-    from driftkit.scoring.image_set import Execution, default_batch_size, require_target
+    from driftkit.scoring.image_set import ScoringExecution, default_batch_size, require_target
     from driftkit.scoring.series import evaluate_checkpoints, evaluate_repeats
 
     _require_consistent(target, config)
@@ -134,9 +134,9 @@ def fid(
     # Features travel between processes as CPU tensors, whatever device makes them.
     ranks = Ranks.start(device_type="cpu")
     try:
-        execution = Execution(config.batch_size or default_batch_size(device), device, ranks, config.cache)
+        execution = ScoringExecution(config.batch_size or default_batch_size(device), device, ranks, config.cache)
         if ranks.is_main:
-            execution = Execution(execution.batch_size, device, ranks, config.cache, report, notify)
+            execution = ScoringExecution(execution.batch_size, device, ranks, config.cache, report, notify)
         evaluators = [
             open_evaluator(
                 config.reference,

@@ -122,7 +122,7 @@ def runs(tmp_path):
     """A trained drifting run with its checkpoints, and a MAE that scores."""
     train_tiny(tmp_path / "encoder", "mae", "--set", "objective.finetune_from=0")
     train_tiny(tmp_path / "drift", "drift", "--checkpoint-every", "1", "--set", "trainer.keep_every=1")
-    return ["-r", TINY_DATA[1], "--extractor", f"encoder:{tmp_path / 'judge'}", "-n", "48", "--device", "cpu"]
+    return ["-r", TINY_DATA[1], "--extractor", f"encoder:{tmp_path / 'encoder'}", "-n", "48", "--device", "cpu"]
 
 
 def test_a_real_run_is_scored_with_everything_there_is(tmp_path, runs):

@@ -35,7 +35,7 @@ from driftkit.errors import DriftkitError
 from driftkit.methods.registry import build_network
 from driftkit.models.mae_resnet import MAEResNet, MAEResNetConfig
 from driftkit.scoring.extraction import extract
-from driftkit.scoring.image_set import Execution, ImageSet, is_run, open_target
+from driftkit.scoring.image_set import ImageSet, ScoringExecution, is_run, open_target
 from driftkit.scoring.statistics_file import (
     ImagesInfo,
     StatisticsRecord,
@@ -223,7 +223,7 @@ def config_words(_: Path) -> Target:
 def statistics_record(folder: Path) -> Target:
     """Statistics whose tensors are those that their record names, whatever else it says."""
     images, extractor = random_images(6), tiny_extractor()
-    stats = extract(extractor, ImageSet.of_tensor(images), Execution())
+    stats = extract(extractor, ImageSet.of_tensor(images), ScoringExecution())
     survey = stats.survey
     assert survey is not None
     tensors = {"mean": stats.moments.mean, "scatter": stats.moments.scatter, "rows": stats.rows,
@@ -292,7 +292,7 @@ def samples_record(folder: Path) -> Target:
 
     def read(content: bytes) -> None:
         place.with_suffix(".json").write_bytes(content)
-        open_target(place, SamplingConfig(), Execution())
+        open_target(place, SamplingConfig(), ScoringExecution())
         read_samples(place)
 
     return Target([place.with_suffix(".json").read_bytes()], "json", read)

@@ -161,8 +161,7 @@ def test_names_in_records_lead_to_no_file_outside(tmp_path):
 
 
 def test_names_of_runs_and_samplers_make_no_path(tmp_path):
-    from driftkit.scoring.evaluation_record import EvaluationRecord
-    from driftkit.scoring.evaluator import default_path
+    from driftkit.scoring.evaluation_record import EvaluationRecord, default_path
     from tests.scoring.fakes import evaluation
 
     run = make_run(tmp_path / "run", "ddpm")

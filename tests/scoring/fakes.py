@@ -10,7 +10,7 @@ from driftkit.encoders.lineage import Lineage
 from driftkit.scoring.evaluation_record import EvaluationRecord
 from driftkit.scoring.evaluator import Evaluation, ScoringOptions, evaluate, open_evaluator
 from driftkit.scoring.extraction import Extractor
-from driftkit.scoring.image_set import Execution
+from driftkit.scoring.image_set import ScoringExecution
 from driftkit.storage.images import save_grid, write_samples
 from driftkit.storage.run_folder import Run
 
@@ -44,7 +44,7 @@ def score(
     extractor: str | Extractor | None = None,
     image_size: int | None = None,
     options: ScoringOptions | None = None,
-    execution: Execution | None = None,
+    execution: ScoringExecution | None = None,
     **request: Any,
 ) -> Evaluation:
     """One evaluation of a target, by `tiny_extractor` unless another one is given."""

@@ -20,7 +20,7 @@ IMAGES = 40
 def scored_by_mae(tmp_path):
     """Options that score with a MAE trained here."""
     train_tiny(tmp_path / "encoder", "mae", "--set", "model.base_channels=4")
-    return ["--set", f"evaluation.extractor=encoder:{tmp_path / 'judge'}", "--set", f"evaluation.num_images={IMAGES}"]
+    return ["--set", f"evaluation.extractor=encoder:{tmp_path / 'encoder'}", "--set", f"evaluation.num_images={IMAGES}"]
 
 
 def scores(run):
@@ -34,7 +34,7 @@ def test_scores_are_logged_and_are_those_of_fid(tmp_path, scored_by_mae):
     found = scores(run)
     assert {step for step, value in found.items() if value is not None} == {2, 4, 5}
     result = driftkit(
-        "fid", run, "-r", TINY_DATA[1], "--extractor", f"encoder:{tmp_path / 'judge'}", "-n", IMAGES, "--step", 4,
+        "fid", run, "-r", TINY_DATA[1], "--extractor", f"encoder:{tmp_path / 'encoder'}", "-n", IMAGES, "--step", 4,
         "--json", "--device", "cpu",
     )  # fmt: skip
     assert json.loads(result.stdout)["metrics"]["fid"] == pytest.approx(found[4], rel=1e-5)

@@ -17,7 +17,7 @@ from driftkit.metrics.appearance import PROPERTIES
 from driftkit.metrics.registry import select_metrics
 from driftkit.scoring.evaluation_record import EvaluationRecord
 from driftkit.scoring.evaluator import ScoringOptions, evaluate, open_evaluator
-from driftkit.scoring.image_set import Execution
+from driftkit.scoring.image_set import ScoringExecution
 from driftkit.scoring.series import evaluate_checkpoints, evaluate_repeats
 from driftkit.storage.files import write_json, write_tensors
 from driftkit.storage.images import write_samples
@@ -105,7 +105,7 @@ def test_metrics_that_were_not_selected_are_not_computed(tmp_path, real, sampled
 
 def test_batch_size_does_not_change_scores(tmp_path, real, sampled):
     run = trained(tmp_path / "drift")
-    executions = [Execution(batch_size, cache=False) for batch_size in (3, 64)]
+    executions = [ScoringExecution(batch_size, cache=False) for batch_size in (3, 64)]
     scores = [score(run.path, real, num_images=40, execution=execution).record.metrics for execution in executions]
     assert scores[0] == pytest.approx(scores[1], rel=1e-5)
 
@@ -139,7 +139,8 @@ def test_what_one_evaluator_refuses_the_others_still_score(tmp_path, real, sampl
         tiny_extractor("encoder:blind", digest="bb" * 32), embed=lambda images: (images[:, :, 0, 0] * 0.0, None), dim=3
     )
     evaluators = [
-        open_evaluator(real, extractor=one, execution=Execution(cache=False)) for one in (blind, tiny_extractor())
+        open_evaluator(real, extractor=one, execution=ScoringExecution(cache=False))
+        for one in (blind, tiny_extractor())
     ]
     with pytest.raises(RefusedError):
         evaluate(evaluators, run.path, num_images=40)
@@ -265,7 +266,7 @@ def test_second_call_on_a_reference_skips_its_forward_pass_and_gets_the_same_dig
     tasks, lines = [], []
 
     def execution(**more):
-        return Execution(report=lambda task, done, total: tasks.append(task), notify=lines.append, **more)
+        return ScoringExecution(report=lambda task, done, total: tasks.append(task), notify=lines.append, **more)
 
     first, second = (score(path, real, execution=execution()).record for _ in range(2))
     assert tasks.count("reference, encoder:tiny") == 1

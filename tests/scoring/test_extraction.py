@@ -13,7 +13,7 @@ from driftkit.errors import DriftkitError, RefusedError
 from driftkit.metrics.moments import Moments
 from driftkit.runtime.ranks import Ranks
 from driftkit.scoring.extraction import Extractor, extract, gather_rows, kept_indices, together
-from driftkit.scoring.image_set import Execution, ImageSet, Share, default_batch_size
+from driftkit.scoring.image_set import ImageSet, ScoringExecution, Share, default_batch_size
 from tests.cuda.fake import CUDA, fake_cuda, watching
 from tests.scoring.fakes import random_images, tiny_extractor
 
@@ -37,7 +37,7 @@ def test_shares_are_whole_batches_in_order_and_miss_nothing(total, batch_size, w
 def test_streamed_moments_are_those_of_all_features(batch_size):
     images = random_images(COUNT)
     rows, _ = tiny_extractor().features(images)
-    found = extract(small_blocks(), ImageSet.of_tensor(images), Execution(batch_size), max_rows=20)
+    found = extract(small_blocks(), ImageSet.of_tensor(images), ScoringExecution(batch_size), max_rows=20)
     torch.testing.assert_close(found.moments.scatter, Moments.of(rows).scatter, rtol=1e-5, atol=1e-5)
     assert len(found) == COUNT
     assert len(found.rows) == 20
@@ -58,7 +58,7 @@ def test_blocks_have_the_same_size_whatever_the_batch_and_miss_nothing(batch_siz
 def test_moments_are_a_literal_sum_in_float64():
     images = random_images(COUNT)
     rows = [row.tolist() for row in tiny_extractor().features(images)[0]]
-    found = extract(tiny_extractor(), ImageSet.of_tensor(images), Execution(7))
+    found = extract(tiny_extractor(), ImageSet.of_tensor(images), ScoringExecution(7))
     for i in range(12):
         mean = sum(row[i] for row in rows) / COUNT
         assert float(found.moments.mean[i]) == pytest.approx(mean, rel=1e-10)
@@ -95,7 +95,7 @@ def work(rank, world, folder):
     images = random_images(COUNT)
     share = Share.of(COUNT, batch_size=BATCH, ranks=ranks)
     shared = ImageSet("images", images[share.first : share.last], share)
-    found = extract(tiny_extractor(), shared, Execution(BATCH, ranks=ranks), max_rows=30)
+    found = extract(tiny_extractor(), shared, ScoringExecution(BATCH, ranks=ranks), max_rows=30)
     out = {"rows": found.rows, "indices": found.indices, "mean": found.moments.mean, "scatter": found.moments.scatter}
     out |= {"digests": found.survey.digests, "uneven": gather_rows(torch.full((rank, 2), float(rank)), ranks)}
     try:
@@ -112,7 +112,7 @@ def test_ranks_together_make_what_one_process_makes(tmp_path, monkeypatch, world
     monkeypatch.setenv("MASTER_PORT", str(28500 + (os.getpid() + 17 * world) % 1000))
     mp.start_processes(work, args=(world, str(tmp_path)), nprocs=world, start_method="spawn")
     first, *others = [torch.load(tmp_path / f"{r}.pt", weights_only=True) for r in range(world)]
-    whole = extract(tiny_extractor(), ImageSet.of_tensor(random_images(COUNT)), Execution(BATCH), max_rows=30)
+    whole = extract(tiny_extractor(), ImageSet.of_tensor(random_images(COUNT)), ScoringExecution(BATCH), max_rows=30)
     assert torch.equal(first["rows"], whole.rows)
     assert torch.equal(first["indices"], whole.indices)
     assert torch.equal(first["digests"], whole.survey.digests)
@@ -130,4 +130,4 @@ def test_features_that_are_not_finite_stop_the_set():
     broken = tiny_extractor()
     object.__setattr__(broken, "embed", lambda images: (torch.full((len(images), 12), torch.inf), None))
     with pytest.raises(RefusedError, match="not finite"):
-        extract(broken, ImageSet.of_tensor(random_images(12)), Execution())
+        extract(broken, ImageSet.of_tensor(random_images(12)), ScoringExecution())

@@ -13,7 +13,7 @@ from driftkit.errors import ArtifactError, RefusedError
 from driftkit.metrics.moments import Moments
 from driftkit.scoring.evaluator import evaluate, open_evaluator
 from driftkit.scoring.extraction import extract
-from driftkit.scoring.image_set import Execution, ImageSet
+from driftkit.scoring.image_set import ImageSet, ScoringExecution
 from driftkit.scoring.statistics_file import (
     ImagesInfo,
     StatisticsRecord,
@@ -33,7 +33,7 @@ IMAGES = ImagesInfo(spec="real", digest="cd" * 32, count=40, image_size=8)
 
 
 def stats_of(seed=1):
-    return extract(tiny_extractor(), ImageSet.of_tensor(random_images(40, seed)), Execution())
+    return extract(tiny_extractor(), ImageSet.of_tensor(random_images(40, seed)), ScoringExecution())
 
 
 def record_of(extractor=None, **changes):
@@ -103,7 +103,7 @@ def test_damaged_cache_is_reported_and_made_again(tmp_path, damage):
     for figures in path.parent.glob("*.floor*.json"):
         figures.unlink()
     lines = []
-    again = score(tmp_path / "made.safetensors", str(pack.path), execution=Execution(notify=lines.append)).record
+    again = score(tmp_path / "made.safetensors", str(pack.path), execution=ScoringExecution(notify=lines.append)).record
     assert again.metrics == first.metrics
     assert len(lines) == 1
     assert "computed again" in lines[0]
