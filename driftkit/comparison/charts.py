@@ -22,7 +22,7 @@ def all_charts(
                      caption="Spread of generated features over that of real ones: 1 is as varied as real images, "
                      "near 0 is collapse."),
         curve_figure(regressing, "loss", name="loss", ylabel="loss", colours=colours,
-                     caption="Loss of the runs that minimise one (DDPM: squared error of the predicted noise)."),
+                     caption="Loss of the runs that minimise one."),
         curve_figure(drifting, "loss", name="drift-loss", ylabel="normalised drifting loss", colours=colours,
                      from_zero=True,
                      caption="Normalised drifting loss: flat by construction, shown so that nobody waits for it."),

@@ -3,7 +3,8 @@
 import math
 from collections.abc import Sequence
 
-METHOD_NAMES = {"drift": "Drifting", "ddpm": "DDPM", "mae": "MAE", "classifier": "Classifier"}
+from driftkit.methods.registry import METHODS
+
 # Scores beside the Fréchet distance, in the order in which they are shown.
 METRIC_NAMES = {
     "kid_mean": "KID",
@@ -25,7 +26,7 @@ def short_name(name: str) -> str:
 
 def method_name(name: str) -> str:
     """The method as people write it."""
-    return METHOD_NAMES.get(name, name)
+    return METHODS[name].label if name in METHODS else name
 
 
 def way_name(sampler: str | None, nfe: int | None) -> str:

@@ -16,10 +16,6 @@ from driftkit.scoring.evaluator import Evaluator, ScoringOptions, evaluate, open
 from driftkit.scoring.image_set import DEFAULT_NUM_IMAGES, ScoringExecution, default_batch_size
 from driftkit.storage.run_folder import Run
 
-CURVE_NFE = (1, 2, 5, 10, 20, 50, 100)
-# Samplers whose quality is shown over their cost; None stands for a sampler with nothing to choose.
-CURVE_SAMPLERS = {"one-step": None, "ddim": CURVE_NFE, "dpm-solver": CURVE_NFE}
-
 
 @dataclass(frozen=True)
 class MissingScores:
@@ -125,20 +121,21 @@ def ways_of(run: Run, wanted: MissingScores) -> list[Way]:
     Raises:
         ArtifactError: the run has no checkpoint.
     """
-    from driftkit.methods.registry import OBJECTIVES
+    from driftkit.methods.registry import METHODS
 
-    samplers = OBJECTIVES[run.objective].samplers
+    method = METHODS[run.objective]
     last = run.checkpoint().step
-    ways = []
-    for name in samplers:
-        if name not in CURVE_SAMPLERS:
-            continue
-        for nfe in (1,) if CURVE_SAMPLERS[name] is None else wanted.nfe or CURVE_NFE:
-            ways.append(Way(name, nfe, last))
+    ways = [
+        Way(spec.name, nfe, last)
+        for spec in method.samplers.values()
+        if spec.curve_nfes
+        for nfe in (spec.curve_nfes if spec.fixed_nfe else wanted.nfe or spec.curve_nfes)
+    ]
     if wanted.all_checkpoints:
-        name = next(iter(samplers))
-        nfe = 1 if CURVE_SAMPLERS[name] is None else max(wanted.nfe or (50,))
-        ways += [Way(name, nfe, c.step) for c in run.checkpoints() if c.step != last]
+        spec = method.default_sampler
+        default = spec.default_nfe(method.config())
+        nfe = default if spec.fixed_nfe else max(wanted.nfe or (default,))
+        ways += [Way(spec.name, nfe, c.step) for c in run.checkpoints() if c.step != last]
     return ways
 
 

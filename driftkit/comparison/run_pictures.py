@@ -78,10 +78,10 @@ def same_noise_samples(run: Run, device: torch.device) -> tuple[torch.Tensor, Ma
 
     Image i of seed 0 starts from the same noise in every run of that image size.
     """
-    from driftkit.methods.registry import OBJECTIVES
+    from driftkit.methods.registry import METHODS
     from driftkit.training.sampling import generate
 
-    default = next(iter(OBJECTIVES[run.objective].samplers))
+    default = METHODS[run.objective].default_sampler.name
     best: SampleSet | None = None
     wanted = {"seed": SEED, "step": run.manifest().step, "weights": "ema", "sampler": default}
     for path in sorted((run.path / "samples").glob("[!.]*.safetensors")):

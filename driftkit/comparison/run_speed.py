@@ -1,8 +1,6 @@
 """Timing the samplers of the runs that are compared."""
 
-from collections.abc import Mapping, Sequence
-
-import torch
+from collections.abc import Sequence
 
 from driftkit.comparison.run_summary import RunSummary
 from driftkit.comparison.score_table import ScoreTable
@@ -11,8 +9,6 @@ from driftkit.errors import DriftkitError
 from driftkit.runtime.progress import Report
 from driftkit.storage.run_folder import Run
 
-# What the samplers of a method are timed at, beside every NFE that was scored.
-SPEED_NFE: Mapping[str, tuple[int, ...]] = {"one-step": (1,), "ddim": (10, 50, 100)}
 BUSY = 1.5  # slowest over fastest timing above which the report says so
 
 
@@ -53,15 +49,16 @@ def _speed_cases(
     run: Run, summary: RunSummary, tables: Sequence[ScoreTable], settings: SpeedSettings
 ) -> list[SpeedCase]:
     """What is timed of a run: its default sampler, and every way in which it was scored."""
-    from driftkit.methods.registry import OBJECTIVES, build_sampler
+    from driftkit.methods.registry import METHODS, build_sampler
+    from driftkit.models.registry import to_device
     from driftkit.training.sampling import load_network
 
     network, config, _ = load_network(run)
-    network = network.to(settings.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = to_device(network, config.model, settings.device)
     size = config.data.image_size
     assert size is not None, "a saved config names the image size"
-    samplers = OBJECTIVES[config.objective.name].samplers
-    ways = {(name, nfe): None for name in samplers for nfe in SPEED_NFE.get(name, ())}
+    samplers = METHODS[config.objective.name].samplers
+    ways = {(name, nfe): None for name, spec in samplers.items() for nfe in spec.speed_nfes}
     for row in (row for table in tables for row in (*table.rows, *table.apart) if row.run == summary.label):
         name = (row.sampler or "").split(" ")[0]
         if name in samplers and row.nfe:

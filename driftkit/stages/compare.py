@@ -84,12 +84,15 @@ def compare(
     Raises:
         ArtifactError: none of the paths is a run that generates images; or the judge or its reference is absent.
     """
+    from driftkit.methods.registry import generators
+
     found = collect(paths)
     if not found.generators:
         reasons = "; ".join(f"{s['path']}: {s['reason']}" for s in found.skipped)
         only = "only encoders are" if found.encoders else "nothing is"
         raise NotFoundError(
-            f"{only} left to compare ({reasons or 'encoders generate no images'}); name runs of drift or ddpm"
+            f"{only} left to compare ({reasons or 'encoders generate no images'}); name runs of "
+            f"{' or '.join(generators())}"
         )
     runs = [summary for _, summary in found.generators]
     notes = fill_missing(found.generators, missing, report, tell) if missing is not None else []
@@ -120,7 +123,7 @@ def compare(
 
 def collect(paths: Sequence[Path]) -> Found:
     """Tell generators, encoders and everything else apart; the same folder given twice counts once."""
-    from driftkit.methods.registry import OBJECTIVES
+    from driftkit.methods.registry import METHODS
 
     found = Found()
     opened: list[Run] = []
@@ -140,9 +143,9 @@ def collect(paths: Sequence[Path]) -> Found:
         except DriftkitError as error:
             found.skipped.append({"path": str(run.path), "reason": str(error)})
             continue
-        if summary.method not in OBJECTIVES:
+        if summary.method not in METHODS:
             found.skipped.append({"path": str(run.path), "reason": f"unknown objective {summary.method!r}"})
-        elif OBJECTIVES[summary.method].samplers:
+        elif METHODS[summary.method].generates:
             found.generators.append((run, summary))
         else:
             found.encoders.append(summary)
