@@ -90,7 +90,7 @@ def test_written_statistics_are_a_reference(invoke, tmp_path):
         (["{samples}", "-r", "real", "--output", "x.txt"], 2, ".json"),
         (["{samples}", "-r", "real", "--image-size", "2"], 2, "--image-size"),
         (["{samples}", "-r", "real", "--device", "tpu"], 2, "auto, cpu or cuda"),
-        (["{samples}", "-r", "real", "--repeats", "1"], 2, "at least 2"),
+        (["{samples}", "-r", "real", "--repeats", "1"], 2, "--repeats"),
         (["{samples}", "-r", "real", "--repeats", "9", "-n", "10"], 2, "holds 16"),
         (["{samples}", "-r", "real", "--all-checkpoints"], 2, "no run"),
         (["{samples}", "-r", "real", "--all-checkpoints", "--repeats", "2"], 2, "exclude"),
