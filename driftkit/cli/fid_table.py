@@ -82,16 +82,17 @@ def _rows(record: "EvaluationRecord | RepeatsRecord") -> Iterator[tuple[str, str
     from driftkit.metrics.registry import quantities
     from driftkit.scoring.evaluation_record import EvaluationRecord
 
-    is_single = isinstance(record, EvaluationRecord)
-    real = {**(record.real_metrics if isinstance(record, EvaluationRecord) else {})}
+    real = {**record.real_metrics} if isinstance(record, EvaluationRecord) else {}
     real |= record.floor.metrics if record.floor else {}
     for key, quantity in quantities().items():
         if key not in record.metrics:
             continue
         name = (record.name if key == "fid" else quantity.label) + BETTER[quantity.direction]
-        value = _value(record.metrics[key], quantity) if is_single else _spread(record.spread[key], quantity)
-        if is_single and quantity.spread in record.metrics:
-            value += f" ± {record.metrics[quantity.spread]:.2g}"
+        if isinstance(record, EvaluationRecord):
+            value = _value(record.metrics[key], quantity)
+            value += f" ± {record.metrics[quantity.spread]:.2g}" if quantity.spread in record.metrics else ""
+        else:
+            value = _spread(record.spread[key], quantity)
         yield name, f"[bold]{value}[/bold]" if key == "fid" else value, _value(real.get(key), quantity)
     classes = record.per_class if isinstance(record, EvaluationRecord) else None
     distances = {name: v for name, v in classes.fd.items() if v is not None} if classes else {}

@@ -175,12 +175,12 @@ FID_CASES = [
         tensors("s.safetensors", mu=torch.zeros(3), sigma=torch.eye(3)),
     ),
     Case("fid-statistics-npz-empty", f"fid {{samples}} -r s.npz {EXTRACTOR}", 3, ["s.npz"], raw(b"", "s.npz")),
-    Case("fid-none", f"{FID} -n 0", 2, ["--num-images 0", "at least 10"]),
+    Case("fid-none", f"{FID} -n 0", 2, ["--num-images", "'0'"]),
     Case("fid-too-few", f"{FID} --no-cache -n 9", 5, ["at least 10"]),
     Case("fid-more-than-there-are", f"{FID} --no-cache -n 17", 2, ["--num-images 17", "holds 16"]),
     Case("fid-batch-negative", f"{FID} -b=-1", 2, ["--batch-size", "-1"]),
-    Case("fid-image-size-odd", f"{FID} --image-size 3", 2, ["--image-size 3"]),
-    Case("fid-repeats-zero", f"{FID} --repeats 0", 2, ["--repeats 0"]),
+    Case("fid-image-size-odd", f"{FID} --image-size 3", 2, ["--image-size", "'3'"]),
+    Case("fid-repeats-zero", f"{FID} --repeats 0", 2, ["--repeats", "'0'"]),
     Case("fid-repeats-of-few", f"{FID} --no-cache --repeats 5 -n 10", 2, ["holds 16"]),
     Case(
         "fid-repeats-with-checkpoints", f"{RUN} --repeats 2 --all-checkpoints", 2, ["--all-checkpoints and --repeats"]
@@ -203,6 +203,8 @@ FID_CASES = [
         2,
         ["--write-statistics", "cannot be written"],
     ),
+    Case("fid-metric-misspelt", f"{FID} --metrics fid,kidd", 2, ["--metrics", "kidd"]),
+    Case("fid-setting-unknown", f"{FID} --set metricks=fid", 2, ["metricks", "did you mean metrics?"]),
     Case("fid-device-unknown", "fid {samples} -r {pack} --device cuda:0", 2, ["--device cuda:0"]),
 ]
 
