@@ -1,4 +1,4 @@
-"""The house stays open: a method, a network and a sampler from outside train, sample, score, compare and export."""
+"""The house stays open: a method, network, sampler, encoder and metric from outside run through every command."""
 
 import json
 from typing import Literal
@@ -8,6 +8,10 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from driftkit.encoders.encoder_config import EncoderCard
+from driftkit.encoders.frozen_encoder import EncoderKind, FrozenEncoder
+from driftkit.encoders.lineage import Lineage
+from driftkit.encoders.registry import ENCODERS
 from driftkit.methods.base import (
     METHODS,
     BuiltObjective,
@@ -22,9 +26,11 @@ from driftkit.methods.base import (
     sampler_table,
 )
 from driftkit.methods.regression import NoiseRegression, TimedGraph, one_forward
+from driftkit.metrics.base import Metric, MetricResult, Quantity
+from driftkit.metrics.registry import METRICS
 from driftkit.models.contract import MODELS, Model, NetworkConfig
 from driftkit.models.contract import register as register_network
-from driftkit.protocols import UNCONDITIONAL, SampleRequest
+from driftkit.protocols import UNCONDITIONAL, FeatureMap, SampleRequest
 from driftkit.storage.files import read_json
 from tests.conftest import TINY_DATA, TINY_LOOP, TINY_UNET, driftkit, train_tiny
 
@@ -91,6 +97,38 @@ def sample_toy(network, noise, request):
     return gain * images, nfe
 
 
+class ToyEncoder(FrozenEncoder):
+    """Means of 2x2 pixels."""
+
+    def __init__(self, image_size):
+        super().__init__("toy-encoder", input_size=image_size, feature_set="locations")
+        self.lineage = Lineage("none", "toys", "toy", ())
+        self.freeze()
+
+    def maps(self, images):
+        return [FeatureMap("means", nn.functional.avg_pool2d(images, 2))]
+
+
+TOY_ENCODER = EncoderKind(
+    accepts=lambda name: name == "toy-encoder",
+    load=lambda config, image_size, device: ToyEncoder(image_size).to(device),
+    names=lambda: ("toy-encoder",),
+    describe=lambda name: EncoderCard(name=name, trained_by="nothing", maps=("means",), feature_set="locations"),
+)
+
+TOY_METRIC = Metric(
+    name="toy-metric",
+    label="the toy distance",
+    help="Distance of the means.",
+    quantities=(Quantity("toy_distance", "Toy", "lower", "distance", "Distance of the means."),),
+    needs="rows",
+    min_images=2,
+    compute=lambda inputs: MetricResult(
+        {"toy_distance": float((inputs.generated.rows.mean(0) - inputs.reference.rows.mean(0)).norm())}
+    ),
+)
+
+
 def toy_graph(config, network, image_size):
     return Graph(
         "predictor", TimedGraph(network), ("x_t", "t"), "image", title="A toy.", start_time=1000.0, network_time=1000.0,
@@ -100,11 +138,11 @@ def toy_graph(config, network, image_size):
 
 @pytest.fixture
 def plug_ins(monkeypatch):
-    """The registries with a toy method and a toy network, which are gone after the test."""
-    for registry in (METHODS, MODELS):
-        for name in ("toy", "toy-network"):
-            monkeypatch.setitem(registry, name, None)  # so that the entries are removed in the end
-            del registry[name]
+    """The registries with a toy of every kind, all of which are gone after the test."""
+    for registry, name in ((METHODS, "toy"), (MODELS, "toy-network")):
+        monkeypatch.setitem(registry, name, None)  # so that the entry is removed in the end
+    monkeypatch.setitem(ENCODERS, "toy", TOY_ENCODER)
+    monkeypatch.setitem(METRICS, "toy-metric", TOY_METRIC)
     register_network(Model("toy-network", ToyNetworkConfig, lambda config, image_size: ToyNetwork(config)))
     register(
         Method(
@@ -145,12 +183,18 @@ def test_a_method_a_network_and_a_sampler_run_through_every_command(plug_ins, tm
     assert record["sampler_options"] == {"gain": 0.5}
     assert driftkit("sample", toy, "--set", "gian=0.5").exit_code == 2
 
+    line = ["-r", "shapes?image_size=8&count=64", "--extractor", "pixels", "-n", 48, "--device", "cpu"]
+    score = json.loads(done("fid", toy, *line, "--allow-collapsed", "--json").stdout)
+    assert score["metrics"]["toy_distance"] > 0
+    assert score["sampling"]["sampler"] == "toy-sampler"
+
     train_tiny(flow, "flow")
     report = tmp_path / "report"
     done("compare", toy, flow, "--output", report)
     page = (report / "report.html").read_text()
     assert "Toy method" in page
     assert "Rectified flow" in page
+    assert "toy_distance" in (report / "compare.csv").read_text() or "Toy" in page
 
     made = json.loads(done("export", toy, "--format", "torchscript", "--output", tmp_path / "out", "--json").stdout)
     assert made["graph"] == "predictor"
@@ -171,3 +215,10 @@ def test_keys_of_other_methods_are_named(plug_ins):
     result = driftkit("train", "--objective", "ddpm", "--set", "objective.strength=2", *TINY_UNET, "--dry-run")
     assert result.exit_code == 2
     assert "a setting of toy" in result.stderr
+
+
+def test_an_encoder_teaches_a_generator(plug_ins, tmp_path):
+    train_tiny(tmp_path / "run", "drift", "--encoder", "toy-encoder")
+    record = read_json(tmp_path / "run" / "manifest.json")["encoder"]
+    assert (record["name"], record["feature_set"]) == ("toy-encoder", "locations")
+    assert "toy-encoder" in done("probe-encoder", "--list").stdout
