@@ -50,7 +50,7 @@ from driftkit.storage.files import state_digest, write_json, write_tensors
 from driftkit.storage.images import read_samples, write_samples
 from driftkit.storage.run_folder import Run
 from driftkit.training.sampling import can_sample, load_network
-from driftkit.training.train_config import TrainConfig, resolve_config
+from driftkit.training.train_config import load_config, resolve_config
 from tests.encoders.loading import load
 from tests.scoring.fakes import evaluation, make_pack, make_run, random_images, tiny_extractor
 
@@ -103,7 +103,7 @@ TINY = {"model": {"kind": "unet", "base_channels": 8, "channel_multipliers": [1,
 
 def manifest(folder: Path) -> Target:
     run = make_run(folder / "run", "ddpm")
-    config = TrainConfig.model_validate(TINY)
+    config = load_config(TINY)
     run.update(config=config.model_dump(mode="json"))
     state = build_network(config.model, image_size=8).state_dict()
     run.save_checkpoint(
