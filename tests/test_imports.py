@@ -14,12 +14,12 @@ FLOORS = [
     "datasets", "storage", "config", "protocols", "runtime", "errors",
 ]  # fmt: skip
 
-# A command has one module in `cli` and one in `stages`; every method's folder has the same rooms.
+# A command has one module in `cli` and one in `stages`; several floors have a registry; methods share room names.
 PAIRED = {"cli", "stages"}
 PLUG_INS = "methods"
 REGISTRY = "registry"  # of any room that things are plugged into
 UNPICKLER = PACKAGE / "datasets" / "cifar10_pickle.py"
-REGISTRY = "registry"  # of every floor that is open to plug-ins
+PLUG_IN_ROOMS = {"registry", "base"}  # of every floor that is open to plug-ins
 
 
 def modules():
@@ -52,7 +52,7 @@ def test_module_names_are_unique():
     places = defaultdict(set)
     for path in modules():
         floor, *inner = path.relative_to(PACKAGE).parts
-        if path.stem not in ("__init__", REGISTRY) and not (floor == PLUG_INS and len(inner) == 2):
+        if path.stem not in {"__init__", *PLUG_IN_ROOMS} and not (floor == PLUG_INS and len(inner) == 2):
             places[path.stem].add(floor)
     doubled = {name: floors for name, floors in places.items() if len(floors) > 1 and floors != PAIRED}
     assert not doubled

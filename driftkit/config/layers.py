@@ -143,7 +143,7 @@ def validate(
 
 
 def _describe(model: type[BaseModel], error: Any, origins: Mapping[str, str], others: Mapping[str, str]) -> str:
-    key = ".".join(part for part in error["loc"] if isinstance(part, str))  # of a list the name is enough
+    key = ".".join(str(part) for part in error["loc"] if not isinstance(part, int))  # of a list the name is enough
     origin = origins.get(key)
     where = f" (from {origin})" if origin and origin != "option" else ""
     if error["type"] == "extra_forbidden":

@@ -32,7 +32,7 @@ class MethodConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    name: str
+    name: str = ""
 
 
 class SamplerOptions(BaseModel):

@@ -55,11 +55,11 @@ def compare_appearance(generated: torch.Tensor, real: torch.Tensor) -> dict[str,
     """
     return {
         name: {
-            "generated": float(ours.double().mean()),
-            "real": float(theirs.double().mean()),
-            "distance": wasserstein(ours, theirs),
+            "generated": float(fake.double().mean()),
+            "real": float(true.double().mean()),
+            "distance": wasserstein(fake, true),
         }
-        for name, ours, theirs in zip(PROPERTIES, generated.unbind(1), real.unbind(1), strict=True)
+        for name, fake, true in zip(PROPERTIES, generated.unbind(1), real.unbind(1), strict=True)
     }
 
 

@@ -2,6 +2,7 @@
 
 import torch
 
+from driftkit.metrics.base import Metric, MetricInputs, MetricResult, Quantity
 from driftkit.metrics.moments import Moments
 
 SMALLEST_PIVOT = 1e-10  # of a Cholesky factor, squared, over the largest variance
@@ -55,3 +56,19 @@ def _root(covariance: torch.Tensor) -> torch.Tensor:
     kept = values > noise
     root: torch.Tensor = vectors[:, kept] * values[kept].sqrt()
     return root
+
+
+def _compute(inputs: MetricInputs) -> MetricResult:
+    a, b = inputs.generated.moments, inputs.reference.moments
+    return MetricResult({"fid": frechet_distance(a, b, device=inputs.device)})
+
+
+FID = Metric(
+    name="fid",
+    label="FID",
+    help="Fréchet distance between Gaussians fitted to the features of all images.",
+    quantities=(Quantity("fid", "FID", "lower", "distance", "Fréchet distance to the reference."),),
+    needs="features",
+    min_images=2,
+    compute=_compute,
+)

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from driftkit.metrics.base import Metric, MetricInputs, MetricResult, Quantity
 from driftkit.runtime.device import float64_device, ieee_float32
 
 KID_SUBSETS = 100
@@ -47,8 +48,8 @@ def kernel_distance(
             one, other = x[for_x], y[for_y]
             within = _mean(one, one, constant, without_self=True) + _mean(other, other, constant, without_self=True)
             values.append(within - 2 * _mean(one, other, constant))
-    found = torch.stack(values)
-    return {"kid_mean": float(found.mean()), "kid_std": float(found.std(correction=0))}
+    subset_values = torch.stack(values)
+    return {"kid_mean": float(subset_values.mean()), "kid_std": float(subset_values.std(correction=0))}
 
 
 def _draw_subsets(num_x: int, num_y: int, size: int, subsets: int) -> torch.Tensor:
@@ -74,3 +75,25 @@ def _mean(x: torch.Tensor, y: torch.Tensor, constant: float, *, without_self: bo
     if not without_self:
         return total / kernel.numel()
     return (total - kernel.diagonal().double().sum()) / (len(x) * (len(x) - 1))
+
+
+def _compute(inputs: MetricInputs) -> MetricResult:
+    generated, reference = inputs.generated.rows, inputs.reference.rows
+    size = min(KID_SUBSET_SIZE, min(len(generated), len(reference)) // 2)
+    values = kernel_distance(generated, reference, subset_size=size, device=inputs.device)
+    return MetricResult(values, {"kid_subsets": KID_SUBSETS, "kid_subset_size": size})
+
+
+KID = Metric(
+    name="kid",
+    label="KID",
+    help="Kernel distance over 100 random subsets of min(1000, half of the smaller set) images.",
+    quantities=(
+        Quantity(
+            "kid_mean", "KID", "lower", "distance", "Kernel distance to the reference, unbiased.", spread="kid_std"
+        ),
+    ),
+    needs="rows",
+    min_images=4,
+    compute=_compute,
+)

@@ -5,11 +5,13 @@ No matrix of distances is ever whole: 50,000 x 50,000 of them take their turn in
 
 import torch
 
+from driftkit.metrics.base import Metric, MetricInputs, MetricResult, Quantity
 from driftkit.runtime.device import ieee_float32
 
 CHUNK_BYTES = 2**27  # of distances at a time
 PRC_NEIGHBOURS = 3
 DENSITY_NEIGHBOURS = 5
+ROW_SEED = 2020  # of the choice of rows where one side has more
 
 
 class PointCloud:
@@ -110,7 +112,7 @@ def nearest_images(
         themselves: int64 [N], where each query stands in the bank, so that it does not find itself; needs M >= 2.
 
     Returns:
-        Distances, float64 [N], computed anew from the difference, so that copies are at 0; and rows of the bank [N].
+        Distances, float64 [N], computed again from the difference, so that copies are at 0; and rows of the bank [N].
     """
     centre = bank.mean(dim=0)
     asking, known = PointCloud(queries, centre, device), PointCloud(bank, centre, device)
@@ -124,3 +126,37 @@ def nearest_images(
         indices.append(index)
         distances.append((asking.rows[which] - known.rows[index]).double().norm(dim=1))
     return torch.cat(distances).cpu(), torch.cat(indices).cpu()
+
+
+def _equally_many(rows: torch.Tensor, count: int) -> torch.Tensor:
+    """`count` rows; all of them in their order where there are no more. Real images may be sorted by class."""
+    if len(rows) == count:
+        return rows
+    return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(ROW_SEED))[:count]]
+
+
+def _compute(inputs: MetricInputs) -> MetricResult:
+    sides = inputs.generated.rows, inputs.reference.rows
+    count = min(map(len, sides))
+    # All four numbers move with the counts, so that both sides have equally many.
+    generated, reference = (_equally_many(rows, count) for rows in sides)
+    return MetricResult(
+        manifold_scores(generated, reference, device=inputs.device),
+        {"prc_neighbours": PRC_NEIGHBOURS, "density_neighbours": DENSITY_NEIGHBOURS, "prc_images": count},
+    )
+
+
+MANIFOLD = Metric(
+    name="manifold",
+    label="precision, recall, density and coverage",
+    help="Nearest-neighbour shares: are samples near real images, and are real images near samples?",
+    quantities=(
+        Quantity("precision", "Precision", "higher", "share", "Share of samples among the real images."),
+        Quantity("recall", "Recall", "higher", "share", "Share of real images among the samples."),
+        Quantity("density", "Density", "one", "share", "How many real images samples lie near, over the expectation."),
+        Quantity("coverage", "Coverage", "higher", "share", "Share of real images with a sample nearby."),
+    ),
+    needs="rows",
+    min_images=max(PRC_NEIGHBOURS, DENSITY_NEIGHBOURS) + 1,
+    compute=_compute,
+)

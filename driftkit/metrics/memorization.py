@@ -1,111 +1,137 @@
 """Whether generated images are copies: distances to the nearest training image, against those of images never seen."""
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 
-from driftkit.metrics.feature_stats import FeatureStats
+from driftkit.metrics.base import Baseline, FeatureStats, Metric, MetricInputs, MetricResult, Quantity
 from driftkit.metrics.manifold import nearest_images
-from driftkit.storage.images import save_grid
 
 BASELINE_IMAGES = 5_000
 NEAR_QUANTILE = 0.01  # of real images that are nearer to a training image than "near"
-NEAR_SHARE, COPY_SHARE = 0.05, 0.001  # above which it is said loudly
-PAIRS = 16
+NEAR_SHARE, COPY_SHARE = 0.05, 0.001  # above which there is a warning
+NUM_PAIRS = 16
 SEED = 2020
 
 
 @dataclass(frozen=True)
-class Memorisation:
+class NearestPair:
+    """Numbers of a generated image and its nearest training image, and their distance over the baseline's median."""
+
+    generated: int
+    training: int
+    ratio: float
+
+
+@dataclass(frozen=True)
+class Memorization:
     """How near generated images are to training images.
 
     Attributes:
-        record: for the evaluation; see `look_for_copies`.
-        generated: numbers of the generated images that are nearest, relative to the rest, the worst first.
-        training: the training image of each.
-        warnings: sentences where they are too near.
+        ratio: median distance over the baseline's median: 1 is as new as real images, near 0 is copying.
+        near_share: share of generated images nearer than the nearest 1 % of real ones.
+        exact_copies: images that are, pixel by pixel, training images.
+        searched: training images compared with.
+        worst: the pairs at the smallest distances, the nearest first.
     """
 
-    record: dict[str, Any]
-    generated: list[int]
-    training: list[int]
-    warnings: list[str]
+    ratio: float
+    near_share: float
+    exact_copies: int
+    baseline: Baseline
+    searched: int
+    worst: tuple[NearestPair, ...]
 
 
 def baseline_distances(
     training: FeatureStats, held_out: FeatureStats | None, *, device: torch.device | str = "cpu"
-) -> dict[str, Any] | None:
-    """How far real images are from the nearest training image.
+) -> Baseline | None:
+    """How far real images are from the nearest training image; None where there are too few images.
 
     Args:
         held_out: real images that are not among the training images; None takes training images, each without itself.
-
-    Returns:
-        `median`, `near` (the 1 % quantile), `num_images` and `of`; None where there are too few images.
     """
-    asking = training if held_out is None else held_out
-    if len(training.rows) < 2 or len(asking.rows) < 2:
+    queries = training if held_out is None else held_out
+    if len(training.rows) < 2 or len(queries.rows) < 2:
         return None
-    chosen = torch.randperm(len(asking.rows), generator=torch.Generator().manual_seed(SEED))[:BASELINE_IMAGES]
+    chosen = torch.randperm(len(queries.rows), generator=torch.Generator().manual_seed(SEED))[:BASELINE_IMAGES]
     themselves = chosen if held_out is None else None
-    distances, _ = nearest_images(asking.rows[chosen], training.rows, themselves=themselves, device=device)
-    return {
-        "median": float(distances.median()),
-        "near": float(torch.quantile(distances, NEAR_QUANTILE)),
-        "num_images": len(chosen),
-        "of": "training images, each without itself" if held_out is None else "held-out images",
-    }
+    distances, _ = nearest_images(queries.rows[chosen], training.rows, themselves=themselves, device=device)
+    return Baseline(
+        median=float(distances.median()),
+        near=float(torch.quantile(distances, NEAR_QUANTILE)),
+        num_images=len(chosen),
+        of="training images, each without itself" if held_out is None else "held-out images",
+    )
 
 
-def look_for_copies(
-    generated: FeatureStats, training: FeatureStats, baseline: dict[str, Any], *, device: torch.device | str = "cpu"
-) -> Memorisation:
-    """Compare distances to the nearest training image with those of real images.
-
-    Returns:
-        Its record holds `ratio` (median distance over the baseline's median: 1 is as new as real images, near 0 is
-        copying), `near_share` (share of generated images nearer than the nearest 1 % of real ones), `exact_copies`
-        (images that are, pixel by pixel, training images), the `baseline`, `searched` (training images looked
-        through), and the worst pairs.
-    """
+def find_copies(
+    generated: FeatureStats, training: FeatureStats, baseline: Baseline, *, device: torch.device | str = "cpu"
+) -> Memorization:
+    """Compare distances to the nearest training image with those of real images."""
     distances, index = nearest_images(generated.rows, training.rows, device=device)
-    median = baseline["median"]
-    ratios = distances / median if median else torch.ones_like(distances)
-    near = float((distances <= baseline["near"]).double().mean())
-    worst = ratios.argsort(stable=True)[:PAIRS]
-    pairs = [
-        (int(generated.indices[i]), int(training.indices[index[i]]), round(float(ratios[i]), 6)) for i in worst.tolist()
-    ]
+    ratios = distances / baseline.median if baseline.median else torch.ones_like(distances)
+    worst = ratios.argsort(stable=True)[:NUM_PAIRS].tolist()
     exact = 0
     if generated.survey is not None and training.survey is not None:
         exact = generated.survey.shared_with(training.survey)
-    record = {
-        "ratio": float(ratios.median()),
-        "near_share": near,
-        "exact_copies": exact,
-        "baseline": baseline,
-        "searched": len(training.rows),
-        "worst": [{"generated": g, "training": t, "ratio": r} for g, t, r in pairs],
-    }
+    return Memorization(
+        ratio=float(ratios.median()),
+        near_share=float((distances <= baseline.near).double().mean()),
+        exact_copies=exact,
+        baseline=baseline,
+        searched=len(training.rows),
+        worst=tuple(
+            NearestPair(int(generated.indices[i]), int(training.indices[index[i]]), round(float(ratios[i]), 6))
+            for i in worst
+        ),
+    )
+
+
+def _compute(inputs: MetricInputs) -> MetricResult:
+    assert inputs.training is not None
+    assert inputs.baseline is not None
+    count = len(inputs.generated)
+    copies = find_copies(inputs.generated, inputs.training, inputs.baseline, device=inputs.device)
     warnings = []
-    if exact > COPY_SHARE * len(generated):
-        warnings.append(f"{exact} of {len(generated)} generated images are, pixel by pixel, training images")
-    if near > NEAR_SHARE:
+    if copies.exact_copies > COPY_SHARE * count:
+        warnings.append(f"{copies.exact_copies} of {count} generated images are, pixel by pixel, training images")
+    if copies.near_share > NEAR_SHARE:
         warnings.append(
-            f"memorisation: {100 * near:.3g} % of the generated images are nearer to a training image than all but "
-            f"{100 * NEAR_QUANTILE:.0f} % of real ones; look at the pairs"
+            f"memorization: {100 * copies.near_share:.3g} % of the generated images are nearer to a training image "
+            f"than all but {100 * NEAR_QUANTILE:.0f} % of real ones; look at the pairs"
         )
-    return Memorisation(record, [p[0] for p in pairs], [p[1] for p in pairs], warnings)
+    return MetricResult(
+        {"nearest_ratio": copies.ratio, "near_share": copies.near_share},
+        real={"nearest_ratio": 1.0, "near_share": NEAR_QUANTILE},
+        details=copies,
+        warnings=warnings,
+    )
 
 
-def save_pairs(path: Path, generated: torch.Tensor, training: torch.Tensor) -> None:
-    """Write pairs of uint8 [n, 3, H, W] images as one PNG: rows of eight generated images, each above its neighbour."""
-    columns = 8
-    blocks = []
-    for first in range(0, len(generated), columns):
-        for images in (generated[first : first + columns], training[first : first + columns]):
-            missing = columns - len(images)
-            blocks += [images, images.new_full((missing, *images.shape[1:]), 255)] if missing else [images]
-    save_grid(path, torch.cat(blocks), columns=columns)
+MEMORIZATION = Metric(
+    name="memorization",
+    label="memorization",
+    help="Distances to the nearest training image, over those of real images that were not trained on.",
+    quantities=(
+        Quantity(
+            "nearest_ratio",
+            "Novelty",
+            "one",
+            "share",
+            "Median distance to the nearest training image, over that of real images; near 0 is copying.",
+        ),
+        Quantity(
+            "near_share",
+            "Near copies",
+            "lower",
+            "share",
+            "Share of samples nearer to a training image than 99 % of real images.",
+            column=False,
+        ),
+    ),
+    needs="training",
+    min_images=2,
+    compute=_compute,
+    in_floor=False,
+)

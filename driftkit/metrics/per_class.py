@@ -1,11 +1,11 @@
 """Whether generated images fall into the classes as real ones do, and how far they are from them class by class."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 
-from driftkit.metrics.feature_stats import FeatureStats
+from driftkit.metrics.base import FeatureStats, Metric, MetricInputs, MetricResult, Quantity
 from driftkit.metrics.frechet import frechet_distance
 from driftkit.metrics.moments import Moments
 from driftkit.metrics.quality import linear_predictions
@@ -15,14 +15,39 @@ MIN_PER_CLASS = 10
 SPLIT_SEED = 2020
 
 
+@dataclass(frozen=True)
+class ClassScores:
+    """Class histograms of generated and real images.
+
+    Attributes:
+        by: what the classes are taken from: labels, predictions or linear.
+        entropy, reference_entropy: of the histograms, in nats.
+        missing: classes that real images have and generated ones do not.
+        names: the reference's classes; with them stand both histograms and `fd`, the Fréchet distance by class name
+            (None where either side has fewer than 10 images). All are empty where classes are those of another
+            classifier.
+        accuracy: of the classifier on labelled real images.
+    """
+
+    by: str
+    entropy: float
+    reference_entropy: float
+    missing: int
+    names: Sequence[str] = ()
+    generated: Sequence[int] = ()
+    reference: Sequence[int] = ()
+    fd: Mapping[str, float | None] = field(default_factory=dict)
+    accuracy: float | None = None
+
+
 def class_scores(
     generated: FeatureStats,
     reference: FeatureStats,
     *,
     classes: Sequence[str],
     device: torch.device | str = "cpu",
-) -> tuple[dict[str, Any] | None, list[str]]:
-    """Class histograms with their entropies, and the Fréchet distance of each class, where classes are known.
+) -> ClassScores | None:
+    """Class histograms with their entropies, and the Fréchet distance of each class; None where no classes are known.
 
     Classes are the labels where both sets are labelled; else what the extractor's own classifier predicts for both, so
     that its mistakes are the same on both sides; else, where the reference is labelled, what a linear classifier on
@@ -33,46 +58,34 @@ def class_scores(
     Args:
         classes: names of the reference's classes; empty where it has none.
         device: where the classifier is fitted and distances are computed.
-
-    Returns:
-        The record: `by` (labels, predictions or linear), `entropy` and `reference_entropy` in nats, `missing` (classes
-        that real images have and generated ones do not), and with the reference's own classes also `names`, both
-        histograms, `fd` by class name, and the classifier's accuracy on labelled real images. None where no classes
-        are known. And warnings.
     """
     labelled = _is_labelled(generated.labels) and _is_labelled(reference.labels) and bool(classes)
     by = "labels" if labelled else "predictions"
-    ours = generated.labels if labelled else generated.predictions
-    theirs = reference.labels if labelled else reference.predictions
-    if not labelled and not _knows(theirs, reference.labels, classes) and _can_fit(reference, classes):
-        by, (ours, theirs) = "linear", _fitted(generated.rows, reference, device)
-    if ours is None or theirs is None:
-        return None, []
-    count = int(max(ours.max(), theirs.max())) + 1
+    fake = generated.labels if labelled else generated.predictions
+    real = reference.labels if labelled else reference.predictions
+    if not labelled and not _knows(real, reference.labels, classes) and _can_fit(reference, classes):
+        by, (fake, real) = "linear", _fitted(generated.rows, reference, device)
+    if fake is None or real is None:
+        return None
+    count = int(max(fake.max(), real.max())) + 1
     count = max(count, len(classes) if labelled else 0)
-    mine, real = (torch.bincount(part, minlength=count) for part in (ours, theirs))
-    record: dict[str, Any] = {
-        "by": by,
-        "entropy": entropy(mine),
-        "reference_entropy": entropy(real),
-        "missing": int(((mine == 0) & (real > 0)).sum()),
-    }
-    accuracy = None if labelled else _accuracy(theirs, reference.labels)
-    own = labelled or _knows(theirs, reference.labels, classes)
-    if own:
-        record |= {
-            "names": list(classes),
-            "generated": _padded(mine, len(classes)),
-            "reference": _padded(real, len(classes)),
-            "fd": _per_class(generated.rows, ours, reference.rows, theirs, classes, device),
-        }
-        if accuracy is not None:
-            record["accuracy"] = accuracy
-    warnings = []
-    if record["missing"] and own:
-        names = [classes[i] for i in range(count) if mine[i] == 0 and real[i] > 0]
-        warnings.append(f"classes that no generated image falls into: {', '.join(names)}")
-    return record, warnings
+    fake_counts, real_counts = (torch.bincount(part, minlength=count) for part in (fake, real))
+    scores = ClassScores(
+        by=by,
+        entropy=entropy(fake_counts),
+        reference_entropy=entropy(real_counts),
+        missing=int(((fake_counts == 0) & (real_counts > 0)).sum()),
+    )
+    if not labelled and not _knows(real, reference.labels, classes):
+        return scores
+    return replace(
+        scores,
+        names=list(classes),
+        generated=_padded(fake_counts, len(classes)),
+        reference=_padded(real_counts, len(classes)),
+        fd=_distances(generated.rows, fake, reference.rows, real, classes, device),
+        accuracy=None if labelled else _accuracy(real, reference.labels),
+    )
 
 
 def _is_labelled(labels: torch.Tensor | None) -> bool:
@@ -104,41 +117,75 @@ def _can_fit(reference: FeatureStats, classes: Sequence[str]) -> bool:
 def _fitted(
     generated: torch.Tensor, reference: FeatureStats, device: torch.device | str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Classes of generated and of real images by a linear classifier that has not seen the image it is asked about."""
+    """Classes of generated and of real images by a linear classifier that has not seen the image it predicts."""
     assert reference.labels is not None
     place = float64_device(device)
     rows, labels = reference.rows.to(place), reference.labels.to(place)
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(SPLIT_SEED))
     halves = order.chunk(2)
-    theirs = torch.empty_like(labels)
-    for known, asked in (halves, halves[::-1]):
-        theirs[asked] = linear_predictions(rows[known], labels[known], rows[asked])
-    return linear_predictions(rows, labels, generated.to(place)).cpu(), theirs.cpu()
+    real = torch.empty_like(labels)
+    for fitted, held_out in (halves, halves[::-1]):
+        real[held_out] = linear_predictions(rows[fitted], labels[fitted], rows[held_out])
+    return linear_predictions(rows, labels, generated.to(place)).cpu(), real.cpu()
 
 
 def _padded(counts: torch.Tensor, length: int) -> list[int]:
     return [*counts.tolist(), *[0] * (length - len(counts))]
 
 
-def _per_class(
+def _distances(
     generated: torch.Tensor,
-    ours: torch.Tensor,
+    fake: torch.Tensor,
     reference: torch.Tensor,
-    theirs: torch.Tensor,
+    real: torch.Tensor,
     classes: Sequence[str],
     device: torch.device | str,
 ) -> dict[str, float | None]:
     """Fréchet distance by class name; None where either side has fewer than 10 images of it."""
-    found: dict[str, float | None] = {}
+    distances: dict[str, float | None] = {}
     for number, name in enumerate(classes):
-        sides = generated[ours == number], reference[theirs == number]
+        sides = generated[fake == number], reference[real == number]
         enough = min(map(len, sides)) >= MIN_PER_CLASS
         moments = (Moments.of(side, device=device) for side in sides)
-        found[name] = frechet_distance(*moments, device=device) if enough else None
-    return found
+        distances[name] = frechet_distance(*moments, device=device) if enough else None
+    return distances
 
 
 def entropy(counts: torch.Tensor) -> float:
     """Entropy of a histogram in nats; log K for K equal counts."""
     shares = counts.double() / counts.sum()
     return float(-torch.xlogy(shares, shares).sum())
+
+
+def _compute(inputs: MetricInputs) -> MetricResult:
+    scores = class_scores(inputs.generated, inputs.reference, classes=inputs.classes, device=inputs.device)
+    if scores is None:
+        return MetricResult()
+    lost = [n for n, g, r in zip(scores.names, scores.generated, scores.reference, strict=True) if r > 0 and not g]
+    return MetricResult(
+        {"class_entropy": scores.entropy},
+        real={"class_entropy": scores.reference_entropy},
+        details=scores,
+        warnings=[f"classes that no generated image falls into: {', '.join(lost)}"] if lost else [],
+    )
+
+
+PER_CLASS = Metric(
+    name="per_class",
+    label="class histograms",
+    help="Class histograms with their entropy, and the Fréchet distance of each class.",
+    quantities=(
+        Quantity(
+            "class_entropy",
+            "Class entropy",
+            "none",
+            "nats",
+            "Entropy of the classes of generated images, in nats.",
+            column=False,
+        ),
+    ),
+    needs="classes",
+    min_images=1,
+    compute=_compute,
+    in_floor=False,
+)

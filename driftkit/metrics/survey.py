@@ -1,4 +1,4 @@
-"""Facts about each image of a set that tell whether a score of the set means anything. Judgements are in `checks`."""
+"""Facts about each image of a set that tell whether a score of the set means anything; `scoring.sanity` decides."""
 
 import hashlib
 import math
@@ -39,8 +39,8 @@ class Survey:
 
     def shared_with(self, other: "Survey") -> int:
         """How many images of this set are, pixel by pixel, images of the other one."""
-        theirs = other._keys()
-        return sum(key in theirs for key in self._rows())
+        others = other._keys()
+        return sum(key in others for key in self._rows())
 
     def blockiness(self) -> tuple[float, float] | None:
         """Steps across the edges of 8x8 blocks over steps elsewhere, and the standard error of that ratio.

@@ -1,12 +1,13 @@
-"""What a network is to the rest of driftkit: one row of `MODELS`, made in the file of the network."""
+"""The row of `MODELS` through which the rest of driftkit sees a network. It loads no torch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict
-from torch import nn
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 class NetworkConfig(BaseModel):
@@ -14,7 +15,7 @@ class NetworkConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    kind: str
+    kind: str = ""
 
     def check_image_size(self, image_size: int) -> None:
         """Raise ValueError where the network cannot take images of that side, in pixels."""
@@ -36,9 +37,9 @@ class Model:
 
     kind: str
     config: type[NetworkConfig]
-    build: Callable[[Any, int], nn.Module]
+    build: "Callable[[Any, int], nn.Module]"
     role: Literal["generator", "encoder"] = "generator"
-    memory_format: torch.memory_format = torch.channels_last
+    memory_format: Literal["channels_last", "contiguous_format"] = "channels_last"
     conditions: tuple[str, ...] = ()
 
 

@@ -45,7 +45,8 @@ def build_network(config: NetworkConfig, *, image_size: int) -> nn.Module:
 
 def to_device(network: nn.Module, config: NetworkConfig, device: torch.device) -> nn.Module:
     """The network on a device, in its memory format."""
-    placed: nn.Module = network.to(device, memory_format=MODELS[config.kind].memory_format)  # type: ignore[call-overload]
+    memory_format = getattr(torch, MODELS[config.kind].memory_format)
+    placed: nn.Module = network.to(device, memory_format=memory_format)  # type: ignore[call-overload]
     return placed
 
 

@@ -155,7 +155,7 @@ def items() -> dict[str, Item]:
     for name, about in EVALUATORS.items():
         locate = partial(extractors.locate_weights, name)
         file = extractors.published_weights(name)
-        listed.append(Item(evaluator_name(name), "evaluator", about, None, file, locate, "--features-weights"))
+        listed.append(Item(evaluator_name(name), "evaluator", about, None, file, locate, "--extractor-weights"))
     archive = Cifar10Archive()
     listed.append(Item("cifar10", "dataset", "CIFAR-10, original archive", None, archive, archive.locate, "--data"))
     return {item.name: item for item in listed}

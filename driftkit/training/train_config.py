@@ -20,6 +20,7 @@ from driftkit.config.layers import (
 from driftkit.config.on_resume import OnResume
 from driftkit.errors import UsageError
 from driftkit.methods.registry import DEFAULT_METHOD, METHODS, find_method
+from driftkit.models.contract import NetworkConfig
 from driftkit.training.trainer_config import TrainerConfig
 
 
@@ -52,11 +53,11 @@ class EvaluationConfig(BaseModel):
     reference: Annotated[str | None, OnResume.FREE, OnResume.PLACE] = Field(
         None, description="data SPEC or statistics file of the real images; None: the training images"
     )
-    features: Annotated[str, OnResume.FREE] = Field(
-        "inception", description="evaluator, as in fid: inception, efficientnet-lite2, encoder:RUN, ..."
+    extractor: Annotated[str, OnResume.FREE] = Field(
+        "inception", description="feature extractor, as in fid: inception, efficientnet-lite2, encoder:RUN, ..."
     )
-    features_weights: Annotated[str | None, OnResume.FREE] = Field(
-        None, description="local weights file of the evaluator; None: cache, then download"
+    extractor_weights: Annotated[str | None, OnResume.FREE] = Field(
+        None, description="local weights file of the extractor; None: cache, then download"
     )
     num_images: Annotated[int, OnResume.FREE] = Field(
         2000, ge=10, description="images per score; few, since this is for the curve alone"
@@ -73,7 +74,7 @@ class TrainConfig(BaseModel):
     objective: Annotated[
         Union[tuple(method.config for method in METHODS.values())], Field(discriminator="name")  # type: ignore[valid-type]  # noqa: UP007
     ]
-    model: SerializeAsAny[BaseModel]
+    model: SerializeAsAny[NetworkConfig]
     trainer: TrainerConfig = TrainerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
@@ -184,5 +185,5 @@ def default_output(config: TrainConfig) -> Path:
     encoder = getattr(config.objective, "encoder", None)
     if encoder and Path(encoder).suffix == ".safetensors":
         encoder = str(Path(encoder).parent)  # exported encoders all have the same file name
-    name = config.objective.name + (f"_{Path(encoder).name.replace(':', '-')}" if encoder else "")
+    name: str = config.objective.name + (f"_{Path(encoder).name.replace(':', '-')}" if encoder else "")
     return Path("outputs") / name

@@ -24,7 +24,7 @@ from driftkit.methods.drifting.samplers import generate_one_step
 from driftkit.models.unet import UNet, UNetConfig
 from driftkit.protocols import SampleRequest
 from driftkit.training.budget import budget, training_shapes
-from driftkit.training.train_config import TrainConfig
+from driftkit.training.train_config import load_config
 from tests.benchmarks.__main__ import table
 from tests.benchmarks.field import literal
 from tests.benchmarks.harness import Row, write_results
@@ -155,7 +155,7 @@ def _trained(bench: Bench, case: str, run: dict, ceiling: float, size: int) -> I
     second = statistics.median(sum(split.values()) for split in splits)
     batch = run["config"]["trainer"]["batch_size"]
     config = {**run["config"], "data": {**run["config"]["data"], "image_size": size}}
-    shapes, _ = training_shapes(TrainConfig.model_validate(config), device=bench.device.type)
+    shapes, _ = training_shapes(load_config(config), device=bench.device.type)
     step = budget(shapes, images=batch, ranks=1)
     flops = step.encoder_flops + step.network_flops
     goal = GOALS["ddpm"] if case.startswith("ddpm") else ""

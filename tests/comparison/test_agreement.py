@@ -9,7 +9,8 @@ from driftkit.comparison.agreement import leader_of, pairs_of
 from driftkit.comparison.score_table import score_tables
 from driftkit.datasets.shapes import ShapesOptions, draw_shapes
 from driftkit.encoders.lineage import Lineage
-from driftkit.scoring.evaluator import Judging, evaluate_with, open_judge
+from driftkit.scoring.evaluator import ScoringOptions, evaluate, open_evaluator
+from driftkit.scoring.image_set import ScoringExecution
 from driftkit.stages.compare import compare
 from driftkit.storage.images import write_samples
 from tests.comparison.test_conclusions import by
@@ -85,10 +86,13 @@ def test_sample_sets_like_those_of_the_demo_are_not_ranked(tmp_path):
                   "step": 30, "method": name, "run": str(runs[name].path), "sampler_options": {}}  # fmt: skip
         write_samples(runs[name].path / "samples" / "made.safetensors", images, record)
     kin = replace(tiny_extractor(), lineage=replace(MAE, weights="c1"))
-    judging = Judging(memorisation=False)
-    judges = [open_judge(real, features=f, judging=judging, cache=False) for f in ("efficientnet-lite2", "pixels", kin)]
+    options, execution = ScoringOptions().without_memorization(), ScoringExecution(cache=False)
+    evaluators = [
+        open_evaluator(real, extractor=name, options=options, execution=execution)
+        for name in ("efficientnet-lite2", "pixels", kin)
+    ]
     for run in runs.values():
-        evaluate_with(judges, run.path / "samples" / "made.safetensors")
+        evaluate(evaluators, run.path / "samples" / "made.safetensors")
     made = compare([run.path for run in runs.values()], tmp_path / "report")
     (pair,) = made.document["pairs"]
     assert pair["verdict"] == "disputed"

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from driftkit.metrics.feature_stats import FeatureStats
+from driftkit.metrics.base import FeatureStats, MetricInputs
 from driftkit.metrics.moments import Moments
-from driftkit.metrics.per_class import class_scores, entropy
+from driftkit.metrics.per_class import PER_CLASS, class_scores, entropy
 
 CLASSES = ("a", "b", "c")
 
@@ -28,14 +28,17 @@ def test_predictions_of_the_references_classes_give_distances_and_their_accuracy
     guessed = torch.where(torch.arange(300) < 30, (true + 1) % 3, true)
     reference = features(true, labels=true, predictions=guessed)
     skewed = torch.tensor([0] * 100 + [1] * 50)
-    record, warnings = class_scores(features(skewed, predictions=skewed, seed=1), reference, classes=CLASSES)
-    assert record["by"] == "predictions"
-    assert record["accuracy"] == pytest.approx(0.9)
-    assert record["generated"] == [100, 50, 0]
-    assert record["fd"]["c"] is None
-    assert record["fd"]["a"] > 0
-    assert record["missing"] == 1
-    assert "falls into: c" in warnings[0]
+    generated = features(skewed, predictions=skewed, seed=1)
+    record = class_scores(generated, reference, classes=CLASSES)
+    assert record.by == "predictions"
+    assert record.accuracy == pytest.approx(0.9)
+    assert record.generated == [100, 50, 0]
+    assert record.fd["c"] is None
+    assert record.fd["a"] > 0
+    assert record.missing == 1
+    result = PER_CLASS.compute(MetricInputs(generated, reference, classes=CLASSES))
+    assert result.values == {"class_entropy": record.entropy}
+    assert "falls into: c" in result.warnings[0]
 
 
 def test_a_labelled_reference_teaches_a_linear_classifier_where_the_evaluator_has_none_of_its_classes():
@@ -43,39 +46,35 @@ def test_a_labelled_reference_teaches_a_linear_classifier_where_the_evaluator_ha
     skewed = torch.tensor([0] * 100 + [1] * 50)
     for others in (None, true * 200, (true + 1) % 3):
         drawn = None if others is None else others[:150]
-        record, warnings = class_scores(
+        record = class_scores(
             features(skewed, predictions=drawn, seed=1),
             features(true, labels=true, predictions=others),
             classes=CLASSES,
         )
-        assert record["by"] == "linear"
-        assert record["accuracy"] > 0.95
-        assert record["generated"] == pytest.approx([100, 50, 0], abs=6)
-        assert record["fd"]["a"] < 2
-        assert warnings == [] or "falls into: c" in warnings[0]
+        assert record.by == "linear"
+        assert record.accuracy > 0.95
+        assert record.generated == pytest.approx([100, 50, 0], abs=6)
+        assert record.fd["a"] < 2
 
 
 def test_labels_that_features_know_nothing_of_are_not_read_off_them():
     true = torch.arange(300) % 3
     noise = features(torch.zeros(300, dtype=torch.int64), seed=2)
     blind = FeatureStats(noise.moments, noise.rows, noise.indices, None, labels=true)
-    record, _ = class_scores(features(torch.zeros(100, dtype=torch.int64), seed=3), blind, classes=CLASSES)
-    assert set(record) == {"by", "entropy", "reference_entropy", "missing"}
+    record = class_scores(features(torch.zeros(100, dtype=torch.int64), seed=3), blind, classes=CLASSES)
+    assert (record.names, record.generated, record.fd, record.accuracy) == ((), (), {}, None)
 
 
 def test_a_classifier_of_other_classes_gives_histograms_alone_beside_unlabelled_images():
     true = torch.arange(300) % 3
     for others in (true * 200, (true + 1) % 3):
-        record, warnings = class_scores(
-            features(true, predictions=others), features(true, predictions=others), classes=()
-        )
-        assert set(record) == {"by", "entropy", "reference_entropy", "missing"}
-        assert record["entropy"] == pytest.approx(math.log(3))
-        assert warnings == []
+        record = class_scores(features(true, predictions=others), features(true, predictions=others), classes=())
+        assert (record.names, record.generated, record.fd, record.accuracy) == ((), (), {}, None)
+        assert record.entropy == pytest.approx(math.log(3))
 
 
-def test_nothing_is_said_without_classes():
+def test_there_are_no_class_scores_without_classes():
     plain = features(torch.zeros(20, dtype=torch.int64))
-    assert class_scores(plain, plain, classes=()) == (None, [])
+    assert class_scores(plain, plain, classes=()) is None
     unlabelled = features(torch.zeros(20, dtype=torch.int64), labels=torch.full((20,), -1))
-    assert class_scores(unlabelled, unlabelled, classes=CLASSES) == (None, [])
+    assert class_scores(unlabelled, unlabelled, classes=CLASSES) is None

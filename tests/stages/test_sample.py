@@ -94,7 +94,7 @@ def test_ema_and_raw_weights_differ(tmp_path):
         (["--num-images", "0"], 2, "--num-images"),
         (["--step", "7"], 3, "no checkpoint of step 7"),
         (["--output", "a.png"], 2, ".safetensors"),
-        (["--set", "eta=1"], 2, "no options"),
+        (["--set", "eta=1"], 2, "options of sampler one-step (none)"),
         (["--batch-size", "0"], 2, "--batch-size"),
         (["--precision", "fp8"], 2, "expected auto, float32 or bfloat16"),
     ],

@@ -73,7 +73,7 @@ def test_a_step_without_memory_is_explained_and_the_advice_fits(objective, limit
     assert re.search(r"out of memory in the (network|backward pass)", said)
     assert "batch 1024 in micro-batches of 1024" in said
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["state"] == "failed"
-    [micro] = re.findall(r"--micro-batch (\d+) would take", said)
+    [micro] = re.findall(r"(?:--micro-batch|trainer.micro_batch)`? (\d+) would take", said)
     again = limited(*words, "--steps", 1, "--micro-batch", micro)
     assert again["code"] == 0, again
     done = limited(*words, "--steps", 2)

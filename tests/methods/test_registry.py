@@ -1,0 +1,42 @@
+"""The registry of methods loads without torch, and names what it lacks."""
+
+import subprocess
+import sys
+
+import pytest
+
+from driftkit.errors import UsageError
+from driftkit.methods.registry import DEFAULT_METHOD, METHODS, build_sampler, find_method, find_sampler, generators
+from driftkit.models.registry import MODELS
+
+
+def test_methods_and_rows_of_networks_load_without_torch():
+    code = "import sys, driftkit.methods.registry, driftkit.models.contract; assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_every_method_has_a_network_of_its_role_and_generators_a_graph():
+    for method in METHODS.values():
+        assert MODELS[method.network].role == method.network_role
+        assert (method.graph is not None) == method.generates == bool(method.samplers)
+        assert method.config().name == method.name
+    assert DEFAULT_METHOD in generators()
+
+
+def test_samplers_are_found_by_name_and_default_to_the_first():
+    config = METHODS["ddpm"].config()
+    assert build_sampler(config, None)[0].name == "ddim"
+    spec, _ = build_sampler(config, "ddpm")
+    assert (spec.stochastic, spec.default_nfe(config)) == (True, 1000)
+    assert spec.recorded_options(config, 10, {"clip_x0": False}) == {"variance": "small", "clip_x0": False}
+
+
+def test_unknown_methods_and_samplers_are_usage_errors():
+    with pytest.raises(UsageError, match="did you mean drift"):
+        find_method("drifft")
+    with pytest.raises(UsageError, match="did you mean ddim"):
+        find_sampler("ddpm", "dddim")
+    with pytest.raises(UsageError, match="generates no images"):
+        find_sampler("mae", None)
+    with pytest.raises(UsageError, match="eta"):
+        METHODS["ddpm"].samplers["ddim"].recorded_options(None, None, {"etaa": 1.0})
