@@ -1,228 +1,71 @@
-"""Staged pipelines: a TOML file of commands that run one after another; what is unchanged is skipped.
-
-    name = "demo"
-    output = "outputs/demo"            # {output} in any value stands for it
-
-    [[stage]]
-    name = "mae"                        # unique
-    command = "train"                   # any driftkit command but run
-    objective = "mae"                   # its options, under their long names
-    output = "{output}/mae"
-    set = { trainer.steps = 600 }       # becomes --set trainer.steps=600
-    nproc = 8                           # start it by torchrun with 8 processes (train and fid)
-
-    [[stage]]
-    each = ["pixel", "mocov2"]          # a stage for each; {each} stands for it, in the name as well
-    name = "drift-{each}"               # each = [{id = "a", tau = 0.1}, ...] gives {id} and {tau} instead
-    command = "train"
-    encoder = "{each}"
-    output = "{output}/drift_{each}"
+"""Running a pipeline: its stages one after another; what is unchanged is skipped.
 
 A stage is skipped when its command line, its DRIFTKIT_* variables, the content of everything it reads, and driftkit's
-version are those of its last completed run, and what it wrote is still there. A training stage whose steps alone have
-grown goes on with its run; when anything else has changed, or with `force`, the run that the pipeline itself made is
-set aside as NAME.old-1 and trained anew: hours of training are never removed.
+version are those of its last completed run, and what it wrote still exists. A training stage whose steps alone have
+grown resumes its run. When anything else has changed, or with `force`, the run that the pipeline itself made is renamed
+to NAME.old-1 and trained again: hours of training are never removed.
 """
 
 import json
 import os
-import re
 import shlex
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, Field
 
 from driftkit import __version__
-from driftkit.config.layers import did_you_mean, flatten, read_toml
+from driftkit.config.layers import did_you_mean
+from driftkit.config.pipeline_file import Pipeline, Stage
 from driftkit.datasets.containers import open_container
 from driftkit.datasets.packs import pack_path
-from driftkit.errors import (
-    ArtifactError,
-    BusyError,
-    DriftkitError,
-    InterruptedRunError,
-    UsageError,
-)
+from driftkit.errors import ArtifactError, BusyError, DriftkitError, InterruptedRunError, UsageError
 from driftkit.runtime.signals import STOP_SIGNALS, exit_code
 from driftkit.runtime.terminal import say
-from driftkit.storage.files import digest_json, read_json, sha256_file, write_json
+from driftkit.storage.files import digest_json, sha256_file
 from driftkit.storage.lock import holder_of, locked_file
+from driftkit.storage.records import Record
 from driftkit.storage.run_folder import Run
-
-# The positional argument of each command, as a stage names it.
-POSITIONAL = {
-    "train": None,
-    "sample": "run",
-    "fid": "target",
-    "compare": "runs",
-    "export": "run",
-    "data": "spec",
-    "probe-encoder": "encoder",
-}
-# Keys whose values are read by the stage, so that a change of their content makes it run again.
-READ_KEYS = (
-    "run",
-    "target",
-    "runs",
-    "encoder",
-    "data",
-    "reference",
-    "spec",
-    "features",
-    "encoder-weights",
-    "features-weights",
-    "config",
-)
-PLACEHOLDER = re.compile(r"\{[A-Za-z_]+\}")
-LAUNCH_KEYS = ("name", "command", "nproc")
-SHARED = ("train", "fid")  # commands whose work several processes share
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One command of a pipeline."""
-
-    name: str
-    command: str
-    arguments: tuple[str, ...]
-    reads: tuple[str, ...]
-    nproc: int = 1
-
-    def command_line(self, nproc: int | None = None) -> list[str]:
-        """What one would type to run it alone, with another number of processes if that is given."""
-        count = nproc or self.nproc
-        program = ["torchrun", f"--nproc-per-node={count}", "-m", "driftkit"] if count > 1 else ["driftkit"]
-        return [*program, self.command, *self.arguments]
-
-
-@dataclass(frozen=True)
-class Pipeline:
-    """A parsed pipeline file."""
-
-    name: str
-    output: Path
-    stages: tuple[Stage, ...]
-
 
 Execute = Callable[[Sequence[str]], Any]
 """Runs one driftkit command line in this process and returns its document."""
 
+Report = Callable[[int, Stage, str, float], None]
+"""Called with number, stage, "runs", "skipped" or "done", and seconds."""
 
-def load_pipeline(path: Path, *, output: Path | None = None, nproc: int | None = None) -> Pipeline:
-    """Read a pipeline file.
 
-    Args:
-        output: replaces the file's own `output`.
-        nproc: processes of every stage that several can share, whatever the file says.
+class StageRecord(BaseModel):
+    """The last completed run of a stage.
 
-    Raises:
-        ArtifactError: the file is not there.
-        UsageError: it is no TOML, or keys, names or commands do not fit.
+    Attributes:
+        fingerprint: of everything that it follows from.
+        identity: the same without training steps and driftkit's version: what a run shares with its continuation.
+        result: the document that its command printed.
+        products: paths without which it has to run again.
     """
-    document = read_toml(path)
-    unknown = set(document) - {"name", "output", "stage"}
-    if unknown:
-        key = sorted(unknown)[0]
-        raise UsageError(f"{path}: unknown key {key}{did_you_mean(key, ('name', 'output', 'stage'))}")
-    tables = document.get("stage")
-    if not isinstance(tables, list) or not tables or not all(isinstance(t, dict) for t in tables):
-        raise UsageError(f"{path}: expected at least one [[stage]] table")
-    for key in ("name", "output"):
-        if not isinstance(document.get(key, "-"), str):
-            raise UsageError(f"{path}: {key}, expected a text, got {document[key]!r}")
-    folder = output or Path(document.get("output", f"outputs/{path.stem}"))
-    known = {"output": str(folder)}
-    stages = tuple(
-        _parse_stage(path, number, row, {**{key: _fill(v, known) for key, v in names.items()}, **known})
-        for number, table in enumerate(tables, start=1)
-        for names, row in _each(path, number, table)
-    )
-    if nproc is not None:
-        stages = tuple(replace(stage, nproc=nproc) if stage.command in SHARED else stage for stage in stages)
-    names = [stage.name for stage in stages]
-    for name in names:
-        if names.count(name) > 1:
-            raise UsageError(f"{path}: two stages are called {name}; give each its own name")
-    return Pipeline(str(document.get("name", path.stem)), folder, stages)
+
+    name: str
+    seconds: float
+    command_line: list[str]
+    fingerprint: str
+    identity: str
+    result: Any = None
+    products: list[str]
 
 
-def _each(path: Path, number: int, table: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """For every row of `each` what stands for its names, and the table without `each`; one row where there is none."""
-    rest = {key: value for key, value in table.items() if key != "each"}
-    if "each" not in table:
-        return [({}, rest)]
-    rows = table["each"]
-    wanted = "texts, or tables with the same keys"
-    if not isinstance(rows, list) or not rows:
-        raise UsageError(f"{path}: stage {number}: each, expected a list of {wanted}")
-    if all(isinstance(row, str) for row in rows):
-        return [({"each": row}, rest) for row in rows]
-    if not all(isinstance(row, dict) and row.keys() == rows[0].keys() for row in rows) or "output" in rows[0]:
-        raise UsageError(f"{path}: stage {number}: each, expected a list of {wanted} (not output)")
-    return [(row, rest) for row in rows]
+class PipelineRecord(Record):
+    """What is done of a pipeline: `pipeline.json` in its output folder."""
 
-
-def _parse_stage(path: Path, number: int, table: dict[str, Any], names: dict[str, Any]) -> Stage:
-    name, command, nproc = _fill(table.get("name"), names), table.get("command"), table.get("nproc", 1)
-    if not isinstance(name, str) or not name:
-        raise UsageError(f"{path}: stage {number} needs a name")
-    if not isinstance(command, str) or command not in POSITIONAL:
-        raise UsageError(
-            f"{path}: stage {name}: command {command!r}, expected one of {', '.join(POSITIONAL)}"
-            f"{did_you_mean(str(command), POSITIONAL)}"
-        )
-    if not isinstance(nproc, int) or nproc < 1 or (nproc > 1 and command not in SHARED):
-        raise UsageError(
-            f"{path}: stage {name}: nproc {nproc!r}, expected a count of processes, for {' or '.join(SHARED)}"
-        )
-    arguments: list[str] = []
-    reads: list[str] = []
-    for key, value in table.items():
-        if key in LAUNCH_KEYS:
-            continue
-        values = [_fill(v, names) for v in (value if isinstance(value, list) else [value])]
-        option = key.replace("_", "-")
-        if option in READ_KEYS:
-            reads += [str(v) for v in values]
-        if key == POSITIONAL[command]:
-            arguments = [*map(str, values), *arguments]
-        elif key == "set":
-            if not isinstance(value, dict):
-                raise UsageError(f"{path}: stage {name}: set, expected a table of config values")
-            for setting, content in flatten(value).items():
-                # JSON is TOML for everything a config holds: numbers, booleans, strings and lists of them
-                try:
-                    arguments += ["--set", f"{setting}={json.dumps(_fill(content, names))}"]
-                except TypeError:
-                    raise UsageError(
-                        f"{path}: stage {name}: {setting}, expected a number, a text or a list of them, got {content}"
-                    ) from None
-        elif isinstance(value, bool):
-            arguments.append(f"--{option}" if value else f"--no-{option}")
-        else:
-            for item in values:
-                arguments += [f"--{option}", str(item)]
-    for word in (name, *arguments):
-        if unknown := PLACEHOLDER.search(word):
-            raise UsageError(f"{path}: stage {name}: {unknown[0]} stands for nothing; known: {', '.join(names)}")
-    return Stage(name, command, tuple(arguments), tuple(reads), nproc)
-
-
-def _fill(value: Any, names: dict[str, Any]) -> Any:
-    """A text with every {name} replaced; one that is a {name} alone becomes the value itself, say a number."""
-    if not isinstance(value, str):
-        return value
-    for name, content in names.items():
-        if value == f"{{{name}}}":
-            return content
-        value = value.replace(f"{{{name}}}", str(content))
-    return value
+    kind: ClassVar[str] = "pipeline"
+    name: str
+    stages: dict[str, StageRecord] = Field(default_factory=dict)
 
 
 def run_pipeline(
@@ -231,82 +74,88 @@ def run_pipeline(
     *,
     only: Sequence[str] = (),
     force: bool = False,
-    report: Callable[[int, Stage, str, float], None] = lambda number, stage, state, seconds: None,
+    report: Report = lambda number, stage, state, seconds: None,
 ) -> list[dict[str, Any]]:
-    """Run the stages in order; the record of what is done lies in `pipeline.json` of the output folder.
+    """Run the stages in order.
 
     Args:
         execute: runs one driftkit command line in this process.
         only: names of the stages to run; empty: all.
         force: run stages that are done, too.
-        report: told about every stage when it starts ("runs"), is "skipped" or "done".
 
     Returns:
-        One record per stage: name, state (done or skipped), seconds, command line and result.
+        One row per stage: name, state (done or skipped), command line, and, where it ran, seconds and result.
 
     Raises:
         BusyError: another process runs the pipeline.
         DriftkitError: a stage failed; the earlier ones stay done.
     """
     require_stages(pipeline, only)
-    with locked_file(_state_path(pipeline), wait=False):
-        return _run_stages(pipeline, execute, only, force, report)
+    rows: list[dict[str, Any]] = []
+    with locked_file(_record_path(pipeline), wait=False):
+        for number, stage in enumerate(pipeline.stages, start=1):
+            if only and stage.name not in only:
+                continue
+            row: dict[str, Any] = {"name": stage.name, "state": "skipped", "command_line": stage.command_line()}
+            if force or not is_done(pipeline, stage):
+                report(number, stage, "runs", 0.0)
+                record = _run_stage(pipeline, stage, execute, force=force)
+                row |= {"state": "done", "seconds": record.seconds, "result": record.result}
+            report(number, stage, str(row["state"]), row.get("seconds", 0.0))
+            rows.append(row)
+    return rows
 
 
-def _run_stages(
-    pipeline: Pipeline,
-    execute: Execute,
-    only: Sequence[str],
-    force: bool,
-    report: Callable[[int, Stage, str, float], None],
-) -> list[dict[str, Any]]:
-    records: list[dict[str, Any]] = []
-    for number, stage in enumerate(pipeline.stages, start=1):
-        if only and stage.name not in only:
-            continue
-        if not force and is_done(pipeline, stage):
-            report(number, stage, "skipped", 0.0)
-            records.append({"name": stage.name, "state": "skipped", "command_line": stage.command_line()})
-            continue
-        report(number, stage, "runs", 0.0)
-        started = time.monotonic()
-        identity = _identity(stage)
-        before = fingerprint(stage)
-        unscored = fingerprint(stage, evaluations=False) if stage.command == "compare" else None
-        arguments = _make_room(pipeline, stage, force=force)
-        result = _launch(stage) if stage.nproc > 1 else execute([stage.command, *arguments])
-        seconds = round(time.monotonic() - started, 3)
-        record: dict[str, Any] = {
-            "name": stage.name,
-            "state": "done",
-            "seconds": seconds,
-            "command_line": stage.command_line(),
-        }
-        products = _products(stage, result)
-        if unscored is not None and fingerprint(stage, evaluations=False) == unscored:
-            before = fingerprint(stage)  # with the evaluations that `compare --evaluate` has added itself
-        _remember(pipeline, stage, before, {**record, "identity": identity, "result": result, "products": products})
-        report(number, stage, "done", seconds)
-        records.append({**record, "result": result})
-    return records
+def _run_stage(pipeline: Pipeline, stage: Stage, execute: Execute, *, force: bool) -> StageRecord:
+    """Run one stage and record it as done."""
+    started = time.monotonic()
+    identity, before = _identity(stage), fingerprint(stage)
+    unscored = fingerprint(stage, evaluations=False)
+    arguments = _make_room(pipeline, stage, force=force)
+    result = _launch(stage) if stage.nproc > 1 else execute([stage.command, *arguments])
+    if stage.command == "compare" and fingerprint(stage, evaluations=False) == unscored:
+        before = fingerprint(stage)  # with the evaluations that `compare --evaluate` has added itself
+    record = StageRecord(
+        name=stage.name,
+        seconds=round(time.monotonic() - started, 3),
+        command_line=stage.command_line(),
+        fingerprint=before,
+        identity=identity,
+        result=result,
+        products=_products(stage, result),
+    )
+    stages = {**_recorded(pipeline), stage.name: record}
+    PipelineRecord(name=pipeline.name, stages=stages).write(_record_path(pipeline))
+    return record
 
 
 def require_stages(pipeline: Pipeline, names: Sequence[str]) -> None:
     """Refuse names that no stage has.
 
     Raises:
-        UsageError: names the first one, and the stages there are.
+        UsageError: names the first one, and the stages that exist.
     """
     known = [stage.name for stage in pipeline.stages]
     for name in names:
         if name not in known:
-            raise UsageError(f"--stage {name}: {pipeline.name} has {', '.join(known)}{did_you_mean(name, known)}")
+            raise UsageError(f"`stage` {name}: {pipeline.name} has {', '.join(known)}{did_you_mean(name, known)}")
+
+
+def is_done(pipeline: Pipeline, stage: Stage) -> bool:
+    """Whether the stage's last completed run is still what it would do now."""
+    record = _recorded(pipeline).get(stage.name)
+    if record is None or record.fingerprint != fingerprint(stage):
+        return False
+    products = [Path(product) for product in record.products]
+    if stage.command == "train" and any((product / "manifest.json").is_file() for product in products):
+        return all(Run.open(product).checkpoints() for product in products)
+    return bool(products) and all(product.exists() for product in products)
 
 
 def _launch(stage: Stage) -> dict[str, Any]:
     """Start the stage by torchrun; gives the document that its first process prints."""
-    asked = [] if "--json" in stage.arguments else ["--json"]
-    line = [sys.executable, "-m", "torch.distributed.run", *stage.command_line()[1:], *asked]
+    as_json = [] if "--json" in stage.arguments else ["--json"]
+    line = [sys.executable, "-m", "torch.distributed.run", *stage.command_line()[1:], *as_json]
     child = subprocess.Popen(line, stdout=subprocess.PIPE, text=True)
     stopped: list[int] = []
 
@@ -314,27 +163,23 @@ def _launch(stage: Stage) -> dict[str, Any]:
         stopped.append(number)
         child.send_signal(number)
 
-    # torchrun's workers live in sessions of their own: only torchrun can stop them, so it is told and awaited.
+    # torchrun's workers live in sessions of their own: only torchrun can stop them.
     previous = {number: signal.signal(number, pass_on) for number in STOP_SIGNALS}
     try:
         printed, _ = child.communicate()
-        code = child.returncode
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
     if stopped:
-        raise InterruptedRunError(
-            f"stage {stage.name} was stopped; the same command goes on with it", exit_code(stopped[0])
-        )
-    if code:
-        raise DriftkitError(f"stage {stage.name} failed with exit code {code}: {shlex.join(stage.command_line())}")
+        raise InterruptedRunError(f"stage {stage.name} was stopped; the same command resumes it", exit_code(stopped[0]))
+    if child.returncode:
+        shown = shlex.join(stage.command_line())
+        raise DriftkitError(f"stage {stage.name} failed with exit code {child.returncode}: {shown}")
     try:
-        document = json.loads(printed)
+        return dict(json.loads(printed))
     except ValueError:
-        raise DriftkitError(
-            f"stage {stage.name} printed no JSON document but {printed[:80]!r}: {shlex.join(stage.command_line())}"
-        ) from None
-    return dict(document)
+        shown = shlex.join(stage.command_line())
+        raise DriftkitError(f"stage {stage.name} printed no JSON document but {printed[:80]!r}: {shown}") from None
 
 
 def _make_room(pipeline: Pipeline, stage: Stage, *, force: bool) -> list[str]:
@@ -342,25 +187,22 @@ def _make_room(pipeline: Pipeline, stage: Stage, *, force: bool) -> list[str]:
 
     Only what the pipeline's record says it wrote itself is touched.
     """
-    arguments = list(stage.arguments)
-    saved = _saved(pipeline).get(stage.name)
-    if not isinstance(saved, dict):
+    arguments, output = list(stage.arguments), stage.value("--output")
+    record = _recorded(pipeline).get(stage.name)
+    if record is None or output is None or output not in record.products:
         return arguments
-    output = _output(stage)
-    if output is None or str(output) not in saved.get("products", []):
-        return arguments
-    if stage.command == "data":
-        return [*arguments, "--force"] if "--force" not in arguments else arguments
-    if stage.command == "train" and output.exists():
-        run = Run.open(output)
+    if stage.command == "data" and "--force" not in arguments:
+        return [*arguments, "--force"]
+    if stage.command == "train" and Path(output).exists():
+        run = Run.open(Path(output))
         reached = max((checkpoint.step for checkpoint in run.checkpoints()), default=0)
-        if force or saved.get("identity") != _identity(stage) or reached > _steps(stage, reached):
+        if force or record.identity != _identity(stage) or reached > int(stage.value("--steps") or reached):
             _set_aside(run.path)
     return arguments
 
 
 def _set_aside(path: Path) -> None:
-    """Rename a run to the first free NAME.old-N beside it.
+    """Rename a run to the first free NAME.old-N next to it.
 
     Raises:
         BusyError: it is being trained.
@@ -374,19 +216,8 @@ def _set_aside(path: Path) -> None:
     say(f"{path} was made with other settings: kept as {old}")
 
 
-def _steps(stage: Stage, default: int) -> int:
-    arguments = stage.arguments
-    return int(arguments[arguments.index("--steps") + 1]) if "--steps" in arguments else default
-
-
-def _output(stage: Stage) -> Path | None:
-    if "--output" not in stage.arguments:
-        return None
-    return Path(stage.arguments[stage.arguments.index("--output") + 1])
-
-
 def _identity(stage: Stage) -> str:
-    """What a run must share with the stage to be gone on with: everything but the steps and driftkit's version."""
+    """What a run must share with the stage to be resumed: everything but the steps and driftkit's version."""
     arguments = list(stage.arguments)
     if "--steps" in arguments:
         at = arguments.index("--steps")
@@ -400,32 +231,17 @@ def fingerprint(stage: Stage, *, version: str = __version__, evaluations: bool =
     Args:
         evaluations: whether those of the runs that a `compare` stage reads count.
     """
+    prefix = f"DRIFTKIT_{stage.command.upper().replace('-', '_')}_"
+    evaluations = evaluations and stage.command == "compare"
     return digest_json(
         {
             "arguments": [stage.command, *stage.arguments],
             "nproc": stage.nproc,
             "driftkit": version,
-            "environment": {
-                key: value
-                for key, value in sorted(os.environ.items())
-                if key.startswith(f"DRIFTKIT_{stage.command.upper().replace('-', '_')}_")
-            },
-            "reads": {
-                path: _content(path, evaluations=evaluations and stage.command == "compare") for path in stage.reads
-            },
+            "environment": {key: value for key, value in sorted(os.environ.items()) if key.startswith(prefix)},
+            "inputs": {path: _content(path, evaluations=evaluations) for path in stage.inputs},
         }
     )
-
-
-def is_done(pipeline: Pipeline, stage: Stage) -> bool:
-    """Whether the stage's last completed run is still what it would do now."""
-    saved = _saved(pipeline).get(stage.name)
-    if not isinstance(saved, dict) or saved.get("fingerprint") != fingerprint(stage):
-        return False
-    products = saved.get("products", [])
-    if stage.command == "train" and any((Path(p) / "manifest.json").is_file() for p in products):
-        return all(Run.open(Path(p)).checkpoints() for p in products)
-    return bool(products) and all(Path(p).exists() for p in products)
 
 
 def _content(path: str, *, evaluations: bool) -> str:
@@ -441,37 +257,28 @@ def _content(path: str, *, evaluations: bool) -> str:
     run = Run.open(place)
     parts = {"config": digest_json(run.manifest()["config"])}
     for checkpoint in run.checkpoints()[-1:]:
-        parts |= {f.name: sha256_file(f) for f in sorted(checkpoint.path.glob("*.safetensors"))}
+        parts |= {file.name: sha256_file(file) for file in sorted(checkpoint.path.glob("*.safetensors"))}
     if evaluations:
-        parts |= {f.name: sha256_file(f) for f in run.evaluation_paths()}
+        parts |= {file.name: sha256_file(file) for file in run.evaluation_paths()}
     return digest_json(parts)
 
 
 def _products(stage: Stage, result: Any) -> list[str]:
     """Paths whose absence means that the stage has to run again."""
     keys = ("run", "samples", "evaluation", "report", "pack", "path")
-    several = result.get("evaluations") if isinstance(result, dict) else None  # of several evaluators, one each
-    documents = [d for d in (result, *(several or [])) if isinstance(d, dict)]
-    named = [str(d[k]) for d in documents for k in keys if isinstance(d.get(k), str)]
-    output = _output(stage)
-    if output is not None:
-        named.append(str(output))
+    documents = [result, *(result.get("evaluations") or [])] if isinstance(result, dict) else []
+    named = [document[key] for document in documents for key in keys if isinstance(document.get(key), str)]
+    named += [output] if (output := stage.value("--output")) else []
     # A command that only prints (probe-encoder) is done once it has printed: its record is its product.
-    return sorted({p for p in named if Path(p).exists()}) or ["."]
+    return sorted({name for name in named if Path(name).exists()}) or ["."]
 
 
-def _state_path(pipeline: Pipeline) -> Path:
+def _record_path(pipeline: Pipeline) -> Path:
     return pipeline.output / "pipeline.json"
 
 
-def _saved(pipeline: Pipeline) -> dict[str, Any]:
+def _recorded(pipeline: Pipeline) -> dict[str, StageRecord]:
     try:
-        stages = read_json(_state_path(pipeline)).get("stages", {})
+        return PipelineRecord.read(_record_path(pipeline)).stages
     except ArtifactError:
         return {}  # nothing recorded, or unreadable: then every stage runs again
-    return stages if isinstance(stages, dict) else {}
-
-
-def _remember(pipeline: Pipeline, stage: Stage, before: str, record: dict[str, Any]) -> None:
-    stages = {**_saved(pipeline), stage.name: {**record, "fingerprint": before}}
-    write_json(_state_path(pipeline), {"kind": "pipeline", "name": pipeline.name, "stages": stages})

@@ -21,6 +21,7 @@ from driftkit.comparison.run_summary import differences, equality_notes, summari
 from driftkit.comparison.score_records import score_records, to_csv
 from driftkit.comparison.score_table import read_evaluations, score_tables
 from driftkit.config.layers import parse_assignments
+from driftkit.config.pipeline_file import load_pipeline
 from driftkit.datasets.cifar10 import parse_batch
 from driftkit.datasets.containers import Container, Tar, Zip
 from driftkit.datasets.decode import decode_image
@@ -37,7 +38,7 @@ from driftkit.scoring.image_set import is_run
 from driftkit.scoring.reference_statistics import describe_contract, open_statistics_file, read_foreign_statistics
 from driftkit.stages.compare import collect
 from driftkit.stages.model_card import describe_run, to_markdown
-from driftkit.stages.run import is_done, load_pipeline
+from driftkit.stages.run import is_done
 from driftkit.storage.files import SEAL, state_digest, write_json, write_tensors
 from driftkit.storage.images import read_samples, write_samples
 from driftkit.storage.run_folder import Run

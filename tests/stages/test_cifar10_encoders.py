@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from driftkit.cli.app import invoke
-from driftkit.stages.run import Stage, load_pipeline, run_pipeline
+from driftkit.config.pipeline_file import Stage, load_pipeline
+from driftkit.stages.run import run_pipeline
 from driftkit.storage.run_folder import Run
 from tests.conftest import TINY_MAE, TINY_UNET, driftkit, train_tiny
 

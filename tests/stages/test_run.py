@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from driftkit.stages.run import is_done, load_pipeline
+from driftkit.config.pipeline_file import load_pipeline
+from driftkit.stages.run import is_done
 from driftkit.storage.files import read_json, write_json
 from tests.conftest import driftkit
 
@@ -230,7 +231,7 @@ def test_a_stage_for_each_of_several_rows(tmp_path):
     pipeline = load_pipeline(path, output=Path("o"), nproc=2)
     assert [stage.name for stage in pipeline.stages] == ["drift-a", "drift-b", "score-a", "score-b"]
     assert pipeline.stages[0].arguments == (
-        "--encoder", "o/mae", "--steps", "3", "--set", "trainer.log_every=3", "--output", "o/a",
+        "--encoder", "o/mae", "--steps", "3", "--output", "o/a", "--set", "trainer.log_every=3",
     )  # fmt: skip
     assert [stage.nproc for stage in pipeline.stages] == [2, 2, 2, 2]
     assert pipeline.stages[3].arguments == ("o/b",)
@@ -253,13 +254,13 @@ def test_a_failing_stage_stops_the_pipeline_with_its_code_and_keeps_what_is_done
         ('name = "sample"', 'name = "ddpm"', "two stages are called ddpm"),
         ("num_images = 4", "num_image = 4", "--num-image"),
         ("nfe = 2", 'nfe = "two"', "two"),
-        ("nfe = 2", "nproc = 2", "for train or fid"),
-        ('name = "probe"', "", "needs a name"),
-        ("set = {", "set = 3 #", "expected a table"),
-        ("[[stage]]", "[[stages]]", "unknown key stages"),
+        ("nfe = 2", "nproc = 2", "only train and fid"),
+        ('name = "probe"', "", "name: is required"),
+        ("set = {", "set = 3 #", "set: expected a valid dictionary"),
+        ("[[stage]]", "[[stages]]", "did you mean stage?"),
         ('name = "tiny"', "name = ", "not valid TOML"),
-        ('name = "probe"', 'name = "probe"\neach = []', "each, expected a list"),
-        ('name = "probe"', 'name = "probe"\neach = ["a", {b = 1}]', "each, expected a list"),
+        ('name = "probe"', 'name = "probe"\neach = []', "each: expected texts"),
+        ('name = "probe"', 'name = "probe"\neach = ["a", {b = 1}]', "each: expected texts"),
         ('name = "probe"', 'name = "probe"\neach = ["a", "b"]', "two stages are called probe"),
     ],
 )
