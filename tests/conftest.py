@@ -11,7 +11,8 @@ from driftkit.cli.app import app
 from driftkit.datasets.packs import ImagePack, PackCard, PackSource, content_sha256
 from driftkit.methods.registry import Setting
 from driftkit.runtime.ranks import Ranks
-from driftkit.storage.files import read_tensors, write_json, write_tensors
+from driftkit.storage.checksums import write_checksums
+from driftkit.storage.files import read_tensors, write_tensors
 from driftkit.storage.run_folder import Run
 
 TINY_UNET = ["--set", "model.base_channels=8", "--set", "model.channel_multipliers=[1,2]", "--set", "model.num_heads=2",
@@ -43,7 +44,7 @@ def setting(images: torch.Tensor, ranks: Ranks | None = None, **changes: object)
     labels = torch.full((len(images),), -1)
     source = PackSource(spec="test", kind="folder")
     card = PackCard(
-        format=1, kind="pack", name="test", count=len(images), classes=(), height=images.shape[2],
+        name="test", count=len(images), classes=(), height=images.shape[2],
         width=images.shape[3], sha256=content_sha256(images, labels), source=source, label="test",
     )  # fmt: skip
     pack = ImagePack(Path("test.safetensors"), images, labels, (), card)
@@ -68,11 +69,11 @@ def train_tiny(output: Path, objective: str = "drift", *more: object, steps: int
 
 
 def replace_weights(run: Path, which: str, tensors: dict[str, torch.Tensor]) -> None:
-    """Put other tensors into a run's last checkpoint, which then no longer vouches for its files."""
+    """Put other tensors into a run's last checkpoint, with checksums that fit."""
     checkpoint = Run(run).checkpoint()
     path = checkpoint.path / f"{which}.safetensors"
     write_tensors(path, tensors, header=read_tensors(path)[1])
-    write_json(checkpoint.state_path, {k: v for k, v in checkpoint.state().items() if k not in ("files", "seal")})
+    write_checksums(checkpoint.path)
 
 
 def pytest_collection_modifyitems(items):

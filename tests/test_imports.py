@@ -17,6 +17,7 @@ FLOORS = [
 # A command has one module in `cli` and one in `stages`; several floors have a registry; every method's folder has the same rooms.
 PAIRED = {"cli", "stages"}
 PLUG_INS = "methods"
+UNPICKLER = PACKAGE / "datasets" / "cifar10_pickle.py"
 
 
 def modules():
@@ -64,10 +65,13 @@ def test_class_names_are_unique():
     assert not {name: paths for name, paths in places.items() if len(paths) > 1}
 
 
-def test_nothing_is_unpickled():
+def test_nothing_is_unpickled_but_by_one_reader_that_decides_what_may_be_named():
+    reader = next(node for node in ast.walk(tree(UNPICKLER)) if isinstance(node, ast.ClassDef) and node.bases
+                  and "Unpickler" in ast.unparse(node.bases[0]))  # fmt: skip
+    assert any(isinstance(node, ast.FunctionDef) and node.name == "find_class" for node in reader.body)
     for path in modules():
         for node in ast.walk(tree(path)):
-            if isinstance(node, (ast.Import, ast.ImportFrom)):
+            if isinstance(node, (ast.Import, ast.ImportFrom)) and path != UNPICKLER:
                 names = [a.name for a in node.names] + [getattr(node, "module", None) or ""]
                 assert "pickle" not in names, path
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":

@@ -28,12 +28,12 @@ def command(
     """
     with progress_bars() as report:
         samples = sample(run, settings, report=report)
-    grid, info = samples.path.with_suffix(".png"), samples.info
-    document = {"samples": str(samples.path), "grid": str(grid), **info}
+    grid, record = samples.path.with_suffix(".png"), samples.record
+    document = {"samples": str(samples.path), "grid": str(grid), **record.model_dump(mode="json")}
 
     def show() -> None:
-        setup = f"{info['sampler']}, {info['nfe']} NFE, {info['weights']} weights"
-        show_line(f"{info['num_images']} images ({setup}): {samples.path}")
+        setup = f"{record.sampler}, {record.nfe} NFE, {record.weights} weights"
+        show_line(f"{record.num_images} images ({setup}): {samples.path}")
         show_line(f"grid: {grid}")
 
     emit(document, as_json=as_json, show=show)

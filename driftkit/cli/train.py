@@ -261,12 +261,14 @@ def command(
         return None
     manifest = result.run.manifest()
     if result.resumed_from is not None:
-        already = (
-            "already done" if result.resumed_from == manifest["step"] else f"resumed from step {result.resumed_from}"
-        )
+        already = "already done" if result.resumed_from == manifest.step else f"resumed from step {result.resumed_from}"
         note(f"{folder}: {already}")
     keys = ("state", "step", "images_seen", "train_seconds", "parameters", "encoder", "device", "peak_memory_gib")
-    document = {"run": str(folder), "resumed_from": result.resumed_from, **{key: manifest.get(key) for key in keys}}
+    document = {
+        "run": str(folder),
+        "resumed_from": result.resumed_from,
+        **{key: getattr(manifest, key) for key in keys},
+    }
     emit(document, as_json=as_json, show=lambda: _show_run(document))
     return document
 

@@ -17,7 +17,7 @@ def command(
     ],
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
-    """Read files and compare them with the digests they were written with; name what is damaged, and what to do.
+    """Read files and compare them with their checksums; name what is damaged, and what to do.
 
     [bold]Examples[/bold]
 
@@ -25,9 +25,8 @@ def command(
       driftkit verify outputs data ~/.cache/driftkit
       driftkit verify data/photos.safetensors --json
 
-    A problem is a flipped bit, a file cut off, exchanged or missing, or one of a newer version: exit code 3. What was
-    left half-written by a process that was killed, what older versions wrote without digests, and files that driftkit
-    does not know are notes. Nothing is changed.
+    A problem is a flipped bit, a file cut off, swapped or missing, or one of a newer version: exit code 3. What a
+    killed process left half-written, and files that driftkit does not know, are notes. Nothing is changed.
     """
     from driftkit.errors import ArtifactError
     from driftkit.stages.verify import verify

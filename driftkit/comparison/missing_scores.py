@@ -13,7 +13,6 @@ from driftkit.errors import DriftkitError
 from driftkit.runtime.progress import Report
 from driftkit.scoring.evaluator import DEFAULT_NUM_IMAGES, Judge, Judging, Sampling, evaluate_with, open_judge
 from driftkit.storage.run_folder import Run
-from driftkit.storage.saved_config import objective_of
 
 CURVE_NFE = (1, 2, 5, 10, 20, 50, 100)
 # Samplers whose quality is shown over their cost; None stands for a sampler with nothing to choose.
@@ -125,7 +124,7 @@ def ways_of(run: Run, wanted: MissingScores) -> list[Way]:
     """
     from driftkit.methods.registry import OBJECTIVES
 
-    samplers = OBJECTIVES[objective_of(run)].samplers
+    samplers = OBJECTIVES[run.objective].samplers
     last = run.checkpoint().step
     ways = []
     for name in samplers:

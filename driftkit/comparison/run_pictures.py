@@ -17,7 +17,6 @@ from driftkit.runtime.progress import Report
 from driftkit.scoring.extractors import Extractor
 from driftkit.storage.images import SampleSet, read_grid, read_samples
 from driftkit.storage.run_folder import Run
-from driftkit.storage.saved_config import objective_of
 
 GRID_IMAGES = 64
 SEED = 0
@@ -82,19 +81,19 @@ def same_noise_samples(run: Run, device: torch.device) -> tuple[torch.Tensor, Ma
     from driftkit.methods.registry import OBJECTIVES
     from driftkit.training.sampling import generate
 
-    default = next(iter(OBJECTIVES[objective_of(run)].samplers))
+    default = next(iter(OBJECTIVES[run.objective].samplers))
     best: SampleSet | None = None
-    wanted = {"seed": SEED, "step": run.manifest().get("step"), "weights": "ema", "sampler": default}
+    wanted = {"seed": SEED, "step": run.manifest().step, "weights": "ema", "sampler": default}
     for path in sorted((run.path / "samples").glob("[!.]*.safetensors")):
         samples = _readable(path)
-        if samples is None or samples.info.get("sampler_options"):
+        if samples is None or samples.record.sampler_options:
             continue
-        if {key: samples.info.get(key) for key in wanted} != wanted:
+        if samples.record.model_dump(include=set(wanted)) != wanted:
             continue
         if best is None or len(samples.images) > len(best.images):
             best = samples
     if best is not None and len(best.images) >= NEIGHBOUR_COLUMNS:
-        return best.images[:GRID_IMAGES], best.info
+        return best.images[:GRID_IMAGES], best.record.model_dump()
     return generate(run, num_images=GRID_IMAGES, seed=SEED, weights="ema", batch_size=GRID_IMAGES, device=device)
 
 

@@ -93,25 +93,24 @@ class RunSummary:
 def summarise(run: Run, *, label: str) -> RunSummary:
     """Read a run's manifest and metrics; what they lack stays None."""
     manifest = run.manifest()
-    config = mapping(manifest.get("config"))
+    config = manifest.config
     objective, data, trainer = (mapping(config.get(key)) for key in ("objective", "data", "trainer"))
-    encoder = mapping(manifest.get("encoder"))
-    inputs = mapping(mapping(manifest.get("inputs")).get("data"))
+    encoder = mapping(manifest.encoder)
     curve = thin(run.metrics())
     named = text(encoder.get("name")) or text(objective.get("encoder"))
     features = text(encoder.get("feature_set")) or text(objective.get("feature_set"))
     random_weights = encoder.get("random_weights") is True or objective.get("random_weights") is True
-    state = text(manifest.get("state"))
+    state = manifest.state
     warnings = []
     if random_weights:
         warnings.append("random weights: the encoder of this run was never trained")
-    if state not in (None, "done"):
+    if state != "done":
         warnings.append(f"the training is not finished: its state is {state}")
-    warnings += collapse_warnings(mapping(manifest.get("collapse")))
+    warnings += collapse_warnings(mapping(manifest.collapse))
     last = curve[-1] if curve else {}
     method = text(objective.get("name")) or "unknown"
     flat = flatten(config)
-    data_digest = text(inputs.get("digest"))
+    data_digest = manifest.data_digest
     parts = [method_name(method), short_name(named) if named else None, features]
     return RunSummary(
         label=label,
@@ -125,19 +124,19 @@ def summarise(run: Run, *, label: str) -> RunSummary:
         data=text(data.get("spec")),
         data_digest=data_digest,
         image_size=count(data.get("image_size")),
-        steps=count(manifest.get("step")),
+        steps=manifest.step,
         batch_size=count(trainer.get("batch_size")),
-        images_seen=count(manifest.get("images_seen")),
-        train_seconds=number(manifest.get("train_seconds")),
-        parameters=count(manifest.get("parameters")),
-        peak_memory_gib=number(manifest.get("peak_memory_gib")),
-        device=text(manifest.get("device")),
+        images_seen=manifest.images_seen,
+        train_seconds=manifest.train_seconds,
+        parameters=manifest.parameters,
+        peak_memory_gib=manifest.peak_memory_gib,
+        device=manifest.device,
         state=state,
         seed=count(config.get("seed")),
         loss=last.get("loss"),
         drift_norm=last.get("drift_norm"),
         spread=last.get("spread"),
-        scored_by=_scored_by(config, manifest.get("scored_on_the_way")),
+        scored_by=_scored_by(config, manifest.scored_on_the_way),
         curve=curve,
         config=flat,
         warnings=warnings,

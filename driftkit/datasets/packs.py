@@ -7,16 +7,16 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from driftkit.errors import ArtifactError
-from driftkit.storage.files import read_json, read_tensors, write_json, write_tensors
+from driftkit.storage.files import read_tensors, write_tensors
 from driftkit.storage.lock import locked_file
+from driftkit.storage.records import Record
 
-FORMAT = 1
 SUFFIX = ".safetensors"
 UNLABELLED = -1
 _VERIFIED: set[tuple[int | str, ...]] = set()  # files whose content this process has read and found to be right
@@ -34,13 +34,11 @@ class PackSource(BaseModel):
     verified: bool | None = Field(None, description="whether known checksums agree; None where there are none")
 
 
-class PackCard(BaseModel):
-    """What stands beside a pack."""
+class PackCard(Record):
+    """What stands next to a pack; its checksum covers the whole content of the pack."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: ClassVar[str] = "pack"
 
-    format: Literal[1] = Field(description="version of the layout")
-    kind: Literal["pack"] = Field(description="what this card describes")
     name: str = Field(description="name of the pack when it was written")
     count: int = Field(ge=1, description="number of images")
     classes: tuple[str, ...] = Field(description="class names in the order of the labels; empty where unlabelled")
@@ -207,8 +205,6 @@ def write_pack(
     _check(images, labels, classes)
     sha256 = content_sha256(images, labels)
     card = PackCard(
-        format=1,
-        kind="pack",
         name=path.stem,
         count=len(images),
         classes=tuple(classes),
@@ -226,7 +222,7 @@ def write_pack(
             # a second writer of the same import finds a whole pack at every moment.
             side.unlink()
         write_tensors(path, {"images": images, "labels": labels}, header={"driftkit": "pack", "sha256": sha256})
-        write_json(side, card.model_dump(mode="json"))
+        card.write(side)
         return open_pack(path)
 
 
@@ -246,7 +242,7 @@ def open_pack(path: Path) -> ImagePack:
             raise ArtifactError(f"{path} is no pack of images: it has no card {side.name}; name images or a pack")
         raise ArtifactError(f"{path} has no card {side.name}: an unfinished import; delete it or import again")
     tensors, header = read_tensors(path)
-    card = _read_card(side)
+    card = PackCard.read(side)
     images, labels = tensors.get("images"), tensors.get("labels")
     if images is None or labels is None:
         raise ArtifactError(f"{path}: got the tensors {sorted(tensors)}, expected images and labels; import it again")
@@ -283,15 +279,3 @@ def _header_sha256(path: Path) -> str:
         return read_tensors(path)[1].get("sha256", "")
     except ArtifactError:  # absent or broken: whatever card there is, it is not that of new tensors
         return ""
-
-
-def _read_card(side: Path) -> PackCard:
-    document = read_json(side)
-    try:
-        return PackCard.model_validate(document)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ArtifactError(
-            f"{side} is no card of a pack (format {FORMAT}): {where}: {first['msg']}, got {first['input']!r:.80}"
-        ) from None

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from driftkit.encoders.specs import PIXEL
+from driftkit.storage.records import RunManifest
 
 Degree = Literal["kin", "related", "independent"]
 DEGREES: tuple[Degree, ...] = ("kin", "related", "independent")
@@ -134,21 +135,19 @@ def _between(encoder: Lineage | None, evaluator: Lineage) -> Kinship:
     return Kinship("independent", "another family of networks, trained on other images")
 
 
-def training_encoders_of(manifest: Mapping[str, Any]) -> list[Lineage | None]:
+def training_encoders_of(manifest: RunManifest) -> list[Lineage | None]:
     """What a run's training signal was computed with, as its manifest tells: nothing for a method without encoder."""
-    encoder = manifest.get("encoder")
-    if not isinstance(encoder, Mapping):
-        objective = _section(_section(manifest, "config"), "objective")
-        return [None] if encoder is not None or "encoder" in objective else []
+    encoder = manifest.encoder
+    if encoder is None:
+        return [None] if "encoder" in _section(manifest.config, "objective") else []
     named = encoder.get("lineage")
     return [read_lineage(entry) for entry in named] if isinstance(named, list) and named else [None]
 
 
-def lineage_of_run(manifest: Mapping[str, Any], digest: str) -> Lineage:
+def lineage_of_run(manifest: RunManifest, digest: str) -> Lineage:
     """What an encoder trained here comes from, by the manifest of its run and the digest of its weights."""
-    config, inputs = _section(manifest, "config"), _section(manifest, "inputs")
-    objective, model, data = _section(config, "objective"), _section(config, "model"), _section(inputs, "data")
-    images = (f"images {str(data['digest'])[:12]}",) if data.get("digest") else None
+    objective, model = _section(manifest.config, "objective"), _section(manifest.config, "model")
+    images = (f"images {manifest.data_digest[:12]}",) if manifest.data_digest else None
     labels = objective.get("name") == "classifier" or objective.get("finetune_from", NEVER) != NEVER
     return Lineage(digest, str(model.get("kind")), str(model.get("kind")), images, labels)
 

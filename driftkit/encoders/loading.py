@@ -36,7 +36,6 @@ from driftkit.runtime.finite import require_finite
 from driftkit.storage.files import read_tensors, state_digest, write_tensors
 from driftkit.storage.json_text import from_json
 from driftkit.storage.run_folder import Run
-from driftkit.storage.saved_config import image_size_of, model_of, objective_of
 
 ENCODER_FILE = "encoder.safetensors"
 ENCODER_OBJECTIVES = ("mae", "classifier")
@@ -143,20 +142,20 @@ def load_run_encoder(
         UsageError: a run of another objective.
     """
     run = Run.open(path)
-    if objective_of(run) not in ENCODER_OBJECTIVES:
+    if run.objective not in ENCODER_OBJECTIVES:
         raise UsageError(
-            f"{path} was trained with objective {objective_of(run)}; an encoder comes from a run of "
+            f"{path} was trained with objective {run.objective}; an encoder comes from a run of "
             f"{' or '.join(ENCODER_OBJECTIVES)}"
         )
-    settings = replace(settings, input_size=settings.input_size or image_size_of(run))
-    encoder = _resnet_encoder(str(path), model_of(run), run.checkpoint().weights("ema"), settings, device)
+    settings = replace(settings, input_size=settings.input_size or run.image_size)
+    encoder = _resnet_encoder(str(path), run.config_section("model"), run.checkpoint().weights("ema"), settings, device)
     encoder.lineage = lineage_of_run(run.manifest(), encoder.weights_digest)
     return encoder
 
 
 def export_encoder(run: Run) -> Path:
     """Write the EMA encoder of a MAE or classifier run into `encoder.safetensors`, which `--encoder` takes, too."""
-    config = run.manifest()["config"]
+    config = run.manifest().config
     weights = encoder_part(run.checkpoint().weights("ema"))
     header = {
         "driftkit": "encoder",
@@ -249,7 +248,7 @@ def native_image_size(name: str) -> int | None:
     """The image size that the run in a folder, or the encoder it exported, was trained at; None for others."""
     path = Path(name)
     if path.is_dir():
-        return image_size_of(Run.open(path))
+        return Run.open(path).image_size
     if path.is_file() and path.suffix == ".safetensors":
         header = read_tensors(path)[1]
         return _size_in(header, path) if "image_size" in header else None

@@ -3,29 +3,21 @@
 What a network does with them is in `loading`; nothing here builds one.
 """
 
-import contextlib
 import hashlib
 import re
-import shutil
-import urllib.request
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from http.client import HTTPException
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
 from driftkit.encoders.specs import EncoderSpec, PackagedWeights
 from driftkit.errors import ArtifactError, NotFoundError
-from driftkit.runtime.network import AGENT, require_file
-from driftkit.runtime.progress import progress
-from driftkit.storage.files import atomic_path, read_tensors, sha256_file
+from driftkit.storage.download import download, require_file
+from driftkit.storage.files import read_tensors, sha256_file
 
 HUB_FILE = "model.safetensors"
-TIMEOUT_S = 30.0
-PIECE_BYTES = 2**20
 SHORTEST_PREFIX = 8
 
 DIGESTS = {"moco_v2_800ep_pretrain.pth.tar": "md5:a04e12f8"}
@@ -145,7 +137,7 @@ class UrlFile:
     def download(self, *, force: bool = False) -> Path:
         if force or self.locate() is None:
             _require_reachable(self.url, self.file)
-            _download(self.url, self.target, self.check)
+            download(self.url, self.target, self.check)
         return self.target
 
     def check(self, path: Path) -> str:
@@ -296,45 +288,3 @@ def _require_reachable(url: str, what: str) -> None:
         require_file(url)
     except OSError as error:
         raise NotFoundError(f"{what} is not in the cache and {url} cannot be reached ({error})") from None
-
-
-def _download(url: str, target: Path, check: Callable[[Path], object]) -> None:
-    """Fetch a file; its name appears only when the whole file is there and `check` accepts it."""
-    try:
-        with atomic_path(target) as temporary:
-            request = urllib.request.Request(url, headers=AGENT)
-            with urllib.request.urlopen(request, timeout=TIMEOUT_S) as reply:
-                total = int(reply.headers.get("Content-Length") or 0)
-                _require_room(temporary.parent, total)
-                done = _copy(reply, temporary, f"fetching {target.name}", total)
-            if total and done != total:  # http.client ends quietly where the connection does
-                raise OSError(f"the connection broke off after {done:,} of {total:,} bytes")
-            with _named(temporary, url):
-                check(temporary)
-    except (OSError, HTTPException) as error:
-        raise ArtifactError(f"{target.name} did not come from {url}: {error or type(error).__name__}") from None
-
-
-def _copy(reply: Any, path: Path, title: str, total: int) -> int:
-    done = 0
-    with open(path, "wb") as file, progress(title, total, unit="bytes") as advance:
-        while piece := reply.read(PIECE_BYTES):
-            file.write(piece)
-            done += len(piece)
-            advance(len(piece))
-    return done
-
-
-def _require_room(folder: Path, wanted: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if wanted > free:
-        raise OSError(f"{wanted:,} bytes do not fit into {folder}, which has {free:,} left")
-
-
-@contextlib.contextmanager
-def _named(temporary: Path, url: str) -> Iterator[None]:
-    """Let errors speak of the address, since the temporary file is gone when they are read."""
-    try:
-        yield
-    except ArtifactError as error:
-        raise ArtifactError(str(error).replace(str(temporary), url)) from None

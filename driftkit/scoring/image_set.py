@@ -17,7 +17,6 @@ from driftkit.scoring.sanity import require_uint8
 from driftkit.storage.files import read_json, read_tensors, state_digest
 from driftkit.storage.images import read_samples
 from driftkit.storage.run_folder import Run, Weights
-from driftkit.storage.saved_config import image_size_of, objective_of
 
 DEFAULT_NUM_IMAGES = 50_000
 PART_SEED = 2020
@@ -176,7 +175,7 @@ def _read(target: Path, image_size: int | None) -> _Images:
         images, notes = require_uint8(_images_in(target), str(target))
         if not _is_samples(record):
             return _Images(images, {"data": str(target), "digest": state_digest({"images": images})}, notes=notes)
-        info = read_json(record) if notes else read_samples(target).info
+        info = read_json(record) if notes else read_samples(target).record.model_dump()
         return _Images(images, dict(info), notes=notes, is_samples=True)
     pack = open_dataset(str(target), image_size=image_size)
     info = {"data": str(target), "digest": pack.digest}
@@ -253,10 +252,10 @@ def require_target(target: Path, sampling: Sampling, *, reference_size: int | No
                 raise RefusedError(sizes_differ(width, reference_size))
         return
     run = Run.open(target)
-    require_sampler(objective_of(run), sampling.sampler)
+    require_sampler(run.objective, sampling.sampler)
     if sampling.step is not None:
         run.checkpoint(sampling.step)
-    size = image_size_of(run)
+    size = run.image_size
     if reference_size is not None and size != reference_size:
         raise RefusedError(sizes_differ(size, reference_size))
 

@@ -187,7 +187,7 @@ def open_training(run: Run | None, named: str | None, reference: Reference, benc
     spec, digest = named, None
     image_size, limit = reference.image_size, None
     if spec is None and run is not None:
-        data = run.manifest()["config"].get("data", {})
+        data = run.manifest().config.get("data", {})
         spec, digest = data.get("spec"), training_digest(run)
         image_size, limit = data.get("image_size"), data.get("limit")
     if spec is None or digest == reference.digest:
@@ -208,6 +208,4 @@ def open_training(run: Run | None, named: str | None, reference: Reference, benc
 
 def training_digest(run: Run | None) -> str | None:
     """Digest of the images a run was trained on, as its manifest has it."""
-    inputs = run.manifest().get("inputs") if run else None
-    data = inputs.get("data") if isinstance(inputs, dict) else None
-    return data.get("digest") if isinstance(data, dict) else None
+    return run.manifest().data_digest if run else None

@@ -122,7 +122,7 @@ def evaluate_checkpoints(
     for checkpoint in checkpoints:
         chosen = replace(sampling, step=checkpoint.step)
         state = checkpoint.state()
-        point = {"step": checkpoint.step, **{key: state.get(key) for key in ("images_seen", "train_seconds")}}
+        point = {"step": checkpoint.step, "images_seen": state.images_seen, "train_seconds": state.train_seconds}
         opened: Opened | None = None  # sampled once, and only if an evaluator has not scored it before
         for number, judge in enumerate(judges):
             found = known.get(judge.identity(run, count, chosen))

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from driftkit import __version__
 from driftkit.encoders.specs import SPECS
 from driftkit.errors import DriftkitError
-from driftkit.runtime.network import host_of, unreachable_hosts
 from driftkit.runtime.threads import cpu_quota, usable_cpus
+from driftkit.storage.download import host_of, unreachable_hosts
 
 if TYPE_CHECKING:
     from driftkit.stages.prefetch import Item

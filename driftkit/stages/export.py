@@ -17,7 +17,6 @@ from driftkit.errors import ArtifactError, NotFoundError, RefusedError, UsageErr
 from driftkit.stages.model_card import describe_run, to_markdown
 from driftkit.storage.files import atomic_folder, read_json, sha256_file, write_json, write_tensors
 from driftkit.storage.run_folder import Run, Weights, now
-from driftkit.storage.saved_config import objective_of
 
 FORMAT = 1
 SUFFIXES = {"safetensors": ".safetensors", "onnx": ".onnx", "torchscript": ".pt"}
@@ -90,7 +89,7 @@ def export(
     if format not in SUFFIXES:
         raise UsageError(f"--format {format}: expected {', '.join(SUFFIXES)}{did_you_mean(format, SUFFIXES)}")
     if not can_sample(run):
-        name = objective_of(run)
+        name = run.objective
         raise UsageError(
             f"{run.path}: a {name} run generates no images; its encoder is exported as {run.path / ENCODER_FILE} when "
             "the training ends, which --encoder takes like the run"

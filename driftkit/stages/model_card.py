@@ -6,7 +6,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from driftkit.comparison.formats import format_count, format_score, format_seconds, method_name
-from driftkit.comparison.reading import count, mapping, number, text
+from driftkit.comparison.reading import count, text
 from driftkit.comparison.run_summary import summarise
 from driftkit.comparison.score_table import read_evaluations, score_tables
 from driftkit.encoders.specs import PIXEL, SPECS, TIMM_PREFIX
@@ -18,28 +18,28 @@ from driftkit.training.train_config import TrainConfig
 def describe_run(run: Run, config: TrainConfig, *, weights: Weights, step: int) -> dict[str, Any]:
     """What the card says of a run, as JSON data."""
     manifest = run.manifest()
-    data = mapping(mapping(manifest.get("inputs")).get("data"))
-    encoder = mapping(manifest.get("encoder"))
+    data = manifest.inputs.get("data", {})
+    encoder = manifest.encoder
     objective = config.objective.model_dump(mode="json")
-    trained = step == count(manifest.get("step"))
+    trained = step == manifest.step
     return {
         "run": run.name,
         "method": config.objective.name,
         "objective": objective,
         "model": config.model.model_dump(mode="json"),
         "image_size": config.data.image_size,
-        "parameters": count(manifest.get("parameters")),
+        "parameters": manifest.parameters,
         "weights": weights,
         "step": step,
-        "images_seen": count(manifest.get("images_seen")) if trained else None,
-        "train_seconds": number(manifest.get("train_seconds")) if trained else None,
-        "device": text(manifest.get("device")),
+        "images_seen": manifest.images_seen if trained else None,
+        "train_seconds": manifest.train_seconds if trained else None,
+        "device": manifest.device,
         "seed": config.seed,
         "data": {"spec": config.data.spec, "digest": data.get("digest"), "count": count(data.get("count"))},
         "encoder": _encoder(encoder) if encoder else None,
         "nfe": _nfe(config.objective.name),
         "scores": _scores(run, weights=weights, step=step),
-        "versions": manifest.get("versions"),
+        "versions": manifest.versions,
     }
 
 

@@ -14,8 +14,8 @@ from driftkit.encoders.loading import timm_spec
 from driftkit.encoders.specs import PIXEL, SPECS, TIMM_PREFIX, EncoderSpec
 from driftkit.encoders.weights import PublishedFile
 from driftkit.errors import ArtifactError, NotFoundError, UsageError
-from driftkit.runtime.network import host_of, unreachable_hosts
 from driftkit.scoring import extractors
+from driftkit.storage.download import host_of, unreachable_hosts
 from driftkit.storage.files import sha256_file
 
 EVALUATOR_PREFIX = "evaluator:"
@@ -62,7 +62,7 @@ class Cifar10Archive:
     def download(self, *, force: bool = False) -> Path:
         path = None if force else self.locate()
         try:
-            return path or cifar10.download(self.url, data_directory() / self.file)
+            return path or cifar10.fetch_archive(self.url, data_directory() / self.file)
         except ArtifactError as error:
             raise ArtifactError(str(error).removesuffix(f"; {self._place_it()}")) from None
 

@@ -255,7 +255,7 @@ def _content(path: str, *, evaluations: bool) -> str:
     if not (place / "manifest.json").is_file():
         return open_container(place).digest()
     run = Run.open(place)
-    parts = {"config": digest_json(run.manifest()["config"])}
+    parts = {"config": digest_json(run.manifest().config)}
     for checkpoint in run.checkpoints()[-1:]:
         parts |= {file.name: sha256_file(file) for file in sorted(checkpoint.path.glob("*.safetensors"))}
     if evaluations:

@@ -1,115 +1,413 @@
-"""Verifying: whether runs, packs, caches, statistics, samples and scores are what was written.
+"""Verifying: whether runs, packs, caches, statistics, samples, exports and reports are what was written.
 
 Everything is read, nothing is changed. Folders are searched for what driftkit knows; the rest is counted and named.
 """
 
+import contextlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, ClassVar, Literal
 
-from driftkit.stages import verify_files
-from driftkit.stages.findings import Findings
-from driftkit.stages.verify_run import handled, verify_checkpoint, verify_run
+from PIL import Image
+from pydantic import BaseModel
+
+from driftkit.datasets.packs import card_path, open_pack
+from driftkit.encoders import cache
+from driftkit.errors import ArtifactError, DriftkitError
+from driftkit.scoring import reference_statistics
 from driftkit.storage.atomic import is_temporary, writer_lives
-from driftkit.storage.lock import is_lock
+from driftkit.storage.checksums import CHECKSUM_FILE, read_checksums, require_checksum
+from driftkit.storage.files import read_json, read_tensors, sha256_file, state_digest
+from driftkit.storage.images import read_samples
+from driftkit.storage.json_text import from_json
+from driftkit.storage.lock import holder_of, is_lock
+from driftkit.storage.records import CheckpointState, Record, RunManifest
+from driftkit.storage.run_folder import CHECKPOINTS, METRICS_FILE, Checkpoint, Run, checkpoints_in
 
+ProblemKind = Literal["damaged", "missing", "swapped", "future"]
+NoteKind = Literal["unfinished", "leftover", "in use", "unknown"]
 NAMED = 3  # unknown files of a folder that are named
+ATTEMPTS = 3  # at a run that is trained meanwhile
+COPY = "restore it from a copy"
+AGAIN = {
+    "checkpoint": f"{COPY}, or remove the folder: training goes on from the one before, or from the start",
+    "feature cache": "remove it: the next run with --cache-features makes it again",
+    "statistics": "remove it: the next score makes it again",
+    "pack": "import it again",
+    "samples": "make the samples again",
+    "export": "driftkit export --force makes it again",
+    "comparison": "driftkit compare makes it again",
+    "evaluation": "driftkit fid makes it again",
+}
 
 
-def verify(paths: Sequence[Path], *, report: Callable[[str], None] = lambda path: None) -> Findings:
-    """Read what lies at the paths and compare it with the digests it was written with.
+class Problem(BaseModel):
+    """A file that must not be used as it is.
+
+    Attributes:
+        problem: what is wrong with it, got and expected.
+        fix: one thing to do about it.
+    """
+
+    path: str
+    kind: ProblemKind
+    problem: str
+    fix: str
+
+
+class Note(BaseModel):
+    """Something to know of a file that may be used, or that driftkit does not know."""
+
+    path: str
+    kind: NoteKind
+    note: str
+
+
+class Verification(Record):
+    """The result of `driftkit verify`.
+
+    Attributes:
+        checked: number of products by kind (checkpoint, pack, evaluation, ...) that are as they were written.
+        bytes: of the files whose content was compared with a checksum.
+    """
+
+    kind: ClassVar[str] = "verification"
+
+    ok: bool
+    checked: dict[str, int]
+    bytes: int
+    problems: list[Problem]
+    notes: list[Note]
+
+
+def verify(paths: Sequence[Path]) -> Verification:
+    """Read what lies at the paths and compare it with its checksums.
 
     Args:
         paths: runs, packs, caches, statistics, samples, evaluations, or folders of any of these.
-        report: told of each folder or file that is looked at.
 
     Returns:
-        The findings; `ok` says whether all may be used as they are. Nothing is raised for what is wrong with a file.
+        The problems and notes; `ok` says whether all may be used as they are. Nothing is raised for a bad file.
     """
-    found = Findings()
+    verifier = _Verifier()
     for path in paths:
         if path.is_dir():
-            _folder(path, found, report)
-        elif path.is_file():
-            report(str(path))
-            if not _file(path, found):
-                found.note(path, "unknown", "not a file that driftkit wrote")
+            verifier.folder(path)
+        elif not path.is_file():
+            verifier.problem(path, "missing", "is not there", "look for its right name")
+        elif not verifier.file(path):
+            verifier.note(path, "unknown", "not a file that driftkit wrote")
+    return verifier.result()
+
+
+class _Verifier:
+    def __init__(self) -> None:
+        self.problems: list[Problem] = []
+        self.notes: list[Note] = []
+        self.checked: Counter[str] = Counter()
+        self.num_bytes = 0
+
+    def result(self) -> Verification:
+        checked = dict(sorted(self.checked.items()))
+        return Verification(
+            ok=not self.problems, checked=checked, bytes=self.num_bytes, problems=self.problems, notes=self.notes
+        )
+
+    def problem(self, path: Path, kind: ProblemKind, problem: str, fix: str) -> None:
+        self.problems.append(Problem(path=str(path), kind=kind, problem=problem.removeprefix("is "), fix=fix))
+
+    def note(self, path: Path, kind: NoteKind, note: str) -> None:
+        self.notes.append(Note(path=str(path), kind=kind, note=note))
+
+    def good(self, kind: str, num_bytes: int = 0) -> None:
+        self.checked[kind] += 1
+        self.num_bytes += num_bytes
+
+    def refused(self, path: Path, error: DriftkitError, fix: str) -> None:
+        """Report a reader's refusal without the path it begins with; the reader's own fix goes first."""
+        problem, _, own = str(error).removeprefix(str(path)).lstrip(": ").partition("; ")
+        self.problem(path, "missing" if problem.startswith("is not there") else "damaged", problem, own or fix)
+
+    def passes(self, check: Callable[[], object], path: Path, kind: str) -> bool:
+        """Whether a reader takes a file; if not, its refusal is reported."""
+        try:
+            check()
+        except DriftkitError as error:
+            self.refused(path, error, AGAIN.get(kind, COPY))
+            return False
+        return True
+
+    def folder(self, folder: Path, run: Path | None = None) -> None:
+        """A folder of any kind, and all folders below it."""
+        skipped: set[Path] = set()
+        if (folder / "manifest.json").is_file():
+            run = folder
+            self.run(folder)
+        elif (folder / "card.json").is_file():
+            return self.feature_cache(folder)
+        elif (folder / "model.json").is_file():
+            return self.listed_files(folder / "model.json", "export")
+        elif (folder / "state.json").is_file():
+            return self.checkpoint_alone(folder)
+        elif (folder / "compare.json").is_file():
+            skipped = self.comparison(folder)
+        unknown: list[str] = []
+        for path in sorted(folder.iterdir()):
+            if is_temporary(path):
+                self.leftover(path)
+            elif is_lock(path) or path in skipped or (run == folder and path.name in (CHECKPOINTS, METRICS_FILE)):
+                continue
+            elif path.is_dir():
+                self.folder(path, run)
+            elif not self.file(path):
+                unknown.append(path.name)
+        if unknown:
+            more = f" and {len(unknown) - NAMED} more" if len(unknown) > NAMED else ""
+            self.note(folder, "unknown", f"files that are not driftkit's: {', '.join(unknown[:NAMED])}{more}")
+        return None
+
+    def file(self, path: Path) -> bool:
+        """One file; returns whether it is of a kind that driftkit writes."""
+        main = path.with_suffix(".safetensors")
+        if path.suffix == ".safetensors":
+            self.tensors(path)
+        elif path.suffix == ".json" and not main.is_file():
+            self.json(path)
+        elif path.suffix == ".png":
+            self.picture(path)
         else:
-            found.problem(path, "missing", "is not there", "look for its right name")
+            return path.suffix == ".json"  # checked with the tensors that it describes
+        return True
+
+    def leftover(self, path: Path) -> None:
+        lives = writer_lives(path)
+        if lives:
+            self.note(path, "in use", "being written now")
+            return
+        writer = "a process that ended" if lives is False else "another machine"
+        self.note(path, "leftover", f"half-written by {writer}: remove it once nothing is writing here")
+
+    def json(self, path: Path) -> dict[str, Any] | None:
+        """A JSON document; None where it cannot be used."""
+        try:
+            document = read_json(path)
+        except ArtifactError as error:
+            self.refused(path, error, COPY)
+            return None
+        kind, version = document.get("kind"), document.get("format_version")
+        record = _records().get(str(kind))
+        fix = AGAIN.get(str(kind).partition(" ")[0], COPY)
+        if record and isinstance(version, int) and version > record.format_version:
+            reads = f"this driftkit reads {record.format_version}"
+            self.problem(path, "future", f"has format version {version} of {kind}; {reads}", "use a newer driftkit")
+            return None
+        if record and not self.passes(lambda: record.of(document, path), path, str(kind)):
+            return None
+        if not isinstance(kind, str):
+            self.note(path, "unknown", "a JSON document that driftkit did not write")
+        elif kind in ("pack", "samples"):
+            self.problem(path.with_suffix(".safetensors"), "missing", f"is not there, next to {path.name}", fix)
+        else:
+            self.good(kind, path.stat().st_size)
+        return document
+
+    def picture(self, path: Path) -> None:
+        """A PNG, by the checksums that it holds itself."""
+        try:
+            with Image.open(path) as opened:
+                opened.verify()
+        except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for broken files
+            self.problem(path, "damaged", f"no whole picture: {error}", "remove it, or make it again")
+        else:
+            self.good("picture", path.stat().st_size)
+
+    def tensors(self, path: Path) -> None:
+        """A safetensors file: a pack, statistics, an encoder, samples, or something else."""
+        side = path.with_suffix(".json")
+        try:
+            tensors, header = read_tensors(path)
+        except ArtifactError as error:
+            self.refused(path, error, f"{COPY}, or make it again")
+            return
+        kind = header.get("driftkit", "samples" if side.is_file() else "")
+        checks: dict[str, Callable[[], object]] = {
+            "pack": lambda: open_pack(path).require_content(),
+            "samples": lambda: read_samples(path),
+            "encoder": lambda: _require_encoder(path),
+            reference_statistics.KIND: lambda: reference_statistics.read_statistics(path),
+        }
+        if (kind == "pack" and not card_path(path).is_file()) or (not kind and list(tensors) == ["images"]):
+            self.note(path, "unfinished", f"{kind or 'samples'} without {side.name}: make them again")
+        elif kind not in checks:
+            self.note(path, "unknown", "a safetensors file that does not stand alone, or not driftkit's")
+        elif self.passes(checks[kind], path, kind):
+            self.good(kind, path.stat().st_size)
+
+    def feature_cache(self, folder: Path) -> None:
+        """The card, the offset and every shard of a cache of features."""
+        for path in filter(is_temporary, sorted(folder.iterdir())):
+            self.leftover(path)
+        try:
+            layout = cache.read_card(folder)
+            offset = cache.read_offset(folder, layout)
+        except ArtifactError as error:
+            self.refused(folder, error, AGAIN["feature cache"])
+            return
+        unmade = 0
+        for number in range(layout.num_shards):
+            path = cache.shard_path(folder, number)
+            if not path.is_file():
+                unmade += 1
+            elif self.passes(lambda n=number: _require_shard(folder, n, layout, offset), path, "feature cache"):  # type: ignore[misc]
+                self.good("feature cache file", path.stat().st_size)
+        if unmade:
+            self.note(folder, "unfinished", f"{unmade} of {layout.num_shards} files are not made yet")
+        else:
+            self.good("feature cache")
+
+    def listed_files(self, record: Path, kind: str) -> set[Path]:
+        """A JSON record that names files of its folder by sha256 and bytes; returns the paths that were looked at."""
+        document = self.json(record) or {}
+        single = {str(document.get("file")): document} if "file" in document else {}
+        files = {record.parent / name: entry for name, entry in document.get("files", single).items()}
+        for path, entry in files.items():
+            expected, size = entry.get("sha256", ""), entry.get("bytes")
+            if self.passes(lambda p=path, e=expected, s=size: require_checksum(p, e, num_bytes=s), path, kind):  # type: ignore[misc]
+                self.good(kind if single else f"file of a {kind}", path.stat().st_size)
+        return {record, *files}
+
+    def comparison(self, folder: Path) -> set[Path]:
+        return self.listed_files(folder / "compare.json", "comparison")
+
+    def run(self, folder: Path) -> None:
+        """What training wrote into a run folder. A run that is trained meanwhile is read again where it changed."""
+        for attempt in range(ATTEMPTS):
+            before = _snapshot(folder)
+            trial = _Verifier()
+            trial._run(folder)
+            if not trial.problems or attempt + 1 == ATTEMPTS or _snapshot(folder) == before:
+                break
+        self.problems += trial.problems
+        self.notes += trial.notes
+        self.checked += trial.checked
+        self.num_bytes += trial.num_bytes
+        if holder := holder_of(folder):
+            self.note(folder, "in use", f"being written by {holder}")
+
+    def _run(self, folder: Path) -> None:
+        try:
+            manifest: RunManifest | None = Run(folder).manifest()
+        except ArtifactError:  # reported as a file of the folder
+            manifest = None
+        saved = checkpoints_in(folder, manifest.id if manifest else None)
+        if manifest and max((c.step for c in saved), default=0) < manifest.step:
+            path = folder / CHECKPOINTS / f"step-{manifest.step:08d}"
+            fix = f"{COPY}; the same train command resumes from the last that is there"
+            self.problem(path, "missing", "the checkpoint is not there", fix)
+        for checkpoint in saved:
+            self.checkpoint(checkpoint, saved)
+        if (folder / CHECKPOINTS).is_dir():
+            for path in filter(is_temporary, sorted((folder / CHECKPOINTS).iterdir())):
+                self.leftover(path)
+        self.metrics(folder / METRICS_FILE, expected=manifest is not None and manifest.state == "done")
+
+    def checkpoint_alone(self, folder: Path) -> None:
+        run = folder.resolve().parent.parent
+        for checkpoint in checkpoints_in(run, Run(run).manifest().id if (run / "manifest.json").is_file() else None):
+            if checkpoint.path.name == folder.resolve().name:
+                self.checkpoint(Checkpoint(folder, checkpoint.step, checkpoint.run_id), [])
+
+    def checkpoint(self, checkpoint: Checkpoint, others: Sequence[Checkpoint]) -> None:
+        """All files of a checkpoint by its checksum file; `others` are those whose files may have been swapped in."""
+        folder, fix = checkpoint.path, AGAIN["checkpoint"]
+        try:
+            listed = read_checksums(folder)
+        except ArtifactError as error:
+            self.refused(folder / CHECKSUM_FILE, error, fix)
+            return
+        before = len(self.problems)
+        for name, expected in listed.items():
+            path = folder / name
+            try:
+                require_checksum(path, expected)
+                self.num_bytes += path.stat().st_size
+            except ArtifactError as error:
+                if owner := _owner(path, others):
+                    self.problem(path, "swapped", f"holds what was written as {owner}", fix)
+                else:
+                    self.refused(path, error, fix)
+        if len(self.problems) > before:
+            return
+        state = CheckpointState.read(checkpoint.state_path)
+        if state.step != checkpoint.step:
+            self.problem(folder, "swapped", f"holds the checkpoint of step {state.step}", fix)
+        elif checkpoint.run_id is not None and state.run != checkpoint.run_id:
+            self.problem(folder, "swapped", "is the checkpoint of another run", fix)
+        else:
+            self.good("checkpoint")
+        for path in sorted(folder.iterdir()):
+            if path.name not in (*listed, CHECKSUM_FILE):
+                self.note(path, "unknown", "no file of a checkpoint")
+
+    def metrics(self, path: Path, *, expected: bool) -> None:
+        """The metric records; `expected` of a training that is done."""
+        fix = f"{COPY}, or remove it: training goes on without the records of before"
+        if not path.is_file():
+            if expected:
+                self.problem(path, "missing", "is not there", fix)
+            return
+        *lines, last = path.read_bytes().split(b"\n")
+        broken = next((number for number, line in enumerate(lines, start=1) if not _is_record(line)), None)
+        if broken is not None:
+            self.problem(path, "damaged", f"line {broken} is no metric record", fix)
+            return
+        if last:
+            self.note(path, "unfinished", "ends in half a line, which readers skip and training writes again")
+        self.good("metrics", path.stat().st_size)
+
+
+def _records() -> dict[str, type[Record]]:
+    """Kind -> class of all records that are imported."""
+    classes, found = [Record], {}
+    while classes:
+        subclasses = classes.pop().__subclasses__()
+        classes += subclasses
+        found |= {c.kind: c for c in subclasses if hasattr(c, "kind")}
     return found
 
 
-def _folder(
-    folder: Path,
-    found: Findings,
-    report: Callable[[str], None],
-    run: Path | None = None,
-    seen: frozenset[Path] = frozenset(),
-) -> None:
-    report(str(folder))
-    if (folder / "manifest.json").is_file():
-        run = folder
-        _merge(found, verify_run(folder))
-    elif (folder / "card.json").is_file():
-        verify_files.feature_cache(folder, found)
-        _leftovers(folder, found)
-        return
-    elif (folder / "model.json").is_file():
-        verify_files.exported(folder, found)
-        return
-    elif (folder / "state.json").is_file() and (folder.resolve().parent.parent / "manifest.json").is_file():
-        _merge(found, verify_checkpoint(folder))
-        _leftovers(folder, found)
-        return
-    elif (folder / "compare.json").is_file():
-        seen = seen | verify_files.comparison(folder, found)
-    unknown: list[str] = []
-    for path in sorted(folder.iterdir()):
-        if is_temporary(path):
-            _leftover(path, found)
-        elif is_lock(path) or path in seen:
-            continue
-        elif run is not None and handled(run, path):
-            if path.is_dir():
-                _leftovers(path, found)
-        elif path.is_dir():
-            _folder(path, found, report, run, seen)
-        elif not _file(path, found):
-            unknown.append(path.name)
-    if unknown:
-        more = f" and {len(unknown) - NAMED} more" if len(unknown) > NAMED else ""
-        found.note(folder, "unknown", f"files that are not driftkit's: {', '.join(unknown[:NAMED])}{more}")
+def _require_encoder(path: Path) -> None:
+    tensors, header = read_tensors(path)
+    if state_digest(tensors) != header.get("sha256"):
+        raise ArtifactError(f"{path}: its weights are not those it was written with; train again, or copy it")
 
 
-def _file(path: Path, found: Findings) -> bool:
-    """Look at one file; gives whether it is of a kind that is known here."""
-    looks = {
-        ".safetensors": verify_files.tensors_file,
-        ".json": verify_files.document,
-        ".png": verify_files.picture,
-    }
-    look = looks.get(path.suffix)
-    if look is not None and not verify_files.consumed(path):
-        look(path, found)
-    return look is not None
+def _require_shard(folder: Path, number: int, layout: cache.CacheLayout, offset: Any) -> None:
+    if damaged := cache.read_shard(folder, number, layout, offset).damaged():
+        path = cache.shard_path(folder, number)
+        raise ArtifactError(f"{path}: features of {len(damaged)} images are not those that were written")
 
 
-def _leftovers(folder: Path, found: Findings) -> None:
-    for path in sorted(folder.iterdir()):
-        if is_temporary(path):
-            _leftover(path, found)
+def _owner(path: Path, others: Sequence[Checkpoint]) -> str | None:
+    """The file of a checkpoint that was written with the content which another file holds now."""
+    for checkpoint in others if path.is_file() else ():
+        with contextlib.suppress(ArtifactError):  # reported with its checkpoint
+            for name, sha256 in read_checksums(checkpoint.path).items():
+                if sha256 == sha256_file(path):
+                    return f"{checkpoint.path.name}/{name}"
+    return None
 
 
-def _leftover(path: Path, found: Findings) -> None:
-    lives = writer_lives(path)
-    if lives:
-        found.note(path, "in use", "being written now")
-        return
-    whose = "of a process that ended" if lives is False else "of another machine, or of before this one was restarted"
-    found.note(path, "leftover", f"half-written, {whose}: remove it once nothing is writing here")
+def _snapshot(run: Path) -> tuple[bytes, set[str]]:
+    """What changes when a run is trained on: its manifest and the names of its checkpoints."""
+    path, checkpoints = run / "manifest.json", run / CHECKPOINTS
+    names = {p.name for p in checkpoints.iterdir()} if checkpoints.is_dir() else set()
+    return path.read_bytes() if path.is_file() else b"", names
 
 
-def _merge(found: Findings, more: Findings) -> None:
-    found.problems += more.problems
-    found.notes += more.notes
-    found.checked += more.checked
-    found.num_bytes += more.num_bytes
+def _is_record(line: bytes) -> bool:
+    try:
+        return isinstance(from_json(line), dict)
+    except (ValueError, RecursionError):
+        return False

@@ -1,34 +1,29 @@
-"""Writing a file or a folder so that its final name never holds half of it, and what a failing disk is told as.
+"""Writing a file or a folder so that its final name never holds half of it, and explaining a disk that fails.
 
-What is being written bears a name like `.manifest.HOST-1f2e3d-4711-9a8b7c.partial.json`: machine, process and chance
-make it unique on folders that many machines share, and tell whether its writer still lives.
+What is being written has a name like `.manifest.HOST-4711-9a8b7c.partial.json`: host and process tell whether its
+writer still lives.
 """
 
 import contextlib
-import ctypes
 import errno
-import hashlib
 import os
 import re
 import secrets
 import shutil
 import socket
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 
+import psutil
 from safetensors import SafetensorError
 
 from driftkit.errors import StorageError
 
-PARTIAL, REPLACED = ".partial", ".replaced"
-_OWNED = re.compile(
-    r"\.(?P<stem>.*)\.(?P<host>[A-Za-z0-9]*)-(?P<machine>[0-9a-f]{6})-(?P<pid>\d+)-[0-9a-f]{6}"
-    r"(?P<kind>\.partial|\.replaced)(?P<suffix>\.[^.]*)?",
-    re.DOTALL,
-)
+PARTIAL = ".partial"
 LONGEST_NAME = 255  # bytes, of Linux' file systems
-AT_FDCWD, RENAME_EXCHANGE = -100, 2
+_TEMPORARY = re.compile(
+    r"\.(?P<stem>.*)\.(?P<host>[A-Za-z0-9]*)-(?P<pid>\d+)-[0-9a-f]{6}\.partial(?P<suffix>\.[^.]*)?", re.DOTALL
+)
 REMEDIES = {
     errno.ENOSPC: "no space is left there; free some, or choose another disk",
     errno.EDQUOT: "the quota there is used up; free some space, or choose another disk",
@@ -42,7 +37,7 @@ REMEDIES = {
 
 @contextlib.contextmanager
 def atomic_path(target: Path, *, num_bytes: int | None = None) -> Iterator[Path]:
-    """Yield a temporary path beside `target`; on success it is flushed to disk and renamed, on failure removed.
+    """Yield a temporary path next to `target`; on success it is flushed and renamed, on failure removed.
 
     The temporary keeps the suffix of the target, since some writers choose their format by it.
 
@@ -68,34 +63,34 @@ def atomic_path(target: Path, *, num_bytes: int | None = None) -> Iterator[Path]
 
 @contextlib.contextmanager
 def atomic_folder(target: Path, *, num_bytes: int | None = None) -> Iterator[Path]:
-    """Like `atomic_path` for a folder of files; a folder already at `target` is replaced.
+    """Like `atomic_path` for a folder of files.
 
-    Where the system can swap two names at once (Linux, on local file systems), the old or the new folder is there at
-    every moment. Elsewhere a kill between two renames leaves neither; `recover` then brings the old one back.
+    A folder already at `target` is renamed away first: a kill between the two renames leaves neither, never a mixture.
     """
     target = Path(target)
     with storage_errors(target, num_bytes):
         make_folder(target.parent)
         remove_abandoned(target)
-        temporary, replaced = temporary_path(target), temporary_path(target, REPLACED)
+        temporary, old = temporary_path(target), temporary_path(target)
         temporary.mkdir()
         try:
             yield temporary
             for path in (*temporary.rglob("*"), temporary):
                 flush(path)
-            if not target.exists():
+            if target.exists():
+                os.replace(target, old)
+            try:
                 os.replace(temporary, target)
-            elif not _exchange(temporary, target):
-                os.replace(target, replaced)
-                os.replace(temporary, target)
+            except OSError:
+                if old.exists():
+                    os.rename(old, target)
+                raise
             flush(target.parent)
         except StorageError as error:  # of a file within: people know it by its final place
             raise StorageError(str(error).replace(str(temporary), str(target))) from error
         finally:
-            if replaced.exists() and not target.exists():
-                os.replace(replaced, target)
             shutil.rmtree(temporary, ignore_errors=True)
-            shutil.rmtree(replaced, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def remove_folder(path: Path) -> None:
@@ -107,7 +102,7 @@ def remove_folder(path: Path) -> None:
 
 
 def make_folder(path: Path) -> list[Path]:
-    """Make a folder and its parents, and have the disk know of each; gives those that were not there, deepest first."""
+    """Make a folder and its parents, flushed to disk; returns those that were not there, deepest first."""
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     for folder in reversed(missing):
         folder.mkdir(exist_ok=True)
@@ -116,7 +111,7 @@ def make_folder(path: Path) -> list[Path]:
 
 
 def flush(path: Path) -> None:
-    """Have the disk know what a file holds, or which names a folder has."""
+    """Flush a file's content, or a folder's names, to disk."""
     is_folder = path.is_dir()
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -129,40 +124,40 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def temporary_path(target: Path, kind: str = PARTIAL) -> Path:
-    """A name beside `target` that no other process has, now or ever."""
-    suffix = target.suffix if kind == PARTIAL else ""
-    middle = f".{_host()}-{_machine()}-{os.getpid()}-{secrets.token_hex(3)}{kind}{suffix}"
-    return target.with_name(f".{_shortened(target, suffix)}{middle}")
+def temporary_path(target: Path) -> Path:
+    """A name next to `target` that no other process has."""
+    suffix = target.suffix
+    stem = shortened(target.name.removesuffix(suffix), LONGEST_NAME - 60 - len(os.fsencode(suffix)))
+    return target.with_name(f".{stem}.{_host()}-{os.getpid()}-{secrets.token_hex(3)}{PARTIAL}{suffix}")
 
 
 def is_temporary(path: Path) -> bool:
     """Whether the name is one under which driftkit writes before renaming."""
-    return path.name.startswith(".") and (PARTIAL in path.name or REPLACED in path.name)
+    return _TEMPORARY.fullmatch(path.name) is not None
 
 
 def writer_lives(path: Path) -> bool | None:
-    """Whether the process that writes a temporary still runs; None where another machine or container knows."""
-    found = _OWNED.fullmatch(path.name)
-    if found is None or found["machine"] != _machine():
+    """Whether the process that writes a temporary still runs; None where another host knows."""
+    match = _TEMPORARY.fullmatch(path.name)
+    if match is None or match["host"] != _host():
         return None
-    return _process_exists(int(found["pid"]))
+    return psutil.pid_exists(int(match["pid"]))
 
 
 def remove_abandoned(target: Path) -> None:
-    """Remove temporaries of `target` whose writers are known to be dead, and bring back what one was replacing."""
-    for path in _temporaries_of(target):
-        if writer_lives(path) is False:
-            _settle(path, target)
+    """Remove temporaries of `target` whose writers are known to be dead."""
+    start = temporary_path(target).name.rpartition(f".{_host()}-")[0]
+    for path in _temporaries_in(target.parent):
+        match = _TEMPORARY.fullmatch(path.name)
+        if match and f".{match['stem']}" == start and writer_lives(path) is False:
+            _remove(path)
 
 
 def remove_all_temporaries(folder: Path, pattern: str = "*") -> None:
-    """The same for all of them in a folder of which the caller knows that nobody else writes there."""
-    for path in sorted(folder.glob(f".{pattern}")):
-        if is_temporary(path):
-            found = _OWNED.fullmatch(path.name)
-            name = found["stem"] if found else re.sub(r"(\.\d+)?\.(partial|replaced).*", "", path.name[1:])
-            _settle(path, path.with_name(name))
+    """Remove temporaries of matching names in a folder in which, as the caller knows, nobody else writes those."""
+    for path in _temporaries_in(folder):
+        if path.match(f".{pattern}"):
+            _remove(path)
 
 
 @contextlib.contextmanager
@@ -178,7 +173,7 @@ def storage_errors(target: Path, num_bytes: int | None = None) -> Iterator[None]
         number = _errno(error)
         if number not in REMEDIES:
             raise
-        raise StorageError(_told(target, number, num_bytes)) from error
+        raise StorageError(_explained(target, number, num_bytes)) from error
 
 
 def require_free(target: Path, num_bytes: int, what: str) -> None:
@@ -197,8 +192,8 @@ def require_free(target: Path, num_bytes: int, what: str) -> None:
 
 def free_bytes(target: Path) -> int:
     """Bytes free for this user on the disk where `target` lies or will lie."""
-    there = next(parent for parent in (target.absolute(), *target.absolute().parents) if parent.exists())
-    return shutil.disk_usage(there).free
+    folder = next(parent for parent in (target.absolute(), *target.absolute().parents) if parent.exists())
+    return psutil.disk_usage(str(folder)).free
 
 
 def megabytes(count: int) -> str:
@@ -206,7 +201,12 @@ def megabytes(count: int) -> str:
     return f"{count / 1e6:,.1f} MB"
 
 
-def _told(target: Path, number: int, num_bytes: int | None) -> str:
+def shortened(name: str, room: int) -> str:
+    """The beginning of a name that takes at most so many bytes."""
+    return os.fsencode(name)[:room].decode("utf-8", "ignore")
+
+
+def _explained(target: Path, number: int, num_bytes: int | None) -> str:
     facts = os.strerror(number)
     if number in (errno.ENOSPC, errno.EDQUOT):
         facts += f", {megabytes(num_bytes)} needed" if num_bytes is not None else ""
@@ -217,75 +217,23 @@ def _told(target: Path, number: int, num_bytes: int | None) -> str:
 def _errno(error: Exception) -> int | None:
     if isinstance(error, OSError):
         return error.errno
-    in_text = re.search(r"\(os error (\d+)\)", str(error))  # safetensors tells the system's errors as text alone
+    in_text = re.search(r"\(os error (\d+)\)", str(error))  # safetensors reports the system's errors as text alone
     return int(in_text[1]) if in_text else None
 
 
-def _exchange(first: Path, second: Path) -> bool:
-    """Swap two names at once; False where the system or the file system cannot."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if not hasattr(libc, "renameat2"):
-        return False
-    if libc.renameat2(AT_FDCWD, os.fsencode(first), AT_FDCWD, os.fsencode(second), RENAME_EXCHANGE) == 0:
-        return True
-    number = ctypes.get_errno()
-    if number in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
-        return False
-    raise OSError(number, os.strerror(number), str(second))
+def _temporaries_in(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as entries:
+        return [folder / entry.name for entry in entries if is_temporary(Path(entry.name))]
 
 
-def _settle(path: Path, target: Path) -> None:
-    if path.name.endswith(REPLACED) and not target.exists():
-        os.replace(path, target)
-    elif path.is_dir():
+def _remove(path: Path) -> None:
+    if path.is_dir():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)  # another process may have found it, too
 
 
-def _temporaries_of(target: Path) -> list[Path]:
-    if not target.parent.is_dir():
-        return []
-    stems = {_shortened(target, target.suffix), _shortened(target, "")}
-    found = []
-    with os.scandir(target.parent) as entries:
-        for entry in entries:
-            match = _OWNED.fullmatch(entry.name) if entry.name.startswith(".") else None
-            if match and match["stem"] in stems:
-                found.append(target.with_name(entry.name))
-    return found
-
-
-def _shortened(target: Path, suffix: str) -> str:
-    """The target's stem, cut such that the temporary's name is no longer than names may be."""
-    stem = target.name.removesuffix(suffix) if suffix else target.name
-    return shortened(stem, LONGEST_NAME - 60 - len(os.fsencode(suffix)))
-
-
-def shortened(name: str, room: int) -> str:
-    """The beginning of a name that takes at most so many bytes."""
-    return os.fsencode(name)[:room].decode("utf-8", "ignore")
-
-
-@cache
 def _host() -> str:
     return re.sub(r"[^A-Za-z0-9]", "", socket.gethostname())[:16]
-
-
-@cache
-def _machine() -> str:
-    """Stands for this machine since it was started, and this container on it: elsewhere process numbers mean others."""
-    parts = [socket.gethostname()]
-    with contextlib.suppress(OSError):  # not Linux: the name has to do
-        parts += [Path("/proc/sys/kernel/random/boot_id").read_text(), os.readlink("/proc/self/ns/pid")]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:6]
-
-
-def _process_exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # another user's
-        return True
-    return True

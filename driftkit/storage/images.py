@@ -11,18 +11,12 @@ from PIL import Image
 from torchvision.utils import make_grid
 
 from driftkit.errors import ArtifactError
-from driftkit.storage.files import (
-    atomic_path,
-    file_record,
-    read_json,
-    read_tensors,
-    require_recorded,
-    write_json,
-    write_tensors,
-)
+from driftkit.storage.atomic import atomic_path
+from driftkit.storage.checksums import file_record, require_checksum
+from driftkit.storage.files import read_tensors, write_tensors
 from driftkit.storage.lock import locked_file
+from driftkit.storage.records import SampleRecord
 
-FORMAT = 1
 MIN_TILE = 64  # pixels to which small images are enlarged in a grid
 GRID_GAP = 2
 
@@ -69,26 +63,26 @@ def read_grid(path: Path, image_size: int) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class SampleSet:
-    """Generated images and how they came about.
-
-    `info` holds: num_images, image_size, seed, sampler, nfe, weights (ema or raw), step, method, encoder, run, data.
-    """
+    """Generated images and how they came about."""
 
     path: Path
     images: torch.Tensor  # uint8 [N, 3, H, W]
-    info: dict[str, Any]
+    record: SampleRecord
 
 
 def write_samples(path: Path, images: torch.Tensor, info: Mapping[str, Any]) -> SampleSet:
-    """Write `path` (.safetensors), its JSON beside it and a PNG grid of the first 64 images, uncurated."""
+    """Write `path` (.safetensors), its JSON next to it and a PNG grid of the first 64 images, uncurated.
+
+    Args:
+        info: fields of `SampleRecord`.
+    """
     with locked_file(path):
-        path.with_suffix(".json").unlink(missing_ok=True)  # an old record must never stand beside new images
+        path.with_suffix(".json").unlink(missing_ok=True)  # an old record must never stand next to new images
         write_tensors(path, {"images": images})
         save_grid(path.with_suffix(".png"), images[:64], columns=8)
-        document = {"format": FORMAT, "kind": "samples", **info, **file_record(path)}
-        document["grid"] = file_record(path.with_suffix(".png"))
-        write_json(path.with_suffix(".json"), document)
-    return SampleSet(path, images, document)
+        record = SampleRecord(**{**info, **file_record(path)})
+        record.write(path.with_suffix(".json"))
+    return SampleSet(path, images, record)
 
 
 def read_samples(path: Path) -> SampleSet:
@@ -102,12 +96,8 @@ def read_samples(path: Path) -> SampleSet:
     if images is None or images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
         got = "no tensor `images`" if images is None else f"{images.dtype} {list(images.shape)}"
         raise ArtifactError(f"{path}: expected `images` as uint8 [N, 3, H, W], got {got}")
-    side = path.with_suffix(".json")
-    info = read_json(side)
-    if info.get("kind") != "samples" or info.get("num_images") != len(images):
-        raise ArtifactError(
-            f"{side}: expected the record of {len(images)} samples, got {info.get('kind')} of {info.get('num_images')}"
-        )
-    if "sha256" in info:
-        require_recorded(path, info)
-    return SampleSet(path, images, info)
+    record = SampleRecord.read(path.with_suffix(".json"))
+    if record.num_images != len(images):
+        raise ArtifactError(f"{path}: holds {len(images)} images, expected {record.num_images} as in its record")
+    require_checksum(path, record.sha256, num_bytes=record.bytes)
+    return SampleSet(path, images, record)

@@ -1,37 +1,52 @@
 """Locks on folders and files that only one process may write at a time.
 
-A lock is a file with an flock on it: the system lets go of it when its holder ends, however it ends, so none is ever
-left stale. The file says who holds it. (Lock files that stand for themselves, without flock, outlive a kill -9.)
+The lock is `filelock`'s: the system releases it when its holder ends, however it ends. A small JSON file next to it
+says who holds it. Lock files stay behind, empty, in folders that hold something else.
 """
 
 import contextlib
 import errno
-import fcntl
-import json
 import os
 import shlex
 import socket
 import sys
 import textwrap
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+
+from filelock import FileLock, Timeout
+from pydantic import BaseModel, ValidationError
 
 from driftkit.errors import BusyError, StorageError
 from driftkit.storage.atomic import make_folder, shortened, storage_errors
-from driftkit.storage.json_text import from_json
 
 LOCK_FILE = ".lock"
+HOLDER_SUFFIX = ".json"
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL)
 SWITCH = "DRIFTKIT_LOCKS"
-BUSY = (errno.EAGAIN, errno.EACCES)
-NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
-POLL_S = 0.2
 COMMAND_LENGTH = 100
-PATIENCE_S = 0.5  # for one that is just letting go, or that only asks who holds it
-SAY_AFTER_S = 2.0
-_held: dict[Path, int] = {}  # this process's own, which it may take again
+REFUSE_AFTER_S = 0.5
+REPORT_AFTER_S = 2.0
+
+
+class Holder(BaseModel):
+    """The process that holds a lock."""
+
+    pid: int
+    host: str
+    command: str
+    since: str
+
+    @classmethod
+    def this_process(cls) -> "Holder":
+        command = textwrap.shorten(shlex.join(["driftkit", *sys.argv[1:]]), COMMAND_LENGTH, placeholder=" ...")
+        since = datetime.now(UTC).isoformat(timespec="seconds")
+        return cls(pid=os.getpid(), host=socket.gethostname(), command=ascii(command)[1:-1], since=since)
+
+    def __str__(self) -> str:
+        text = f"process {self.pid} on {self.host} since {self.since} ({self.command})"
+        return "".join(c if c.isprintable() else "?" for c in text)  # it goes to a terminal
 
 
 @contextlib.contextmanager
@@ -45,15 +60,15 @@ def locked_folder(folder: Path, *, wait: bool = False) -> Iterator[None]:
 
     Raises:
         BusyError: another living process holds it; the message names that process.
-        StorageError: the folder cannot be written, or its file system knows no locks.
+        StorageError: the folder cannot be written.
     """
-    with _made(folder), _held_lock(folder / LOCK_FILE, wait=wait, what=folder):
+    with _lock(folder / LOCK_FILE, folder, wait=wait):
         yield
 
 
 @contextlib.contextmanager
 def locked_file(path: Path, *, wait: bool = True) -> Iterator[None]:
-    """Hold a file or folder that others may want to write, too, by a lock beside it.
+    """Hold a file or folder that others may want to write, too, by a lock next to it.
 
     Folders that were made for this and are still empty at the end are removed.
 
@@ -62,131 +77,92 @@ def locked_file(path: Path, *, wait: bool = True) -> Iterator[None]:
 
     Raises:
         BusyError: another living process holds it, and `wait` is not given.
-        StorageError: the folder around it cannot be written, or its file system knows no locks.
+        StorageError: the folder around it cannot be written.
     """
-    lock = path.with_name(f".{shortened(path.name, 200)}{LOCK_FILE}")
-    with _made(path.parent), _held_lock(lock, wait=wait, what=path):
+    with _lock(path.with_name(f".{shortened(path.name, 200)}{LOCK_FILE}"), path, wait=wait):
         yield
 
 
 def holder_of(folder: Path) -> str | None:
     """Who holds the lock of a folder now, in words; None where nobody does."""
-    try:
-        descriptor = os.open(folder / LOCK_FILE, os.O_RDWR)
-    except OSError:  # no lock there, or none that this user could take
+    path = folder / LOCK_FILE
+    if not path.is_file() or not os.access(path, os.W_OK):
         return None
+    lock = _file_lock(path)
+    if lock.is_locked:
+        return _holder(path)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return _owner(descriptor) if error.errno in BUSY else None
-    finally:
-        os.close(descriptor)
-    return None
+        with lock.acquire(timeout=0):
+            return None
+    except Timeout:
+        return _holder(path)
+    except OSError:  # no lock that this user could take
+        return None
 
 
 def is_lock(path: Path) -> bool:
-    """Whether the name is that of a lock."""
-    return path.name.startswith(".") and path.name.endswith(LOCK_FILE)
+    """Whether the name is that of a lock, or of the file that says who holds it."""
+    return path.name.startswith(".") and path.name.removesuffix(HOLDER_SUFFIX).endswith(LOCK_FILE)
 
 
 @contextlib.contextmanager
-def _made(folder: Path) -> Iterator[None]:
-    with storage_errors(folder):
-        made = make_folder(folder)
-    try:
+def _lock(path: Path, target: Path, *, wait: bool) -> Iterator[None]:
+    if os.environ.get(SWITCH) == "off":
         yield
-    finally:
-        with contextlib.suppress(OSError):  # not empty: they were for something
-            for empty in made:
-                empty.rmdir()
-
-
-@contextlib.contextmanager
-def _held_lock(lock: Path, *, wait: bool, what: Path) -> Iterator[None]:
-    key = lock.absolute()
-    if _held.get(key) or os.environ.get(SWITCH) == "off":
-        _held[key] = _held.get(key, 0) + 1
-        try:
-            yield
-        finally:
-            _held[key] -= 1
         return
-    descriptor = _acquire(lock, wait=wait, what=what)
-    _held[key] = 1
+    with storage_errors(target):
+        made = make_folder(path.parent)
+    lock = _file_lock(path)
+    first = not lock.is_locked
     try:
+        with storage_errors(target):
+            _acquire(lock, path, target, wait=wait)
+            if first:
+                _holder_path(path).write_text(Holder.this_process().model_dump_json())
         yield
     finally:
-        _held[key] = 0
-        lock.unlink(missing_ok=True)  # still held: whoever waits finds a file without a name, and opens anew
-        os.close(descriptor)
+        if first and lock.is_locked:
+            _holder_path(path).unlink(missing_ok=True)
+            if made and [p.name for p in made[0].iterdir()] == [path.name]:
+                path.unlink()
+        lock.release()
+        with contextlib.suppress(OSError):  # not empty: they were for something
+            for folder in made:
+                folder.rmdir()
 
 
-def _acquire(lock: Path, *, wait: bool, what: Path) -> int:
-    started, said = time.monotonic(), False
-    while True:
-        with storage_errors(what):
-            make_folder(lock.parent)  # whoever let go of the lock may have removed it, empty as it was
-            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-        try:
-            if _try(descriptor, lock, what):
-                return descriptor
-            owner = _owner(descriptor)
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
-        if not wait and time.monotonic() - started > PATIENCE_S:
+def _file_lock(path: Path) -> FileLock:
+    """The lock of this process, which may take it again, in any thread."""
+    return FileLock(path, is_singleton=True, thread_local=False, fallback_to_soft=False)
+
+
+def _acquire(lock: FileLock, path: Path, target: Path, *, wait: bool) -> None:
+    try:
+        lock.acquire(timeout=REPORT_AFTER_S if wait else REFUSE_AFTER_S)
+    except Timeout:
+        holder = _holder(path)
+        if not wait:
             raise BusyError(
-                f"{what} is being written by {owner}; wait until it is done, stop it, or give another folder"
-            )
-        if not said and time.monotonic() - started > SAY_AFTER_S:
-            said = True
-            sys.stderr.write(f"waiting for {owner}, which writes {what}\n")
-            sys.stderr.flush()
-        time.sleep(POLL_S)
-
-
-def _try(descriptor: int, lock: Path, what: Path) -> bool:
-    """Take the lock and write the owner's name, unless another holds it or has just removed the file."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in BUSY:
-            return False
-        if error.errno in NO_LOCKS:
-            raise StorageError(
-                f"{lock.parent}: its file system knows no locks ({os.strerror(error.errno)}), so another process "
-                f"could write the same files unnoticed; choose another folder, or set {SWITCH}=off where none will"
+                f"{target} is being written by {holder}; wait until it is done, stop it, or give another folder"
             ) from None
-        raise
+        sys.stderr.write(f"waiting for {holder}, which writes {target}\n")
+        sys.stderr.flush()
+        lock.acquire()
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        raise StorageError(
+            f"{path.parent}: its file system knows no locks, so another process could write the same files unnoticed; "
+            f"choose another folder, or set {SWITCH}=off where none will"
+        ) from None
+
+
+def _holder(path: Path) -> str:
     try:
-        if os.fstat(descriptor).st_ino != lock.stat().st_ino:
-            return False
-    except FileNotFoundError:
-        return False
-    try:
-        with storage_errors(what):
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, json.dumps(_own_record()).encode(), 0)
-    except StorageError:
-        lock.unlink(missing_ok=True)
-        raise
-    return True
-
-
-def _own_record() -> dict[str, Any]:
-    return {
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "command": textwrap.shorten(shlex.join(["driftkit", *sys.argv[1:]]), COMMAND_LENGTH, placeholder=" ..."),
-        "since": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-def _owner(descriptor: int) -> str:
-    try:
-        record = from_json(os.pread(descriptor, 4096, 0))
-        owner = f"process {record['pid']} on {record['host']} since {record['since']} ({record['command']})"
-        return "".join(c if c.isprintable() else "?" for c in owner)  # it goes to a terminal
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # it is just writing its name
+        return str(Holder.model_validate_json(_holder_path(path).read_bytes()))
+    except (OSError, ValidationError):  # it has not written its name yet
         return "another process"
+
+
+def _holder_path(path: Path) -> Path:
+    return path.with_name(path.name + HOLDER_SUFFIX)

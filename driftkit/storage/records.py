@@ -7,10 +7,12 @@ minor version may add some; another `format_version` is refused.
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from driftkit.errors import ArtifactError
 from driftkit.storage.files import read_json, write_json
+
+MAX_COUNT = 2**63 - 1
 
 
 class Record(BaseModel):
@@ -59,3 +61,72 @@ class Record(BaseModel):
             key = ".".join(map(str, first["loc"]))
             message = first["msg"].removeprefix("Value error, ")
             raise ArtifactError(f"{path}: {key}: {message}, got {first['input']!r:.80}") from None
+
+
+class RunManifest(Record):
+    """What a run folder holds, and how far its training is. The config's classes are those of `training`."""
+
+    kind: ClassVar[str] = "run"
+
+    id: str = Field(description="drawn at random; checkpoints name it")
+    config: dict[str, Any] = Field(description="resolved config as JSON data")
+    origins: dict[str, str] = Field({}, description="dotted config key -> where its value came from")
+    inputs: dict[str, dict[str, Any]] = Field({}, description="what the run reads, each with spec, digest and count")
+    versions: dict[str, str] = Field({}, description="of driftkit, Python and packages that decide the numbers")
+    created: str
+    updated: str | None = None
+    state: str = Field("created", description="created, running, interrupted, failed or done")
+    failure: str | None = Field(None, description="the error that ended a failed training")
+    step: int = Field(0, ge=0, le=MAX_COUNT, description="of the last checkpoint")
+    images_seen: int = Field(0, ge=0, le=MAX_COUNT)
+    train_seconds: float = Field(0.0, ge=0)
+    parameters: int | None = Field(None, le=MAX_COUNT, description="trained numbers of the network")
+    encoder: dict[str, Any] | None = Field(None, description="the training encoder, as its floor describes it")
+    global_batch: int | None = Field(None, description="images that all processes see per step")
+    world_size: int | None = None
+    device: str | None = None
+    precision: str | None = None
+    peak_memory_gib: float | None = None
+    compilation: dict[str, Any] | None = None
+    collapse: dict[str, Any] | None = Field(None, description="the last episode of collapsed features")
+    scored_on_the_way: dict[str, Any] | None = Field(None, description="kinship of the evaluator of `--eval-every`")
+
+    @property
+    def data_digest(self) -> str | None:
+        """Digest of the training images."""
+        digest = self.inputs.get("data", {}).get("digest")
+        return digest if isinstance(digest, str) else None
+
+
+class CheckpointState(Record):
+    """What resuming needs beside tensors; all random draws follow from the seed and the step."""
+
+    kind: ClassVar[str] = "checkpoint"
+
+    step: int = Field(ge=0)
+    images_seen: int = Field(ge=0)
+    train_seconds: float = Field(ge=0)
+    run: str | None = Field(None, description="id of the run")
+    collapse: dict[str, Any] = Field({}, description="what is known of collapsed features")
+
+
+class SampleRecord(Record):
+    """How a set of generated images came about, and the checksum of its file."""
+
+    kind: ClassVar[str] = "samples"
+
+    num_images: int = Field(ge=1)
+    image_size: int | None = Field(None, ge=1, description="side in pixels")
+    method: str | None = None
+    sampler: str | None = None
+    nfe: int | None = Field(None, description="network evaluations per image")
+    sampler_options: dict[str, Any] = {}
+    seed: int | None = None
+    weights: str | None = Field(None, description="ema or raw")
+    step: int | None = None
+    run: str | None = Field(None, description="path of the run folder")
+    data: str | None = Field(None, description="spec of the training images")
+    encoder: str | None = Field(None, description="name of the training encoder")
+    precision: str | None = Field(None, description="number format of the network")
+    sha256: str = Field(description="of the safetensors file")
+    bytes: int = Field(description="size of the safetensors file")

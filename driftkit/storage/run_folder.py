@@ -1,18 +1,15 @@
 """A run folder: manifest, metrics, checkpoints, samples and evaluations of one training run.
 
-RUN/manifest.json                         resolved config and origins, inputs, versions, state, step, seconds, products
+RUN/manifest.json                         resolved config and origins, inputs, versions, state, step, seconds
 RUN/metrics.jsonl                         one record per logged step
-RUN/checkpoints/step-00002000/            ema.safetensors, raw.safetensors, optimizer.safetensors, state.json
+RUN/checkpoints/step-00002000/            ema.safetensors, raw.safetensors, optimizer.safetensors, state.json,
+                                          SHA256SUMS
 RUN/samples/                              step-*.png from fixed noise while it trains, and what `sample` wrote
 RUN/evaluations/*.json                    what `fid` wrote
-
-`state.json` vouches for the checkpoint's other files, by sha256, and says of which run and step it is. The `products`
-of the manifest vouch for what training wrote: checkpoints by the seal of their state, grids, the metrics so far.
-Samples and evaluations, which other processes write, come with sealed records of their own.
 """
 
-import hashlib
 import json
+import os
 import platform
 import re
 import secrets
@@ -21,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -29,50 +26,45 @@ from driftkit import __version__
 from driftkit.errors import ArtifactError, NotFoundError, StorageError
 from driftkit.storage.atomic import (
     atomic_folder,
-    flush,
     is_temporary,
     remove_all_temporaries,
     remove_folder,
     require_free,
     storage_errors,
 )
-from driftkit.storage.files import (
-    file_record,
-    read_json,
-    read_sealed,
-    read_tensors,
-    require_recorded,
-    require_written,
-    tensor_bytes,
-    write_bytes,
-    write_json,
-    write_tensors,
-)
+from driftkit.storage.checksums import require_listed, write_checksums
+from driftkit.storage.files import read_tensors, tensor_bytes, write_bytes, write_tensors
 from driftkit.storage.json_text import from_json
+from driftkit.storage.records import CheckpointState, RunManifest
 
-FORMAT = 1
 METRICS_FILE = "metrics.jsonl"
+CHECKPOINTS = "checkpoints"
 Weights = Literal["ema", "raw"]
+T = TypeVar("T")
 _STEP = re.compile(r"step-(\d{8,})")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One saved step of a run.
+    """One saved step of a run. What is read of it is compared with its checksum file.
 
     Attributes:
-        run: id of the run it is to be of; None where that is not known, as in old runs.
+        run_id: id of the run it belongs to; None where the run has no readable manifest.
     """
 
     path: Path
     step: int
-    run: str | None = None
+    run_id: str | None = None
+
+    @property
+    def state_path(self) -> Path:
+        return self.path / "state.json"
 
     def weights(self, which: Weights) -> dict[str, torch.Tensor]:
         """Network weights under their plain names, on the CPU.
 
         Raises:
-            ArtifactError: the file is absent, damaged, or not the one this checkpoint was written with.
+            ArtifactError: the file is absent or damaged, or the checkpoint is of another run or step.
         """
         return self._tensors(f"{which}.safetensors")
 
@@ -80,37 +72,29 @@ class Checkpoint:
         """Optimizer state as `training.optim` flattened it; raises as `weights`."""
         return self._tensors("optimizer.safetensors")
 
-    def state(self) -> dict[str, Any]:
-        """Step, images seen, training seconds, and what the checkpoint's files hold."""
-        return read_json(self.state_path)
-
-    @property
-    def state_path(self) -> Path:
-        return self.path / "state.json"
-
-    def files(self) -> dict[str, dict[str, Any]]:
-        """What the checkpoint's other files were written with; empty in checkpoints older than such records.
-
-        Raises:
-            ArtifactError: the state is unreadable, or of a checkpoint of another step.
-        """
-        state = self.state()
-        files = state.get("files")
-        if not isinstance(files, dict):
-            return {}
-        if state.get("step") != self.step:
-            raise ArtifactError(f"{self.path} holds the checkpoint of step {state.get('step')}; remove or rename it")
-        if self.run is not None and state.get("run") not in (None, self.run):
+    def state(self) -> CheckpointState:
+        """Step, images seen and training seconds; raises as `weights`."""
+        require_listed(self.state_path)
+        state = CheckpointState.read(self.state_path)
+        if state.step != self.step:
+            raise ArtifactError(f"{self.path} holds the checkpoint of step {state.step}; remove or rename it")
+        if self.run_id is not None and state.run != self.run_id:
             raise ArtifactError(f"{self.path} is the checkpoint of another run; remove it")
-        return files
+        return state
 
     def _tensors(self, name: str) -> dict[str, torch.Tensor]:
-        files = self.files()
-        if files and name not in files:
-            raise ArtifactError(f"{self.path / name} is not listed in {self.state_path.name}; remove the checkpoint")
-        if files:
-            require_recorded(self.path / name, files[name])
+        self.state()
+        require_listed(self.path / name)
         return read_tensors(self.path / name)[0]
+
+
+def checkpoints_in(run: Path, run_id: str | None) -> list[Checkpoint]:
+    """The saved steps in a run folder, oldest first. Folders still being written have other names."""
+    folder = run / CHECKPOINTS
+    if not folder.is_dir():
+        return []
+    matches = [(_STEP.fullmatch(p.name), p) for p in folder.iterdir()]
+    return sorted((Checkpoint(p, int(m[1]), run_id) for m, p in matches if m), key=lambda c: c.step)
 
 
 class Run:
@@ -122,9 +106,6 @@ class Run:
 
     def __init__(self, path: Path):
         self.path = Path(path)
-        self._written: dict[str, Any] = {}  # products that the manifest does not list yet
-        self._metrics: tuple[int, Any] | None = None  # bytes of the metrics that this process knows, and their sha256
-        self._products_lock = threading.RLock()  # of these two
         self._manifest_lock = threading.Lock()  # from reading the manifest to writing it
 
     @classmethod
@@ -132,23 +113,15 @@ class Run:
         """An existing run.
 
         Raises:
-            ArtifactError: the folder is absent or is no driftkit run.
+            NotFoundError: the folder is absent.
+            ArtifactError: it is no driftkit run, or its manifest is damaged or of another version.
         """
         run = cls(path)
         if not run.path.is_dir():
             raise NotFoundError(f"{path}: no such run folder; `driftkit train --output {path}` makes one")
         if not run.manifest_path.is_file():
             raise ArtifactError(f"{path} is no driftkit run: it has no manifest.json")
-        manifest = run.manifest()
-        parts = (manifest.get("config"), manifest.get("products", {}))
-        if manifest.get("kind") != "run" or not all(isinstance(part, dict) for part in parts):
-            raise ArtifactError(
-                f"{run.manifest_path}: expected the manifest of a run, got kind {manifest.get('kind')!r}"
-            )
-        if manifest.get("format") != FORMAT:
-            raise ArtifactError(
-                f"{run.manifest_path} has format {manifest.get('format')!r}, this driftkit {__version__} reads {FORMAT}"
-            )
+        run.manifest()
         return run
 
     @property
@@ -163,9 +136,38 @@ class Run:
     def metrics_path(self) -> Path:
         return self.path / METRICS_FILE
 
-    def manifest(self) -> dict[str, Any]:
+    def manifest(self) -> RunManifest:
         """The manifest as it is on disk now."""
-        return read_json(self.manifest_path)
+        return RunManifest.read(self.manifest_path)
+
+    @property
+    def objective(self) -> str:
+        """The name of the objective the run was trained with; ArtifactError where its config has none."""
+        return self._config_value("objective", "name", str)
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels of the training images, at least 1; ArtifactError where its config has none."""
+        size = self._config_value("data", "image_size", int)
+        if size < 1:
+            raise ArtifactError(f"{self.manifest_path}: config key data.image_size is {size}, expected at least 1")
+        return size
+
+    def config_section(self, name: str) -> dict[str, Any]:
+        """A section of the config, not validated yet; ArtifactError where it has none."""
+        section = self.manifest().config.get(name)
+        if not isinstance(section, dict):
+            raise ArtifactError(f"{self.manifest_path}: its config has no section {name}; it was edited or damaged")
+        return section
+
+    def _config_value(self, section: str, key: str, kind: type[T]) -> T:
+        value = self.config_section(section).get(key)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise ArtifactError(
+                f"{self.manifest_path}: config key {section}.{key} is {value!r:.80}, expected {kind.__name__}; "
+                "it was edited or damaged"
+            )
+        return value
 
     def create(
         self, *, config: Mapping[str, Any], origins: Mapping[str, str], inputs: Mapping[str, Any], **more: Any
@@ -176,68 +178,32 @@ class Run:
             config: the resolved config as JSON data.
             origins: dotted config key -> where its value came from.
             inputs: what the run reads, each with a digest.
-            more: further top-level fields.
+            more: further fields of `RunManifest`.
         """
-        write_json(
-            self.manifest_path,
-            {
-                "format": FORMAT,
-                "kind": "run",
-                "id": secrets.token_hex(8),
-                "config": dict(config),
-                "origins": dict(origins),
-                "inputs": dict(inputs),
-                "versions": versions(),
-                "created": now(),
-                "state": "created",
-                "step": 0,
-                "products": {},
-                **more,
-            },
+        manifest = RunManifest(
+            id=secrets.token_hex(8),
+            config=dict(config),
+            origins=dict(origins),
+            inputs=dict(inputs),
+            versions=versions(),
+            created=now(),
         )
+        _with_fields(manifest, more).write(self.manifest_path)
 
     def update(self, **fields: Any) -> None:
-        """Replace top-level fields of the manifest, and list what was written since the last time."""
-        self._update(fields, forget=set())
-
-    def _update(self, fields: Mapping[str, Any], *, forget: set[str]) -> None:
+        """Replace fields of the manifest."""
         with self._manifest_lock:
-            manifest = self.manifest()
-            with self._products_lock:
-                written = dict(self._written)
-            products = {**manifest.get("products", {}), **written}
-            if self.metrics_path.is_file():
-                products[METRICS_FILE] = self._metrics_record()
-            kept = {name: record for name, record in products.items() if name not in forget}
-            write_json(self.manifest_path, {**manifest, **fields, "products": kept, "updated": now()})
-        with self._products_lock:  # the other thread may have written more in the meantime
-            self._written = {n: r for n, r in self._written.items() if written.get(n) != r}
-
-    def wrote(self, path: Path) -> None:
-        """Have the next `update` list a file of the run with its digest."""
-        self._list(path, file_record(path))
-
-    def _list(self, path: Path, record: Mapping[str, Any]) -> None:
-        with self._products_lock:
-            self._written[path.relative_to(self.path).as_posix()] = dict(record)
+            _with_fields(self.manifest(), {**fields, "updated": now()}).write(self.manifest_path)
 
     def checkpoints(self) -> list[Checkpoint]:
-        """All saved steps, oldest first. Folders still being written have other names."""
-        return self.checkpoints_of(self.manifest().get("id") if self.manifest_path.is_file() else None)
-
-    def checkpoints_of(self, run: str | None) -> list[Checkpoint]:
-        """The same, where the id that they are to bear is known already or cannot be."""
-        folder = self.path / "checkpoints"
-        if not folder.is_dir():
-            return []
-        found = [(_STEP.fullmatch(p.name), p) for p in folder.iterdir()]
-        return sorted((Checkpoint(p, int(m[1]), run) for m, p in found if m), key=lambda c: c.step)
+        """All saved steps, oldest first."""
+        return checkpoints_in(self.path, self.manifest().id if self.manifest_path.is_file() else None)
 
     def checkpoint(self, step: int | None = None) -> Checkpoint:
         """The checkpoint of `step`, or the last one.
 
         Raises:
-            ArtifactError: there is none, or none of that step.
+            NotFoundError: there is none, or none of that step.
         """
         saved = self.checkpoints()
         if not saved:
@@ -268,44 +234,37 @@ class Run:
         Args:
             raw, ema: network weights; `header` (config, step, EMA setting) goes into both files.
             optimizer: flattened optimizer state.
-            state: what resuming needs beside tensors; all random draws follow from the seed and the step.
+            state: fields of `CheckpointState`.
         """
-        path = self.path / "checkpoints" / f"step-{step:08d}"
+        path = self.path / CHECKPOINTS / f"step-{step:08d}"
         tensors = {"raw": raw, "ema": ema, "optimizer": optimizer}
         headers = {which: {**header, "weights": which} for which in ("raw", "ema")}
         num_bytes = sum(map(tensor_bytes, tensors.values()))
-        run = self.manifest().get("id") if self.manifest_path.is_file() else None
+        run_id = self.manifest().id if self.manifest_path.is_file() else None
         try:
             require_free(path, num_bytes, f"the checkpoint of step {step}")
             with atomic_folder(path, num_bytes=num_bytes) as folder:
-                files = {}
                 for name, held in tensors.items():
-                    file = folder / f"{name}.safetensors"
-                    write_tensors(file, held, header=headers.get(name))
-                    files[file.name] = require_written(file, held)
-                seal = write_json(folder / "state.json", {"format": FORMAT, "run": run, **state, "files": files})
+                    write_tensors(folder / f"{name}.safetensors", held, header=headers.get(name))
+                CheckpointState(run=run_id, **state).write(folder / "state.json")
+                write_checksums(folder)
         except StorageError as error:
             last = max((c.step for c in self.checkpoints()), default=None)
             kept = "there is no earlier checkpoint" if last is None else f"the checkpoint of step {last} is kept"
             raise StorageError(f"{error}; {kept}") from error
-        self._list(path, {"sha256": seal})
-        return Checkpoint(path, step, run)
+        return Checkpoint(path, step, run_id)
 
     def prune_checkpoints(self, *, keep_every: int) -> None:
-        """Remove all but the last checkpoint and, if `keep_every` > 0, those whose step it divides.
-
-        The manifest no longer lists them by then, so that a kill in between leaves one too many and none missing.
-        """
-        old = [c for c in self.checkpoints()[:-1] if keep_every <= 0 or c.step % keep_every != 0]
-        if old:
-            self._update({}, forget={c.path.relative_to(self.path).as_posix() for c in old})
-        for checkpoint in old:
-            remove_folder(checkpoint.path)
+        """Remove all but the last checkpoint and, if `keep_every` > 0, those whose step it divides."""
+        for checkpoint in self.checkpoints()[:-1]:
+            if keep_every <= 0 or checkpoint.step % keep_every != 0:
+                remove_folder(checkpoint.path)
 
     def remove_partial_checkpoints(self) -> None:
         """Remove what killed processes left half-written; for the one process that writes the run."""
-        for folder in (self.path, self.path / "checkpoints", self.path / "samples"):
-            remove_all_temporaries(folder, "*" if folder == self.path else "step-*")
+        remove_all_temporaries(self.path)
+        remove_all_temporaries(self.path / CHECKPOINTS)
+        remove_all_temporaries(self.path / "samples", "step-*")
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Add one line to metrics.jsonl, whole or not at all.
@@ -313,36 +272,18 @@ class Run:
         Raises:
             StorageError: the disk takes no more; the lines before are as they were.
         """
-        line = (json.dumps(record, allow_nan=False) + "\n").encode()
-        with self._products_lock:
-            size, digest = self._known_metrics()
-            with storage_errors(self.metrics_path, len(line)), open(self.metrics_path, "ab", buffering=0) as file:
-                try:
-                    rest = memoryview(line)
-                    while rest:
-                        rest = rest[file.write(rest) :]
-                except OSError:
-                    file.truncate(size)  # needs no room
-                    raise
-            digest.update(line)
-            self._metrics = (size + len(line), digest)
-
-    def _known_metrics(self) -> tuple[int, Any]:
-        if self._metrics is None:
-            content = self.metrics_path.read_bytes() if self.metrics_path.is_file() else b""
-            self._metrics = (len(content), hashlib.sha256(content))
-        return self._metrics
-
-    def _metrics_record(self) -> dict[str, Any]:
-        """Of the lines so far: those that follow do not make it wrong."""
-        with self._products_lock:
-            size, digest = self._known_metrics()
-            record = {"sha256": digest.hexdigest(), "bytes": size}
-        flush(self.metrics_path)
-        return record
+        line = memoryview((json.dumps(record, allow_nan=False) + "\n").encode())
+        with storage_errors(self.metrics_path, len(line)), open(self.metrics_path, "ab", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            try:
+                while line:
+                    line = line[file.write(line) :]
+            except OSError:
+                file.truncate(size)  # needs no room
+                raise
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All metric records in order; a last line cut off by a kill is left out.
+        """All metric records in order; a last line cut off by a kill is skipped.
 
         Raises:
             ArtifactError: a line that is not the last is no JSON object.
@@ -365,46 +306,21 @@ class Run:
         return records
 
     def rewind_metrics(self, step: int) -> None:
-        """Drop the records after `step`, which a resumed training writes again, and what the manifest lists of then."""
-        manifest = self.manifest()
-        self._list_unlisted(manifest, step)
-        later = {
-            name
-            for name in manifest.get("products", {})
-            if (_step_of(name) or 0) > step or not (self.path / name).exists()
-        }
+        """Drop the records after `step`, which a resumed training writes again."""
         kept = [r for r in self.metrics() if not isinstance(at := r.get("step"), int | float) or at <= step]
         content = "".join(json.dumps(r) + "\n" for r in kept).encode()
-        if not later and self.metrics_path.is_file() and self.metrics_path.read_bytes() == content:
-            return
-        listed = {k: v for k, v in manifest.get("products", {}).items() if k not in later | {METRICS_FILE}}
-        write_json(self.manifest_path, {**manifest, "products": listed})
-        write_bytes(self.metrics_path, content)
-        self._metrics = None
-
-    def _list_unlisted(self, manifest: Mapping[str, Any], step: int) -> None:
-        """Have the next `update` list checkpoints and grids that a process wrote right before it was killed."""
-        listed = manifest.get("products", {})
-        for checkpoint in self.checkpoints():
-            name = checkpoint.path.relative_to(self.path).as_posix()
-            if name not in listed and checkpoint.files():
-                self._list(checkpoint.path, {"sha256": read_sealed(checkpoint.state_path)[1]})
-        for grid in (self.path / "samples").glob("step-*.png"):
-            if grid.relative_to(self.path).as_posix() not in listed and (_step_of(grid.name) or 0) <= step:
-                self.wrote(grid)
-
-    def evaluations(self) -> list[dict[str, Any]]:
-        """All evaluation documents, by file name."""
-        return [read_json(p) for p in self.evaluation_paths()]
+        if not self.metrics_path.is_file() or self.metrics_path.read_bytes() != content:
+            write_bytes(self.metrics_path, content)
 
     def evaluation_paths(self) -> list[Path]:
-        """Their files, by name; those still being written are left out."""
+        """The files of its evaluations, by name; those still being written are skipped."""
         return [p for p in sorted((self.path / "evaluations").glob("*.json")) if not is_temporary(p)]
 
 
-def _step_of(product: str) -> int | None:
-    found = _STEP.search(product)
-    return int(found[1]) if found else None
+def _with_fields(manifest: RunManifest, fields: Mapping[str, Any]) -> RunManifest:
+    unknown = fields.keys() - RunManifest.model_fields.keys()
+    assert not unknown, f"no fields of a manifest: {sorted(unknown)}"
+    return RunManifest.model_validate({**dict(manifest), **fields})
 
 
 def now() -> str:

@@ -16,6 +16,7 @@ from driftkit.errors import UsageError
 from driftkit.runtime.ranks import Ranks
 from driftkit.storage.atomic import is_temporary
 from driftkit.storage.lock import is_lock
+from driftkit.storage.records import RunManifest
 from driftkit.storage.run_folder import Run
 from driftkit.training.train_config import FREE_ON_RESUME, TrainConfig
 
@@ -63,7 +64,7 @@ def continuation(run: Run, config: TrainConfig, resume: Resume, ranks: Ranks) ->
     if resume == "never":
         raise UsageError(f"--resume never: {run.path} already holds a run; give another --output or remove it")
     manifest = Run.open(run.path).manifest()
-    saved = {**_before(config), **flatten(manifest["config"])}
+    saved = {**_before(config), **flatten(manifest.config)}
     moved = _require_same_config(run, config, saved)
     config, global_batch, notes = _same_global_batch(run, config, saved, manifest, ranks)
     reached = max((c.step for c in run.checkpoints()), default=0)
@@ -71,7 +72,7 @@ def continuation(run: Run, config: TrainConfig, resume: Resume, ranks: Ranks) ->
         raise UsageError(
             f"{run.path} is at step {reached}, past --steps {config.trainer.steps}; give more steps or another --output"
         )
-    finished = bool(run.checkpoints()) and reached == config.trainer.steps and manifest.get("state") == DONE
+    finished = bool(run.checkpoints()) and reached == config.trainer.steps and manifest.state == DONE
     return Continuation(config, global_batch, finished, moved + notes)
 
 
@@ -109,15 +110,15 @@ PLACES: dict[str, Callable[[Any], bool]] = {
 
 
 def _same_global_batch(
-    run: Run, config: TrainConfig, saved: dict[str, Any], manifest: dict[str, Any], ranks: Ranks
+    run: Run, config: TrainConfig, saved: dict[str, Any], manifest: RunManifest, ranks: Ranks
 ) -> tuple[TrainConfig, int, list[str]]:
     """The field sees the global batch, so that is what must not change; how it is shared may.
 
     The same command line counts as the same global batch with any number of processes; another --batch-size has to
     give it exactly.
     """
-    begun, before = int(saved[BATCH]), int(manifest.get("world_size") or ranks.world_size)
-    total = int(manifest.get("global_batch") or begun * before)
+    begun, before = int(saved[BATCH]), int(manifest.world_size or ranks.world_size)
+    total = int(manifest.global_batch or begun * before)
     here = config.trainer.batch_size
     if here not in (begun, total / ranks.world_size):
         raise UsageError(
@@ -148,12 +149,12 @@ def require_same_inputs(run: Run, pack: ImagePack, encoder: dict[str, Any] | Non
         UsageError: they differ.
     """
     manifest = run.manifest()
-    before = manifest["inputs"]["data"]["digest"]
+    before = manifest.data_digest or ""
     if before != pack.digest:
         raise UsageError(
             f"{run.path} was trained on other images ({before[:12]}, now {pack.digest[:12]}); give another --output"
         )
-    saved = manifest.get("encoder") or {}
+    saved = manifest.encoder or {}
     if encoder is not None and saved.get("weights_digest") != encoder["weights_digest"]:
         raise UsageError(f"{run.path} was trained with other weights of {encoder['name']}; give another --output")
 

@@ -19,7 +19,6 @@ from driftkit.runtime.memory import fitting_batch
 from driftkit.runtime.random import image_noise
 from driftkit.storage.images import to_uint8
 from driftkit.storage.run_folder import Checkpoint, Run, Weights
-from driftkit.storage.saved_config import image_size_of, objective_of
 from driftkit.training.train_config import TrainConfig
 
 SAMPLE_BATCH = 256
@@ -35,7 +34,7 @@ def load_network(
         RefusedError: weights that are not finite.
     """
     try:
-        config = TrainConfig.model_validate(run.manifest()["config"])
+        config = TrainConfig.model_validate(run.manifest().config)
     except ValidationError as error:
         first = error.errors()[0]
         raise ArtifactError(
@@ -60,7 +59,7 @@ def load_network(
 
 def _image_size(config: TrainConfig, run: Run | None = None) -> int:
     if config.data.image_size is None and run is not None:
-        image_size_of(run)  # says what is wrong with its manifest
+        return run.image_size  # reports what is wrong with its manifest
     assert config.data.image_size is not None, "a saved config names the image size"
     return config.data.image_size
 
@@ -127,7 +126,7 @@ def generate(
         "num_images": num_images,
         "image_size": drawn.images.shape[-1],
         "method": config.objective.name,
-        "encoder": (manifest.get("encoder") or {}).get("name"),
+        "encoder": (manifest.encoder or {}).get("name"),
         "sampler": drawn.sampler,
         "nfe": drawn.nfe,
         "sampler_options": drawn.options,
@@ -212,5 +211,5 @@ def _evaluate(
 
 def can_sample(run: Run) -> bool:
     """Whether the run's method generates images."""
-    name = objective_of(run)
+    name = run.objective
     return name in OBJECTIVES and bool(OBJECTIVES[name].samplers)

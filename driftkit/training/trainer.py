@@ -206,9 +206,9 @@ class Trainer:
         self.ema.module.load_state_dict(checkpoint.weights("ema"))
         restore_optimizer(self.optimizer, self.network, checkpoint.optimizer())
         state = checkpoint.state()
-        self.step, self.images_seen = int(state["step"]), int(state["images_seen"])
-        self._earlier_seconds = float(state["train_seconds"])
-        self.collapse.restore(state.get("collapse", {}))
+        self.step, self.images_seen = state.step, state.images_seen
+        self._earlier_seconds = state.train_seconds
+        self.collapse.restore(state.collapse)
         self.saved_step = self.step
         require_finite(
             self._state_tensors(), f"{checkpoint.path}: tensors",
@@ -454,7 +454,6 @@ class Trainer:
         path = self.run.path / "samples" / f"step-{self.step:08d}.png"
         # 8 columns, or 9 for triplets, so that triplets of one image never break across rows
         save_grid(path, to_uint8(images).cpu(), columns=8 if len(images) == count else 9)
-        self.run.wrote(path)
         self.tracker.grid(to_uint8(images).cpu(), self.step)
 
     def _state(self) -> State:
@@ -504,7 +503,7 @@ class Trainer:
     def _finish_what_was_killed(self) -> None:
         """After the last checkpoint there is little left to do; how the run was trained stays as it was recorded."""
         if self.ranks.is_main:
-            if self.run.manifest().get("state") != "done":  # a run that is done keeps what it has
+            if self.run.manifest().state != "done":  # a run that is done keeps what it has
                 self.run.remove_partial_checkpoints()
                 self.run.prune_checkpoints(keep_every=self.config.keep_every)
             self.run.update(

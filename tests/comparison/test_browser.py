@@ -60,7 +60,7 @@ def report(tmp_path_factory):
     patch.setenv("DRIFTKIT_DATA_DIR", str(folder / "data"))
     for number, name in enumerate(NAMES):
         run = make_run(folder / name, "ddpm" if name == "ddpm" else "drift")
-        config = run.manifest()["config"]
+        config = run.manifest().config
         run.update(
             config={**config, "seed": number, "trainer": {**config["trainer"], "note": f"{HOSTILE} <!-- {name}"}}
         )

@@ -215,7 +215,7 @@ def test_figures_of_an_earlier_comparison_leave_and_other_files_stay(runs):
 
 def test_differing_configs_are_shown_and_escaped(runs):
     run = make_run(runs / "other")
-    config = run.manifest()["config"]
+    config = run.manifest().config
     run.update(config={**config, "trainer": {**config["trainer"], "note": HOSTILE}})
     text = compare([runs / "drift", run.path], runs / "out").report.read_text()
     assert "trainer.note" in text

@@ -36,7 +36,7 @@ def test_random_weights_and_unfinished_training_are_warned_about(tmp_path):
 def test_scores_on_the_way_are_read_with_what_made_them(tmp_path):
     run = make_run(tmp_path / "drift")
     assert summarise(run, label="drift").scored_by is None
-    config = run.manifest()["config"]
+    config = run.manifest().config
     how = {"every": 10, "features": "inception", "num_images": 500, "reference": "photos.zip"}
     run.update(config={**config, "evaluation": how})
     run.append_metrics({"step": 40, "health": {"fid@500": 3.5}})

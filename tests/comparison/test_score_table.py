@@ -93,7 +93,7 @@ def test_runs_that_differ_in_their_seed_alone_share_a_group_row(tmp_path):
     runs = []
     for seed, batch in ((0, 4), (1, 4), (0, 8)):
         run = make_run(tmp_path / f"seed{seed}-{batch}")
-        config = run.manifest()["config"]
+        config = run.manifest().config
         run.update(config={**config, "seed": seed, "trainer": {**config["trainer"], "batch_size": batch}})
         runs.append(summarise(run, label=run.name))
     assert runs[0].group == runs[1].group != runs[2].group

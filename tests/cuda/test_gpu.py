@@ -49,7 +49,7 @@ def test_two_steps_in_float32_are_those_of_the_cpu(objective, tmp_path):
     for device in ("cpu", CUDA):
         train(tmp_path / device, objective, device, "--set", "trainer.precision=float32")
     assert_alike(tmp_path / CUDA, tmp_path / "cpu", rtol=1e-4)
-    assert Run(tmp_path / CUDA).manifest()["precision"] == "float32"
+    assert Run(tmp_path / CUDA).manifest().precision == "float32"
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -129,7 +129,7 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(objective, tmp_path):
 def test_a_run_of_a_gpu_goes_on_on_a_cpu(tmp_path):
     train(tmp_path / "run", "ddpm", CUDA, steps=2)
     train(tmp_path / "run", "ddpm", "cpu", steps=4)
-    assert Run(tmp_path / "run").manifest()["step"] == 4
+    assert Run(tmp_path / "run").manifest().step == 4
 
 
 def test_samples_of_a_gpu_are_those_of_the_cpu(tmp_path):

@@ -70,7 +70,7 @@ def test_a_download_arrives_whole_and_under_its_name_alone(hub_folder):
 @pytest.mark.parametrize(
     ("content", "digest", "cut", "says"),
     [
-        (torch_file(), "", True, "broke off|IncompleteRead"),
+        (torch_file(), "", True, "weights only"),
         (torch_file(), "sha256:00000000", False, "sha256 is"),
         (torch_file(), "md5:00000000", False, "md5 is"),
         (b"<html>sign in first</html>", "", False, "weights only"),
@@ -97,21 +97,13 @@ def test_an_interrupted_download_leaves_nothing_and_keeps_what_was_there(hub_fol
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(weights, "_copy", interrupt)
+    monkeypatch.setattr("torch.hub.download_url_to_file", interrupt)
     with serve() as site:
         site.files["/net.pth"] = torch_file()
         with pytest.raises(KeyboardInterrupt):
             UrlFile(f"{site.url}/net.pth").download(force=True)
     assert [p.name for p in hub_folder.iterdir()] == ["net.pth"]
     assert (hub_folder / "net.pth").read_bytes() == b"before"
-
-
-def test_a_file_that_does_not_fit_the_disk_is_not_begun(hub_folder, monkeypatch):
-    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 10})())
-    with serve() as site:
-        site.files["/net.pth"] = torch_file()
-        with pytest.raises(ArtifactError, match="do not fit"):
-            UrlFile(f"{site.url}/net.pth").download()
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ from driftkit.scoring.reference_statistics import describe_contract, open_statis
 from driftkit.stages.compare import collect
 from driftkit.stages.model_card import describe_run, to_markdown
 from driftkit.stages.run import is_done
-from driftkit.storage.files import SEAL, state_digest, write_json, write_tensors
+from driftkit.storage.files import state_digest, write_json, write_tensors
 from driftkit.storage.images import read_samples, write_samples
 from driftkit.storage.run_folder import Run
 from driftkit.training.sampling import can_sample, load_network
@@ -75,13 +75,6 @@ def json_bytes(document: object) -> bytes:
     return json.dumps(document).encode()
 
 
-def unsealed(path: Path) -> list[bytes]:
-    """A document without its seal, so that edits get beyond it, and as it is."""
-    document = json.loads(path.read_bytes())
-    document.pop(SEAL, None)
-    return [json_bytes(document), path.read_bytes()]
-
-
 def pack_card(folder: Path) -> Target:
     make_pack(folder / "p.safetensors", random_images(4), torch.tensor([0, 1, 0, 1]), ("cat", "dog"))
     card = folder / "p.json"
@@ -92,7 +85,7 @@ def pack_card(folder: Path) -> Target:
         each(pack.class_counts, lambda: pack.image_size, lambda: pack.limited(1), pack.verify)
         json.dumps(pack.card.model_dump(mode="json"))
 
-    return Target(unsealed(card), "json", read)
+    return Target([card.read_bytes()], "json", read)
 
 
 TINY = {"model": {"kind": "unet", "base_channels": 8, "channel_multipliers": [1, 2], "num_heads": 2,
@@ -105,7 +98,9 @@ def manifest(folder: Path) -> Target:
     config = TrainConfig.model_validate(TINY)
     run.update(config=config.model_dump(mode="json"))
     state = build_network(config.model, image_size=8).state_dict()
-    run.save_checkpoint(30, raw=state, ema=state, optimizer={}, state={"step": 30}, header={})
+    run.save_checkpoint(
+        30, raw=state, ema=state, optimizer={}, state={"step": 30, "images_seen": 120, "train_seconds": 1.0}, header={}
+    )
     write_json(run.path / "evaluations" / "1.json", evaluation(3.0))
 
     def read(content: bytes) -> None:
@@ -125,7 +120,7 @@ def manifest(folder: Path) -> Target:
         graph = "denoiser" if resolved.objective.name == "ddpm" else "generator"
         to_markdown({**card, **about, "graph": graph, "file_format": "onnx", "driftkit": "0"})
 
-    return Target(unsealed(run.manifest_path), "json", read)
+    return Target([run.manifest_path.read_bytes()], "json", read)
 
 
 def metrics(folder: Path) -> Target:
@@ -299,7 +294,7 @@ def samples_record(folder: Path) -> Target:
         open_target(place, Sampling(), Opening())
         read_samples(place)
 
-    return Target(unsealed(place.with_suffix(".json")), "json", read)
+    return Target([place.with_suffix(".json").read_bytes()], "json", read)
 
 
 def encoder_header(folder: Path) -> Target:

@@ -115,14 +115,14 @@ def test_a_config_that_asks_for_a_huge_network_costs_nothing(tmp_path):
     run = make_run(tmp_path / "run", "ddpm")
     (run.path / "checkpoints" / "step-00000030").mkdir(parents=True)
     files.write_tensors(run.path / "checkpoints" / "step-00000030" / "ema.safetensors", {})
-    config = run.manifest()["config"]
+    config = run.manifest().config
     for model in (
         {"base_channels": 4096, "channel_multipliers": [64] * 4, "num_res_blocks": 64},
         {"num_res_blocks": 10**9},
         {"channel_multipliers": [10**9]},
         {"base_channels": 10**400},
     ):
-        text = json.dumps({**run.manifest(), "config": {**config, "model": {"kind": "unet", **model}}})
+        text = json.dumps({**run.manifest().document(), "config": {**config, "model": {"kind": "unet", **model}}})
         run.manifest_path.write_text(text)
         result = driftkit("sample", run.path)
         assert result.exit_code == 3, result.output

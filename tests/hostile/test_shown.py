@@ -47,7 +47,7 @@ def runs(tmp_path):
     made = []
     for number, name in enumerate((f"{ESCAPES}{MARKUP.replace('/', '|')}", "=cmd|'calc'!A1")):
         run = make_run(tmp_path / name, "ddpm")
-        config = run.manifest()["config"]
+        config = run.manifest().config
         run.update(config={**config, "seed": number, "data": {**config["data"], "spec": ESCAPES + MARKUP}})
         hostile = {"spec": ESCAPES + MARKUP, "digest": "cd", "count": 500, "image_size": 8}
         document = evaluation(3.0 + number, sampler=f"-1+1 {MARKUP}", warnings=[ESCAPES + MARKUP], reference=hostile)

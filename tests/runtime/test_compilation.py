@@ -62,10 +62,10 @@ def test_the_command_line_says_on_or_off_and_is_silent_for_auto(flags, setting):
 
 def test_the_manifest_says_what_was_decided_and_a_resumed_run_may_decide_again(tmp_path):
     train_tiny(tmp_path / "run")
-    told = Run(tmp_path / "run").manifest()["compilation"]
+    told = Run(tmp_path / "run").manifest().compilation
     assert told == {"setting": "auto", "compiled": False, "reason": "on cpu it takes longer than it saves"}
     train_tiny(tmp_path / "run", "drift", "--no-compile", steps=3)
-    assert Run(tmp_path / "run").manifest()["compilation"]["setting"] == "off"
+    assert Run(tmp_path / "run").manifest().compilation["setting"] == "off"
 
 
 @pytest.mark.parametrize("fails", [False, True])

@@ -20,4 +20,4 @@ def test_training_on_two_ranks_starts_in_the_process_group_of_cuda(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DRIFTKIT_DATA_DIR": str(tmp_path), "PYTHONPATH": root}
     done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert Run.open(tmp_path / "run").manifest()["step"] == 2
+    assert Run.open(tmp_path / "run").manifest().step == 2

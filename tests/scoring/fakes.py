@@ -76,12 +76,12 @@ def make_run(path: Path, objective: str = "drift", *, steps: int = 30, **manifes
 
 def add_samples(run: Run, count: int = 16, *, seed: int = 0, **info: Any) -> Path:
     """A samples file in the run."""
-    method = run.manifest()["config"]["objective"]["name"]
+    method = run.manifest().config["objective"]["name"]
     sampler, nfe = ("one-step", 1) if method == "drift" else ("ddim", 50)
     path = run.path / "samples" / f"{sampler}-{seed}.safetensors"
     record = {
         "num_images": count, "image_size": SIZE, "seed": seed, "sampler": sampler, "nfe": nfe, "weights": "ema",
-        "step": run.manifest()["step"], "method": method, "encoder": None, "run": str(run.path), "data": "shapes",
+        "step": run.manifest().step, "method": method, "encoder": None, "run": str(run.path), "data": "shapes",
         **info,
     }  # fmt: skip
     write_samples(path, random_images(count, seed + 1), record)

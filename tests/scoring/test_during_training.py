@@ -57,7 +57,7 @@ def test_images_that_cannot_be_scored_warn_and_training_goes_on(tmp_path, judged
     result = train_tiny(tmp_path / "drift", "drift", *judged, "--eval-every", 1)
     assert set(scores(tmp_path / "drift").values()) == {None}
     assert "no fid@40 at this step: samples: all 40 images are identical" in result.stderr
-    assert Run.open(tmp_path / "drift").manifest()["state"] == "done"
+    assert Run.open(tmp_path / "drift").manifest().state == "done"
 
 
 def test_what_does_not_fit_stops_the_run_before_it_begins(tmp_path, judged):

@@ -269,7 +269,7 @@ def test_training_images_as_samples_are_flagged_and_new_ones_are_not(tmp_path):
     reference = make_pack(tmp_path / "held-out.safetensors", random_images(300, 2))
     run = make_run(tmp_path / "drift")
     manifest = run.manifest()
-    config = {**manifest["config"], "data": {"spec": str(training.path), "image_size": SIZE}}
+    config = {**manifest.config, "data": {"spec": str(training.path), "image_size": SIZE}}
     run.update(config=config, inputs={"data": {"spec": str(training.path), "digest": training.digest}})
     for name, images in (("copies", training.images[:100]), ("new", random_images(100, 3))):
         info = {"num_images": 100, "run": str(run.path), "sampler": "one-step", "nfe": 1, "weights": "ema", "seed": 0}

@@ -72,8 +72,8 @@ def test_every_stage_of_the_comparison_runs(tmp_path):
     assert [record["state"] for record in records] == ["done"] * 23
     for encoder in ENCODERS:
         manifest = Run(tmp_path / "out" / f"drift_{encoder}").manifest()
-        assert manifest["state"] == "done"
-        assert manifest["encoder"]["random_weights"] == (encoder != "pixel")
+        assert manifest.state == "done"
+        assert manifest.encoder["random_weights"] == (encoder != "pixel")
     report = (tmp_path / "out" / "report" / "report.html").read_text()
     assert "random weights" in report
     assert all(f"drift_{encoder}" in report for encoder in ENCODERS)

@@ -75,7 +75,7 @@ def test_safetensors_hold_the_averaged_weights_and_the_config(runs):
     expected = runs["drift"].checkpoint().weights("ema")
     assert weights.keys() == expected.keys()
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
-    assert json.loads(header["model"]) == runs["drift"].manifest()["config"]["model"]
+    assert json.loads(header["model"]) == runs["drift"].manifest().config["model"]
     raw = export(runs["drift"], format="safetensors", weights="raw", force=True)
     assert not torch.equal(read_tensors(raw.model)[0]["input.weight"], weights["input.weight"])
     assert raw.document["weights"] == "raw"

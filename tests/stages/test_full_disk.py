@@ -79,7 +79,7 @@ def test_a_training_whose_checkpoint_finds_no_room_keeps_the_last_one(disk):
     assert left(disk) == []
     run = Run.open(disk / "run")
     assert [c.step for c in run.checkpoints()] == [2]
-    assert run.manifest()["state"] == "failed"
+    assert run.manifest().state == "failed"
     found = verify([disk])
     assert (found.problems, found.checked["checkpoint"]) == ([], 1)
     resumed = driftkit(*TRAIN, *KEPT, "--steps", 8, "--output", disk / "run")

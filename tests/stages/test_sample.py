@@ -37,7 +37,7 @@ def test_samples_are_written_with_record_and_grid(tmp_path):
     assert made.images.shape == (5, 3, 8, 8)
     assert made.images.dtype == torch.uint8
     for key, want in {"nfe": 3, "sampler": "ddim", "weights": "ema", "step": 2, "seed": 0, "method": "ddpm"}.items():
-        assert made.info[key] == want
+        assert getattr(made.record, key) == want
     assert made.path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 

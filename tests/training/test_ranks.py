@@ -220,7 +220,7 @@ def test_ranks_with_other_initial_weights_do_not_train(tmp_path):
     said = [(tmp_path / f"run.{rank}").read_text() for rank in range(2)]
     assert all(text.startswith("1 ") for text in said), said
     assert "error: the network of rank 1 is not that of the other ranks" in said[0]
-    assert Run(tmp_path / "run").manifest()["state"] == "failed"
+    assert Run(tmp_path / "run").manifest().state == "failed"
     assert not Run(tmp_path / "run").checkpoints()
 
 
@@ -242,7 +242,7 @@ def test_another_global_batch_is_refused(words, says, tmp_path):
 def test_a_batch_that_processes_cannot_share_is_refused(tmp_path):
     run = Run(tmp_path / "run")
     train_tiny(run.path, "ddpm")
-    config, _ = resolve_config(objective="ddpm", options=nested(run.manifest()["config"]))
+    config, _ = resolve_config(objective="ddpm", options=nested(run.manifest().config))
     with pytest.raises(UsageError, match="begun with 4 images per step, which 3 processes cannot share evenly"):
         continuation(run, config, "auto", Ranks(rank=0, world_size=3))
 
@@ -274,5 +274,5 @@ def test_torchrun_trains_and_writes_one_run(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count('"state": "done"') == 1
     manifest = Run(tmp_path / "run").manifest()
-    assert manifest["world_size"] == 2
-    assert manifest["images_seen"] == 16
+    assert manifest.world_size == 2
+    assert manifest.images_seen == 16

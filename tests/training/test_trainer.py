@@ -195,14 +195,14 @@ def test_held_out_images_are_not_trained_on_and_tell_how_good_the_encoder_is(tmp
     assert measured == [2, 4, 6, 8, 10, 12]  # with the grids
     assert all(0 <= r["health"]["knn_accuracy"] <= 1 for r in records if r["step"] in measured)
     assert ["classifier" in r["terms"] for r in records] == [False, False, *[True] * 10]
-    config = Run(tmp_path / "run").manifest()["config"]
+    config = Run(tmp_path / "run").manifest().config
     assert config["model"]["num_classes"] == len(open_dataset("shapes?image_size=8&count=64").classes)
 
 
 def test_some_images_are_held_out_of_a_mae_unless_it_is_told_otherwise(tmp_path):
     train_tiny(tmp_path / "mae", "mae", "--data", "shapes?image_size=8&count=200")
     train_tiny(tmp_path / "ddpm", "ddpm", "--data", "shapes?image_size=8&count=200")
-    held_out = [Run(tmp_path / name).manifest()["config"]["data"]["holdout"] for name in ("mae", "ddpm")]
+    held_out = [Run(tmp_path / name).manifest().config["data"]["holdout"] for name in ("mae", "ddpm")]
     assert held_out == [4, 0]
     result = driftkit("train", "--objective", "mae", *TINY_DATA, "--set", "data.holdout=64", "--output", tmp_path / "x")
     assert result.exit_code == 2

@@ -1,15 +1,53 @@
-"""Asking over the network whether a host or a file is there, shortly. Nothing is fetched here."""
+"""Downloads, and asking shortly whether a host or a file is there."""
 
+import contextlib
+import socket
+import sys
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from http.client import HTTPException
+from pathlib import Path
 from urllib.parse import urlsplit
 
+from driftkit.errors import ArtifactError
+from driftkit.storage.atomic import atomic_path
+
 TIMEOUT_S = 10.0
+STALLED_S = 30.0  # without a byte, until a download is given up
 AGENT = {"User-Agent": "driftkit"}
+
+
+def download(url: str, target: Path, check: Callable[[Path], object]) -> None:
+    """Fetch a file; its name appears only when the whole file is there and `check` accepts it.
+
+    Raises:
+        ArtifactError: it cannot be reached, breaks off, or is another file.
+        StorageError: the disk takes no more.
+    """
+    import torch
+
+    try:
+        with atomic_path(target) as temporary, _socket_timeout(STALLED_S):
+            torch.hub.download_url_to_file(url, str(temporary), progress=sys.stderr.isatty())
+            try:
+                check(temporary)
+            except ArtifactError as error:  # the temporary file is gone when the message is read
+                raise ArtifactError(str(error).replace(str(temporary), url)) from None
+    except (OSError, HTTPException) as error:
+        raise ArtifactError(f"{target.name} did not come from {url}: {error or type(error).__name__}") from None
+
+
+@contextlib.contextmanager
+def _socket_timeout(seconds: float) -> Iterator[None]:
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def require_file(url: str, *, timeout_s: float = TIMEOUT_S) -> None:

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from driftkit.runtime.network import host_of, require_file, unreachable_hosts
+from driftkit.storage.download import host_of, require_file, unreachable_hosts
 from tests.web import serve
 
 
