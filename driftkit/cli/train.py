@@ -196,7 +196,7 @@ def command(
         option(
             "--eval-every",
             help="Steps between fid scores of the averaged weights; by whom, against what and of how many images: "
-            "--set evaluation.features, .reference, .num_images.",
+            "--set evaluation.extractor, .reference, .num_images.",
             panel=FILES,
             default="0: none",
         ),

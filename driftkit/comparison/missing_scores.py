@@ -9,9 +9,11 @@ import torch
 from driftkit.comparison.reading import count, mapping, text
 from driftkit.comparison.run_summary import RunSummary
 from driftkit.comparison.score_table import read_evaluations
+from driftkit.config.sampling_config import SamplingConfig
 from driftkit.errors import DriftkitError
 from driftkit.runtime.progress import Report
-from driftkit.scoring.evaluator import DEFAULT_NUM_IMAGES, Judge, Judging, Sampling, evaluate_with, open_judge
+from driftkit.scoring.evaluator import Evaluator, ScoringOptions, evaluate, open_evaluator
+from driftkit.scoring.image_set import DEFAULT_NUM_IMAGES, Execution, default_batch_size
 from driftkit.storage.run_folder import Run
 
 CURVE_NFE = (1, 2, 5, 10, 20, 50, 100)
@@ -74,21 +76,22 @@ def fill_missing(
         ArtifactError: the judge or the reference is not there.
         UsageError: a wrong name of either.
     """
+    execution = Execution(
+        wanted.batch_size or default_batch_size(wanted.device), wanted.device, report=report, notify=tell
+    )
+    options = ScoringOptions(allow_collapsed=wanted.allow_collapsed)
     judges = [
-        open_judge(
+        open_evaluator(
             wanted.reference,
-            features=features,
-            features_weights=wanted.features_weights,
-            batch_size=wanted.batch_size,
-            device=wanted.device,
-            judging=Judging(memorisation=number == 0, allow_collapsed=wanted.allow_collapsed),
-            report=report,
-            tell=tell,
+            extractor=features,
+            extractor_weights=wanted.features_weights,
+            options=options if number == 0 else options.without_memorization(),
+            execution=execution,
         )
         for number, features in enumerate(wanted.features)
     ]
     num_images = wanted.num_images or DEFAULT_NUM_IMAGES
-    missing: list[tuple[Run, RunSummary, Way, list[Judge]]] = []
+    missing: list[tuple[Run, RunSummary, Way, list[Evaluator]]] = []
     problems = []
     for run, summary in generators:
         try:
@@ -103,11 +106,11 @@ def fill_missing(
     for run, summary, way, lacking in missing:
         report("scores", 0, len(missing))
         try:
-            evaluate_with(
+            evaluate(
                 lacking,
                 run.path,
                 num_images=num_images,
-                sampling=Sampling(sampler=way.sampler, nfe=way.nfe, weights="ema", seed=wanted.seed, step=way.step),
+                sampling=SamplingConfig(sampler=way.sampler, nfe=way.nfe, seed=wanted.seed, step=way.step),
             )
         except DriftkitError as error:
             at = f"{way.sampler}{f' at {way.nfe} NFE' if way.nfe else ''}, step {way.step}"
@@ -139,14 +142,14 @@ def ways_of(run: Run, wanted: MissingScores) -> list[Way]:
     return ways
 
 
-def _done(run: Run, judge: Judge, num_images: int, seed: int) -> list[Way]:
+def _done(run: Run, judge: Evaluator, num_images: int, seed: int) -> list[Way]:
     """The ways that were scored by this judge in float32, against these images, with that count and seed."""
     found = []
     for document in read_evaluations(run)[0]:
-        theirs, ours = mapping(document.get("extractor")), judge.bench.extractor.describe()
+        theirs, ours = mapping(document.get("extractor")), judge.extractor.info
         same = (
-            all(theirs.get(key) == ours[key] for key in ("name", "weights_digest", "resize"))
-            and mapping(document.get("reference")).get("digest") == judge.reference.digest
+            all(theirs.get(key) == getattr(ours, key) for key in ("name", "weights_digest", "resize"))
+            and mapping(document.get("reference")).get("digest") == judge.reference.info.digest
             and count(document.get("num_images")) == num_images
             and document.get("weights") == "ema"
             and document.get("seed") == seed

@@ -8,10 +8,10 @@ from typing import Any
 from driftkit.comparison.reading import count, mapping, number, numbers, text
 from driftkit.comparison.run_summary import RunSummary
 from driftkit.encoders.lineage import Kinship, read_kinship
-from driftkit.errors import ArtifactError
 from driftkit.metrics.appearance import PROPERTIES
 from driftkit.metrics.memorization import NEAR_SHARE
-from driftkit.storage.files import digest_json, read_json
+from driftkit.scoring import evaluation_record
+from driftkit.storage.files import digest_json
 from driftkit.storage.run_folder import Run
 
 SMALL_COUNT = 10_000
@@ -107,33 +107,22 @@ class ScoreTable:
 
 
 def read_evaluations(run: Run) -> tuple[list[dict[str, Any]], list[str]]:
-    """The evaluation documents of a run, and one sentence for each file that is none."""
-    found, problems = [], []
-    for path in run.evaluation_paths():
-        try:
-            document = read_json(path)
-        except ArtifactError as error:
-            problems.append(str(error))
-            continue
-        problem = _problem_of(document)
-        if problem:
-            problems.append(f"{path} is left out: {problem}")
-        else:
-            found.append(document)
-    return found, problems
+    """The evaluations of a run as flat documents, and one sentence for each file that is none."""
+    records, problems = evaluation_record.read_evaluations(run)
+    return [flat(record.document()) for record in records], problems
 
 
-def _problem_of(document: Mapping[str, Any]) -> str | None:
-    if document.get("kind") != "evaluation":
-        return f"its kind is {document.get('kind')!r}, not evaluation"
-    if number(mapping(document.get("metrics")).get("fid")) is None:
-        return "it has no fid"
-    judge, reference = mapping(document.get("extractor")), mapping(document.get("reference"))
-    if not text(judge.get("weights_digest")) or not text(reference.get("digest")):
-        return "it does not say what judged it against what"
-    if count(document.get("num_images")) is None:
-        return "it does not say how many images were judged"
-    return None
+def flat(document: Mapping[str, Any]) -> dict[str, Any]:
+    """An evaluation with the fields of its sampling next to the others."""
+    sampling = document.get("sampling") or {}
+    floor = document.get("floor") or {}
+    moved = {
+        **{key: value for key, value in sampling.items() if key not in ("options", "precision")},
+        "sampler_options": sampling.get("options") or {},
+        "sampler_precision": sampling.get("precision"),
+        "floor": {**floor, **mapping(floor.get("metrics"))} or None,
+    }
+    return {**document, **moved}
 
 
 def score_tables(

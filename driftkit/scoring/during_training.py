@@ -1,4 +1,4 @@
-"""Scores while a generator trains: its averaged weights sampled and judged with few images, for the curve alone."""
+"""Scores while a generator trains: its averaged weights sampled and scored with few images, for the curve alone."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -13,7 +13,8 @@ from driftkit.errors import RefusedError, UsageError
 from driftkit.methods.registry import OBJECTIVES
 from driftkit.runtime.progress import warn
 from driftkit.runtime.terminal import say
-from driftkit.scoring.evaluator import Judging, open_judge
+from driftkit.scoring.evaluator import ScoringOptions, open_evaluator
+from driftkit.scoring.image_set import Execution, default_batch_size
 from driftkit.training.sampling import SAMPLE_BATCH, draw_images
 from driftkit.training.train_config import TrainConfig
 from driftkit.training.trainer import Scoring
@@ -37,48 +38,46 @@ def open_scoring(
         UsageError: the method generates no images.
         ArtifactError, RefusedError: weights or real images are absent, or of another size.
     """
-    wanted = config.evaluation
-    if not wanted.every:
+    settings = config.evaluation
+    if not settings.every:
         return None
     if not OBJECTIVES[config.objective.name].samplers:
         raise UsageError(
-            f"--eval-every {wanted.every}: a {config.objective.name} run generates no images; leave it out"
+            f"`evaluation.every` {settings.every}: a {config.objective.name} run generates no images; remove it"
         )
     if not is_main:
-        return Scoring(wanted.every, lambda network: {})
-    weights = Path(wanted.features_weights) if wanted.features_weights else None
-    judge = open_judge(
-        wanted.reference or config.data.spec,
-        features=wanted.features,
-        features_weights=weights,
-        image_size=config.data.image_size if wanted.reference is None else None,
-        device=device,
-        judging=Judging(memorisation=False),
+        return Scoring(settings.every, lambda network: {})
+    evaluator = open_evaluator(
+        settings.reference or config.data.spec,
+        extractor=settings.extractor,
+        extractor_weights=Path(settings.extractor_weights) if settings.extractor_weights else None,
+        image_size=config.data.image_size if settings.reference is None else None,
+        options=ScoringOptions(metrics=()),
+        execution=Execution(default_batch_size(device), device, notify=say),
         check_size=lambda size: _require_size(config, size),
-        tell=say,
     )
-    kin = kinship(training_encoders_of({"encoder": encoder}), judge.bench.extractor.lineage)
+    kin = kinship(training_encoders_of({"encoder": encoder}), evaluator.extractor.lineage)
     if not kin.counts:
-        warn(f"{wanted.features} is no independent evaluator of this run, whose scores it flatters: {kin.reason}")
-    name = f"fid@{wanted.num_images}"
+        warn(f"{settings.extractor} is no independent evaluator of this run, whose scores it flatters: {kin.reason}")
+    name = f"fid@{settings.num_images}"
 
     def score(network: nn.Module) -> dict[str, float]:
         try:
             drawn = draw_images(
-                network, config, range(wanted.num_images), seed=SEED, precision="float32", batch_size=SAMPLE_BATCH,
+                network, config, range(settings.num_images), seed=SEED, precision="float32", batch_size=SAMPLE_BATCH,
                 device=device,
             )  # fmt: skip
-            return {name: judge.fid(drawn.images)}
+            return {name: evaluator.fid(drawn.images)}
         except RefusedError as error:
             warn(f"no {name} at this step: {error}")
             return {}
 
-    return Scoring(wanted.every, score, asdict(kin))
+    return Scoring(settings.every, score, asdict(kin))
 
 
 def _require_size(config: TrainConfig, size: int | None) -> None:
     if size is not None and size != config.data.image_size:
         raise RefusedError(
-            f"evaluation.reference {config.evaluation.reference}: its images are {size} pixels wide, the run's "
+            f"`evaluation.reference` {config.evaluation.reference}: its images are {size} pixels wide, the run's "
             f"{config.data.image_size}; name images of that size"
         )

@@ -1,150 +1,166 @@
-"""Scoring: generated images against real ones, with everything the number depends on written beside it."""
+"""Scoring in eight stops: extractor, images of reference and target, features of both, sanity, metrics, record."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from driftkit import __version__
+from driftkit.config.sampling_config import SamplingConfig
+from driftkit.encoders.lineage import Kinship, kinship, training_encoders_of
 from driftkit.errors import RefusedError, UsageError
+from driftkit.metrics.appearance import compare_appearance
+from driftkit.metrics.base import Baseline, FeatureStats, Metric, MetricInputs
 from driftkit.metrics.frechet import frechet_distance
-from driftkit.metrics.memorization import NUM_PAIRS, Memorization
-from driftkit.runtime.progress import Report
-from driftkit.runtime.ranks import Ranks
+from driftkit.metrics.memorization import NUM_PAIRS, baseline_distances
+from driftkit.metrics.registry import METRICS, Floor, Scores, compute_metrics, real_floor
 from driftkit.scoring.evaluation_record import (
-    SCORES_VERSION,
-    Judging,
-    default_path,
-    evaluation_document,
-    evaluator_label,
+    AppearanceInfo,
+    EvaluationRecord,
+    ReferenceInfo,
+    file_label,
 )
-from driftkit.scoring.extraction import Extractor, Share, default_batch_size, extract, together
+from driftkit.scoring.extraction import Extractor, extract, together
 from driftkit.scoring.extractors import load_extractor
 from driftkit.scoring.image_set import (
-    DEFAULT_NUM_IMAGES,
-    Opening,
-    Sampling,
-    Target,
+    Execution,
+    ImageSet,
     is_run,
     open_target,
+    require_same_size,
     require_target,
-    sizes_differ,
 )
-from driftkit.scoring.reference_statistics import write_statistics
-from driftkit.scoring.references import Bench, Reference, Training, open_reference, open_training
-from driftkit.scoring.sanity import collapse_warning, require_scorable
-from driftkit.storage.files import digest_json, sha256_file, write_json
+from driftkit.scoring.reference import Reference, TrainingImages, open_reference, open_training, training_digest
+from driftkit.scoring.sanity import check_images, collapse_warning, count_warnings, floor_warnings, require_scorable
+from driftkit.scoring.statistics_file import cached_figures, write_statistics
+from driftkit.storage.files import digest_json, sha256_file
 from driftkit.storage.images import save_grid
 from driftkit.storage.run_folder import Run
 
-__all__ = [
-    "DEFAULT_NUM_IMAGES", "Evaluation", "Judge", "Judging", "Sampling", "evaluate", "evaluate_with", "open_judge",
-]  # fmt: skip
+SCORES_VERSION = 4  # part of an evaluation's identity: raised when the same images would get other numbers
+PAIR_COLUMNS = 8
+
+
+@dataclass(frozen=True)
+class ScoringOptions:
+    """What is computed and what is refused.
+
+    Attributes:
+        metrics: which, where they apply.
+        training: data SPEC of the training images; None takes the run's own, else the reference.
+        allow_collapsed: score images that are all alike, with a warning, instead of refusing.
+        allow_jpeg: score images stored as JPEG against others, with a warning, instead of refusing.
+    """
+
+    metrics: tuple[Metric, ...] = tuple(METRICS.values())
+    training: str | None = None
+    allow_collapsed: bool = False
+    allow_jpeg: bool = False
+
+    @property
+    def memorization(self) -> bool:
+        """Whether copies of training images are searched."""
+        return any(metric.needs == "training" for metric in self.metrics)
+
+    def without_memorization(self) -> "ScoringOptions":
+        """The same without metrics that need training images."""
+        metrics = tuple(metric for metric in self.metrics if metric.needs != "training")
+        return ScoringOptions(metrics, self.training, self.allow_collapsed, self.allow_jpeg)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """An evaluation and where it was written. Of several processes only the first has a document."""
+    """An evaluation and the file it was written to. Of several processes only the first has a record."""
 
-    document: dict[str, Any]
+    record: EvaluationRecord | None
     path: Path
 
 
 @dataclass(frozen=True)
-class Opened:
-    """Images to score, how they were sampled if they are a run's, and how long opening or sampling them took."""
+class Target:
+    """Images to score, the path that named them, and how long opening or sampling them took."""
 
-    target: Target
-    sampling: Sampling
+    images: ImageSet
+    path: Path
+    sampling: SamplingConfig
     seconds: float
 
 
 @dataclass
-class Judge:
+class Evaluator:
     """An extractor with a reference: scores one target after another.
 
     Attributes:
-        image_size: side in pixels to which images of files are brought; None leaves them.
+        image_size: side in pixels to which images of files are resized; None leaves them.
     """
 
-    bench: Bench
+    extractor: Extractor
     reference: Reference
-    judging: Judging = field(default_factory=Judging)
+    options: ScoringOptions = field(default_factory=ScoringOptions)
+    execution: Execution = field(default_factory=Execution)
     image_size: int | None = None
-    _training: dict[str, Training] = field(default_factory=dict)
+    _training: dict[str, TrainingImages | str] = field(default_factory=dict)
 
     @property
     def is_main(self) -> bool:
         """Whether this process is the one that writes and prints."""
-        return self.bench.ranks.is_main
+        return self.execution.ranks.is_main
 
-    def identity(self, run: Run, num_images: int, sampling: Sampling) -> str:
+    def score(self, target: Target, output: Path | None = None) -> Evaluation:
+        """Score images that were opened, and write the evaluation.
+
+        Args:
+            output: where to write; None puts it into the run's evaluations, else next to the target.
+
+        Raises:
+            RefusedError: a number would mislead.
+        """
+        images, ranks = target.images, self.execution.ranks
+        seconds = {"images": target.seconds}
+        require_same_size(images, self.reference.info.image_size)
+        with timed(seconds, "features"):
+            generated = extract(self.extractor, images, self.execution)
+        with timed(seconds, "training images"):
+            training = self._training_images(images.run)
+        with timed(seconds, "scores"):
+            record = together(lambda: self._evaluate(target, generated, training) if self.is_main else None, ranks)
+        pairs = self._worst_pairs(images, training, record)
+        if record is None:
+            return Evaluation(None, target.path)
+        path = output or default_path(target.path, images.run, record)
+        if pairs is not None and record.training is not None:
+            picture = path.with_suffix(".nearest.png")
+            save_grid(picture, pairs, columns=PAIR_COLUMNS)
+            update = {"training": record.training.model_copy(update={"picture": picture.name})}
+            record = record.model_copy(update=update)
+        if is_run(target.path) and images.run is not None:
+            identity = self.identity(images.run, len(images), target.sampling)
+            record = record.model_copy(update={"identity": identity})
+        parts = {name: round(value, 3) for name, value in seconds.items()}
+        record = record.model_copy(update={"seconds_by_part": parts, "seconds": round(sum(seconds.values()), 3)})
+        record.write(path)
+        return Evaluation(record, path)
+
+    def identity(self, run: Run, num_images: int, sampling: SamplingConfig) -> str:
         """Digest of everything that an evaluation of a run follows from: equal ones need not be made twice."""
-        wanted = sampling.resolved()
         checkpoint = run.checkpoint(sampling.step)
         return digest_json(
             {
                 "scores": SCORES_VERSION,
                 "driftkit": __version__,
-                "sampling": {**wanted, "step": checkpoint.step},
-                "checkpoint": sha256_file(checkpoint.path / f"{wanted['weights']}.safetensors"),
+                "sampler": [sampling.sampler, sampling.nfe, sampling.sampler_options],
+                "noise": [sampling.seed, sampling.precision or "float32", checkpoint.step],
+                "weights": [sampling.weights, sha256_file(checkpoint.path / f"{sampling.weights}.safetensors")],
                 "num_images": num_images,
-                "extractor": self.bench.extractor.describe(),
-                "reference": self.reference.digest,
-                "memorisation": [self.judging.memorisation, self.judging.training],
+                "extractor": self.extractor.info.model_dump(mode="json", exclude={"lineage"}),
+                "reference": self.reference.info.digest,
+                "metrics": [metric.name for metric in self.options.metrics],
+                "training": self.options.training,
             }
         )
-
-    def score(self, opened: Opened, output: Path | None = None) -> Evaluation:
-        """Score images that were opened, and write the evaluation.
-
-        Args:
-            output: where to write; None puts it into the run's evaluations, else beside the target.
-
-        Raises:
-            RefusedError: a number would mislead.
-        """
-        bench, found, seconds = self.bench, opened.target, {"images": opened.seconds}
-        self._require_same_size(found)
-        with timed(seconds, "features"):
-            generated = extract(
-                bench.extractor,
-                found.images,
-                found.share,
-                batch_size=bench.batch_size,
-                ranks=bench.ranks,
-                labels=found.labels,
-                advance=lambda n: bench.report(bench.extractor.name, n, len(found.share)),
-            )
-        with timed(seconds, "training images"):
-            training = self._training_images(found.run)
-
-        def judged() -> tuple[dict[str, Any], Memorization | None]:
-            if not self.is_main:
-                return {}, None
-            return evaluation_document(found, generated, self.reference, training, self.judging, bench)
-
-        with timed(seconds, "scores"):
-            document, copies = together(judged, bench.ranks)
-        worst = self._worst_images(found, copies)
-        if not self.is_main:
-            return Evaluation({}, found.path)
-        path = output or default_path(found, document)
-        if is_run(found.path) and found.run:
-            document["identity"] = self.identity(found.run, len(generated), opened.sampling)
-        if copies is not None and training is not None:
-            picture = path.with_suffix(".nearest.png")
-            nearest = training.images[[pair.training for pair in copies.worst]]
-            save_pairs(picture, worst[: len(copies.worst)], nearest)
-            document["memorisation"]["picture"] = picture.name
-        document["seconds_by_part"] = {name: round(value, 3) for name, value in seconds.items()}
-        document["seconds"] = round(sum(seconds.values()), 3)
-        write_json(path, document)
-        return Evaluation(document, path)
 
     def write_statistics(self, path: Path) -> None:
         """Write the reference's statistics where they may be given to others.
@@ -153,12 +169,10 @@ class Judge:
             UsageError: they were made by another program.
         """
         statistics = self.reference.statistics
-        if statistics.is_foreign:
-            raise UsageError(
-                f"--write-statistics: {self.reference.spec} holds foreign statistics, which stay as they are"
-            )
+        if statistics.record.is_foreign:
+            raise UsageError(f"`write_statistics`: {self.reference.info.spec} was made by another program; copy it")
         if self.is_main:
-            write_statistics(path, statistics.features, statistics.contract)
+            write_statistics(path, statistics.stats, statistics.record)
 
     def fid(self, images: torch.Tensor) -> float:
         """The Fréchet distance of uint8 images [N, 3, H, W], in this process alone; nothing is written.
@@ -166,216 +180,264 @@ class Judge:
         Raises:
             RefusedError: they are not scorable.
         """
-        share = Share(0, len(images), len(images))
-        generated = extract(self.bench.extractor, images, share, batch_size=self.bench.batch_size)
+        allow, real = self.options.allow_collapsed, self.reference.stats.moments
+        alone = Execution(self.execution.batch_size, self.execution.device)
+        generated = extract(self.extractor, ImageSet.of_tensor(images), alone)
         assert generated.survey is not None
-        require_scorable(generated.survey, "samples", allow_collapsed=self.judging.allow_collapsed)
-        real = self.reference.statistics.features
-        collapse_warning(generated.moments, real.moments, allow_collapsed=self.judging.allow_collapsed)
-        return frechet_distance(generated.moments, real.moments, device=self.bench.device)
+        require_scorable(generated.survey, "samples", allow_collapsed=allow)
+        collapse_warning(generated.moments, real, allow_collapsed=allow)
+        return frechet_distance(generated.moments, real, device=self.execution.device)
 
-    def _require_same_size(self, found: Target) -> None:
-        size = self.reference.image_size
-        height, width = found.size
-        if size is not None and (height, width) != (size, size):
-            raise RefusedError(sizes_differ(width, size))
+    def kinship(self, run: Run | None) -> Kinship | None:
+        """How near the extractor is to the run's training encoder; None without a run."""
+        return None if run is None else kinship(training_encoders_of(run.manifest()), self.extractor.lineage)
 
-    def _training_images(self, run: Run | None) -> Training | None:
+    def _evaluate(
+        self, target: Target, generated: FeatureStats, training: TrainingImages | str | None
+    ) -> EvaluationRecord:
+        """Sanity, metrics and record."""
+        images, real, info = target.images, self.reference.stats, self.reference.info
+        count, device = len(generated), self.execution.device
+        assert generated.survey is not None
+        marks, warnings = check_images(
+            images, generated.survey, info, real.survey,
+            allow_collapsed=self.options.allow_collapsed, allow_jpeg=self.options.allow_jpeg,
+        )  # fmt: skip
+        if self.reference.statistics.record.is_foreign:
+            warnings.append("statistics of another program: extractor, number of images and resizing are unknown")
+        kin = self.kinship(images.run)
+        if kin and not kin.counts:
+            warnings.append(f"{self.extractor.name} is no independent evaluator of this run: {kin.reason}")
+        warnings += collapse_warning(generated.moments, real.moments, allow_collapsed=self.options.allow_collapsed)
+        scores = self._metrics(images, generated, training)
+        floor = self._floor(count)
+        warnings += count_warnings(count, info.count, dim=self.extractor.dim)
+        warnings += [*scores.warnings, *floor_warnings(floor, scores.values["fid"], count)]
+        if isinstance(training, str):
+            warnings.append(training)
+        searched = "memorization" in scores.details and isinstance(training, TrainingImages)
+        return EvaluationRecord(
+            name=f"fid@{count}",
+            num_images=count,
+            target=str(target.path),
+            run=images.run.name if images.run else None,
+            sampling=images.sampling,
+            kinship=kin,
+            floor=floor,
+            extractor=self.extractor.info,
+            reference=ReferenceInfo(
+                spec=info.spec,
+                digest=info.digest,
+                count=info.count,
+                image_size=info.image_size,
+                is_training_data=training_digest(images.run) == info.digest,
+            ),
+            metrics=scores.values,
+            metric_settings=scores.settings,
+            real_metrics=scores.real,
+            appearance=_appearance(generated, real),
+            compression=marks,
+            per_class=scores.details.get("per_class"),
+            memorization=scores.details.get("memorization"),
+            training=training.describe() if searched and isinstance(training, TrainingImages) else None,
+            warnings=warnings,
+            device=str(device),
+            batch_size=self.execution.batch_size,
+            world_size=self.execution.ranks.world_size,
+        )
+
+    def _metrics(self, images: ImageSet, generated: FeatureStats, training: TrainingImages | str | None) -> Scores:
+        classes = self.reference.info.classes
+        common = classes if not images.classes or images.classes == classes else ()
+        found = training if isinstance(training, TrainingImages) else None
+        inputs = MetricInputs(
+            generated,
+            self.reference.stats,
+            self.execution.device,
+            inception_logits=self.extractor.inception_logits,
+            classes=common,
+            training=found.reference.stats if found else None,
+            baseline=self._baseline(found) if found else None,
+        )
+        return compute_metrics(inputs, self.options.metrics)
+
+    def _floor(self, num_images: int) -> Floor | None:
+        """The real-vs-real floor at that count; see `real_floor`."""
+        device, rows = self.execution.device, self.reference.stats.rows
+        count = min(num_images, len(rows) // 2)
+        metrics = [metric for metric in self.options.metrics if metric.in_floor]
+        names = "-".join(metric.name for metric in metrics)
+
+        def compute() -> dict[str, object] | None:
+            floor = real_floor(rows, num_images=count, metrics=metrics, device=device)
+            return None if floor is None else asdict(floor)
+
+        name = f"floor-{count}-{names}-scores{SCORES_VERSION}-{device.type}"
+        figures = cached_figures(self.reference.statistics, name, compute, use=self.execution.cache)
+        return None if figures is None else Floor(**figures)
+
+    def _baseline(self, training: TrainingImages) -> Baseline | None:
+        """Distances of real images to the nearest training image."""
+        device, stats = self.execution.device, training.reference.stats
+        held_out = self.reference.stats if len(self.reference.stats.rows) and not training.is_reference else None
+
+        def compute() -> dict[str, object] | None:
+            baseline = baseline_distances(stats, held_out, device=device)
+            return None if baseline is None else asdict(baseline)
+
+        of = "itself" if held_out is None else self.reference.info.digest[:16]
+        name = f"baseline-{of}-{device.type}"
+        figures = cached_figures(training.reference.statistics, name, compute, use=self.execution.cache)
+        return None if figures is None else Baseline(**figures)
+
+    def _training_images(self, run: Run | None) -> TrainingImages | str | None:
         """Opened once for all targets that were trained on the same ones."""
-        if not self.judging.memorisation or self.reference.statistics.is_foreign:
+        if not self.options.memorization or self.reference.statistics.record.is_foreign:
             return None
         key = str(run.path) if run is not None else ""
         if key not in self._training:
-            self._training[key] = open_training(run, self.judging.training, self.reference, self.bench)
+            self._training[key] = open_training(
+                run, self.options.training, self.reference, self.extractor, self.execution
+            )
         return self._training[key]
 
-    def _worst_images(self, found: Target, copies: Memorization | None) -> torch.Tensor:
-        """The generated images that are nearest to training images, from whichever rank has them."""
-        wanted = torch.full((NUM_PAIRS,), -1, dtype=torch.int64)
-        if copies is not None:
-            wanted[: len(copies.worst)] = torch.tensor([pair.generated for pair in copies.worst])
-        images = torch.zeros(NUM_PAIRS, *found.images.shape[1:], dtype=torch.int32)
-        for row, number in enumerate(self.bench.ranks.max(wanted).tolist()):
-            if found.share.first <= number < found.share.last:
-                images[row] = found.images[number - found.share.first].int()
-        return self.bench.ranks.sum(images).to(torch.uint8)
+    def _worst_pairs(
+        self, generated: ImageSet, training: TrainingImages | str | None, record: EvaluationRecord | None
+    ) -> torch.Tensor | None:
+        """Rows of generated images, each above the nearest training images, which come from whichever rank has them."""
+        if not isinstance(training, TrainingImages) or training.reference.images is None:
+            return None
+        worst = record.memorization.worst if record is not None and record.memorization is not None else ()
+        ranks = self.execution.ranks
+        queries = generated.gather([pair.generated for pair in worst], NUM_PAIRS, ranks)
+        nearest = training.reference.images.gather([pair.training for pair in worst], NUM_PAIRS, ranks)
+        rows = []
+        for first in range(0, len(queries), PAIR_COLUMNS):
+            for images in (queries[first : first + PAIR_COLUMNS], nearest[first : first + PAIR_COLUMNS]):
+                missing = PAIR_COLUMNS - len(images)
+                rows += [images, images.new_full((missing, *images.shape[1:]), 255)] if missing else [images]
+        return torch.cat(rows) if rows else None
 
 
-def evaluate_with(
-    judges: Sequence[Judge],
-    target: Path,
+def _appearance(generated: FeatureStats, real: FeatureStats) -> dict[str, AppearanceInfo] | None:
+    """Properties of the images themselves; None against statistics of another program, which hold no images."""
+    if generated.survey is None or real.survey is None:
+        return None
+    compared = compare_appearance(generated.survey.appearance, real.survey.appearance)
+    return {name: AppearanceInfo(**values) for name, values in compared.items()}
+
+
+def open_evaluator(
+    reference: str,
+    *,
+    extractor: str | Extractor = "inception",
+    extractor_weights: Path | None = None,
+    options: ScoringOptions | None = None,
+    execution: Execution | None = None,
+    image_size: int | None = None,
+    check_size: Callable[[int | None], None] = lambda size: None,
+) -> Evaluator:
+    """Load the extractor, and the features of the reference, or the images they are made of.
+
+    Args:
+        reference: data SPEC of the real images, or a file of statistics.
+        extractor: a name that `load_extractor` knows, or one.
+        extractor_weights: local weights of it.
+        image_size: side in pixels to which the reference is resized; None leaves it.
+        check_size: called with the side in pixels of the reference before that is read; refuses it by raising.
+
+    Raises:
+        UsageError: an unknown name.
+        ArtifactError: reference or weights are absent.
+        RefusedError: the reference is not scorable, or of another size or extractor.
+    """
+    execution = execution or Execution()
+    # The extractor comes first: its weights are what is missing most often, and sampling takes long.
+    if not isinstance(extractor, Extractor):
+        with execution.ranks.first_alone():  # rank 0 downloads before the others look for the file
+            extractor = load_extractor(extractor, weights=extractor_weights, device=execution.device)
+    opened = open_reference(reference, extractor, execution, image_size=image_size, check_size=check_size)
+    return Evaluator(extractor, opened, options or ScoringOptions(), execution, image_size)
+
+
+def evaluate(
+    evaluators: Sequence[Evaluator],
+    path: Path,
     *,
     num_images: int | None = None,
-    sampling: Sampling | None = None,
+    sampling: SamplingConfig | None = None,
     part: tuple[int, int] = (0, 1),
     output: Path | None = None,
 ) -> list[Evaluation]:
     """Open or sample the images of a target once, and score them by each evaluator.
 
     Args:
-        judges: of one reference and device, at least one.
-        num_images, sampling: as in `evaluate`.
-        part: (k, K): the k-th of K disjoint parts of images that are there already.
+        evaluators: of one reference and execution, at least one.
+        path: a run (which is sampled), a samples file, or a folder, archive or pack of images.
+        num_images: how many; None takes 50,000 of a run and all of anything else.
+        sampling: how to sample a run.
+        part: (k, K): the k-th of K disjoint parts of images that exist already.
         output: where to write; with several evaluators each adds its name.
 
     Raises:
+        UsageError: settings that do not fit the target.
+        ArtifactError: the target is absent.
         RefusedError: an evaluator's number would mislead; those of the others were written.
     """
-    opened = open_once(judges, target, num_images=num_images, sampling=sampling, part=part)
-    made, refused = [], []
-    for judge in judges:
+    target = open_once(evaluators, path, num_images=num_images, sampling=sampling, part=part)
+    evaluations, refused = [], []
+    for evaluator in evaluators:
         try:
-            made.append(judge.score(opened, output_of(judge, output, several=len(judges) > 1)))
+            evaluations.append(evaluator.score(target, output_of(evaluator, output, several=len(evaluators) > 1)))
         except RefusedError as error:
             refused.append(error)
     if refused:
         raise refused[0]
-    return made
+    return evaluations
 
 
 def open_once(
-    judges: Sequence[Judge],
-    target: Path,
+    evaluators: Sequence[Evaluator],
+    path: Path,
     *,
     num_images: int | None = None,
-    sampling: Sampling | None = None,
+    sampling: SamplingConfig | None = None,
     part: tuple[int, int] = (0, 1),
-) -> Opened:
-    """The images that all of the evaluators are to score; the arguments are those of `evaluate_with`."""
-    first, sampling = judges[0], sampling or Sampling()
-    bench = first.bench
-    require_target(target, sampling, reference_size=first.reference.image_size)
-    opening = Opening(
-        num_images, first.image_size, part, bench.batch_size, bench.device, bench.ranks, report=bench.report
-    )
+) -> Target:
+    """The images that all of the evaluators are to score; the arguments are those of `evaluate`."""
+    first, sampling = evaluators[0], sampling or SamplingConfig()
+    execution = first.execution
+    require_target(path, sampling, reference_size=first.reference.info.image_size)
     started = time.monotonic()
-    found = together(lambda: open_target(target, sampling, opening), bench.ranks)
-    return Opened(found, sampling, time.monotonic() - started)
+    images = together(
+        lambda: open_target(path, sampling, execution, num_images=num_images, image_size=first.image_size, part=part),
+        execution.ranks,
+    )
+    return Target(images, path, sampling, time.monotonic() - started)
 
 
-def output_of(judge: Judge, output: Path | None, *, several: bool) -> Path | None:
+def output_of(evaluator: Evaluator, output: Path | None, *, several: bool) -> Path | None:
     """Where an evaluator writes: what was named, with the evaluator's name in it where there are several."""
     if output is None or not several:
         return output
-    return output.with_name(f"{output.stem}-{evaluator_label(judge.bench.extractor.describe())}.json")
+    return output.with_name(f"{output.stem}-{evaluator.extractor.info.label}.json")
 
 
-def evaluate(
-    target: Path,
-    reference: str,
-    *,
-    features: str | Extractor = "inception",
-    features_weights: Path | None = None,
-    num_images: int | None = None,
-    sampling: Sampling | None = None,
-    image_size: int | None = None,
-    batch_size: int | None = None,
-    device: torch.device | None = None,
-    output: Path | None = None,
-    allow_collapsed: bool = False,
-    judging: Judging | None = None,
-    cache: bool = True,
-    report: Report = lambda what, done, total: None,
-    tell: Callable[[str], None] = lambda line: None,
-) -> Evaluation:
-    """Score a run, a samples file or any images against real images, and write the evaluation.
-
-    Args:
-        target: a run (which is sampled), a samples file, or a folder, archive or pack of images.
-        reference: data SPEC of the real images, or a file of statistics.
-        features: a name that `load_extractor` knows, or an extractor.
-        features_weights: local weights of the extractor.
-        num_images: how many; None takes 50,000 of a run and all of anything else.
-        sampling: how to sample a run.
-        image_size: side in pixels to which the reference is resized; None takes it as it is.
-        batch_size: images at a time, which changes nothing beyond rounding; None: `default_batch_size`.
-        output: where to write; None puts it into the run's evaluations, else beside the target.
-        allow_collapsed: as in `judging`, where that is None.
-        judging: how strictly it is judged.
-        cache: keep statistics of real images on disk, and use those that are there.
-        report: told how far it is.
-        tell: told in one line what a user should know while it runs.
-
-    Raises:
-        UsageError: options that do not fit the target.
-        ArtifactError: target, reference or weights are absent.
-        RefusedError: a number would mislead: too few, identical or flat images, values or features that are not
-            finite or hardly vary, another size or file format than the reference.
-    """
-    if num_images is not None and num_images < 1:
-        raise UsageError(f"--num-images {num_images}: expected at least 10")
-    judge = open_judge(
-        reference,
-        features=features,
-        features_weights=features_weights,
-        image_size=image_size,
-        batch_size=batch_size,
-        device=device,
-        judging=judging or Judging(allow_collapsed=allow_collapsed),
-        cache=cache,
-        first_target=(target, sampling or Sampling()),
-        report=report,
-        tell=tell,
+def default_path(target: Path, run: Run | None, record: EvaluationRecord) -> Path:
+    """Where an evaluation belongs: in its run, or next to images that no run here made."""
+    if run is None or record.sampling is None:
+        return target.with_name(f"{target.name.removesuffix('.safetensors')}.{record.extractor.label}.evaluation.json")
+    sampling = record.sampling
+    parts = (
+        record.extractor.label,
+        sampling.file_label,
+        f"step{sampling.step}",
+        f"n{record.num_images}",
+        f"seed{sampling.seed}",
+        *([] if sampling.precision in (None, "float32") else [sampling.precision]),
+        record.reference.digest[:8],
     )
-    return evaluate_with([judge], target, num_images=num_images, sampling=sampling, output=output)[0]
-
-
-def open_judge(
-    reference: str,
-    *,
-    features: str | Extractor = "inception",
-    features_weights: Path | None = None,
-    image_size: int | None = None,
-    batch_size: int | None = None,
-    device: torch.device | None = None,
-    judging: Judging | None = None,
-    cache: bool = True,
-    first_target: tuple[Path, Sampling] | None = None,
-    check_size: Callable[[int | None], None] = lambda size: None,
-    ranks: Ranks | None = None,
-    report: Report = lambda what, done, total: None,
-    tell: Callable[[str], None] = lambda line: None,
-) -> Judge:
-    """Load the extractor, and the statistics of the reference or the images they are made of.
-
-    Args:
-        batch_size: images at a time; None: `default_batch_size`.
-        cache: keep statistics of real images on disk, and use those that are there.
-        first_target: what will be scored first, so that what does not fit is refused before the reference is read.
-        check_size: told the side in pixels of the reference before that is read; refuses it by raising.
-        ranks: that share the work.
-
-    Raises:
-        UsageError, ArtifactError, RefusedError: as `evaluate`.
-    """
-    if batch_size is not None and batch_size < 1:
-        raise UsageError(f"--batch-size {batch_size}: expected at least 1")
-    ranks, place = ranks or Ranks(), device or torch.device("cpu")
-    batch_size = batch_size or default_batch_size(place)
-    # The extractor comes first: its weights are what is missing most often, and sampling takes long.
-    extractor = _load_in_turn(features, features_weights, place, ranks)
-    bench = Bench(extractor, batch_size, place, ranks, cache, report, tell)
-
-    def check(size: int | None) -> None:
-        check_size(size)
-        if first_target is not None:
-            require_target(*first_target, reference_size=size)
-
-    found = open_reference(reference, image_size, bench, check)
-    return Judge(bench, found, judging or Judging(), image_size)
-
-
-def _load_in_turn(features: str | Extractor, weights: Path | None, device: torch.device, ranks: Ranks) -> Extractor:
-    """The extractor; where it has to be downloaded, rank 0 does so before the others look for it."""
-    if isinstance(features, Extractor):
-        return features
-    if not ranks.is_main:
-        ranks.barrier()
-    try:
-        return load_extractor(features, weights=weights, device=device)
-    finally:
-        if ranks.is_main:
-            ranks.barrier()
+    return run.path / "evaluations" / f"{file_label('-'.join(parts))}.json"
 
 
 @contextmanager
@@ -384,14 +446,3 @@ def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     started = time.monotonic()
     yield
     seconds[name] = seconds.get(name, 0.0) + time.monotonic() - started
-
-
-def save_pairs(path: Path, generated: torch.Tensor, training: torch.Tensor) -> None:
-    """Write pairs of uint8 [n, 3, H, W] images as one PNG: rows of eight generated images, each above its neighbour."""
-    columns = 8
-    blocks = []
-    for first in range(0, len(generated), columns):
-        for images in (generated[first : first + columns], training[first : first + columns]):
-            missing = columns - len(images)
-            blocks += [images, images.new_full((missing, *images.shape[1:]), 255)] if missing else [images]
-    save_grid(path, torch.cat(blocks), columns=columns)

@@ -1,4 +1,4 @@
-"""Turning a set of images into what is scored: moments of all features, and the features themselves of up to 100,000.
+"""Features of a set of images: moments of all of them, and the features themselves of up to 100,000.
 
 Ranks share the images of a set. Rank 0 ends up with what one process would have, since every rank takes whole batches.
 """
@@ -6,7 +6,7 @@ Ranks share the images of a set. Rank 0 ends up with what one process would have
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,17 +19,12 @@ from driftkit.metrics.survey import Survey, survey_images
 from driftkit.runtime.device import IEEE_FLOAT32, copy_to, ieee_float32
 from driftkit.runtime.memory import fitting_batch
 from driftkit.runtime.ranks import Ranks
+from driftkit.scoring.evaluation_record import ExtractorInfo
+from driftkit.scoring.image_set import Execution, ImageSet, default_batch_size
 
-MOST_ROWS = 100_000  # features kept of one set; at 2048 dimensions they take 0.8 GB
+MAX_ROWS = 100_000  # features kept of one set; at 2048 dimensions they take 0.8 GB
 BLOCK_ROWS = 4096  # features that are checked, summed and moved at a time, whatever the batch size is
-BATCH_SIZES = {"cpu": 64, "cuda": 256}  # images at a time, by device type: small batches leave a GPU idle
 ROW_SEED = 2020
-
-
-def default_batch_size(device: torch.device) -> int:
-    """Images that an extractor on the device sees at a time unless told otherwise."""
-    return BATCH_SIZES.get(device.type, BATCH_SIZES["cpu"])
-
 
 Embed = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]
 """uint8 images [n, 3, H, W] on the device -> features [n, D] and, from a classifier, logits [n, K]."""
@@ -45,13 +40,14 @@ class Extractor:
         version: which implementation made the features.
         weights_digest: sha256 of its weights; with `name` and `resize` it says which numbers may be compared.
         resize: how images get to the network's size.
-        precision: of its convolutions and matrix products.
         dim: length of a feature vector.
         embed: the network with its resizing.
         device: where `embed` expects its images.
         num_classes: of its classifier; 0 where it has none.
-        scores_inception: whether its logits are those that the Inception Score is defined with.
+        inception_logits: whether its logits are those that the Inception Score is defined with.
         lineage: what its features come from; None where nobody knows.
+        precision: of its convolutions and matrix products.
+        block_rows: features that are checked, summed and moved at a time.
     """
 
     name: str
@@ -62,19 +58,20 @@ class Extractor:
     embed: Embed
     device: torch.device
     num_classes: int = 0
-    scores_inception: bool = False
+    inception_logits: bool = False
     lineage: Lineage | None = None
     precision: str = IEEE_FLOAT32
+    block_rows: int = BLOCK_ROWS
 
-    def describe(self) -> dict[str, Any]:
-        """What an evaluation records of it."""
-        keys = ("name", "version", "weights_digest", "resize", "precision", "dim")
-        return {key: getattr(self, key) for key in keys}
+    @property
+    def info(self) -> ExtractorInfo:
+        """What records say of it."""
+        return ExtractorInfo(**{name: getattr(self, name) for name in ExtractorInfo.model_fields})
 
     def blocks(
         self, images: torch.Tensor, *, batch_size: int | None = None, advance: Callable[[int], None] | None = None
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
-        """Features of BLOCK_ROWS images after another, on the extractor's device; the last block may be smaller.
+        """Features of `block_rows` images after another, on the extractor's device; the last block may be smaller.
 
         The host waits for the device once per block, to learn whether its features are finite.
 
@@ -94,68 +91,39 @@ class Extractor:
         waiting: list[tuple[torch.Tensor, torch.Tensor | None]] = []
         done = 0
         for batch in images.split(batch_size or default_batch_size(self.device)) if len(images) else ():
-            with fitting_batch(self.name, len(batch), partial(self._try, batch), device=self.device):
-                waiting.append(self._try(batch, len(batch)))
+            with fitting_batch(self.name, len(batch), partial(self._embed, batch), device=self.device):
+                waiting.append(self._embed(batch, len(batch)))
             done += len(batch)
             if advance:
                 advance(len(batch))
-            if sum(len(values) for values, _ in waiting) < BLOCK_ROWS and done < len(images):
+            if sum(len(values) for values, _ in waiting) < self.block_rows and done < len(images):
                 continue
             values, logits = _joined(waiting)
-            whole = len(values) if done == len(images) else len(values) // BLOCK_ROWS * BLOCK_ROWS
-            waiting = [(values[whole:], None if logits is None else logits[whole:])]
-            for first in range(0, whole, BLOCK_ROWS):
-                which = slice(first, min(first + BLOCK_ROWS, whole))
-                yield self._checked(values[which]), None if logits is None else logits[which]
+            ready = len(values) if done == len(images) else len(values) // self.block_rows * self.block_rows
+            waiting = [(values[ready:], None if logits is None else logits[ready:])]
+            for first in range(0, ready, self.block_rows):
+                rows = slice(first, min(first + self.block_rows, ready))
+                self._require_finite(values[rows])
+                yield values[rows], None if logits is None else logits[rows]
 
-    def _try(self, images: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _embed(self, images: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         with torch.inference_mode(), ieee_float32(self.device):
             return self.embed(copy_to(images[:count], self.device))
 
-    def _checked(self, values: torch.Tensor) -> torch.Tensor:
+    def _require_finite(self, values: torch.Tensor) -> None:
         if not bool(torch.isfinite(values).all()):
             raise RefusedError(f"{self.name} gives features that are not finite for these images; nothing was scored")
-        return values
 
-    def features(
-        self, images: torch.Tensor, *, batch_size: int | None = None, advance: Callable[[int], None] | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def features(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Features of all images, float32 [N, dim] on the CPU, and the logits [N, K] or None; as `blocks` otherwise."""
-        blocks = [
-            (values.cpu(), None if logits is None else logits.cpu())
-            for values, logits in self.blocks(images, batch_size=batch_size, advance=advance)
-        ]
-        logits = [scores for _, scores in blocks if scores is not None]
-        return torch.cat([values for values, _ in blocks]), torch.cat(logits) if logits else None
+        values, logits = _joined([(v.cpu(), None if s is None else s.cpu()) for v, s in self.blocks(images)])
+        return values, logits
 
 
 def _joined(parts: list[tuple[torch.Tensor, torch.Tensor | None]]) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Features and logits of several batches as those of all their images, float32."""
     logits = [scores.float() for _, scores in parts if scores is not None]
     return torch.cat([values.float() for values, _ in parts]), torch.cat(logits) if logits else None
-
-
-@dataclass(frozen=True)
-class Share:
-    """Which images of a set are this rank's: whole batches, so that every image meets the same ones in any world.
-
-    Attributes:
-        first, last: the range of them, without `last`.
-        total: of all ranks.
-    """
-
-    first: int
-    last: int
-    total: int
-
-    @classmethod
-    def of(cls, total: int, *, batch_size: int, ranks: Ranks) -> "Share":
-        batches = -(-total // batch_size)
-        first, last = (batches * r // ranks.world_size * batch_size for r in (ranks.rank, ranks.rank + 1))
-        return cls(min(first, total), min(last, total), total)
-
-    def __len__(self) -> int:
-        return self.last - self.first
 
 
 Result = TypeVar("Result")
@@ -171,7 +139,7 @@ def together(work: Callable[[], Result], ranks: Ranks) -> Result:
     problem: Exception | None = None
     try:
         result = work()
-    except Exception as error:  # whatever it is, the others have to know before it goes on its way
+    except Exception as error:  # whatever it is, the others have to know before it is raised
         problem = error
     severity = 0 if problem is None else 1 if isinstance(problem, RefusedError) else 2
     worst = int(ranks.max(torch.tensor([severity])))
@@ -183,41 +151,25 @@ def together(work: Callable[[], Result], ranks: Ranks) -> Result:
     return result
 
 
-def kept_indices(total: int, most: int = MOST_ROWS) -> torch.Tensor:
+def kept_indices(total: int, max_rows: int = MAX_ROWS) -> torch.Tensor:
     """Which images of a set have their features kept: all, or a fixed random choice; int64, ascending."""
-    if total <= most:
+    if total <= max_rows:
         return torch.arange(total)
-    return torch.randperm(total, generator=torch.Generator().manual_seed(ROW_SEED))[:most].sort().values
-
-
-@dataclass
-class _Part:
-    """What one rank made of its images."""
-
-    moments: Moments
-    rows: torch.Tensor
-    logits: torch.Tensor
-    survey: Survey
+    return torch.randperm(total, generator=torch.Generator().manual_seed(ROW_SEED))[:max_rows].sort().values
 
 
 def extract(
     extractor: Extractor,
-    images: torch.Tensor,
-    share: Share,
+    images: ImageSet,
+    execution: Execution,
     *,
-    batch_size: int | None = None,
-    ranks: Ranks | None = None,
-    labels: torch.Tensor | None = None,
-    advance: Callable[[int], None] | None = None,
-    most_rows: int = MOST_ROWS,
+    task: str | None = None,
+    max_rows: int = MAX_ROWS,
 ) -> FeatureStats:
-    """Features of a set that ranks share, streamed: beside `most_rows` of them only moments are held.
+    """Features of a set that ranks share, streamed: next to `max_rows` of them only moments are held.
 
     Args:
-        images: this rank's part, uint8 [len(share), 3, H, W].
-        batch_size: images at a time; None: `default_batch_size`.
-        labels: true classes of the whole set, int64 [N].
-        advance: called with the number of images just done here.
+        task: name for the progress callback; None takes the extractor's.
 
     Returns:
         Everything, on the CPU of rank 0; nothing elsewhere.
@@ -225,52 +177,56 @@ def extract(
     Raises:
         RefusedError: a feature is not finite.
     """
-    ranks = ranks or Ranks()
-    kept = kept_indices(share.total, most_rows)
+    ranks, share = execution.ranks, images.share
+    kept = kept_indices(share.total, max_rows)
     is_kept = torch.zeros(share.total, dtype=torch.bool)
     is_kept[kept] = True
+    advance = partial(_advance, execution, task or extractor.name, len(share))
     mine = is_kept[share.first : share.last]
-    part = together(lambda: _extract_part(extractor, images, mine, batch_size=batch_size, advance=advance), ranks)
-    moments = _merge(part.moments, ranks)
+    part = together(lambda: _extract_share(extractor, images.images, mine, execution.batch_size, advance), ranks)
+    moments, survey = _merge(part.moments, ranks), part.survey
+    assert part.logits is not None
+    assert survey is not None
     rows, logits = gather_rows(part.rows, ranks), gather_rows(part.logits, ranks)
     survey = Survey(
-        gather_rows(part.survey.digests, ranks),
-        gather_rows(part.survey.flat.to(torch.uint8), ranks).bool(),
-        gather_rows(part.survey.steps, ranks),
-        gather_rows(part.survey.appearance, ranks),
+        gather_rows(survey.digests, ranks),
+        gather_rows(survey.flat.to(torch.uint8), ranks).bool(),
+        gather_rows(survey.steps, ranks),
+        gather_rows(survey.appearance, ranks),
     )
     if not ranks.is_main:
-        kept, labels = kept[:0], None
-    classified = extractor.num_classes > 0 and ranks.is_main
-    return FeatureStats(
-        moments,
-        rows,
-        kept,
-        survey,
-        logits.argmax(dim=1) if classified else None,
-        logits if classified else None,
-        None if labels is None else labels[kept],
-    )
+        return FeatureStats(moments, rows, kept[:0], survey)
+    classified = extractor.num_classes > 0
+    labels = None if images.labels is None else images.labels[kept]
+    predictions = logits.argmax(dim=1) if classified else None
+    return FeatureStats(moments, rows, kept, survey, predictions, logits if classified else None, labels)
 
 
-def _extract_part(
+def _advance(execution: Execution, task: str, total: int, count: int) -> None:
+    execution.report(task, count, total)
+
+
+def _extract_share(
     extractor: Extractor,
     images: torch.Tensor,
     is_kept: torch.Tensor,
-    *,
-    batch_size: int | None,
-    advance: Callable[[int], None] | None,
-) -> _Part:
+    batch_size: int,
+    advance: Callable[[int], None],
+) -> FeatureStats:
+    """Features of one rank's images, with logits of no classes where the extractor has no classifier."""
     moments = Moments(extractor.dim, device=extractor.device)
     rows, logits = [torch.empty(0, extractor.dim)], [torch.empty(0, extractor.num_classes)]
     done = 0
     for values, scores in extractor.blocks(images, batch_size=batch_size, advance=advance):
         moments.update(values)
-        here = is_kept[done : done + len(values)]
+        kept = is_kept[done : done + len(values)]
         done += len(values)
-        rows.append(values.cpu()[here])
-        logits += [] if scores is None else [scores.cpu()[here]]
-    return _Part(moments.to("cpu"), torch.cat(rows), torch.cat(logits), survey_images(images))
+        rows.append(values.cpu()[kept])
+        logits += [] if scores is None else [scores.cpu()[kept]]
+    kept_rows = torch.cat(rows)
+    return FeatureStats(
+        moments.to("cpu"), kept_rows, is_kept.nonzero().flatten(), survey_images(images), logits=torch.cat(logits)
+    )
 
 
 def _merge(moments: Moments, ranks: Ranks) -> Moments:

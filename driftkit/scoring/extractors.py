@@ -1,4 +1,4 @@
-"""The evaluators, by name: Inception, published transformers, packaged networks, pixels, and encoders trained here."""
+"""Extractors by name: Inception, published transformers, packaged networks, pixels, and encoders trained here."""
 
 import io
 import os
@@ -16,6 +16,7 @@ from driftkit.scoring.extraction import Extractor
 from driftkit.scoring.timm_extractors import (
     CLIP_MODEL,
     DINOV2_MODEL,
+    PLACE_FILE,
     clip,
     dinov2,
     packaged_model,
@@ -35,17 +36,17 @@ ENCODER_PREFIX = "encoder:"
 PIXELS_NAME = "pixels"
 PIXELS_SIDE = 16
 NAMES = ("inception", "dinov2", "clip", *PACKAGED, PIXELS_NAME, "encoder:RUN", "timm:MODEL")
-INSTALLED = "efficientnet-lite2"  # the evaluator that comes with the installation
+INSTALLED = "efficientnet-lite2"  # the extractor that comes with the installation
 DINOV2_LINEAGE = Lineage("unread", "vit_large_patch14_dinov2", "vit", ("LVD-142M",), labels=False)
 INSTALLED_LINEAGE = Lineage("unread", "tf_efficientnet_lite2", "efficientnet", SPECS[INSTALLED].data, labels=True)
 HUB_MODELS = {"dinov2": DINOV2_MODEL, "clip": CLIP_MODEL}
 
 
-def load_extractor(features: str, *, weights: Path | None = None, device: torch.device | str = "cpu") -> Extractor:
+def load_extractor(name: str, *, weights: Path | None = None, device: torch.device | str = "cpu") -> Extractor:
     """The extractor of that name.
 
     Args:
-        features: one of NAMES, with RUN the folder of a MAE or classifier run.
+        name: one of NAMES, with RUN the folder of a MAE or classifier run.
         weights: a local weights file; None looks where they are kept and then downloads.
         device: where it runs.
 
@@ -53,66 +54,64 @@ def load_extractor(features: str, *, weights: Path | None = None, device: torch.
         UsageError: no such extractor, or weights for one that has its own.
         ArtifactError: weights that are absent, unreadable or not the published ones.
     """
-    place = torch.device(device)
-    if features == "inception":
-        return _inception(_inception_weights(weights), place)
-    if features in HUB_MODELS:
-        path = fetch_weights(features) if weights is None else _require_file(weights, f"the weights of {features}")
-        return (dinov2 if features == "dinov2" else clip)(path, place)
-    if features in PACKAGED:
-        otherwise = "place the file and give --features-weights PATH"
-        path = fetch(SPECS[features], otherwise=otherwise) if weights is None else weights
-        return packaged_model(features, _require_file(path, f"the weights of {features}"), place)
-    if features == PIXELS_NAME:
-        if weights is not None:
-            raise UsageError(f"--features-weights: {features} has no weights; leave the option out")
-        return _pixels(place)
-    if features.startswith(TIMM_PREFIX) and features != TIMM_PREFIX:
-        given = None if weights is None else _require_file(weights, f"the weights of {features}")
-        return timm_model(features, timm_weights(features, given), place)
-    if features.startswith(ENCODER_PREFIX) and features != ENCODER_PREFIX:
-        if weights is not None:
-            raise UsageError(f"--features-weights: {features} brings its own weights; leave the option out")
-        return _run_encoder(Path(features.removeprefix(ENCODER_PREFIX)), place)
-    raise UsageError(f"--features {features}: expected {', '.join(NAMES)}{did_you_mean(features, NAMES)}")
+    device = torch.device(device)
+    if weights is not None and (name == PIXELS_NAME or name.startswith(ENCODER_PREFIX)):
+        raise UsageError(f"`extractor_weights`: {name} has weights of its own or none; remove the setting")
+    given = None if weights is None else _require_file(weights, f"the weights of {name}")
+    if name == "inception":
+        return _inception(given or _inception_weights(), device)
+    if name == "dinov2":
+        return dinov2(given or fetch_weights(name), device)
+    if name == "clip":
+        return clip(given or fetch_weights(name), device)
+    if name in PACKAGED:
+        path = given or fetch(SPECS[name], otherwise=PLACE_FILE)
+        return packaged_model(name, _require_file(path, f"the weights of {name}"), device)
+    if name == PIXELS_NAME:
+        return _pixels(device)
+    if name.startswith(TIMM_PREFIX) and name != TIMM_PREFIX:
+        return timm_model(name, timm_weights(name, given), device)
+    if name.startswith(ENCODER_PREFIX) and name != ENCODER_PREFIX:
+        return _run_encoder(Path(name.removeprefix(ENCODER_PREFIX)), device)
+    raise UsageError(f"`extractor` {name}: expected {', '.join(NAMES)}{did_you_mean(name, NAMES)}")
 
 
-def published_weights(features: str) -> HubFile | UrlFile:
+def published_weights(name: str) -> HubFile | UrlFile:
     """The file that the weights of inception, dinov2 or clip are published in."""
-    if features == "inception":
+    if name == "inception":
         return UrlFile(INCEPTION_URL, f"sha256:{INCEPTION_DIGEST_PREFIX}")
-    return HubFile(f"timm/{HUB_MODELS[features]}")
+    return HubFile(f"timm/{HUB_MODELS[name]}")
 
 
-def locate_weights(features: str) -> Path | None:
+def locate_weights(name: str) -> Path | None:
     """Where the weights of inception, dinov2 or clip lie on this machine, or None; no network is asked.
 
     Raises:
         ArtifactError: the variable that names the file names none.
     """
-    named = _named_inception() if features == "inception" else None
+    named = _named_inception() if name == "inception" else None
     if named is not None:
         return _require_file(named, f"the Inception weights, as {INCEPTION_VARIABLE} says")
-    return published_weights(features).locate()
+    return published_weights(name).locate()
 
 
-def fetch_weights(features: str) -> Path:
+def fetch_weights(name: str) -> Path:
     """The weights of inception, dinov2 or clip from where they are kept, or downloaded to there.
 
     Raises:
-        ArtifactError: they are not here and do not come, or are not the published ones.
+        ArtifactError: they are not here and cannot be downloaded, or are not the published ones.
     """
-    file = published_weights(features)
+    file = published_weights(name)
     path = file.locate()
     if path is not None:
         return path
-    variable = f" or {INCEPTION_VARIABLE}" if features == "inception" else ""
+    variable = f" or {INCEPTION_VARIABLE}" if name == "inception" else ""
     try:
         return file.download()
     except ArtifactError as error:
         raise ArtifactError(
-            f"{error}; {file.by_hand('--features-weights')}{variable}; without it: --features {INSTALLED}, which is "
-            "installed (its figures compare with each other, not with published ones)"
+            f"{error}; {file.by_hand('`extractor_weights`')}{variable}; without it: `extractor` {INSTALLED}, which is "
+            "installed (its numbers compare with each other, not with published ones)"
         ) from None
 
 
@@ -206,13 +205,13 @@ def _inception(path: Path, device: torch.device) -> Extractor:
         embed=embed,
         device=device,
         num_classes=INCEPTION_CLASSES,
-        scores_inception=True,
+        inception_logits=True,
         lineage=Lineage(digest, "inception-v3", "inception", ("ImageNet-1k",), labels=True),
     )
 
 
-def _inception_weights(given: Path | None) -> Path:
-    named = given or _named_inception()
+def _inception_weights() -> Path:
+    named = _named_inception()
     return fetch_weights("inception") if named is None else _require_file(named, "the Inception weights")
 
 

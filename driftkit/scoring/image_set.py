@@ -1,149 +1,227 @@
-"""What `fid` is pointed at: a run, which is sampled; a samples file; or images in a folder, an archive or a pack."""
+"""Sets of images, real and generated alike: sampled from a run, read from a samples file, or opened as data."""
 
 import contextlib
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import torch
+from pydantic import ValidationError
 
+from driftkit.config.sampling_config import SamplingConfig
+from driftkit.datasets.packs import ImagePack
 from driftkit.errors import ArtifactError, DriftkitError, NotFoundError, RefusedError, UsageError
-from driftkit.runtime.device import Precision
 from driftkit.runtime.progress import Report
 from driftkit.runtime.ranks import Ranks
-from driftkit.scoring.extraction import Share
+from driftkit.scoring.evaluation_record import SamplingInfo
 from driftkit.scoring.sanity import require_uint8
-from driftkit.storage.files import read_json, read_tensors, state_digest
+from driftkit.storage.files import read_json, read_tensors
 from driftkit.storage.images import read_samples
-from driftkit.storage.run_folder import Run, Weights
+from driftkit.storage.run_folder import Run
 
 DEFAULT_NUM_IMAGES = 50_000
 PART_SEED = 2020
+BATCH_SIZES = {"cpu": 64, "cuda": 256}  # images at a time, by device type: small batches leave a GPU idle
 FORMAT_NAMES = {"jpg": "jpeg", "jpe": "jpeg", "jfif": "jpeg", "tif": "tiff"}
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How to sample a run that is scored; None where a default holds. No samples file takes any of these."""
-
-    sampler: str | None = None
-    nfe: int | None = None
-    weights: Weights | None = None
-    seed: int | None = None
-    step: int | None = None
-    precision: Precision | None = None
-
-    def given(self) -> dict[str, Any]:
-        """The values that were asked for."""
-        return {name: value for name, value in vars(self).items() if value is not None}
-
-    def resolved(self) -> dict[str, Any]:
-        """The same, with the defaults of scoring."""
-        return {"weights": "ema", "seed": 0, "precision": "float32", **self.given()}
+def default_batch_size(device: torch.device) -> int:
+    """Images that an extractor on the device sees at a time unless another number is given."""
+    return BATCH_SIZES.get(device.type, BATCH_SIZES["cpu"])
 
 
 @dataclass(frozen=True)
-class Opening:
-    """How images are opened.
+class Execution:
+    """Where and how scores are computed; changes speed, not scores.
 
     Attributes:
-        num_images: how many; None takes 50,000 of a run and all of anything else.
-        image_size: side in pixels to which images of files are brought; None leaves them.
-        part: (k, K): the k-th of K disjoint parts of images that are there already.
         batch_size: images that networks see at a time.
-        ranks: that share the work.
+        device: of extractor, sampler and metrics.
+        ranks: processes that share the work.
+        cache: keep statistics of real images on disk, and use those that are there.
+        report: progress callback.
+        notify: called with lines that a user should see while it runs.
     """
 
-    num_images: int | None = None
-    image_size: int | None = None
-    part: tuple[int, int] = (0, 1)
     batch_size: int = 64
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     ranks: Ranks = field(default_factory=Ranks)
-    report: Report = lambda what, done, total: None
+    cache: bool = True
+    report: Report = lambda task, done, total: None
+    notify: Callable[[str], None] = lambda line: None
 
 
 @dataclass(frozen=True)
-class Target:
-    """The images to score and what is known of them.
+class Share:
+    """Which images of a set are this rank's: whole batches, so that every image meets the same ones in any world.
 
     Attributes:
-        images: this rank's, uint8 [n, 3, H, W].
+        first, last: the range of them, without `last`.
+        total: of all ranks.
+    """
+
+    first: int
+    last: int
+    total: int
+
+    @classmethod
+    def of(cls, total: int, *, batch_size: int, ranks: Ranks) -> "Share":
+        batches = -(-total // batch_size)
+        first, last = (batches * r // ranks.world_size * batch_size for r in (ranks.rank, ranks.rank + 1))
+        return cls(min(first, total), min(last, total), total)
+
+    def __len__(self) -> int:
+        return self.last - self.first
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """A set of images that ranks share, and where they come from.
+
+    Attributes:
+        name: the path or SPEC that named it.
+        images: this rank's, uint8 [len(share), 3, H, W].
         share: which they are.
-        info: the record of a sample set, or `data` and `digest` of plain images.
-        run: the run they came from, if it is there.
-        path: the file or folder that was named.
-        labels: classes of all images, int64 [N], and their names, where they have any.
-        formats: files by format where images came from files.
+        digest: of a whole pack; None for anything else.
+        labels: classes of all images, int64 [N], -1 where unlabelled; None where there are none.
+        classes: their names.
+        formats: image files by format ("jpeg", "png", ...), where images came from files.
+        run: the run that generated them, if it is there.
+        sampling: how they were sampled, where that is recorded.
         notes: warnings from opening them.
     """
 
+    name: str
     images: torch.Tensor
     share: Share
-    info: dict[str, Any]
-    run: Run | None
-    path: Path
+    digest: str | None = None
     labels: torch.Tensor | None = None
     classes: tuple[str, ...] = ()
     formats: dict[str, int] = field(default_factory=dict)
+    run: Run | None = None
+    sampling: SamplingInfo | None = None
     notes: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of_pack(cls, pack: ImagePack, name: str, execution: Execution) -> "ImageSet":
+        """All images of a pack."""
+        share = Share.of(len(pack), batch_size=execution.batch_size, ranks=execution.ranks)
+        images, formats = pack.images[share.first : share.last], file_formats(pack.card.source.spec)
+        return cls(name, images, share, pack.digest, pack.labels, pack.classes, formats)
+
+    @classmethod
+    def of_tensor(cls, images: torch.Tensor, name: str = "samples") -> "ImageSet":
+        """uint8 images [N, 3, H, W] that this process alone has."""
+        return cls(name, images, Share(0, len(images), len(images)))
+
+    def __len__(self) -> int:
+        return self.share.total
 
     @property
     def size(self) -> tuple[int, int]:
         """Height and width in pixels."""
         return int(self.images.shape[-2]), int(self.images.shape[-1])
 
+    def gather(self, numbers: list[int], count: int, ranks: Ranks) -> torch.Tensor:
+        """Images of up to `count` numbers, which rank 0 gives, from whichever rank has them: uint8 [n, 3, H, W]."""
+        wanted = torch.full((count,), -1, dtype=torch.int64)
+        wanted[: len(numbers)] = torch.tensor(numbers, dtype=torch.int64)
+        images = torch.zeros(count, *self.images.shape[1:], dtype=torch.int32)
+        for row, number in enumerate(ranks.max(wanted).tolist()):
+            if self.share.first <= number < self.share.last:
+                images[row] = self.images[number - self.share.first].int()
+        return ranks.sum(images).to(torch.uint8)[: len(numbers)]
 
-def open_target(target: Path, sampling: Sampling, opening: Opening) -> Target:
+
+def open_target(
+    target: Path,
+    sampling: SamplingConfig,
+    execution: Execution,
+    *,
+    num_images: int | None = None,
+    image_size: int | None = None,
+    part: tuple[int, int] = (0, 1),
+) -> ImageSet:
     """The images to score: sampled from a run, read from a samples file, or opened as data.
 
+    Args:
+        num_images: how many; None takes 50,000 of a run and all of anything else.
+        image_size: side in pixels to which images of files are resized; None leaves them.
+        part: (k, K): the k-th of K disjoint parts of images that exist already.
+
     Raises:
-        UsageError: more images wanted than there are, or a run that generates none.
+        UsageError: more images than there are, or a run that generates none.
         ArtifactError: nothing readable there.
         RefusedError: floating-point images that are not finite or not in [-1, 1].
     """
-    return _sampled(Run.open(target), sampling, opening) if is_run(target) else _opened(target, opening)
+    if is_run(target):
+        return _sample(Run.open(target), sampling, execution, num_images or DEFAULT_NUM_IMAGES)
+    return _select(_read(target, image_size), target, num_images, part, execution)
 
 
-def _sampled(run: Run, sampling: Sampling, opening: Opening) -> Target:
+def _sample(run: Run, sampling: SamplingConfig, execution: Execution, num_images: int) -> ImageSet:
     from driftkit.training.sampling import generate
 
-    total = opening.num_images or DEFAULT_NUM_IMAGES
-    share = Share.of(total, batch_size=opening.batch_size, ranks=opening.ranks)
-    # A rank without work still makes one image: its record says what rank 0's does.
+    share = Share.of(num_images, batch_size=execution.batch_size, ranks=execution.ranks)
+    # A rank without work still makes one image: its record is that of rank 0.
     images, info = generate(
         run,
         num_images=max(1, len(share)),
         first_image=share.first,
-        batch_size=opening.batch_size,
-        device=opening.device,
-        advance=lambda n: opening.report("sample", n, len(share)),
-        **sampling.resolved(),
+        batch_size=execution.batch_size,
+        device=execution.device,
+        advance=lambda count: execution.report("sample", count, len(share)),
+        sampler=sampling.sampler,
+        nfe=sampling.nfe,
+        seed=sampling.seed,
+        weights=sampling.weights,
+        step=sampling.step,
+        options=sampling.sampler_options,
+        precision=sampling.precision or "float32",
     )
-    return Target(images[: len(share)], share, {**info, "num_images": total}, run, run.path)
+    return ImageSet(str(run.path), images[: len(share)], share, run=run, sampling=_sampling_info(info, str(run.path)))
 
 
-def _opened(target: Path, opening: Opening) -> Target:
-    found = _read(target, opening.image_size)
-    images, count = found.images, opening.num_images
-    number, parts = opening.part
-    if (count or 1) * parts > len(images):
-        wanted = f"--num-images {count}" + (f" --repeats {parts}" if parts > 1 else "")
-        raise UsageError(f"{wanted}: {target} holds {len(images)} images")
-    chosen = _choice(len(images), count or len(images) // parts, number, parts, ordered=found.labels is None)
-    share = Share.of(len(chosen), batch_size=opening.batch_size, ranks=opening.ranks)
-    mine = chosen[share.first : share.last]
-    whole = len(chosen) == len(images)
-    return Target(
-        images[share.first : share.last] if whole else images[mine],
+def _read(target: Path, image_size: int | None) -> ImageSet:
+    """All images of a samples file, a tensors file or data."""
+    from driftkit.datasets.sources import open_dataset
+
+    execution = Execution()
+    if target.suffix != ".safetensors" or _is_pack(target):
+        return ImageSet.of_pack(open_dataset(str(target), image_size=image_size), str(target), execution)
+    images, notes = require_uint8(_images_in(target), str(target))
+    share = Share(0, len(images), len(images))
+    record = target.with_suffix(".json")
+    if not (record.is_file() and read_json(record).get("kind") == "samples"):
+        return ImageSet(str(target), images, share, notes=notes)
+    info = read_json(record) if notes else read_samples(target).record.model_dump()
+    run = _run_of(target, info.get("run"))
+    return ImageSet(str(target), images, share, run=run, sampling=_sampling_info(info, str(record)), notes=notes)
+
+
+def _select(
+    found: ImageSet, target: Path, num_images: int | None, part: tuple[int, int], execution: Execution
+) -> ImageSet:
+    number, parts = part
+    total = len(found)
+    if (num_images or 1) * parts > total:
+        wanted = f"`num_images` {num_images}" + (f" `repeats` {parts}" if parts > 1 else "")
+        raise UsageError(f"{wanted}: {target} holds {total} images")
+    chosen = _choice(total, num_images or total // parts, number, parts, ordered=found.labels is None)
+    share = Share.of(len(chosen), batch_size=execution.batch_size, ranks=execution.ranks)
+    whole = len(chosen) == total
+    images = found.images[share.first : share.last] if whole else found.images[chosen[share.first : share.last]]
+    return ImageSet(
+        found.name,
+        images,
         share,
-        found.info if whole else {**found.info, "digest": None},
-        _run_of(target, found.info) if found.is_samples else None,
-        target,
+        found.digest if whole else None,
         None if found.labels is None else found.labels[chosen],
         found.classes,
         found.formats,
+        found.run,
+        found.sampling,
         found.notes,
     )
 
@@ -156,30 +234,13 @@ def _choice(total: int, count: int, number: int, parts: int, *, ordered: bool) -
     return order[number * count : (number + 1) * count].sort().values
 
 
-@dataclass(frozen=True)
-class _Images:
-    images: torch.Tensor
-    info: dict[str, Any]
-    labels: torch.Tensor | None = None
-    classes: tuple[str, ...] = ()
-    formats: dict[str, int] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    is_samples: bool = False
-
-
-def _read(target: Path, image_size: int | None) -> _Images:
-    from driftkit.datasets.sources import open_dataset
-
-    record = target.with_suffix(".json")
-    if target.suffix == ".safetensors" and not _is_pack(target):
-        images, notes = require_uint8(_images_in(target), str(target))
-        if not _is_samples(record):
-            return _Images(images, {"data": str(target), "digest": state_digest({"images": images})}, notes=notes)
-        info = read_json(record) if notes else read_samples(target).record.model_dump()
-        return _Images(images, dict(info), notes=notes, is_samples=True)
-    pack = open_dataset(str(target), image_size=image_size)
-    info = {"data": str(target), "digest": pack.digest}
-    return _Images(pack.images, info, pack.labels, pack.classes, file_formats(pack.card.source.spec))
+def _sampling_info(info: dict[str, object], source: str) -> SamplingInfo:
+    try:
+        return SamplingInfo.model_validate({**info, "options": info.get("sampler_options") or {}})
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise ArtifactError(f"{source}: {key}: {first['msg']}, got {first['input']!r:.80}") from None
 
 
 def _images_in(path: Path) -> torch.Tensor:
@@ -196,46 +257,40 @@ def _is_pack(path: Path) -> bool:
     return read_tensors(path)[1].get("driftkit") == "pack" or (card.is_file() and read_json(card).get("kind") == "pack")
 
 
-def _is_samples(record: Path) -> bool:
-    """Whether the JSON beside a safetensors file says that it holds samples."""
-    return record.is_file() and read_json(record).get("kind") == "samples"
-
-
 def is_run(path: Path) -> bool:
     """Whether there is a run at that path."""
     return (path / "manifest.json").is_file()
 
 
-def _run_of(samples: Path, info: dict[str, Any]) -> Run | None:
+def _run_of(samples: Path, name: object) -> Run | None:
     """The run that holds the samples file, or the one that its record names."""
-    named = info.get("run")
-    for folder in (samples.resolve().parent.parent, *([Path(named)] if isinstance(named, str) and named else [])):
+    for folder in (samples.resolve().parent.parent, *([Path(name)] if isinstance(name, str) and name else [])):
         if is_run(folder):
             return Run.open(folder)
     return None
 
 
 def file_formats(spec: str) -> dict[str, int]:
-    """Image files by format where a spec names a folder or a zip that is there; empty for anything else."""
+    """Image files by format where a SPEC names a folder or a zip that is there; empty for anything else."""
     from driftkit.datasets.containers import open_container
     from driftkit.datasets.decode import SUFFIXES
     from driftkit.datasets.sources import parse_spec
 
-    found: Counter[str] = Counter()
+    formats: Counter[str] = Counter()
     with contextlib.suppress(DriftkitError):  # images of a pack may be imported from what is gone by now
         path = Path(parse_spec(spec).target)
         if path.is_dir() or (path.is_file() and path.suffix.lower() == ".zip"):
             suffixes = (PurePosixPath(name).suffix.lower() for name in open_container(path).names())
-            found.update(FORMAT_NAMES.get(s[1:], s[1:]) for s in suffixes if s in SUFFIXES)
-    return dict(found)
+            formats.update(FORMAT_NAMES.get(s[1:], s[1:]) for s in suffixes if s in SUFFIXES)
+    return dict(formats)
 
 
-def require_target(target: Path, sampling: Sampling, *, reference_size: int | None) -> None:
+def require_target(target: Path, sampling: SamplingConfig, *, reference_size: int | None) -> None:
     """What can be refused before anything is sampled.
 
     Raises:
         ArtifactError: nothing there.
-        UsageError: sampling options for images that are there already.
+        UsageError: sampling settings for images that exist already.
         RefusedError: a run of another image size than the reference.
     """
     from driftkit.methods.registry import require_sampler
@@ -243,26 +298,34 @@ def require_target(target: Path, sampling: Sampling, *, reference_size: int | No
     if not target.exists():
         raise NotFoundError(f"{target}: expected a run, a samples file or images, found nothing")
     if not is_run(target):
-        if sampling.given():
-            named = ", ".join(f"--{name}" for name in sampling.given())
-            raise UsageError(f"{named}: {target} is no run, its images are there already; leave the option out")
+        chosen = [f"`{name}`" for name in SamplingConfig.model_fields if name in sampling.model_fields_set]
+        if chosen:
+            raise UsageError(f"{', '.join(chosen)}: {target} is no run, so that nothing is sampled; remove the setting")
         if target.suffix == ".safetensors" and not _is_pack(target):
-            width = _images_in(target).shape[-1]
-            if reference_size is not None and width != reference_size:
-                raise RefusedError(sizes_differ(width, reference_size))
+            _require_size(int(_images_in(target).shape[-1]), reference_size)
         return
     run = Run.open(target)
     require_sampler(run.objective, sampling.sampler)
     if sampling.step is not None:
         run.checkpoint(sampling.step)
-    size = run.image_size
-    if reference_size is not None and size != reference_size:
-        raise RefusedError(sizes_differ(size, reference_size))
+    _require_size(run.image_size, reference_size)
 
 
-def sizes_differ(generated: int, reference: int) -> str:
-    """One line for images of other sizes."""
-    return (
+def _require_size(generated: int, reference: int | None) -> None:
+    if reference is not None and generated != reference:
+        raise _sizes_differ(generated, reference)
+
+
+def require_same_size(images: ImageSet, reference: int | None) -> None:
+    """Refuse images that are not squares of the reference's side."""
+    height, width = images.size
+    if height != width and reference is not None:
+        raise _sizes_differ(width, reference)
+    _require_size(width, reference)
+
+
+def _sizes_differ(generated: int, reference: int) -> RefusedError:
+    return RefusedError(
         f"the generated images are {generated} pixels wide and the reference {reference}: a score would compare the "
-        f"resizing; --image-size {generated} resizes the reference"
+        f"resizing; `image_size` {generated} resizes the reference"
     )

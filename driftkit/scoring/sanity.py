@@ -1,14 +1,20 @@
 """Signs that a score would mislead, found in the images and in their features: some are warnings, some refuse."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from driftkit.errors import RefusedError
 from driftkit.metrics.moments import Moments
+from driftkit.metrics.registry import Floor
 from driftkit.metrics.survey import Survey, is_significant
+from driftkit.scoring.evaluation_record import CompressionInfo
 from driftkit.storage.images import to_uint8
+
+if TYPE_CHECKING:
+    from driftkit.scoring.image_set import ImageSet
+    from driftkit.scoring.statistics_file import ImagesInfo
 
 MIN_COUNT = 10
 SMALL_COUNT = 2048
@@ -44,6 +50,42 @@ def require_uint8(images: torch.Tensor, what: str) -> tuple[torch.Tensor, list[s
     return to_uint8(images), [f"{what}: floating-point images, rounded to 8 bits as image files are"]
 
 
+def check_images(
+    images: "ImageSet",
+    survey: Survey,
+    reference: "ImagesInfo",
+    reference_survey: Survey | None,
+    *,
+    allow_collapsed: bool,
+    allow_jpeg: bool,
+) -> tuple[CompressionInfo, list[str]]:
+    """All checks of generated images themselves, without features.
+
+    Args:
+        survey: of the images.
+        reference, reference_survey: the real images.
+
+    Returns:
+        The marks of compression, and warnings.
+
+    Raises:
+        RefusedError: no score means anything for the images.
+    """
+    warnings = [*images.notes, *require_scorable(survey, images.name, allow_collapsed=allow_collapsed)]
+    warnings += survey_warnings(survey, "generated")
+    marks, notes = compression(
+        survey,
+        reference_survey,
+        generated_formats=images.formats,
+        reference_formats=reference.formats,
+        allow_jpeg=allow_jpeg,
+    )
+    warnings += notes
+    if images.digest == reference.digest:
+        warnings.append("the target and the reference are the same images: this score says nothing about a generator")
+    return marks, warnings
+
+
 def require_scorable(survey: Survey, what: str, *, allow_collapsed: bool = False) -> list[str]:
     """Refuse images that no distance between distributions means anything for.
 
@@ -73,9 +115,9 @@ def require_scorable(survey: Survey, what: str, *, allow_collapsed: bool = False
     if not allow_collapsed:
         raise RefusedError(
             f"{what}: {problem}, so no score means anything; look at the grid "
-            "(--allow-collapsed scores them all the same)"
+            "(`allow_collapsed` scores them all the same)"
         )
-    return [f"{what}: {problem}; scored because --allow-collapsed asked for it"]
+    return [f"{what}: {problem}; scored because of `allow_collapsed`"]
 
 
 def survey_warnings(survey: Survey, what: str) -> list[str]:
@@ -97,7 +139,7 @@ def compression(
     generated_formats: Mapping[str, int],
     reference_formats: Mapping[str, int],
     allow_jpeg: bool = False,
-) -> tuple[dict[str, Any] | None, list[str]]:
+) -> tuple[CompressionInfo, list[str]]:
     """Whether one set bears the marks of JPEG and the other does not.
 
     Args:
@@ -105,40 +147,35 @@ def compression(
         allow_jpeg: warn where it would refuse.
 
     Returns:
-        What was measured, for the record, and sentences.
+        What was measured, and warnings.
 
     Raises:
         RefusedError: the generated images were stored as JPEG and the reference was not.
     """
-    ours = generated.blockiness()
-    theirs = reference.blockiness() if reference is not None else None
-    record = {
-        "generated": round(ours[0], 4) if ours else None,
-        "reference": round(theirs[0], 4) if theirs else None,
-        "generated_formats": dict(generated_formats),
-        "reference_formats": dict(reference_formats),
-    }
-    stored = _only_jpeg(generated_formats) and bool(reference_formats) and LOSSY not in reference_formats
-    differ = bool(ours and theirs and is_significant(ours, theirs) and abs(ours[0] - theirs[0]) > BLOCKINESS_GAP)
-    if not stored and not differ:
-        return record, []
-    measured = f"steps at the edges of 8x8 blocks: {ours[0]:.2f} of those elsewhere" if ours else ""
-    measured += f", {theirs[0]:.2f} in the reference" if ours and theirs else ""
+    fake, real = generated.blockiness(), reference.blockiness() if reference is not None else None
+    info = CompressionInfo(
+        generated=round(fake[0], 4) if fake else None,
+        reference=round(real[0], 4) if real else None,
+        generated_formats=generated_formats,
+        reference_formats=reference_formats,
+    )
+    is_jpeg = bool(generated_formats) and set(generated_formats) == {LOSSY}
+    stored = is_jpeg and bool(reference_formats) and LOSSY not in reference_formats
+    measured = f"steps at the edges of 8x8 blocks: {fake[0]:.2f} of those elsewhere" if fake else ""
+    measured += f", {real[0]:.2f} in the reference" if fake and real else ""
     if stored and not allow_jpeg:
         raise RefusedError(
             f"the generated images were stored as JPEG and the reference was not ({measured or 'by their files'}): the "
-            "score would be that of the compression; store them as PNG (--allow-jpeg scores them all the same)"
+            "score would be that of the compression; store them as PNG (`allow_jpeg` scores them all the same)"
         )
     if stored:
-        return record, ["the generated images were stored as JPEG and the reference was not: compression is scored too"]
-    assert ours is not None
-    assert theirs is not None
-    more, less = ("generated images", "reference") if ours[0] > theirs[0] else ("reference", "generated images")
-    return record, [f"more marks of JPEG in the {more} than in the {less} ({measured}): part of the score is the codec"]
-
-
-def _only_jpeg(formats: Mapping[str, int]) -> bool:
-    return bool(formats) and set(formats) == {LOSSY}
+        return info, ["the generated images were stored as JPEG and the reference was not: compression is scored too"]
+    if fake and real and is_significant(fake, real) and abs(fake[0] - real[0]) > BLOCKINESS_GAP:
+        more, less = ("generated images", "reference") if fake[0] > real[0] else ("reference", "generated images")
+        return info, [
+            f"more marks of JPEG in the {more} than in the {less} ({measured}): part of the score is the codec"
+        ]
+    return info, []
 
 
 def count_warnings(num_images: int, reference_count: int | None, *, dim: int) -> list[str]:
@@ -156,36 +193,34 @@ def count_warnings(num_images: int, reference_count: int | None, *, dim: int) ->
     return warnings
 
 
-def floor_warnings(floor: Mapping[str, Any] | None, fid: float, num_images: int) -> list[str]:
+def floor_warnings(floor: Floor | None, fid: float, num_images: int) -> list[str]:
     """Sentences about a floor that is missing, of fewer images, or not below the score."""
     if floor is None:
         return ["the reference is too small for a real-vs-real floor"]
     warnings = []
-    if floor["num_images"] < num_images:
+    if floor.num_images < num_images:
         warnings.append(
             f"the floor is of {floor['num_images']} against {floor['num_images']} images, half of the reference: at "
             f"{num_images} it would be lower"
         )
-    elif fid < 2 * floor["fid"]:
+    elif fid < 2 * floor.metrics["fid"]:
         warnings.append(
             f"the score is within twice what real images get ({floor['fid']:.4g}): differences of that size are noise"
         )
     return warnings
 
 
-def collapse_warning(generated: Moments, reference: Moments, *, allow_collapsed: bool = False) -> str | None:
-    """A sentence when generated features spread far less than real ones, as they do when a generator collapses.
+def collapse_warning(generated: Moments, reference: Moments, *, allow_collapsed: bool = False) -> list[str]:
+    """A warning when generated features spread far less than real ones, as they do when a generator collapses.
 
     Raises:
         RefusedError: they vary by less than 1 % of the real ones' variance, and `allow_collapsed` is not given.
     """
     spread, real = float(generated.covariance().trace()), float(reference.covariance().trace())
     share = spread / max(real, 1e-300)
+    varies = f"the generated features vary by {100 * share:.2g} % of the real ones' variance"
     if share < COLLAPSED_RATIO and not allow_collapsed:
         raise RefusedError(
-            f"the generator has collapsed: the generated features vary by {100 * share:.2g} % of the real ones' "
-            "variance; look at the grid (--allow-collapsed scores them all the same)"
+            f"the generator has collapsed: {varies}; look at the grid (`allow_collapsed` scores them all the same)"
         )
-    if share < COLLAPSE_RATIO:
-        return f"collapse: the generated features vary by {100 * share:.2g} % of the real ones' variance"
-    return None
+    return [f"collapse: {varies}"] if share < COLLAPSE_RATIO else []

@@ -1,42 +1,49 @@
 """Several evaluations of one target: over disjoint seeds, and over all checkpoints of a run."""
 
-import re
 import statistics
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from driftkit import __version__
-from driftkit.errors import DriftkitError, NotFoundError, RefusedError, UsageError
-from driftkit.scoring.evaluator import (
-    DEFAULT_NUM_IMAGES,
-    Evaluation,
-    Judge,
-    Opened,
-    Sampling,
-    evaluate_with,
-    open_once,
-    output_of,
+from driftkit.config.sampling_config import SamplingConfig
+from driftkit.errors import ArtifactError, NotFoundError, RefusedError, UsageError
+from driftkit.metrics.registry import REQUIRED
+from driftkit.runtime.drawing import INK, PALETTES, draw_figure, legend, plain_label, scale_y
+from driftkit.scoring.evaluation_record import (
+    CurvePoint,
+    CurveRecord,
+    EvaluationRecord,
+    RepeatsRecord,
+    Spread,
+    file_label,
 )
-from driftkit.scoring.image_set import is_run
-from driftkit.scoring.score_curve import score_curve
-from driftkit.storage.files import atomic_path, read_json, write_json
-from driftkit.storage.run_folder import Run, now
+from driftkit.scoring.evaluator import Evaluation, Evaluator, Target, evaluate, open_once, output_of
+from driftkit.scoring.image_set import DEFAULT_NUM_IMAGES, is_run
+from driftkit.storage.files import write_bytes
+from driftkit.storage.run_folder import Run
 
-FORMAT = 1
+FIGURE_MARGIN = 1.15
+
+
+@dataclass(frozen=True)
+class Series:
+    """A record of several evaluations and its file. Of several processes only the first has a record."""
+
+    record: RepeatsRecord | CurveRecord | None
+    path: Path
 
 
 def evaluate_repeats(
-    judges: Sequence[Judge],
+    evaluators: Sequence[Evaluator],
     target: Path,
     repeats: int,
     *,
     num_images: int | None = None,
-    sampling: Sampling | None = None,
+    sampling: SamplingConfig | None = None,
     output: Path | None = None,
-) -> list[Evaluation]:
-    """Score a run with `repeats` seeds from its seed on, or as many disjoint parts of images that are there.
+) -> list[Series]:
+    """Score a run with `repeats` seeds from its seed on, or as many disjoint parts of images that exist already.
 
     Every score is written as an evaluation of its own; the summary of each evaluator has mean, standard deviation and
     all values.
@@ -45,61 +52,64 @@ def evaluate_repeats(
         UsageError: fewer than two repeats, or too few images for disjoint parts.
     """
     if repeats < 2:
-        raise UsageError(f"--repeats {repeats}: expected at least 2")
-    sampling = sampling or Sampling()
-    made: list[list[Evaluation]] = []
+        raise UsageError(f"`repeats` {repeats}: expected at least 2")
+    sampling = sampling or SamplingConfig()
+    rounds: list[list[Evaluation]] = []
     for number in range(repeats):
-        each = None if output is None else output.with_name(f"{output.stem}-{number}.json")
+        file = None if output is None else output.with_name(f"{output.stem}-{number}.json")
         if is_run(target):
-            chosen = replace(sampling, seed=(sampling.seed or 0) + number)
-            made.append(evaluate_with(judges, target, num_images=num_images, sampling=chosen, output=each))
+            chosen = sampling.model_copy(update={"seed": sampling.seed + number})
+            rounds.append(evaluate(evaluators, target, num_images=num_images, sampling=chosen, output=file))
         else:
-            if each is None and judges[0].is_main:
-                each = target.with_name(f"{target.name.removesuffix('.safetensors')}-{number}.evaluation.json")
+            if file is None and evaluators[0].is_main:
+                file = target.with_name(f"{target.name.removesuffix('.safetensors')}-{number}.evaluation.json")
             part = (number, repeats)
-            made.append(evaluate_with(judges, target, num_images=num_images, sampling=sampling, part=part, output=each))
-    if not judges[0].is_main:
-        return [Evaluation({}, target)]
-    summaries = []
-    for judge, of_judge in zip(judges, zip(*made, strict=True), strict=True):
-        document = repeats_summary(of_judge)
-        path = output_of(judge, output, several=len(judges) > 1) or _beside(of_judge[0].path, f"repeats-{repeats}")
-        write_json(path, document)
-        summaries.append(Evaluation(document, path))
-    return summaries
+            rounds.append(
+                evaluate(evaluators, target, num_images=num_images, sampling=sampling, part=part, output=file)
+            )
+    if not evaluators[0].is_main:
+        return [Series(None, target)]
+    series = []
+    for evaluator, evaluations in zip(evaluators, zip(*rounds, strict=True), strict=True):
+        record = summarize_repeats(evaluations)
+        first = evaluations[0].path
+        path = output_of(evaluator, output, several=len(evaluators) > 1)
+        path = path or first.parent / "repeats" / f"{first.stem}-repeats-{repeats}.json"
+        record.write(path)
+        series.append(Series(record, path))
+    return series
 
 
-def repeats_summary(made: Sequence[Evaluation]) -> dict[str, Any]:
-    """Means as metrics, beside the standard deviation and all values of each; the rest is that of the first one."""
-    documents = [m.document for m in made]
-    names = [n for n in documents[0]["metrics"] if all(n in d["metrics"] for d in documents)]
-    spread = {name: spread_of([d["metrics"][name] for d in documents]) for name in names}
-    shared = ("name", "num_images", "target", "run", "method", "encoder", "sampler", "nfe", "weights", "step",
-              "sampler_precision", "kinship", "floor", "extractor", "reference")  # fmt: skip
-    return {
-        "format": FORMAT,
-        "kind": "evaluation repeats",
-        "driftkit": __version__,
-        "created": now(),
-        **{key: documents[0][key] for key in shared},
-        "metrics": {name: entry["mean"] for name, entry in spread.items()},
-        "repeats": {"seeds": [d["seed"] for d in documents], "metrics": spread},
-        "warnings": list(dict.fromkeys(w for d in documents for w in d["warnings"])),
-        "evaluations": [str(m.path) for m in made],
-    }
+def summarize_repeats(evaluations: Sequence[Evaluation]) -> RepeatsRecord:
+    """Means as metrics, with the standard deviation and all values of each."""
+    records = [one.record for one in evaluations if one.record is not None]
+    names = [name for name in records[0].metrics if all(name in record.metrics for record in records)]
+    spread = {name: spread_of([record.metrics[name] for record in records]) for name in names}
+    return RepeatsRecord(
+        **records[0].shared(),
+        metrics={name: entry.mean for name, entry in spread.items()},
+        seeds=[None if record.sampling is None else record.sampling.seed for record in records],
+        spread=spread,
+        warnings=list(dict.fromkeys(warning for record in records for warning in record.warnings)),
+        evaluations=[str(one.path) for one in evaluations],
+    )
 
 
-def spread_of(values: Sequence[float]) -> dict[str, Any]:
-    """`mean`, `sd` (of the sample, over n - 1) and `values`."""
-    return {"mean": statistics.fmean(values), "sd": statistics.stdev(values), "values": list(values)}
+def spread_of(values: Sequence[float]) -> Spread:
+    """Mean, standard deviation of the sample (over n - 1), and values."""
+    return Spread(mean=statistics.fmean(values), sd=statistics.stdev(values), values=list(values))
 
 
 def evaluate_checkpoints(
-    judges: Sequence[Judge], target: Path, *, num_images: int | None = None, sampling: Sampling | None = None
-) -> list[Evaluation]:
+    evaluators: Sequence[Evaluator],
+    target: Path,
+    *,
+    num_images: int | None = None,
+    sampling: SamplingConfig | None = None,
+) -> list[Series]:
     """Score all checkpoints of a run, and write each evaluator's curve of score against step with its figure.
 
-    Evaluations that are there already, of the same weights, images, extractor and seed, are not made again. A
+    Evaluations that exist already, of the same weights, images, extractor and seed, are not made again. A
     checkpoint whose score is refused (a network that has just begun) is a point without a score that says why.
 
     Raises:
@@ -107,86 +117,96 @@ def evaluate_checkpoints(
         ArtifactError: the run has no checkpoint.
         RefusedError: no checkpoint could be scored.
     """
-    sampling = sampling or Sampling()
+    sampling = sampling or SamplingConfig()
     if not is_run(target):
-        raise UsageError(f"--all-checkpoints: {target} is no run")
+        raise UsageError(f"`all_checkpoints`: {target} is no run")
     if sampling.step is not None:
-        raise UsageError("--all-checkpoints and --step exclude each other: leave one out")
+        raise UsageError("`all_checkpoints` and `step` exclude each other: remove one")
     run, count = Run.open(target), num_images or DEFAULT_NUM_IMAGES
     checkpoints = run.checkpoints()
     if not checkpoints:
         raise NotFoundError(f"{target} holds no checkpoint yet")
     known = known_evaluations(run)
-    points: list[list[dict[str, Any]]] = [[] for _ in judges]
-    last: list[dict[str, Any]] = [{} for _ in judges]
+    points: list[list[CurvePoint]] = [[] for _ in evaluators]
+    last: list[EvaluationRecord | None] = [None for _ in evaluators]
     for checkpoint in checkpoints:
-        chosen = replace(sampling, step=checkpoint.step)
+        chosen = sampling.model_copy(update={"step": checkpoint.step})
         state = checkpoint.state()
-        point = {"step": checkpoint.step, "images_seen": state.images_seen, "train_seconds": state.train_seconds}
-        opened: Opened | None = None  # sampled once, and only if an evaluator has not scored it before
-        for number, judge in enumerate(judges):
-            found = known.get(judge.identity(run, count, chosen))
-            if found is not None and judge.is_main:
-                judge.bench.tell(f"step {checkpoint.step}: evaluated before")
-            try:
-                if found is None:
-                    opened = opened or open_once(judges, target, num_images=num_images, sampling=chosen)
-                    found = judge.score(opened)
-            except RefusedError as error:
-                points[number].append({**point, "metrics": None, "refused": str(error)})
-                judge.bench.tell(f"step {checkpoint.step}: {error}")
-                continue
-            last[number] = found.document or last[number]
-            points[number].append({**point, "metrics": found.document.get("metrics"), "evaluation": str(found.path)})
-    if not judges[0].is_main:
-        return [Evaluation({}, target)]
-    curves = [_write_curve(run, document, curve) for document, curve in zip(last, points, strict=True) if document]
-    if not curves:
-        raise RefusedError(
-            f"{target}: none of {len(points[0])} checkpoints could be scored: {points[0][-1]['refused']}"
+        point = CurvePoint(
+            step=checkpoint.step, images_seen=state.images_seen, train_seconds=state.train_seconds
         )
+        opened: Target | None = None  # sampled once, and only if an evaluator has not scored it before
+        for number, evaluator in enumerate(evaluators):
+            evaluation = known.get(evaluator.identity(run, count, chosen))
+            if evaluation is not None and evaluator.is_main:
+                evaluator.execution.notify(f"step {checkpoint.step}: evaluated before")
+            try:
+                if evaluation is None:
+                    opened = opened or open_once(evaluators, target, num_images=num_images, sampling=chosen)
+                    evaluation = evaluator.score(opened)
+            except RefusedError as error:
+                points[number].append(point.model_copy(update={"refused": str(error)}))
+                evaluator.execution.notify(f"step {checkpoint.step}: {error}")
+                continue
+            last[number] = evaluation.record or last[number]
+            metrics = None if evaluation.record is None else evaluation.record.metrics
+            scored = {"metrics": metrics, "evaluation": str(evaluation.path)}
+            points[number].append(point.model_copy(update=scored))
+    if not evaluators[0].is_main:
+        return [Series(None, target)]
+    curves = [_write_curve(run, record, curve) for record, curve in zip(last, points, strict=True) if record]
+    if not curves:
+        raise RefusedError(f"{target}: none of {len(points[0])} checkpoints could be scored: {points[0][-1].refused}")
     return curves
 
 
 def known_evaluations(run: Run) -> dict[str, Evaluation]:
-    """Evaluations in a run by identity; files that are none are passed over."""
-    found = {}
+    """Evaluations in a run by identity; files that are none are skipped."""
+    known = {}
     for path in run.evaluation_paths():
         try:
-            document = read_json(path)
-        except DriftkitError:
-            continue  # cut off or foreign: it is evaluated anew
-        if document.get("kind") == "evaluation" and isinstance(document.get("identity"), str):
-            found[document["identity"]] = Evaluation(document, path)
-    return found
+            record = EvaluationRecord.read(path)
+        except ArtifactError:
+            continue  # cut off or of something else: it is evaluated again
+        if record.identity is not None:
+            known[record.identity] = Evaluation(record, path)
+    return known
 
 
-def _write_curve(run: Run, last: dict[str, Any], points: list[dict[str, Any]]) -> Evaluation:
-    keys = ("name", "num_images", "run", "method", "encoder", "sampler", "nfe", "weights", "seed",
-            "sampler_precision", "floor", "extractor", "reference", "kinship")  # fmt: skip
-    document = {
-        "format": FORMAT,
-        "kind": "evaluation curve",
-        "driftkit": __version__,
-        "created": now(),
-        **{key: last[key] for key in keys},
-        "points": points,
-    }
-    extractor = last["extractor"]
-    label = "-".join(
-        str(part)
-        for part in (extractor["name"], extractor["weights_digest"][:8], last["sampler"], last["nfe"], last["weights"],
-                     f"n{last['num_images']}", f"seed{last['seed']}", last["reference"]["digest"][:8])
-    )  # fmt: skip
-    path = run.path / "evaluations" / "curves" / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', label)}.json"
-    figure = score_curve(document)
-    with atomic_path(path.with_suffix(".png")) as temporary:
-        temporary.write_bytes(figure)
-    document["figure"] = path.with_suffix(".png").name
-    write_json(path, document)
-    return Evaluation(document, path)
+def _write_curve(run: Run, last: EvaluationRecord, points: Sequence[CurvePoint]) -> Series:
+    assert last.sampling is not None
+    label = f"{last.extractor.label}-{last.sampling.file_label}-n{last.num_images}-seed{last.sampling.seed}"
+    path = run.path / "evaluations" / "curves" / f"{file_label(f'{label}-{last.reference.digest[:8]}')}.json"
+    figure = path.with_suffix(".png")
+    record = CurveRecord(**last.shared(), points=points, figure=figure.name)
+    write_bytes(figure, draw_curve(record))
+    record.write(path)
+    return Series(record, path)
 
 
-def _beside(path: Path, suffix: str) -> Path:
-    """A file in the folder `repeats` beside evaluations, whose readers expect nothing else among them."""
-    return path.parent / "repeats" / f"{path.stem}-{suffix}.json"
+def draw_curve(record: CurveRecord) -> bytes:
+    """A PNG of score against step, with the real-vs-real floor; refused checkpoints are crosses at the top."""
+    scored = [(point.step, point.metrics[REQUIRED]) for point in record.points if point.metrics]
+    refused = [point.step for point in record.points if not point.metrics]
+    floor = record.floor
+    values = [value for _, value in scored] + (
+        [floor.metrics[REQUIRED]] if floor and floor.metrics[REQUIRED] > 0 else []
+    )
+
+    def draw(axes: Any, theme: str) -> None:
+        main, _, _, _, _, wrong, *_ = PALETTES[theme]
+        axes.plot(*zip(*scored, strict=True), marker="o", color=main, label=record.name)
+        if floor:
+            axes.axhline(floor.metrics[REQUIRED], color=INK[theme], linewidth=1, linestyle=(0, (1, 2)),
+                         label=f"real images, {floor.num_images:,} against {floor.num_images:,}")  # fmt: skip
+        if refused:
+            top = [max(value for _, value in scored) * FIGURE_MARGIN] * len(refused)
+            axes.plot(refused, top, linestyle="", marker="x", color=wrong, label="not scorable")
+        scale_y(axes, values)
+        axes.set_xlim(left=0)
+        axes.set_xlabel("training step")
+        axes.set_ylabel(plain_label(f"{record.name} by {record.extractor.name}"))
+        axes.set_title(plain_label(str(record.run)), fontsize=10, loc="right", color=INK[theme])
+        legend(axes, theme)
+
+    return draw_figure(draw, name="score-curve", alt="", caption="", height=3.8, entries=1 + bool(floor)).png

@@ -1,4 +1,4 @@
-"""Evaluators that come through timm: DINOv2 and CLIP as FD-DINOv2 and FD-CLIP take them, and any other model."""
+"""Extractors that come through timm: DINOv2 and CLIP as FD-DINOv2 and FD-CLIP take them, and any other model."""
 
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +19,7 @@ DINOV2_SIZE = 224
 CLIP_MODEL = "vit_large_patch14_clip_224.datacompxl"
 PACKAGED_SIZE = 128  # side in pixels at which packaged networks see all images
 MODES = ("bicubic", "bilinear")
+PLACE_FILE = "place the file and give `extractor_weights`"
 
 
 def dinov2(path: Path, device: torch.device, *, model: str = DINOV2_MODEL) -> Extractor:
@@ -51,7 +52,7 @@ def _transformer_lineage(
 
 
 def packaged_model(name: str, path: Path, device: torch.device) -> Extractor:
-    """The pooled features of a network whose weights come with a Python package: an evaluator every machine has.
+    """The pooled features of a network whose weights come with a Python package: an extractor every machine has.
 
     Comparable between runs and machines; no published figure was measured with it.
     """
@@ -74,7 +75,7 @@ def timm_weights(name: str, given: Path | None) -> Path:
         ArtifactError: the weights are not here and do not come.
     """
     spec = timm_spec(name, input_size=None)
-    return given or fetch(spec, otherwise="place the file and give --features-weights PATH")
+    return given or fetch(spec, otherwise=PLACE_FILE)
 
 
 def timm_model(name: str, path: Path, device: torch.device) -> Extractor:

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from driftkit.datasets.packs import card_path, open_pack
 from driftkit.encoders import cache
 from driftkit.errors import ArtifactError, DriftkitError
-from driftkit.scoring import reference_statistics
+from driftkit.scoring import statistics_file
 from driftkit.storage.atomic import is_temporary, writer_lives
 from driftkit.storage.checksums import CHECKSUM_FILE, read_checksums, require_checksum
 from driftkit.storage.files import read_json, read_tensors, sha256_file, state_digest
@@ -235,7 +235,7 @@ class _Verifier:
             "pack": lambda: open_pack(path).require_content(),
             "samples": lambda: read_samples(path),
             "encoder": lambda: _require_encoder(path),
-            reference_statistics.KIND: lambda: reference_statistics.read_statistics(path),
+            statistics_file.KIND: lambda: statistics_file.read_statistics(path),
         }
         if (kind == "pack" and not card_path(path).is_file()) or (not kind and list(tensors) == ["images"]):
             self.note(path, "unfinished", f"{kind or 'samples'} without {side.name}: make them again")

@@ -23,7 +23,7 @@ FREE_ON_RESUME = {
     "trainer.steps", "trainer.log_every", "trainer.sample_every", "trainer.checkpoint_every", "trainer.keep_every",
     "trainer.tracker", "trainer.measure_every", "trainer.micro_batch", "trainer.rank_timeout", "trainer.compile",
     "trainer.collapse_spread", "trainer.collapse_patience", "trainer.fail_on_collapse",
-    "evaluation.every", "evaluation.reference", "evaluation.features", "evaluation.features_weights",
+    "evaluation.every", "evaluation.reference", "evaluation.extractor", "evaluation.extractor_weights",
     "evaluation.num_images",
 }  # fmt: skip
 
@@ -53,11 +53,11 @@ class EvaluationConfig(BaseModel):
     reference: str | None = Field(
         None, description="data SPEC or statistics file of the real images; None: the training images"
     )
-    features: str = Field(
-        "inception", description="evaluator, as in fid: inception, efficientnet-lite2, encoder:RUN, ..."
+    extractor: str = Field(
+        "inception", description="feature extractor, as in fid: inception, efficientnet-lite2, encoder:RUN, ..."
     )
-    features_weights: str | None = Field(
-        None, description="local weights file of the evaluator; None: cache, then download"
+    extractor_weights: str | None = Field(
+        None, description="local weights file of the extractor; None: cache, then download"
     )
     num_images: int = Field(2000, ge=10, description="images per score; few, since this is for the curve alone")
 

@@ -7,7 +7,8 @@ import torch
 
 from driftkit.datasets.packs import ImagePack, PackSource, write_pack
 from driftkit.encoders.lineage import Lineage
-from driftkit.scoring.extractors import Extractor
+from driftkit.scoring.evaluation_record import EvaluationRecord
+from driftkit.scoring.extraction import Extractor
 from driftkit.storage.images import save_grid, write_samples
 from driftkit.storage.run_folder import Run
 
@@ -98,18 +99,24 @@ KIN = {"degree": "kin", "reason": "the training encoder itself"}
 
 
 def evaluation(fid: float, **changes: Any) -> dict[str, Any]:
-    """An evaluation document of 100 images."""
+    """An evaluation of 100 images, as JSON data; fields of its sampling may be changed like its own."""
+    sampling = {"method": "ddpm", "sampler": "ddim", "nfe": 50, "weights": "ema", "step": 30, "seed": 0,
+                "options": {}, "precision": "float32", "encoder": None}  # fmt: skip
+    floor = {"num_images": 100, "seed": 0, "metrics": {"fid": 1.5}}
     return {
-        "format": 1,
         "kind": "evaluation",
+        "format_version": EvaluationRecord.format_version,
         "name": "fid@100",
         "num_images": 100,
+        "target": "run",
         "metrics": {"fid": fid, "kid_mean": 0.01, "kid_std": 0.001, "precision": 0.5, "recall": 0.25},
-        "floor": {"fid": 1.5, "num_images": 100, "seed": 0},
-        "extractor": {"name": "encoder:tiny", "version": "1", "weights_digest": "ab", "resize": "r", "dim": 12},
+        "floor": floor,
+        "extractor": {"name": "encoder:tiny", "version": "1", "weights_digest": "ab", "resize": "r", "dim": 12,
+                      "precision": "float32 (IEEE)"},
         "reference": {"spec": "real", "digest": "cd", "count": 500, "image_size": SIZE},
-        "run": "run", "method": "ddpm", "sampler": "ddim", "nfe": 50, "weights": "ema", "step": 30, "seed": 0,
-        "sampler_options": {}, "kinship": {"degree": "independent", "reason": "another family"},
+        "run": "run",
+        "sampling": {**sampling, **{key: changes.pop(key) for key in sampling if key in changes}},
+        "kinship": {"degree": "independent", "reason": "another family"},
         "warnings": ["100 images are few"],
         **changes,
     }  # fmt: skip

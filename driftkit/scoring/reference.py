@@ -1,0 +1,186 @@
+"""Real images with their features: the reference, and the training images among which copies are searched."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+
+from driftkit.datasets.packs import ImagePack
+from driftkit.errors import DriftkitError, StorageError
+from driftkit.metrics.base import FeatureStats
+from driftkit.scoring.evaluation_record import TrainingInfo
+from driftkit.scoring.extraction import Extractor, extract, together
+from driftkit.scoring.image_set import Execution, ImageSet, file_formats
+from driftkit.scoring.sanity import require_scorable
+from driftkit.scoring.statistics_file import (
+    ImagesInfo,
+    Statistics,
+    StatisticsRecord,
+    cached_path,
+    find_cached,
+    is_statistics_file,
+    open_statistics_file,
+    write_statistics,
+)
+from driftkit.storage.run_folder import Run
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Real images that others are scored against.
+
+    Attributes:
+        statistics: of their features, which only rank 0 holds.
+        images: None where a file of statistics was named.
+    """
+
+    statistics: Statistics
+    images: ImageSet | None
+
+    @property
+    def stats(self) -> FeatureStats:
+        return self.statistics.stats
+
+    @property
+    def info(self) -> ImagesInfo:
+        return self.statistics.record.images
+
+
+@dataclass(frozen=True)
+class TrainingImages:
+    """The images among which copies are searched.
+
+    Attributes:
+        reference: with their features.
+        is_reference: whether they are the reference itself.
+        known: whether the run or the user says that it was trained on them.
+    """
+
+    reference: Reference
+    is_reference: bool = False
+    known: bool = True
+
+    def describe(self) -> TrainingInfo:
+        """For the record."""
+        info = self.reference.info
+        assert info.count is not None
+        among = "training images" if self.known else "reference images, since the training images are unknown"
+        return TrainingInfo(among=among, spec=info.spec, digest=info.digest, count=info.count)
+
+
+def open_reference(
+    spec: str,
+    extractor: Extractor,
+    execution: Execution,
+    *,
+    image_size: int | None = None,
+    check_size: Callable[[int | None], None] = lambda size: None,
+) -> Reference:
+    """The reference of that SPEC or file of statistics.
+
+    Args:
+        image_size: side in pixels to which images are resized; None leaves them.
+        check_size: called with the image size before the features are computed; refuses it by raising.
+
+    Raises:
+        ArtifactError, UsageError: it is not there, or broken.
+        RefusedError: it is not scorable, or statistics of another extractor.
+    """
+    from driftkit.datasets.sources import open_dataset
+
+    if is_statistics_file(Path(spec)):
+        statistics = together(lambda: open_statistics_file(Path(spec), extractor), execution.ranks)
+        check_size(statistics.record.images.image_size)
+        return Reference(_named(statistics, spec), None)
+    pack = open_dataset(spec, image_size=image_size, ranks=execution.ranks)
+    check_size(pack.image_size)
+    return of_pack(pack, spec, "reference", extractor, execution)
+
+
+def of_pack(pack: ImagePack, spec: str, role: str, extractor: Extractor, execution: Execution) -> Reference:
+    """A pack with its features: from the cache, else computed, and kept there.
+
+    Args:
+        role: what messages call the images, for example "reference".
+
+    Raises:
+        RefusedError: the images are not scorable, or their features not finite.
+    """
+    ranks = execution.ranks
+    images = ImageSet.of_pack(pack, spec, execution)
+    record = StatisticsRecord(
+        images=ImagesInfo(
+            spec=spec, digest=pack.digest, count=len(pack), image_size=pack.image_size, classes=pack.classes,
+            formats=file_formats(pack.card.source.spec),
+        ),
+        extractor=extractor.info,
+        device=extractor.device.type,
+    )  # fmt: skip
+    cached = find_cached(record, execution.notify) if execution.cache and ranks.is_main else None
+    if float(ranks.max(torch.tensor([float(cached is not None)]))):
+        if ranks.is_main:
+            execution.notify(f"{role} {spec}: features of {len(pack):,} images from {cached_path(record)}")
+        statistics = cached or Statistics(FeatureStats.empty(extractor.dim), record)
+        return Reference(_named(statistics, spec), images)
+    stats = extract(extractor, images, execution, task=f"{role.partition(' ')[0]}, {extractor.name}")
+
+    def keep() -> Statistics:
+        if not ranks.is_main:
+            return Statistics(stats, record)
+        assert stats.survey is not None
+        require_scorable(stats.survey, f"{role} {spec}")
+        if execution.cache:
+            try:
+                return write_statistics(cached_path(record), stats, record)
+            except (OSError, SafetensorError, StorageError) as error:
+                # A full or read-only disk costs the next call time, not this one its score.
+                execution.notify(f"warning: features of {role} {spec} were not kept: {error}")
+        return Statistics(stats, record)
+
+    return Reference(together(keep, ranks), images)
+
+
+def _named(statistics: Statistics, spec: str) -> Statistics:
+    """The statistics under the name that was given now."""
+    images = statistics.record.images.model_copy(update={"spec": spec})
+    return Statistics(statistics.stats, statistics.record.model_copy(update={"images": images}), statistics.path)
+
+
+def open_training(
+    run: Run | None, named: str | None, reference: Reference, extractor: Extractor, execution: Execution
+) -> TrainingImages | str:
+    """The training images of a run, or those that are named; the reference where nobody knows.
+
+    Returns:
+        The images; where they cannot be had, a sentence why, and no error: the other scores do not need them.
+    """
+    from driftkit.datasets.sources import open_dataset
+
+    spec, digest = named, None
+    image_size, limit = reference.info.image_size, None
+    if spec is None and run is not None:
+        data = run.manifest().config.get("data", {})
+        spec, digest = data.get("spec"), training_digest(run)
+        image_size, limit = data.get("image_size"), data.get("limit")
+    if spec is None or digest == reference.info.digest:
+        if reference.images is None:
+            return "the reference is statistics alone: copies were not searched"
+        return TrainingImages(reference, is_reference=True, known=spec is not None)
+    unsearched = "copies of training images were not searched"
+    try:
+        pack = open_dataset(spec, image_size=image_size, limit=limit, ranks=execution.ranks, allow_download=False)
+    except DriftkitError as error:
+        return f"{unsearched}: {error}"
+    if digest is not None and pack.digest != digest:
+        return f"{unsearched}: {spec} now holds other images than the run was trained on"
+    if pack.digest == reference.info.digest:
+        images = ImageSet.of_pack(pack, spec, execution)
+        return TrainingImages(Reference(reference.statistics, images), is_reference=True)
+    return TrainingImages(of_pack(pack, spec, "training images", extractor, execution))
+
+
+def training_digest(run: Run | None) -> str | None:
+    """Digest of the images a run was trained on, as its manifest has it."""
+    return run.manifest().data_digest if run else None

@@ -1,0 +1,220 @@
+"""Scoring as a command: open extractors and reference, then score a target once, repeatedly or over its checkpoints."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, field_validator
+
+from driftkit.config.sampling_config import SAMPLING, SamplingConfig
+from driftkit.config.settings import Option
+from driftkit.errors import UsageError
+
+if TYPE_CHECKING:  # torch is loaded when images are scored, not for --help
+    from driftkit.scoring.evaluator import Evaluation, Evaluator
+    from driftkit.scoring.series import Series
+
+SCORING, FILES = "Scores", "Where it goes"
+
+
+class FidConfig(SamplingConfig):
+    """Settings of `driftkit fid`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    reference: Annotated[str, Option(SCORING, ("--reference", "-r"))] = Field(
+        description="real images (shapes, cifar10, a folder, an archive, a pack), or a file of statistics"
+    )
+    extractor: Annotated[tuple[str, ...], Option(SCORING)] = Field(
+        ("inception",),
+        min_length=1,
+        description="feature extractor: inception, dinov2, clip, efficientnet-lite2 (installed), pixels, timm:MODEL or "
+        "encoder:RUN of a MAE or classifier run; repeat it for several in one pass over the images",
+    )
+    extractor_weights: Annotated[Path | None, Option(SCORING, default="cache, then download")] = Field(
+        None, description="local weights file of the extractor"
+    )
+    metrics: Annotated[tuple[str, ...] | None, Option(SCORING, default="all that apply")] = Field(
+        None, description="names of the metrics, separated by commas; fid is always computed"
+    )
+    num_images: Annotated[int | None, Option(SCORING, ("--num-images", "-n"), default="50000 of a run, else all")] = (
+        Field(None, ge=1, description="number of images, at least 10")
+    )
+    image_size: Annotated[int | None, Option(SCORING, default="as it is")] = Field(
+        None, ge=8, le=4096, description="side in pixels to which the reference is resized"
+    )
+    allow_collapsed: Annotated[bool, Option(SCORING)] = Field(
+        False, description="score images that are all alike (an untrained network) instead of refusing"
+    )
+    allow_jpeg: Annotated[bool, Option(SCORING)] = Field(
+        False, description="allow JPEG samples against a lossless reference"
+    )
+    training: Annotated[str | None, Option(SCORING, default="the run's own, else the reference")] = Field(
+        None, description="training set for the memorization check"
+    )
+    memorization: Annotated[bool, Option(SCORING)] = Field(
+        True, description="search for copies of training images, in the features of the first extractor"
+    )
+    precision: Annotated[Literal["auto", "float32", "bfloat16"], Option(SAMPLING)] = Field(
+        "float32", description="number format of a run's network; auto: bfloat16 where the device gains"
+    )
+    batch_size: Annotated[int | None, Option(SAMPLING, ("--batch-size", "-b"), default="64; 256 on a GPU")] = Field(
+        None, ge=1, description="images at a time; changes speed, not scores"
+    )
+    repeats: Annotated[int | None, Option(SAMPLING, default="1")] = Field(
+        None,
+        ge=2,
+        description="score this many seeds (of a run) or disjoint parts (of images): mean, sd and all values",
+    )
+    all_checkpoints: Annotated[bool, Option(SAMPLING)] = Field(
+        False, description="score every checkpoint of the run: score against step"
+    )
+    device: Annotated[str, Option(SAMPLING)] = Field("auto", description="auto, cpu or cuda")
+    cache: Annotated[bool, Option(FILES)] = Field(
+        True, description="keep features of real images in DRIFTKIT_CACHE, and use those that are there"
+    )
+    write_statistics: Annotated[Path | None, Option(FILES, default="none")] = Field(
+        None, description="also write the reference's statistics here, as a reference for others"
+    )
+    output: Annotated[Path | None, Option(FILES, ("--output", "-o"), default="in RUN/evaluations")] = Field(
+        None, description="JSON file"
+    )
+
+    @field_validator("extractor", mode="before")
+    @classmethod
+    def _one_extractor(cls, value: Any) -> Any:
+        names = (value,) if isinstance(value, str) else value
+        return tuple(dict.fromkeys(names)) if isinstance(names, list | tuple) else names
+
+    @field_validator("metrics", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        parts = (value,) if isinstance(value, str) else value
+        if not isinstance(parts, list | tuple):
+            return value
+        return tuple(name.strip() for part in parts for name in str(part).split(",") if name.strip())
+
+
+def fid(
+    target: Path,
+    config: FidConfig,
+    *,
+    report: Callable[[str, int, int], None] = lambda task, done, total: None,
+    notify: Callable[[str], None] = lambda line: None,
+) -> "list[Evaluation | Series]":
+    """Score a run, a samples file or any images against real ones by each extractor, and write the records.
+
+    Args:
+        report: progress callback of rank 0.
+        notify: called by rank 0 with lines that a user should see while it runs.
+
+    Returns:
+        One result of each extractor; nothing on ranks other than the first.
+
+    Raises:
+        UsageError: settings that do not fit each other or the target.
+        ArtifactError: target, reference or weights are absent or damaged.
+        RefusedError: a number would mislead: too few, identical or flat images, values or features that are not
+            finite or hardly vary, another size or file format than the reference.
+    """
+    from driftkit.metrics.registry import select_metrics
+    from driftkit.runtime.device import resolve_device
+    from driftkit.runtime.ranks import Ranks, local_rank
+    from driftkit.scoring.evaluator import ScoringOptions, evaluate, open_evaluator
+    from driftkit.scoring.image_set import Execution, default_batch_size, require_target
+    from driftkit.scoring.series import evaluate_checkpoints, evaluate_repeats
+
+    _require_consistent(target, config)
+    _require_places(target, config)
+    metrics = select_metrics(config.metrics)
+    if not config.memorization:
+        metrics = tuple(metric for metric in metrics if metric.needs != "training")
+    first = ScoringOptions(metrics, config.training, config.allow_collapsed, config.allow_jpeg)
+    device = resolve_device(config.device, local_rank=local_rank())
+    # Features travel between processes as CPU tensors, whatever device makes them.
+    ranks = Ranks.start(device_type="cpu")
+    try:
+        execution = Execution(config.batch_size or default_batch_size(device), device, ranks, config.cache)
+        if ranks.is_main:
+            execution = Execution(execution.batch_size, device, ranks, config.cache, report, notify)
+        evaluators = [
+            open_evaluator(
+                config.reference,
+                extractor=name,
+                extractor_weights=config.extractor_weights,
+                # Copies are the same for all: they are searched in the features of the first extractor alone.
+                options=first if number == 0 else first.without_memorization(),
+                execution=execution,
+                image_size=config.image_size,
+                check_size=lambda size: require_target(target, config, reference_size=size),
+            )
+            for number, name in enumerate(config.extractor)
+        ]
+        _require_replaceable_outputs(evaluators, config.output)
+        if config.write_statistics is not None:
+            evaluators[0].write_statistics(config.write_statistics)
+        if config.all_checkpoints:
+            return _of_main(evaluate_checkpoints(evaluators, target, num_images=config.num_images, sampling=config))
+        if config.repeats is not None:
+            return _of_main(
+                evaluate_repeats(
+                    evaluators, target, config.repeats, num_images=config.num_images, sampling=config,
+                    output=config.output,
+                )
+            )  # fmt: skip
+        return _of_main(
+            evaluate(evaluators, target, num_images=config.num_images, sampling=config, output=config.output)
+        )
+    finally:
+        ranks.stop()
+
+
+def _of_main(results: "list[Any]") -> "list[Evaluation | Series]":
+    return [result for result in results if result.record is not None]
+
+
+def _require_consistent(target: Path, config: FidConfig) -> None:
+    """Refuse what needs neither images nor weights to be refused."""
+    from driftkit.datasets.sources import resolve
+    from driftkit.scoring.image_set import is_run
+
+    if len(config.extractor) > 1 and (config.extractor_weights or config.write_statistics):
+        key = "extractor_weights" if config.extractor_weights else "write_statistics"
+        raise UsageError(f"`{key}`: belongs to one extractor, got {', '.join(config.extractor)}; give one `extractor`")
+    if config.output is not None and config.output.suffix != ".json":
+        raise UsageError(f"`output` {config.output}: expected a name that ends in .json")
+    if config.write_statistics is not None and config.write_statistics.suffix != ".safetensors":
+        raise UsageError(f"`write_statistics` {config.write_statistics}: expected a name that ends in .safetensors")
+    if config.training is not None and config.memorization:
+        resolve(config.training, allow_download=False)
+    if config.all_checkpoints and (config.repeats is not None or config.output is not None):
+        key = "repeats" if config.repeats is not None else "output"
+        raise UsageError(f"`all_checkpoints` and `{key}` exclude each other: remove one")
+    if config.all_checkpoints and target.exists() and not is_run(target):
+        raise UsageError(f"`all_checkpoints`: {target} is no run")
+
+
+def _require_places(target: Path, config: FidConfig) -> None:
+    """Ask before the hours of scoring whether the results can be written."""
+    from driftkit.scoring.image_set import is_run
+    from driftkit.storage.writable import require_replaceable, require_writable
+
+    default = target / "evaluations" / "score.json" if is_run(target) else target.with_name("score.json")
+    if target.exists():
+        require_writable(config.output or default, "`output`")
+    if config.output is not None:
+        require_replaceable(config.output, "`output`", "evaluation")
+    if config.write_statistics is not None:
+        require_writable(config.write_statistics, "`write_statistics`")
+        require_replaceable(config.write_statistics, "`write_statistics`", "statistics")
+
+
+def _require_replaceable_outputs(evaluators: "list[Evaluator]", output: Path | None) -> None:
+    """Each of several extractors has a file of its own, whose name is known only now."""
+    from driftkit.scoring.evaluator import output_of
+    from driftkit.storage.writable import require_replaceable
+
+    for evaluator in evaluators:
+        file = output_of(evaluator, output, several=len(evaluators) > 1)
+        if file is not None:
+            require_replaceable(file, "`output`", "evaluation")
