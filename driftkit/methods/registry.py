@@ -70,10 +70,28 @@ class Setting:
 
 
 @dataclass(frozen=True)
+class Curve:
+    """A signal of training that reports draw over the steps.
+
+    Attributes:
+        key: "loss", or a key of `health` in metrics.jsonl.
+        label: name in tables and on the axis.
+        caption: what its values mean.
+        from_zero: draw a linear axis from 0, which shows that a signal is flat.
+    """
+
+    key: str
+    label: str
+    caption: str
+    from_zero: bool = False
+
+
+@dataclass(frozen=True)
 class ObjectiveKind:
     """One method.
 
     Attributes:
+        label: in reports.
         model_kind: `kind` of the network config it trains.
         build: makes the objective.
         samplers: sampler name -> function of the objective's config that makes the sampler; the first is the default.
@@ -84,9 +102,12 @@ class ObjectiveKind:
         holdout: share of the images kept out of training to measure on, unless data.holdout says how many.
         complete: fills in what the network's config leaves to the images.
         export: writes what the finished run is used for elsewhere.
+        curves: signals of training that reports draw, the one that shows progress first.
+        curves_note: what a reader of the curves should know.
     """
 
     name: str
+    label: str
     model_kind: str
     build: Callable[[Any, Setting], BuiltObjective]
     samplers: Mapping[str, Callable[[Any], Sampler]] = field(default_factory=dict)
@@ -98,6 +119,8 @@ class ObjectiveKind:
     holdout: float = 0.0
     complete: Callable[[Any, Any, ImagePack], Any] = lambda objective, model, pack: model
     export: Callable[[Run], Path] | None = None
+    curves: tuple[Curve, ...] = (Curve("loss", "loss", "Loss."),)
+    curves_note: str = ""
 
 
 def _build_drifting(config: DriftingConfig, setting: Setting) -> BuiltObjective:
@@ -206,6 +229,27 @@ def _with_head(model: MAEResNetConfig, pack: ImagePack, wanted: str) -> MAEResNe
     return model.model_copy(update={"num_classes": model.num_classes or len(pack.classes)})
 
 
+DRIFTING_CURVES = (
+    Curve("drift_norm", "drift norm", "Drift norm: how far real and generated features still pull apart."),
+    Curve(
+        "spread",
+        "spread",
+        "Spread of generated features over that of real ones: 1 is as varied as real images, near 0 is collapse.",
+        from_zero=True,
+    ),
+    Curve(
+        "loss",
+        "normalised drifting loss",
+        "Normalised drifting loss: flat by construction, shown so that nobody waits for it.",
+        from_zero=True,
+    ),
+)
+DRIFTING_NOTE = (
+    "The drifting loss divides the field by its own size, so it is flat by construction and says nothing about "
+    "progress. The signal to watch is the drift norm: the length of the field before that division. It starts low "
+    "while generated images are all alike, rises as they spread, and falls as generated and real features come to agree."
+)
+
 BANK_IMAGES = 5_000  # in which held-out images look for neighbours
 
 OBJECTIVES = {
@@ -213,14 +257,18 @@ OBJECTIVES = {
     for kind in (
         ObjectiveKind(
             "drift",
+            "Drifting",
             "unet",
             _build_drifting,
             {"one-step": lambda config: sample_one_step},
             min_batch=2,  # generated images push one another
             tells_spread=True,
+            curves=DRIFTING_CURVES,
+            curves_note=DRIFTING_NOTE,
         ),
         ObjectiveKind(
             "ddpm",
+            "DDPM",
             "unet",
             lambda config, setting: BuiltObjective(DDPM(config)),
             {
@@ -229,10 +277,12 @@ OBJECTIVES = {
                 "dpm-solver": lambda config: partial(sample_dpm_solver, schedule=config.schedule()),
             },
             sampler_options=_ddpm_sampler_options,
+            curves=(Curve("loss", "loss", "Loss of DDPM: squared error of the predicted noise."),),
         ),
-        ObjectiveKind("mae", "mae_resnet", _build_mae, holdout=0.02, complete=_complete_mae, export=export_encoder),
+        ObjectiveKind("mae", "MAE", "mae_resnet", _build_mae, holdout=0.02, complete=_complete_mae, export=export_encoder),
         ObjectiveKind(
             "classifier",
+            "Classifier",
             "mae_resnet",
             _build_classifier,
             holdout=0.02,

@@ -211,8 +211,8 @@ COMPARE = [
     Case("compare-neighbours-by", "compare {drift} --neighbours-by feature", 2, ["--neighbours-by feature"]),
     Case("compare-neighbours-in-nothing", "compare {drift} --no-speed --neighbours-in nothing -o out", 3, ["nothing"]),
     Case(
-        "compare-judge-misspelt",
-        "compare {drift} --evaluate -r {pack} --features incepton --no-speed -o out",
+        "compare-extractor-misspelt",
+        "compare {drift} --evaluate -r {pack} --extractor incepton --no-speed -o out",
         2,
         ["did you mean inception?"],
     ),
