@@ -200,12 +200,12 @@ def floor_warnings(floor: Floor | None, fid: float, num_images: int) -> list[str
     warnings = []
     if floor.num_images < num_images:
         warnings.append(
-            f"the floor is of {floor['num_images']} against {floor['num_images']} images, half of the reference: at "
+            f"the floor is of {floor.num_images} against {floor.num_images} images, half of the reference: at "
             f"{num_images} it would be lower"
         )
     elif fid < 2 * floor.metrics["fid"]:
         warnings.append(
-            f"the score is within twice what real images get ({floor['fid']:.4g}): differences of that size are noise"
+            f"the score is within twice what real images get ({floor.metrics['fid']:.4g}): differences of that size are noise"
         )
     return warnings
 

@@ -8,7 +8,9 @@ import torch
 from driftkit.datasets.packs import ImagePack, PackSource, write_pack
 from driftkit.encoders.lineage import Lineage
 from driftkit.scoring.evaluation_record import EvaluationRecord
+from driftkit.scoring.evaluator import Evaluation, ScoringOptions, evaluate, open_evaluator
 from driftkit.scoring.extraction import Extractor
+from driftkit.scoring.image_set import Execution
 from driftkit.storage.images import save_grid, write_samples
 from driftkit.storage.run_folder import Run
 
@@ -33,6 +35,27 @@ def tiny_extractor(name: str = "encoder:tiny", digest: str = "ab" * 32, dim: int
 
     lineage = Lineage(digest, "tiny", "tiny networks", ("noise",))
     return Extractor(name, "1", digest, "4x4 mean", dim, embed, torch.device("cpu"), lineage=lineage)
+
+
+def score(
+    target: Path,
+    reference: str,
+    *,
+    extractor: str | Extractor | None = None,
+    image_size: int | None = None,
+    options: ScoringOptions | None = None,
+    execution: Execution | None = None,
+    **request: Any,
+) -> Evaluation:
+    """One evaluation of a target, by `tiny_extractor` unless another one is given."""
+    evaluator = open_evaluator(
+        reference,
+        extractor=extractor or tiny_extractor(),
+        image_size=image_size,
+        options=options,
+        execution=execution,
+    )
+    return evaluate([evaluator], target, **request)[0]
 
 
 def make_pack(

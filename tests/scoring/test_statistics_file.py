@@ -8,11 +8,6 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
-
-from driftkit.errors import ArtifactError, RefusedError
-from driftkit.metrics.moments import Moments
-from driftkit.scoring.evaluator import evaluate, evaluate_with, open_judge
-from driftkit.scoring.extraction import Share, extract
 from driftkit.scoring.reference_statistics import (
     cached_figures,
     cached_path,
@@ -23,6 +18,11 @@ from driftkit.scoring.reference_statistics import (
     read_statistics,
     write_statistics,
 )
+
+from driftkit.errors import ArtifactError, RefusedError
+from driftkit.metrics.moments import Moments
+from driftkit.scoring.evaluator import evaluate, evaluate_with, open_judge
+from driftkit.scoring.extraction import Share, extract
 from driftkit.storage.files import read_tensors, write_tensors
 from driftkit.storage.images import write_samples
 from tests.scoring.fakes import make_pack, random_images, tiny_extractor
