@@ -45,11 +45,11 @@ gpu-test:
 fuzz *ARGS:
     uv run --group fuzz python -m tests.fuzz {{ARGS}}
 
-# measure against baselines of the same run and write tests/benchmarks/results; for example: just bench field
+# measure against baselines of the same run and write outputs/benchmarks; for example: just bench field
 bench *ARGS:
     uv run python -m tests.benchmarks {{ARGS}}
 
-# what a GPU makes of it: training, the field and sampling, in eight minutes; tests/benchmarks/results/gpu.json
+# what a GPU makes of it: training, the field and sampling, in eight minutes; outputs/benchmarks/gpu.json
 bench-gpu *ARGS:
     uv run python -m tests.benchmarks.gpu {{ARGS}}
 

@@ -116,10 +116,10 @@ def _out_of_memory(error: Exception) -> str:
         return f"out of memory; {fix}"
     import torch
 
-    from driftkit.runtime.memory import told
+    from driftkit.runtime.memory import describe_shortage
 
     cuda = isinstance(error, torch.OutOfMemoryError) and torch.cuda.is_available()
-    return f"{told(error, torch.device('cuda' if cuda else 'cpu'))}; {fix}"
+    return f"{describe_shortage(error, torch.device('cuda' if cuda else 'cpu'))}; {fix}"
 
 
 def _usage_message(error: Any, words: Sequence[str]) -> str:

@@ -1,14 +1,13 @@
 """What every command does with its result and its options: one JSON document or text on stdout, all else on stderr."""
 
-import contextlib
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import typer
 
-from driftkit.runtime.terminal import open_console, printable, say
+from driftkit.runtime.progress import progress_bars as progress_bars
+from driftkit.runtime.terminal import printable, say
 
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print exactly one JSON document on stdout.", show_envvar=False)
@@ -34,40 +33,6 @@ def show_line(line: str) -> None:
 def note(message: str) -> None:
     """One line of progress or warning on stderr."""
     say(message)
-
-
-@contextlib.contextmanager
-def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
-    """Bars on stderr, lines now and then where it is no terminal; gives `report(what, just done, total)`."""
-    from rich.markup import escape
-    from rich.progress import Progress, TaskID
-
-    from driftkit.runtime.progress import is_live, plain_lines
-
-    console = open_console(stderr=True)
-    if not is_live(console):
-        lines: dict[str, Callable[[int], None]] = {}
-        counts: Counter[str] = Counter()
-
-        def tell(what: str, done: int, total: int) -> None:
-            lines.setdefault(what, plain_lines(what, total, "images"))(done)
-            counts[what] += done
-            if counts[what] >= total:  # what is done once more, for another evaluator, starts from nothing
-                del lines[what], counts[what]
-
-        yield tell
-        return
-    with Progress(console=console, transient=True) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def report(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(escape(printable(what)), total=total)
-            bars.advance(tasks[what], done)
-            if bars.tasks[bars.task_ids.index(tasks[what])].finished:
-                tasks.pop(what)
-
-        yield report
 
 
 def option(*names: str, help: str, panel: str | None = None, default: str | None = None, **extra: Any) -> Any:

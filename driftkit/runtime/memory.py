@@ -1,4 +1,4 @@
-"""Running out of memory: how it shows, where it happened, what was there, and which batch would have fitted."""
+"""Running out of memory: how it shows, where it happened, what was free, and which batch would have fitted."""
 
 import contextlib
 import gc
@@ -8,17 +8,19 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import torch
 
 from driftkit.errors import ResourceError
 
-# Where in the package the innermost call of a traceback lies -> what was being done.
+# Folder of the package in which the innermost call of a traceback lies -> what was being done.
 PHASES = {
-    "drift": "the drifting field",
+    "drifting": "the drifting field",
+    "ddpm": "the sampler",
     "encoders": "the encoder",
-    "nn": "the network",
-    "diffusion": "the sampler",
-    "evaluation": "the judge",
+    "models": "the network",
+    "scoring": "the evaluator",
+    "metrics": "the evaluator",
     "datasets": "reading images",
 }
 # Of torch's allocator, the system, C++, oneDNN, which says no more than that, and a thread without room for its stack.
@@ -50,7 +52,7 @@ def phase_of(error: BaseException) -> str:
             return "the optimizer"
         if path.parts[-3:-1] == ("torch", "autograd"):
             return "the backward pass"
-        if len(path.parts) >= 3 and path.parts[-3] == "driftkit" and path.parts[-2] in PHASES:
+        if "driftkit" in path.parts[-4:-2] and path.parts[-2] in PHASES:
             return PHASES[path.parts[-2]]
     return "the step"
 
@@ -66,26 +68,14 @@ def room(device: torch.device) -> int:
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
         return int(free) + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    left = [_available()]
+    left = [psutil.virtual_memory().available]
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    statm = Path("/proc/self/statm")
-    if limit != resource.RLIM_INFINITY and statm.is_file():
-        left.append(limit - int(statm.read_text().split()[0]) * resource.getpagesize())
+    if limit != resource.RLIM_INFINITY:
+        left.append(limit - psutil.Process().memory_info().vms)
     group = Path("/sys/fs/cgroup")
     with contextlib.suppress(OSError, ValueError):  # "max", or no cgroup of version 2: no limit
         left.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
     return max(0, min(left))
-
-
-def _available() -> int:
-    """Bytes the machine has for new memory; where the kernel does not tell, half of what it has."""
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        line = next(line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable:"))
-        return int(line.split()[1]) * 1024
-    import os
-
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
 def release(error: BaseException, device: torch.device) -> None:
@@ -101,8 +91,8 @@ def gib(count: float) -> str:
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{max(1, round(count / 2**20))} MiB"
 
 
-def told(error: BaseException, device: torch.device) -> str:
-    """The beginning of an explanation: where it happened, what was asked for, and what is there."""
+def describe_shortage(error: BaseException, device: torch.device) -> str:
+    """The beginning of an explanation: where it happened, what was asked for, and what is free."""
     asked = asked_bytes(error)
     wanted = f" ({gib(asked)} at once)" if asked else ""
     return f"out of memory in {phase_of(error)}{wanted}, with {gib(room(device))} left on {device.type}"
@@ -126,12 +116,12 @@ def fitting_batch(
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        begun = told(error, device)
+        shortage = describe_shortage(error, device)
         release(error, device)
         fits = largest_fitting(attempt, batch_size // 2, device)
         fits = min(fits, max(1, fits // 2))  # the next attempt may find memory in smaller pieces
         advice = f"{option} {fits} fits" if fits else "not even one image fits; free memory, or use another device"
-        raise ResourceError(f"{begun}: {what} takes {batch_size} images at a time; {advice}") from None
+        raise ResourceError(f"{shortage}: {what} takes {batch_size} images at a time; {advice}") from None
 
 
 def largest_fitting(attempt: Callable[[int], object], most: int, device: torch.device) -> int:

@@ -163,19 +163,16 @@ def _cpu(*, with_torch: bool) -> dict[str, Any]:
     }
 
 
-def _memory() -> dict[str, int | None]:
+def _memory() -> dict[str, int]:
     """Bytes of memory, and how many are free; where a container allows less, what it allows."""
-    sizes: dict[str, int] = {}
-    if Path("/proc/meminfo").is_file():
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            key, _, value = line.partition(":")
-            if value.strip().endswith("kB"):
-                sizes[key] = int(value.split()[0]) * 1024
-    total, free = sizes.get("MemTotal"), sizes.get("MemAvailable")
+    import psutil
+
+    memory = psutil.virtual_memory()
+    total, free = memory.total, memory.available
     limit = Path("/sys/fs/cgroup/memory.max")
-    if total is not None and limit.is_file() and (text := limit.read_text().strip()).isdigit():
+    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
         total = min(total, int(text))
-        free = None if free is None else min(free, total)
+        free = min(free, total)
     return {"memory_bytes": total, "available_bytes": free}
 
 

@@ -22,7 +22,7 @@ from driftkit.errors import StorageError
 PARTIAL = ".partial"
 LONGEST_NAME = 255  # bytes, of Linux' file systems
 _TEMPORARY = re.compile(
-    r"\.(?P<stem>.*)\.(?P<host>[A-Za-z0-9]*)-(?P<pid>\d+)-[0-9a-f]{6}\.partial(?P<suffix>\.[^.]*)?", re.DOTALL
+    r"\.(?P<stem>.*)\.(?P<host>[A-Za-z0-9]*)-(?P<pid>\d+)-[0-9a-f]{6}\.partial(?P<suffix>\..*)?", re.DOTALL
 )
 REMEDIES = {
     errno.ENOSPC: "no space is left there; free some, or choose another disk",

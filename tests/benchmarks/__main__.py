@@ -1,4 +1,4 @@
-"""All benchmarks, or those named: `python -m tests.benchmarks [NAME...]`. Prints a table, writes results/NAME.json."""
+"""All benchmarks, or those named: `python -m tests.benchmarks [NAME...]`. Results go to outputs/benchmarks."""
 
 import argparse
 import importlib

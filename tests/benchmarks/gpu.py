@@ -1,6 +1,6 @@
 """What a GPU makes of driftkit: training, the field and sampling, against the matrix products of the same device.
 
-`just bench-gpu` measures for about eight minutes, prints a table and writes results/gpu.json; cases that no longer fit
+`just bench-gpu` measures for about eight minutes and writes outputs/benchmarks; cases that no longer fit
 into the time are left out and named. Encoders are untrained, which changes no cost. `--device cpu --tiny` tries every
 line of it on a machine without a GPU, for no figures that mean anything.
 """

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path("outputs/benchmarks")
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ def _cpuinfo() -> list[str]:
 
 
 def write_results(name: str, rows: Sequence[Row]) -> Path:
-    """results/NAME.json: the machine and the rows."""
-    RESULTS.mkdir(exist_ok=True)
+    """outputs/benchmarks/NAME.json: the machine and the rows."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}.json"
     document = {"machine": machine(), "rows": [asdict(row) for row in rows]}
     path.write_text(json.dumps(document, indent=1) + "\n")

@@ -12,8 +12,6 @@ from tests.faults.campaign import Campaign, Tally, write_tallies
 from tests.faults.processes import preload
 from tests.faults.targets import TARGETS
 
-RESULTS = Path(__file__).parent / "results.json"
-
 
 def table(tallies: list[Tally]) -> Table:
     shown = Table("target", "kills", "compared ends", "most steps lost", "moments", "problems")
@@ -29,6 +27,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=70, help="of all targets together (default 70)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default 0)")
+    parser.add_argument("--output", type=Path, default=Path("outputs/faults.json"), help="default outputs/faults.json")
     parser.add_argument("--only", metavar="NAME", help="targets whose names contain this")
     arguments = parser.parse_args()
     chosen = [t for t in TARGETS if arguments.only is None or arguments.only in t.name]
@@ -45,7 +44,7 @@ def main() -> int:
             Console(stderr=True).print(*(f"{target.name}: {p}" for p in tallies[-1].problems), sep="\n", markup=False)
     Console(width=150).print(table(tallies))
     if arguments.only is None:
-        write_tallies(RESULTS, tallies, arguments.seed)
+        write_tallies(arguments.output, tallies, arguments.seed)
     return int(any(tally.problems for tally in tallies))
 
 

@@ -153,4 +153,5 @@ def write_tallies(path: Path, tallies: list[Tally], seed: int) -> None:
     rows = [{"target": t.target, "kills": t.kills, "ends": t.ends, "most_lost": t.most_lost, "problems": t.problems}
             for t in tallies]  # fmt: skip
     total = sum(t.count for t in tallies)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"seed": seed, "kills": total, "targets": rows}, indent=1) + "\n")

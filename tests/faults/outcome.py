@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from driftkit.storage.atomic import is_temporary
+from driftkit.storage.checksums import CHECKSUM_FILE, read_checksums
 from driftkit.storage.files import read_tensors, state_digest
+from driftkit.storage.lock import is_lock
 
 # Times; and what holds a time, or a number drawn once per run, or the digest of a file that does.
 VARYING = {
     "created", "updated", "written", "since", "seconds", "train_seconds", "seconds_by_part", "seconds_per_step",
-    "images_per_second", "images_per_second_of_steps", "peak_memory_gib", "id", "run_id", "run", "seal", "age",
-    "sha256", "bytes", "fingerprint", "identity", "result", "products",
+    "images_per_second", "images_per_second_of_steps", "peak_memory_gib", "id", "run_id", "run", "age",
+    "sha256", "bytes", "fingerprint", "identity", "result",
 }  # fmt: skip
 TEXTS_WITH_TIMES = {".html", ".svg", ".csv"}
 
@@ -26,7 +28,7 @@ def outcome(sandbox: Path) -> dict[str, Any]:
 def _is_leftover(path: Path, sandbox: Path) -> bool:
     """Half-written by a process that was killed, or a lock; nothing takes these for products."""
     parts = path.relative_to(sandbox).parts
-    return any(is_temporary(Path(part)) for part in parts) or path.name.endswith(".lock")
+    return any(is_temporary(Path(part)) for part in parts) or is_lock(path)
 
 
 def differing(got: dict[str, Any], expected: dict[str, Any]) -> list[str]:
@@ -57,6 +59,8 @@ def _content(path: Path) -> Any:
         tensors, header = read_tensors(path)
         texts = {k: _timeless(json.loads(v)) if v[:1] in "{[" else v for k, v in header.items() if k not in VARYING}
         return {"tensors": state_digest(tensors), "header": texts}
+    if path.name == CHECKSUM_FILE:  # of files that hold times; `verify` compares them
+        return sorted(read_checksums(path.parent))
     if path.suffix in TEXTS_WITH_TIMES:
         return "a text with times"
     return hashlib.sha256(path.read_bytes()).hexdigest()
@@ -64,10 +68,7 @@ def _content(path: Path) -> Any:
 
 def _timeless(document: Any) -> Any:
     if isinstance(document, dict):
-        known = {k: _timeless(v) for k, v in document.items() if k not in VARYING}
-        if isinstance(document.get("products"), dict):  # of a run, whose digests are left to `verify`
-            known["names of products"] = sorted(document["products"])
-        return known
+        return {k: _timeless(v) for k, v in document.items() if k not in VARYING}
     if isinstance(document, list):
         return [_timeless(v) for v in document]
     return document

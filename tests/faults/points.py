@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-TEMPORARY = re.compile(r"\.(.*)\.[A-Za-z0-9]*-[0-9a-f]{6}-\d+-[0-9a-f]{6}\.(?:partial|replaced)(\.[^.]*)?", re.DOTALL)
+TEMPORARY = re.compile(r"\.(.*)\.[A-Za-z0-9]*-\d+-[0-9a-f]{6}\.partial(\..*)?", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Event:
-    """A change to a file: `open` for writing, `half` of its content, `flush`, `rename`, `swap`, `set aside`, `remove`,
-    `make` (a folder) or `cut`; the path is relative, a temporary's is that of its target and `~`."""
+    """A change to a file: `open` for writing, `half` of its content, `flush`, `rename`, `set aside`, `remove`, `make`
+    (a folder) or `cut`; the path is relative, a temporary's is that of its target and `~`."""
 
     kind: str
     path: str
@@ -103,8 +103,6 @@ def watch(root: Path, log: Path, kill: Kill | None) -> None:
 
 
 def _wrap_names(seen: Watch) -> None:
-    from driftkit.storage import atomic
-
     def renaming(original: Callable[..., Any], kind: str) -> Callable[..., Any]:
         def wrapped(source: Any, target: Any, **more: Any) -> Any:
             is_temporary = TEMPORARY.fullmatch(os.path.basename(os.fspath(target)))
@@ -139,8 +137,6 @@ def _wrap_names(seen: Watch) -> None:
     for name in ("unlink", "remove", "rmdir"):
         setattr(os, name, removing(getattr(os, name)))
     os.mkdir, os.truncate, os.fsync = one(os.mkdir, "make"), one(os.truncate, "cut"), flushing
-    # The system call that swaps two folders is not in Python's library: this is where driftkit calls it.
-    atomic._exchange = renaming(atomic._exchange, "swap")
 
 
 def _wrap_opening(seen: Watch) -> None:

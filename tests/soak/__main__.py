@@ -1,4 +1,4 @@
-"""`python -m tests.soak --steps 20000`: prints slopes, writes results/OBJECTIVE.json and .png; 1 if not flat."""
+"""`python -m tests.soak --steps 20000`: prints slopes, writes outputs/soak/OBJECTIVE.json and .png; 1 if not flat."""
 
 import argparse
 import sys
@@ -10,7 +10,7 @@ from rich.table import Table
 
 from tests.soak.program import Soak, clean, soak, write_results
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path("outputs/soak")
 
 
 def table(result: Soak) -> Table:

@@ -14,7 +14,6 @@ from driftkit.errors import StorageError
 from driftkit.storage import atomic
 from driftkit.storage.atomic import (
     LONGEST_NAME,
-    REPLACED,
     atomic_folder,
     atomic_path,
     make_folder,
@@ -37,10 +36,10 @@ def dead_process():
     return child.pid
 
 
-def left_by(path, pid, machine=None):
+def left_by(path, pid, host=None):
     """A temporary as another process would have named it."""
     name = path.name.replace(f"-{os.getpid()}-", f"-{pid}-")
-    return path.with_name(name.replace(atomic._machine(), machine) if machine else name)
+    return path.with_name(name.replace(f".{atomic._host()}-", f".{host}-") if host else name)
 
 
 def test_two_names_for_one_target_differ_and_say_who_writes(tmp_path):
@@ -49,7 +48,7 @@ def test_two_names_for_one_target_differ_and_say_who_writes(tmp_path):
     assert first.suffix == ".json"
     assert writer_lives(first) is True
     assert writer_lives(left_by(first, dead_process())) is False
-    assert writer_lives(left_by(first, 1, machine="000000")) is None
+    assert writer_lives(left_by(first, 1, host="elsewhere")) is None
 
 
 @pytest.mark.parametrize("name", ["x" * (LONGEST_NAME - 5) + ".json", "ü" * 125 + ".json", "a b\n'.json", ".hidden"])
@@ -63,7 +62,7 @@ def test_what_a_dead_writer_left_goes_and_what_a_living_one_writes_stays(tmp_pat
     target = tmp_path / "a.json"
     dead = left_by(temporary_path(target), dead_process())
     living = left_by(temporary_path(target), os.getppid())
-    elsewhere = left_by(temporary_path(target), 1, machine="000000")
+    elsewhere = left_by(temporary_path(target), 1, host="elsewhere")
     of_another = left_by(temporary_path(tmp_path / "b.json"), dead_process())
     for path in (dead, living, elsewhere, of_another):
         path.write_text("half")
@@ -80,22 +79,7 @@ def test_folders_of_dead_writers_go_too(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("pattern", [".step-00000002.{}.replaced", None])
-def test_a_folder_that_was_being_replaced_comes_back(tmp_path, pattern):
-    """As a kill between two renames leaves it where names cannot be swapped."""
-    target = tmp_path / "step-00000002"
-    old = tmp_path / pattern.format(17) if pattern else left_by(temporary_path(target, REPLACED), dead_process())
-    old.mkdir()
-    (old / "a").write_text("old")
-    remove_all_temporaries(tmp_path, "step-*")
-    assert [p.name for p in tmp_path.iterdir()] == [target.name]
-    assert (target / "a").read_text() == "old"
-
-
-@pytest.mark.parametrize("swap", [True, False])
-def test_a_folder_is_replaced_whole(tmp_path, monkeypatch, swap):
-    if not swap:
-        monkeypatch.setattr(atomic, "_exchange", lambda first, second: False)
+def test_a_folder_is_replaced_whole(tmp_path):
     for content in ("old", "new"):
         with atomic_folder(tmp_path / "step") as folder:
             (folder / content).write_text("")
@@ -103,26 +87,18 @@ def test_a_folder_is_replaced_whole(tmp_path, monkeypatch, swap):
     assert [p.name for p in tmp_path.iterdir()] == ["step"]
 
 
-def test_swapping_names_leaves_no_moment_without_a_folder(tmp_path, monkeypatch):
-    """No rename may take the old folder away before the new one is in its place."""
-    target = tmp_path / "step"
-    with atomic_folder(target) as folder:
-        (folder / "old").write_text("")
-    (tmp_path / "probe").mkdir()
-    (tmp_path / "other").mkdir()
-    if not atomic._exchange(tmp_path / "probe", tmp_path / "other"):
-        pytest.skip("this file system cannot swap names")
-    monkeypatch.setattr(os, "replace", lambda *names: pytest.fail(f"renamed {names}"))
-    with atomic_folder(target) as folder:
-        (folder / "new").write_text("")
-    assert [p.name for p in target.iterdir()] == ["new"]
+@pytest.mark.parametrize("name", [".a.host-7-abcdef.partial", ".a.b.host-7-abcdef.partial.json.0123.partial"])
+def test_all_temporaries_go_where_nobody_else_writes(tmp_path, name):
+    for path in (name, "a.json", ".hidden", "x.partial"):
+        (tmp_path / path).write_text("")
+    remove_all_temporaries(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"a.json", ".hidden", "x.partial"}
 
 
 def test_a_second_rename_that_fails_brings_the_old_folder_back(tmp_path, monkeypatch):
     target = tmp_path / "step"
     with atomic_folder(target) as folder:
         (folder / "old").write_text("")
-    monkeypatch.setattr(atomic, "_exchange", lambda first, second: False)
     real, calls = os.replace, []
 
     def second_fails(first, second):
