@@ -14,7 +14,7 @@ FLOORS = [
     "datasets", "storage", "config", "protocols", "runtime", "errors",
 ]  # fmt: skip
 
-# A command has one module in `cli` and one in `stages`; several floors have a registry; every method's folder has the same rooms.
+# A command has one module in `cli` and one in `stages`; several floors have a registry; methods share room names.
 PAIRED = {"cli", "stages"}
 PLUG_INS = "methods"
 UNPICKLER = PACKAGE / "datasets" / "cifar10_pickle.py"

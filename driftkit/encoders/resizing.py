@@ -1,4 +1,4 @@
-"""Resizing of the images that encoders see, in training, probing and `fid --features encoder:RUN`.
+"""Resizing of the images that encoders see, in training, probing and `fid --extractor encoder:RUN`.
 
 The published evaluators resize in `driftkit.scoring` by conventions of their own, with 8-bit rounding.
 """

@@ -15,6 +15,7 @@ from driftkit.runtime.progress import warn
 from driftkit.runtime.terminal import say
 from driftkit.scoring.evaluator import ScoringOptions, open_evaluator
 from driftkit.scoring.image_set import Execution, default_batch_size
+from driftkit.storage.records import RunManifest
 from driftkit.training.sampling import SAMPLE_BATCH, draw_images
 from driftkit.training.train_config import TrainConfig
 from driftkit.training.trainer import Scoring
@@ -56,7 +57,8 @@ def open_scoring(
         execution=Execution(default_batch_size(device), device, notify=say),
         check_size=lambda size: _require_size(config, size),
     )
-    kin = kinship(training_encoders_of({"encoder": encoder}), evaluator.extractor.lineage)
+    manifest = RunManifest(id="", created="", config=config.model_dump(mode="json"), encoder=encoder and dict(encoder))
+    kin = kinship(training_encoders_of(manifest), evaluator.extractor.lineage)
     if not kin.counts:
         warn(f"{settings.extractor} is no independent evaluator of this run, whose scores it flatters: {kin.reason}")
     name = f"fid@{settings.num_images}"

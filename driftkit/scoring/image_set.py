@@ -2,12 +2,12 @@
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import torch
-from pydantic import ValidationError
 
 from driftkit.config.sampling_config import SamplingConfig
 from driftkit.datasets.packs import ImagePack
@@ -18,6 +18,7 @@ from driftkit.scoring.evaluation_record import SamplingInfo
 from driftkit.scoring.sanity import require_uint8
 from driftkit.storage.files import read_json, read_tensors
 from driftkit.storage.images import read_samples
+from driftkit.storage.records import SampleRecord
 from driftkit.storage.run_folder import Run
 
 DEFAULT_NUM_IMAGES = 50_000
@@ -180,7 +181,7 @@ def _sample(run: Run, sampling: SamplingConfig, execution: Execution, num_images
         options=sampling.sampler_options,
         precision=sampling.precision or "float32",
     )
-    return ImageSet(str(run.path), images[: len(share)], share, run=run, sampling=_sampling_info(info, str(run.path)))
+    return ImageSet(str(run.path), images[: len(share)], share, run=run, sampling=_sampling_info(info))
 
 
 def _read(target: Path, image_size: int | None) -> ImageSet:
@@ -192,12 +193,12 @@ def _read(target: Path, image_size: int | None) -> ImageSet:
         return ImageSet.of_pack(open_dataset(str(target), image_size=image_size), str(target), execution)
     images, notes = require_uint8(_images_in(target), str(target))
     share = Share(0, len(images), len(images))
-    record = target.with_suffix(".json")
-    if not (record.is_file() and read_json(record).get("kind") == "samples"):
+    path = target.with_suffix(".json")
+    if not (path.is_file() and read_json(path).get("kind") == SampleRecord.kind):
         return ImageSet(str(target), images, share, notes=notes)
-    info = read_json(record) if notes else read_samples(target).record.model_dump()
-    run = _run_of(target, info.get("run"))
-    return ImageSet(str(target), images, share, run=run, sampling=_sampling_info(info, str(record)), notes=notes)
+    record = SampleRecord.read(path) if notes else read_samples(target).record
+    sampling = _sampling_info(record.model_dump())
+    return ImageSet(str(target), images, share, run=_run_of(target, record.run), sampling=sampling, notes=notes)
 
 
 def _select(
@@ -234,13 +235,8 @@ def _choice(total: int, count: int, number: int, parts: int, *, ordered: bool) -
     return order[number * count : (number + 1) * count].sort().values
 
 
-def _sampling_info(info: dict[str, object], source: str) -> SamplingInfo:
-    try:
-        return SamplingInfo.model_validate({**info, "options": info.get("sampler_options") or {}})
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise ArtifactError(f"{source}: {key}: {first['msg']}, got {first['input']!r:.80}") from None
+def _sampling_info(info: Mapping[str, Any]) -> SamplingInfo:
+    return SamplingInfo.model_validate({**info, "options": info.get("sampler_options") or {}})
 
 
 def _images_in(path: Path) -> torch.Tensor:
@@ -262,9 +258,9 @@ def is_run(path: Path) -> bool:
     return (path / "manifest.json").is_file()
 
 
-def _run_of(samples: Path, name: object) -> Run | None:
+def _run_of(samples: Path, name: str | None) -> Run | None:
     """The run that holds the samples file, or the one that its record names."""
-    for folder in (samples.resolve().parent.parent, *([Path(name)] if isinstance(name, str) and name else [])):
+    for folder in (samples.resolve().parent.parent, *([Path(name)] if name else [])):
         if is_run(folder):
             return Run.open(folder)
     return None

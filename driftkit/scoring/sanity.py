@@ -205,7 +205,8 @@ def floor_warnings(floor: Floor | None, fid: float, num_images: int) -> list[str
         )
     elif fid < 2 * floor.metrics["fid"]:
         warnings.append(
-            f"the score is within twice what real images get ({floor.metrics['fid']:.4g}): differences of that size are noise"
+            f"the score is within twice what real images get ({floor.metrics['fid']:.4g}): differences of that size are "
+            "noise"
         )
     return warnings
 

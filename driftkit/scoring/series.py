@@ -132,9 +132,7 @@ def evaluate_checkpoints(
     for checkpoint in checkpoints:
         chosen = sampling.model_copy(update={"step": checkpoint.step})
         state = checkpoint.state()
-        point = CurvePoint(
-            step=checkpoint.step, images_seen=state.images_seen, train_seconds=state.train_seconds
-        )
+        point = CurvePoint(step=checkpoint.step, images_seen=state.images_seen, train_seconds=state.train_seconds)
         opened: Target | None = None  # sampled once, and only if an evaluator has not scored it before
         for number, evaluator in enumerate(evaluators):
             evaluation = known.get(evaluator.identity(run, count, chosen))

@@ -122,7 +122,7 @@ def items() -> dict[str, Item]:
     for name, about in EVALUATORS.items():
         locate = partial(extractors.locate_weights, name)
         file = extractors.published_weights(name)
-        listed.append(Item(evaluator_name(name), "evaluator", about, None, file, locate, "--features-weights"))
+        listed.append(Item(evaluator_name(name), "evaluator", about, None, file, locate, "--extractor-weights"))
     archive = Cifar10Archive()
     listed.append(Item("cifar10", "dataset", "CIFAR-10, original archive", None, archive, archive.locate, "--data"))
     return {item.name: item for item in listed}
@@ -177,7 +177,7 @@ def prefetch(
     for item in wanted:
         judge = evaluator_name(item.name)
         if report and item.kind == "encoder" and item.name in EVALUATORS and judge not in {i.name for i in wanted}:
-            report(f"{item.name} is the encoder; what driftkit fid --features {item.name} judges by is {judge}")
+            report(f"{item.name} is the encoder; what driftkit fid --extractor {item.name} scores with is {judge}")
     silent = unreachable_hosts(item.published.url for item in wanted if force or not _is_here(item))
     # Asked once: ten files of a host that never answers must not take ten timeouts.
     done: list[Fetched] = []

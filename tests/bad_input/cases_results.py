@@ -5,9 +5,9 @@ import torch
 from tests.bad_input.case import Case
 from tests.bad_input.given import folder_named, images, raw, tensors, text
 
-JUDGE = "--features encoder:{mae} --device cpu"
-FID = f"fid {{samples}} -r {{pack}} {JUDGE}"
-RUN = f"fid {{drift}} -r {{pack}} {JUDGE} -n 16"
+EXTRACTOR = "--extractor encoder:{mae} --device cpu"
+FID = f"fid {{samples}} -r {{pack}} {EXTRACTOR}"
+RUN = f"fid {{drift}} -r {{pack}} {EXTRACTOR} -n 16"
 
 SAMPLE = [
     Case("sample-no-run", "sample", 2, ["RUN"]),
@@ -73,98 +73,108 @@ SAMPLE = [
 FID_CASES = [
     Case("fid-no-target", "fid", 2, ["SAMPLES|RUN"]),
     Case("fid-no-reference", "fid {samples}", 2, ["--reference"]),
-    Case("fid-missing-target", f"fid nothing -r {{pack}} {JUDGE}", 3, ["nothing", "found nothing"]),
-    Case("fid-missing-reference", f"fid {{samples}} -r nothing {JUDGE}", 3, ["nothing", "no such file or folder"]),
-    Case("fid-reference-is-a-run", f"fid {{samples}} -r {{drift}} {JUDGE}", 2, ["is a run"]),
+    Case("fid-missing-target", f"fid nothing -r {{pack}} {EXTRACTOR}", 3, ["nothing", "found nothing"]),
+    Case("fid-missing-reference", f"fid {{samples}} -r nothing {EXTRACTOR}", 3, ["nothing", "no such file or folder"]),
+    Case("fid-reference-is-a-run", f"fid {{samples}} -r {{drift}} {EXTRACTOR}", 2, ["is a run"]),
     Case(
-        "fid-reference-of-another-size", f"fid {{samples}} -r {{big}} {JUDGE}", 5, ["8 pixels", "16", "--image-size 8"]
+        "fid-reference-of-another-size",
+        f"fid {{samples}} -r {{big}} {EXTRACTOR}",
+        5,
+        ["8 pixels", "16", "--image-size 8"],
     ),
-    Case("fid-run-of-another-size", f"fid {{drift}} -r {{big}} {JUDGE}", 5, ["8 pixels", "16", "--image-size 8"]),
-    Case("fid-target-is-mae", f"fid {{mae}} -r {{pack}} {JUDGE}", 2, ["mae", "no images"]),
+    Case("fid-run-of-another-size", f"fid {{drift}} -r {{big}} {EXTRACTOR}", 5, ["8 pixels", "16", "--image-size 8"]),
+    Case("fid-target-is-mae", f"fid {{mae}} -r {{pack}} {EXTRACTOR}", 2, ["mae", "no images"]),
     Case(
         "fid-target-empty-file",
-        f"fid s.safetensors -r {{pack}} {JUDGE}",
+        f"fid s.safetensors -r {{pack}} {EXTRACTOR}",
         3,
         ["s.safetensors"],
         raw(b"", "s.safetensors"),
     ),
     Case(
         "fid-target-cut-off",
-        f"fid s.safetensors -r {{pack}} {JUDGE}",
+        f"fid s.safetensors -r {{pack}} {EXTRACTOR}",
         3,
         ["s.safetensors"],
         raw(b"\x40" + b"\0" * 7 + b"{", "s.safetensors"),
     ),
     Case(
         "fid-target-weights",
-        f"fid {{drift}}/checkpoints/step-00000002/ema.safetensors -r {{pack}} {JUDGE}",
+        f"fid {{drift}}/checkpoints/step-00000002/ema.safetensors -r {{pack}} {EXTRACTOR}",
         3,
         ["images"],
     ),
     Case(
         "fid-target-grey-tensor",
-        f"fid s.safetensors -r {{pack}} {JUDGE}",
+        f"fid s.safetensors -r {{pack}} {EXTRACTOR}",
         3,
         ["[N, 3, H, W]", "[16, 1, 8, 8]"],
         tensors("s.safetensors", images=torch.zeros(16, 1, 8, 8, dtype=torch.uint8)),
     ),
     Case(
         "fid-target-not-finite",
-        f"fid s.safetensors -r {{pack}} {JUDGE} --no-cache",
+        f"fid s.safetensors -r {{pack}} {EXTRACTOR} --no-cache",
         5,
         ["finite"],
         tensors("s.safetensors", images=torch.full((16, 3, 8, 8), float("nan"))),
     ),
     Case(
         "fid-target-out-of-range",
-        f"fid s.safetensors -r {{pack}} {JUDGE} --no-cache",
+        f"fid s.safetensors -r {{pack}} {EXTRACTOR} --no-cache",
         5,
         ["[-1, 1]"],
         tensors("s.safetensors", images=torch.full((16, 3, 8, 8), 7.0)),
     ),
     Case(
         "fid-target-one-image-over-and-over",
-        f"fid s.safetensors -r {{pack}} {JUDGE} --no-cache",
+        f"fid s.safetensors -r {{pack}} {EXTRACTOR} --no-cache",
         5,
         ["identical"],
         tensors("s.safetensors", images=torch.zeros(16, 3, 8, 8, dtype=torch.uint8)),
     ),
     Case(
-        "fid-judge-misspelt",
-        "fid {samples} -r {pack} --features incepton --device cpu",
+        "fid-extractor-misspelt",
+        "fid {samples} -r {pack} --extractor incepton --device cpu",
         2,
         ["incepton", "did you mean inception?"],
     ),
-    Case("fid-judge-encoder-of-nothing", "fid {samples} -r {pack} --features encoder: --device cpu", 2, ["encoder:"]),
     Case(
-        "fid-judge-encoder-missing",
-        "fid {samples} -r {pack} --features encoder:outputs/mae --device cpu",
+        "fid-extractor-encoder-of-nothing", "fid {samples} -r {pack} --extractor encoder: --device cpu", 2, ["encoder:"]
+    ),
+    Case(
+        "fid-extractor-encoder-missing",
+        "fid {samples} -r {pack} --extractor encoder:outputs/mae --device cpu",
         3,
         ["outputs/mae"],
     ),
     Case(
-        "fid-judge-is-a-drifting-run",
-        "fid {samples} -r {pack} --features encoder:{drift} --device cpu",
+        "fid-extractor-is-a-drifting-run",
+        "fid {samples} -r {pack} --extractor encoder:{drift} --device cpu",
         2,
         ["objective drift"],
     ),
-    Case("fid-judge-weights-not-here", "fid {samples} -r {pack} --device cpu", 3, ["inception"]),
-    Case("fid-judge-weights-missing", "fid {samples} -r {pack} --features-weights no.pth --device cpu", 3, ["no.pth"]),
+    Case("fid-extractor-weights-not-here", "fid {samples} -r {pack} --device cpu", 3, ["inception"]),
     Case(
-        "fid-judge-weights-of-another",
-        "fid {samples} -r {pack} --features-weights {samples} --device cpu",
+        "fid-extractor-weights-missing",
+        "fid {samples} -r {pack} --extractor-weights no.pth --device cpu",
+        3,
+        ["no.pth"],
+    ),
+    Case(
+        "fid-extractor-weights-of-another",
+        "fid {samples} -r {pack} --extractor-weights {samples} --device cpu",
         3,
         ["samples.safetensors"],
     ),
-    Case("fid-judge-weights-of-mae", f"{FID} --features-weights {{samples}}", 2, ["--features-weights"]),
+    Case("fid-extractor-weights-of-mae", f"{FID} --extractor-weights {{samples}}", 2, ["--extractor-weights"]),
     Case(
-        "fid-statistics-of-another-judge",
-        "fid {samples} -r s.safetensors --features encoder:{mae} --device cpu",
+        "fid-statistics-of-another-extractor",
+        "fid {samples} -r s.safetensors --extractor encoder:{mae} --device cpu",
         3,
         ["s.safetensors"],
         tensors("s.safetensors", mu=torch.zeros(3), sigma=torch.eye(3)),
     ),
-    Case("fid-statistics-npz-empty", f"fid {{samples}} -r s.npz {JUDGE}", 3, ["s.npz"], raw(b"", "s.npz")),
+    Case("fid-statistics-npz-empty", f"fid {{samples}} -r s.npz {EXTRACTOR}", 3, ["s.npz"], raw(b"", "s.npz")),
     Case("fid-none", f"{FID} -n 0", 2, ["--num-images 0", "at least 10"]),
     Case("fid-too-few", f"{FID} --no-cache -n 9", 5, ["at least 10"]),
     Case("fid-more-than-there-are", f"{FID} --no-cache -n 17", 2, ["--num-images 17", "holds 16"]),

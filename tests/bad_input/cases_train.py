@@ -64,11 +64,11 @@ TRAIN = [
     Case("train-sample-every-negative", f"{TINY} --sample-every=-1", 2, ["trainer.sample_every"]),
     Case("train-eval-every-negative", f"{TINY} --eval-every=-1", 2, ["evaluation.every"]),
     Case("train-eval-of-mae", "train --objective mae -d {pack} -o run --eval-every 2", 2, ["--eval-every", "mae"]),
-    Case("train-eval-judge-misspelt", f"{TINY} --eval-every 1 --set evaluation.features=incepton", 2, ["incepton"]),
+    Case("train-eval-judge-misspelt", f"{TINY} --eval-every 1 --set evaluation.extractor=incepton", 2, ["incepton"]),
     Case("train-eval-judge-not-there", f"{TINY} --eval-every 1", 3, ["inception"]),
     Case(
         "train-eval-reference-of-another-size",
-        f"{TINY} --eval-every 1 --set evaluation.features=encoder:{{mae}} --set evaluation.reference={{big}}",
+        f"{TINY} --eval-every 1 --set evaluation.extractor=encoder:{{mae}} --set evaluation.reference={{big}}",
         5,
         ["16 pixels wide", "8"],
     ),

@@ -31,7 +31,7 @@ def world(tmp_path_factory) -> dict[str, Path]:
         samples = root / "samples.safetensors"
         for line in (
             ["sample", root / "drift", "-n", 16, "-o", samples, "--device", "cpu"],
-            ["fid", samples, "-r", root / "pack", "--features", f"encoder:{root / 'mae'}", "-o", root / "score.json",
+            ["fid", samples, "-r", root / "pack", "--extractor", f"encoder:{root / 'mae'}", "-o", root / "score.json",
              "--write-statistics", root / "statistics.safetensors", "--allow-collapsed", "--device", "cpu"],
         ):  # fmt: skip
             done = driftkit(*line)

@@ -26,7 +26,7 @@ CASES = [
     Case("unwritable-run", f"{TINY} -o shut/run", 4, ["shut"], all_of(folder_named("shut"), closed("shut", 0o500))),
     Case(
         "unwritable-evaluation",
-        "fid {samples} -r {pack} --features encoder:{mae} --device cpu -o shut/e.json",
+        "fid {samples} -r {pack} --extractor encoder:{mae} --device cpu -o shut/e.json",
         4,
         ["shut/e.json", "not permitted"],
         all_of(folder_named("shut"), closed("shut", 0o500)),

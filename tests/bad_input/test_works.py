@@ -74,7 +74,7 @@ WORKS = [
     ),
     Works(
         "fid-of-a-folder-with-spaces",
-        "fid 'my photos' -r {pack} --features encoder:{mae} --device cpu -o 'a b.json'",
+        "fid 'my photos' -r {pack} --extractor encoder:{mae} --device cpu -o 'a b.json'",
         [],
         images("my photos"),
         ["a b.json"],

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import torch
 
-from driftkit.scoring.evaluator import Judging, evaluate
+from driftkit.metrics.registry import METRICS
+from driftkit.scoring.evaluator import ScoringOptions, evaluate, open_evaluator
 from driftkit.scoring.extraction import Extractor
 from driftkit.storage.images import write_samples
 from tests.benchmarks.harness import Row
@@ -27,11 +28,12 @@ def rows() -> Iterator[Row]:
     forward = inception_seconds() / TIMED * COUNT
     with tempfile.TemporaryDirectory() as folder:
         os.environ["DRIFTKIT_CACHE"] = str(Path(folder) / "cache")
-        for case, judging in (
-            ("without the search for copies", Judging(memorisation=False)),
-            (f"with it, among {TRAINING:,} images", Judging(training=shapes(TRAINING, "train"))),
+        searching = ScoringOptions(tuple(METRICS.values()), shapes(TRAINING, "train"), allow_collapsed=True)
+        for case, options in (
+            ("without the search for copies", searching.without_memorization()),
+            (f"with it, among {TRAINING:,} images", searching),
         ):
-            first, second = (beside_the_forward(Path(folder), judging) for _ in range(2))
+            first, second = (beside_the_forward(Path(folder), options) for _ in range(2))
             for what, seconds, goal in (("statistics made", first, ""), ("statistics kept", second, GOAL)):
                 share = seconds / (seconds + forward)
                 yield Row("fid", f"{case}, {what}", seconds, forward, "s", share, goal, "Inception's forward")
@@ -68,7 +70,7 @@ def untrained(make: Callable[..., torch.nn.Module]) -> torch.nn.Module:
         return make("inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=file.name)
 
 
-def beside_the_forward(folder: Path, judging: Judging) -> float:
+def beside_the_forward(folder: Path, options: ScoringOptions) -> float:
     """Seconds of a whole evaluation, without those in the extractor's network."""
     generator = torch.Generator().manual_seed(0)
     matrix = torch.randn(3 * SIDE * SIDE, DIM, generator=generator) / 255
@@ -90,5 +92,5 @@ def beside_the_forward(folder: Path, judging: Judging) -> float:
         images = torch.randint(0, 256, (COUNT, 3, SIDE, SIDE), dtype=torch.uint8, generator=generator)
         write_samples(samples, images, {"num_images": COUNT, "image_size": SIDE})
     started = time.perf_counter()
-    evaluate(samples, shapes(COUNT, "test"), features=extractor, judging=judging, allow_collapsed=True)
+    evaluate([open_evaluator(shapes(COUNT, "test"), extractor=extractor, options=options)], samples)
     return time.perf_counter() - started - spent

@@ -50,7 +50,7 @@ TARGETS = (
     Target("train mae", _train("mae", "mae"), runs=("mae",)),
     Target(
         "train drift",
-        _train("drift", "drift", "--encoder", "mae", "--eval-every", "4", "--set", "evaluation.features='encoder:mae'",
+        _train("drift", "drift", "--encoder", "mae", "--eval-every", "4", "--set", "evaluation.extractor='encoder:mae'",
                "--set", f"evaluation.reference='{TEST_SHAPES}'", "--set", "evaluation.num_images=24"),
         start="train mae", runs=("drift",),
     ),

@@ -22,6 +22,7 @@ from driftkit.comparison.score_records import score_records, to_csv
 from driftkit.comparison.score_table import read_evaluations, score_tables
 from driftkit.config.layers import parse_assignments
 from driftkit.config.pipeline_file import load_pipeline
+from driftkit.config.sampling_config import SamplingConfig
 from driftkit.datasets.cifar10 import parse_batch
 from driftkit.datasets.containers import Container, Tar, Zip
 from driftkit.datasets.decode import decode_image
@@ -33,9 +34,14 @@ from driftkit.encoders.weights import read_weights
 from driftkit.errors import DriftkitError
 from driftkit.methods.registry import build_network
 from driftkit.models.mae_resnet import MAEResNet, MAEResNetConfig
-from driftkit.scoring.extraction import Share, extract
-from driftkit.scoring.image_set import is_run
-from driftkit.scoring.reference_statistics import describe_contract, open_statistics_file, read_foreign_statistics
+from driftkit.scoring.extraction import extract
+from driftkit.scoring.image_set import Execution, ImageSet, is_run, open_target
+from driftkit.scoring.statistics_file import (
+    ImagesInfo,
+    StatisticsRecord,
+    open_statistics_file,
+    read_foreign_statistics,
+)
 from driftkit.stages.compare import collect
 from driftkit.stages.model_card import describe_run, to_markdown
 from driftkit.stages.run import is_done
@@ -138,7 +144,6 @@ def evaluations(folder: Path) -> Target:
     run = make_run(folder / "run")
     place = run.path / "evaluations" / "1.json"
     write_json(place.with_name("0.json"), evaluation(2.0, seed=1))
-    repeats = {"seeds": [0, 1], "metrics": {"fid": {"mean": 2.0, "sd": 0.1, "values": [1.9, 2.1]}}}
 
     def read(content: bytes) -> None:
         place.write_bytes(content)
@@ -155,7 +160,7 @@ def evaluations(folder: Path) -> Target:
         render_report(document, runs=summaries, encoders=[], tables=tables, speeds=[],
                       figures={t.key: [] for t in tables}, colours={"run": 0})  # fmt: skip
 
-    seeds = [json_bytes(evaluation(3.0)), json_bytes(evaluation(3.0, repeats=repeats, sampler_options={"eta": 1.0}))]
+    seeds = [json_bytes(evaluation(3.0)), json_bytes(evaluation(3.0, options={"eta": 1.0}))]
     return Target(seeds, "json", read)
 
 
@@ -215,32 +220,30 @@ def config_words(_: Path) -> Target:
     return Target(seeds, "text", read)
 
 
-def contract(folder: Path) -> Target:
-    """Statistics whose tensors are those that their contract names, whatever else it says."""
+def statistics_record(folder: Path) -> Target:
+    """Statistics whose tensors are those that their record names, whatever else it says."""
     images, extractor = random_images(6), tiny_extractor()
-    features = extract(extractor, images, Share(0, 6, 6))
-    data = {"spec": "real", "digest": "cd" * 32, "count": 6, "image_size": 8, "classes": [], "formats": {}}
-    survey = features.survey
+    stats = extract(extractor, ImageSet.of_tensor(images), Execution())
+    survey = stats.survey
     assert survey is not None
-    tensors = {"mean": features.moments.mean, "scatter": features.moments.scatter, "rows": features.rows,
-               "indices": features.indices, "digests": survey.digests, "flat": survey.flat.to(torch.uint8),
+    tensors = {"mean": stats.moments.mean, "scatter": stats.moments.scatter, "rows": stats.rows,
+               "indices": stats.indices, "digests": survey.digests, "flat": survey.flat.to(torch.uint8),
                "steps": survey.steps}  # fmt: skip
     place = folder / "s.safetensors"
 
     def read(content: bytes) -> None:
         header = content.decode("utf-8", "replace")
+        kept = tensors
         with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
             document = json.loads(content)
             kept = {name: tensors[name] for name in document.pop("tensors") if name in tensors}
             header = json.dumps({**document, "sha256": state_digest(kept)})
-            write_tensors(place, kept, header={"driftkit": "statistics", "contract": header})
-            open_statistics_file(place, extractor)
-            return
-        write_tensors(place, tensors, header={"driftkit": "statistics", "contract": header})
+        write_tensors(place, kept, header={"driftkit": "statistics", "record": header})
         open_statistics_file(place, extractor)
 
-    seed = {**describe_contract(data, extractor), "rows": 6, "tensors": list(tensors)}
-    return Target([json_bytes(seed)], "json", read)
+    about = ImagesInfo(spec="real", digest="cd" * 32, count=6, image_size=8)
+    record = StatisticsRecord(images=about, extractor=extractor.info)
+    return Target([json_bytes({**record.document(), "tensors": list(tensors)})], "json", read)
 
 
 def npz(folder: Path) -> Target:
@@ -289,9 +292,7 @@ def samples_record(folder: Path) -> Target:
 
     def read(content: bytes) -> None:
         place.with_suffix(".json").write_bytes(content)
-        from driftkit.scoring.image_set import Opening, Sampling, open_target
-
-        open_target(place, Sampling(), Opening())
+        open_target(place, SamplingConfig(), Execution())
         read_samples(place)
 
     return Target([place.with_suffix(".json").read_bytes()], "json", read)
@@ -443,7 +444,7 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "pipeline-record": run_folder,
     "config-file": config_file,
     "config-words": config_words,
-    "contract": contract,
+    "statistics-record": statistics_record,
     "npz": npz,
     "safetensors": safetensors,
     "samples-record": samples_record,

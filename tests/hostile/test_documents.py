@@ -161,16 +161,15 @@ def test_names_in_records_lead_to_no_file_outside(tmp_path):
 
 
 def test_names_of_runs_and_samplers_make_no_path(tmp_path):
-    from driftkit.scoring.evaluation_record import default_path
-    from driftkit.scoring.image_set import Share, Target
+    from driftkit.scoring.evaluation_record import EvaluationRecord
+    from driftkit.scoring.evaluator import default_path
+    from tests.scoring.fakes import evaluation
 
     run = make_run(tmp_path / "run", "ddpm")
-    found = Target(random_images(1), Share(0, 1, 1), {}, run, run.path)
-    document = {"extractor": {"name": "../../x", "weights_digest": "/etc/pas"}, "sampler": "..", "nfe": "a/b",
-                "weights": "\x00", "step": "\n", "seed": "$(id)", "num_images": 1, "sampler_options": {"../eta": "/"},
-                "sampler_precision": "../p",
-                "reference": {"digest": "../../.."}}  # fmt: skip
-    path = default_path(found, document)
+    document = evaluation(1.0, sampler="..", weights="\x00", options={"../eta": "/"}, precision="../p")
+    document["extractor"] |= {"name": "../../x", "weights_digest": "/etc/pas"}
+    document["reference"] |= {"digest": "../../.."}
+    path = default_path(run.path, run, EvaluationRecord.of(document, tmp_path))
     assert path.parent == run.path / "evaluations"
     assert path.name.replace("-", "").replace("_", "").replace(".", "").isalnum()
     with pytest.raises(DriftkitError):

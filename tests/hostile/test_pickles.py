@@ -70,8 +70,8 @@ def test_weights_of_a_training(payload, mark, tmp_path):
 def test_weights_of_a_judge(payload, mark, tmp_path, judge, monkeypatch):
     monkeypatch.setattr("driftkit.scoring.extractors.INCEPTION_DIGEST_PREFIX", "")
     make_pack(tmp_path / "p.safetensors", random_images(12))
-    words = ("fid", tmp_path / "p.safetensors", "--reference", tmp_path / "p.safetensors", "--features", judge)
-    refused(driftkit(*words, "--features-weights", payload), mark)
+    words = ("fid", tmp_path / "p.safetensors", "--reference", tmp_path / "p.safetensors", "--extractor", judge)
+    refused(driftkit(*words, "--extractor-weights", payload), mark)
 
 
 def test_a_file_that_says_it_is_safetensors(payload, mark, tmp_path):
@@ -96,12 +96,12 @@ def test_statistics_of_others(payload, mark, tmp_path):
     run = make_run(tmp_path / "mae", "mae").path
     for file in (tmp_path / "s.npz", payload.rename(tmp_path / "t.npz")):
         from driftkit.errors import ArtifactError
-        from driftkit.scoring.reference_statistics import open_statistics_file
+        from driftkit.scoring.statistics_file import open_statistics_file
         from tests.scoring.fakes import tiny_extractor
 
         with pytest.raises(ArtifactError, match=r"expected an \.npz"):
             open_statistics_file(file, tiny_extractor())
-        refused(driftkit("fid", pack, "--reference", file, "--features", f"encoder:{run}"), mark)
+        refused(driftkit("fid", pack, "--reference", file, "--extractor", f"encoder:{run}"), mark)
 
 
 def test_a_batch_of_cifar10(mark, tmp_path):

@@ -1,6 +1,7 @@
 """Features of a set: streamed, shared among ranks, and the same in the end."""
 
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,20 +12,17 @@ from hypothesis import strategies as st
 from driftkit.errors import DriftkitError, RefusedError
 from driftkit.metrics.moments import Moments
 from driftkit.runtime.ranks import Ranks
-from driftkit.scoring import extraction as module
-from driftkit.scoring.extraction import (
-    Extractor,
-    Share,
-    default_batch_size,
-    extract,
-    gather_rows,
-    kept_indices,
-    together,
-)
+from driftkit.scoring.extraction import Extractor, extract, gather_rows, kept_indices, together
+from driftkit.scoring.image_set import Execution, ImageSet, Share, default_batch_size
 from tests.cuda.fake import CUDA, fake_cuda, watching
 from tests.scoring.fakes import random_images, tiny_extractor
 
 COUNT, BATCH = 50, 8
+
+
+def small_blocks():
+    """The tiny extractor with blocks of 16 images."""
+    return replace(tiny_extractor(), block_rows=16)
 
 
 @given(total=st.integers(1, 300), batch_size=st.integers(1, 70), world=st.integers(1, 9))
@@ -36,11 +34,10 @@ def test_shares_are_whole_batches_in_order_and_miss_nothing(total, batch_size, w
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 50])
-def test_streamed_moments_are_those_of_all_features(monkeypatch, batch_size):
-    monkeypatch.setattr(module, "BLOCK_ROWS", 16)
+def test_streamed_moments_are_those_of_all_features(batch_size):
     images = random_images(COUNT)
     rows, _ = tiny_extractor().features(images)
-    found = extract(tiny_extractor(), images, Share(0, COUNT, COUNT), batch_size=batch_size, most_rows=20)
+    found = extract(small_blocks(), ImageSet.of_tensor(images), Execution(batch_size), max_rows=20)
     torch.testing.assert_close(found.moments.scatter, Moments.of(rows).scatter, rtol=1e-5, atol=1e-5)
     assert len(found) == COUNT
     assert len(found.rows) == 20
@@ -50,10 +47,9 @@ def test_streamed_moments_are_those_of_all_features(monkeypatch, batch_size):
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 16, 33])
-def test_blocks_have_the_same_size_whatever_the_batch_and_miss_nothing(monkeypatch, batch_size):
-    monkeypatch.setattr(module, "BLOCK_ROWS", 16)
+def test_blocks_have_the_same_size_whatever_the_batch_and_miss_nothing(batch_size):
     images, seen = random_images(COUNT), []
-    blocks = list(tiny_extractor().blocks(images, batch_size=batch_size, advance=seen.append))
+    blocks = list(small_blocks().blocks(images, batch_size=batch_size, advance=seen.append))
     assert [len(values) for values, _ in blocks] == [16, 16, 16, 2]
     torch.testing.assert_close(torch.cat([values for values, _ in blocks]), tiny_extractor().features(images)[0])
     assert sum(seen) == COUNT
@@ -62,7 +58,7 @@ def test_blocks_have_the_same_size_whatever_the_batch_and_miss_nothing(monkeypat
 def test_moments_are_a_literal_sum_in_float64():
     images = random_images(COUNT)
     rows = [row.tolist() for row in tiny_extractor().features(images)[0]]
-    found = extract(tiny_extractor(), images, Share(0, COUNT, COUNT), batch_size=7)
+    found = extract(tiny_extractor(), ImageSet.of_tensor(images), Execution(7))
     for i in range(12):
         mean = sum(row[i] for row in rows) / COUNT
         assert float(found.moments.mean[i]) == pytest.approx(mean, rel=1e-10)
@@ -72,11 +68,12 @@ def test_moments_are_a_literal_sum_in_float64():
             assert float(found.moments.scatter[i, j]) == pytest.approx(scatter, rel=1e-10, abs=1e-10)
 
 
-def test_extraction_waits_for_a_gpu_once_per_block_and_sums_there(monkeypatch):
-    monkeypatch.setattr(module, "BLOCK_ROWS", 16)
+def test_extraction_waits_for_a_gpu_once_per_block_and_sums_there():
     with fake_cuda() as watched, watching(watched):
         projection = torch.zeros(3 * 8 * 8, 6, device=CUDA)
-        extractor = Extractor("x", "1", "0", "none", 6, lambda i: (i.float().flatten(1) @ projection, None), CUDA)
+        extractor = Extractor(
+            "x", "1", "0", "none", 6, lambda i: (i.float().flatten(1) @ projection, None), CUDA, block_rows=16
+        )
         moments = Moments(6, device=CUDA)
         for values, _ in extractor.blocks(torch.zeros(40, 3, 8, 8, dtype=torch.uint8), batch_size=4):
             assert values.device == CUDA
@@ -97,9 +94,8 @@ def work(rank, world, folder):
     ranks = Ranks.start(device_type="cpu")
     images = random_images(COUNT)
     share = Share.of(COUNT, batch_size=BATCH, ranks=ranks)
-    found = extract(
-        tiny_extractor(), images[share.first : share.last], share, batch_size=BATCH, ranks=ranks, most_rows=30
-    )
+    shared = ImageSet("images", images[share.first : share.last], share)
+    found = extract(tiny_extractor(), shared, Execution(BATCH, ranks=ranks), max_rows=30)
     out = {"rows": found.rows, "indices": found.indices, "mean": found.moments.mean, "scatter": found.moments.scatter}
     out |= {"digests": found.survey.digests, "uneven": gather_rows(torch.full((rank, 2), float(rank)), ranks)}
     try:
@@ -116,7 +112,7 @@ def test_ranks_together_make_what_one_process_makes(tmp_path, monkeypatch, world
     monkeypatch.setenv("MASTER_PORT", str(28500 + (os.getpid() + 17 * world) % 1000))
     mp.start_processes(work, args=(world, str(tmp_path)), nprocs=world, start_method="spawn")
     first, *others = [torch.load(tmp_path / f"{r}.pt", weights_only=True) for r in range(world)]
-    whole = extract(tiny_extractor(), random_images(COUNT), Share(0, COUNT, COUNT), batch_size=BATCH, most_rows=30)
+    whole = extract(tiny_extractor(), ImageSet.of_tensor(random_images(COUNT)), Execution(BATCH), max_rows=30)
     assert torch.equal(first["rows"], whole.rows)
     assert torch.equal(first["indices"], whole.indices)
     assert torch.equal(first["digests"], whole.survey.digests)
@@ -134,4 +130,4 @@ def test_features_that_are_not_finite_stop_the_set():
     broken = tiny_extractor()
     object.__setattr__(broken, "embed", lambda images: (torch.full((len(images), 12), torch.inf), None))
     with pytest.raises(RefusedError, match="not finite"):
-        extract(broken, random_images(12), Share(0, 12, 12))
+        extract(broken, ImageSet.of_tensor(random_images(12)), Execution())

@@ -7,7 +7,8 @@ from torch_fidelity import feature_extractor_inceptionv3 as theirs
 
 from driftkit.errors import ArtifactError, RefusedError, UsageError
 from driftkit.scoring import extractors, timm_extractors
-from driftkit.scoring.extractors import Extractor, load_extractor
+from driftkit.scoring.extraction import Extractor
+from driftkit.scoring.extractors import load_extractor
 from driftkit.storage.files import write_tensors
 from driftkit.storage.images import to_float
 from driftkit.storage.run_folder import Run
@@ -31,8 +32,8 @@ def offline(monkeypatch, tmp_path):
 
 def test_features_do_not_depend_on_the_batch_size():
     extractor, images, seen = tiny_extractor(), random_images(23), []
-    whole, logits = extractor.features(images, batch_size=23)
-    parts, _ = extractor.features(images, batch_size=5, advance=seen.append)
+    whole, logits = extractor.features(images)
+    parts = torch.cat([values for values, _ in extractor.blocks(images, batch_size=5, advance=seen.append)])
     torch.testing.assert_close(whole, parts, rtol=1e-6, atol=1e-6)
     assert whole.shape == (23, extractor.dim)
     assert logits is None
@@ -55,7 +56,7 @@ def settings_of_float32():
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_evaluators_compute_in_ieee_float32_and_put_the_settings_back(fails):
+def test_extractors_compute_in_ieee_float32_and_put_the_settings_back(fails):
     seen = []
 
     def embed(images):
@@ -76,7 +77,7 @@ def test_evaluators_compute_in_ieee_float32_and_put_the_settings_back(fails):
         assert torch.is_autocast_enabled("cpu")
     assert seen == [("ieee", "ieee", "ieee", "ieee", False)]
     assert settings_of_float32() == before
-    assert extractor.describe()["precision"] == "float32 (IEEE)"
+    assert extractor.info.precision == "float32 (IEEE)"
 
 
 def test_float_images_are_refused():
@@ -91,19 +92,19 @@ def test_unknown_extractors_are_usage_errors(name):
 
 
 def test_encoder_takes_no_weights_file(tmp_path):
-    with pytest.raises(UsageError, match="own weights"):
+    with pytest.raises(UsageError, match="of its own"):
         load_extractor("encoder:outputs/mae", weights=tmp_path / "x")
 
 
 def test_missing_inception_weights_say_where_they_belong(offline, tmp_path):
     with pytest.raises(ArtifactError) as caught:
         load_extractor("inception")
-    for word in ("weights-inception-2015-12-05-6726825d.pth", str(tmp_path / "torch"), "--features-weights"):
+    for word in ("weights-inception-2015-12-05-6726825d.pth", str(tmp_path / "torch"), "`extractor_weights`"):
         assert word in str(caught.value)
 
 
 def test_missing_dinov2_weights_name_the_option(offline):
-    with pytest.raises(ArtifactError, match="--features-weights"):
+    with pytest.raises(ArtifactError, match="`extractor_weights`"):
         load_extractor("dinov2")
 
 
@@ -189,7 +190,7 @@ def test_clip_is_the_class_token_before_the_projection(tmp_path):
     assert network.num_classes == 512  # which the projection would have made of it
 
 
-def test_any_timm_model_judges_by_its_pooled_features(tmp_path):
+def test_any_timm_model_scores_by_its_pooled_features(tmp_path):
     torch.manual_seed(0)
     network = timm.create_model("resnet18.tv_in1k", pretrained=False).eval()
     path = tmp_path / "model.safetensors"

@@ -5,6 +5,7 @@ import torch
 
 from driftkit.errors import RefusedError
 from driftkit.metrics.moments import Moments
+from driftkit.metrics.registry import Floor
 from driftkit.metrics.survey import survey_images
 from driftkit.scoring.sanity import (
     collapse_warning,
@@ -41,7 +42,7 @@ def test_images_without_a_distribution_are_refused(images, says):
 
 def test_identical_images_are_scored_only_where_that_is_asked_for():
     survey = survey_images(torch.zeros(14, 3, 8, 8, dtype=torch.uint8))
-    with pytest.raises(RefusedError, match="--allow-collapsed"):
+    with pytest.raises(RefusedError, match="`allow_collapsed`"):
         require_scorable(survey, "these")
     (warning,) = require_scorable(survey, "these", allow_collapsed=True)
     assert "all 14 images are identical" in warning
@@ -73,21 +74,21 @@ def test_float_images_of_another_range_are_refused(change, says):
         require_uint8(change(images), "samples")
 
 
-def test_float_images_in_range_are_rounded_and_that_is_said():
+def test_float_images_in_range_are_rounded_with_a_warning():
     images, (warning,) = require_uint8(torch.tensor([-1.0, 0.0, 1.0]).view(3, 1, 1, 1).expand(3, 3, 2, 2), "samples")
     assert images[:, 0, 0, 0].tolist() == [0, 128, 255]
     assert "8 bits" in warning
     assert require_uint8(images, "samples") == (images, [])
 
 
-def test_jpeg_against_png_is_refused_where_files_say_so_and_told_where_pixels_do():
+def test_jpeg_against_png_is_refused_where_files_say_so_and_warned_about_where_pixels_do():
     plain, stored = survey_images(natural()), survey_images(as_jpeg(natural(seed=1)))
     files = {"generated_formats": {"jpeg": 60}, "reference_formats": {"png": 60}}
-    with pytest.raises(RefusedError, match="--allow-jpeg"):
+    with pytest.raises(RefusedError, match="`allow_jpeg`"):
         compression(stored, plain, **files)
     record, (warning,) = compression(stored, plain, **files, allow_jpeg=True)
     assert "JPEG" in warning
-    assert record["generated"] > record["reference"] + 0.1
+    assert record.generated > record.reference + 0.1
     unknown = {"generated_formats": {}, "reference_formats": {}}
     _, (warning,) = compression(stored, plain, **unknown)
     assert "in the generated images than in the reference" in warning
@@ -110,8 +111,8 @@ def test_small_counts_are_warned_about():
     assert count_warnings(50_000, None, dim=2048) == []
 
 
-def test_floors_that_are_missing_of_fewer_images_or_close_are_told():
-    floor = {"fid": 2.0, "num_images": 100}
+def test_floors_that_are_missing_of_fewer_images_or_close_are_reported():
+    floor = Floor(100, 0, {"fid": 2.0})
     assert "too small" in floor_warnings(None, 5.0, 100)[0]
     assert "half of the reference" in floor_warnings(floor, 5.0, 200)[0]
     assert "noise" in floor_warnings(floor, 3.0, 100)[0]
@@ -120,9 +121,9 @@ def test_floors_that_are_missing_of_fewer_images_or_close_are_told():
 
 def test_collapsed_features_are_noticed():
     rows = torch.randn(100, 6, generator=torch.Generator().manual_seed(0))
-    assert collapse_warning(Moments.of(rows), Moments.of(rows)) is None
-    assert "collapse" in collapse_warning(Moments.of(rows * 0.2), Moments.of(rows))
+    assert collapse_warning(Moments.of(rows), Moments.of(rows)) == []
+    assert "collapse" in collapse_warning(Moments.of(rows * 0.2), Moments.of(rows))[0]
     for collapsed in (torch.ones(15, 6), rows * 0.05):
         with pytest.raises(RefusedError, match="collapsed"):
             collapse_warning(Moments.of(collapsed), Moments.of(rows))
-        assert "collapse" in collapse_warning(Moments.of(collapsed), Moments.of(rows), allow_collapsed=True)
+        assert "collapse" in collapse_warning(Moments.of(collapsed), Moments.of(rows), allow_collapsed=True)[0]

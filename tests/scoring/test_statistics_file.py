@@ -8,65 +8,68 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
-from driftkit.scoring.reference_statistics import (
+
+from driftkit.errors import ArtifactError, RefusedError
+from driftkit.metrics.moments import Moments
+from driftkit.scoring.evaluator import evaluate, open_evaluator
+from driftkit.scoring.extraction import extract
+from driftkit.scoring.image_set import Execution, ImageSet
+from driftkit.scoring.statistics_file import (
+    ImagesInfo,
+    StatisticsRecord,
     cached_figures,
     cached_path,
-    describe_contract,
     find_cached,
     is_statistics_file,
     open_statistics_file,
     read_statistics,
     write_statistics,
 )
-
-from driftkit.errors import ArtifactError, RefusedError
-from driftkit.metrics.moments import Moments
-from driftkit.scoring.evaluator import evaluate, evaluate_with, open_judge
-from driftkit.scoring.extraction import Share, extract
 from driftkit.storage.files import read_tensors, write_tensors
 from driftkit.storage.images import write_samples
-from tests.scoring.fakes import make_pack, random_images, tiny_extractor
+from tests.scoring.fakes import make_pack, random_images, score, tiny_extractor
 
-DATA = {"spec": "real", "digest": "cd" * 32, "count": 40, "image_size": 8, "classes": [], "formats": {}}
+IMAGES = ImagesInfo(spec="real", digest="cd" * 32, count=40, image_size=8)
 
 
-def made(seed=1, **data):
-    features = extract(tiny_extractor(), random_images(40, seed), Share(0, 40, 40))
-    return features, describe_contract({**DATA, **data}, tiny_extractor())
+def stats_of(seed=1):
+    return extract(tiny_extractor(), ImageSet.of_tensor(random_images(40, seed)), Execution())
+
+
+def record_of(extractor=None, **changes):
+    images = IMAGES.model_copy(update=changes)
+    return StatisticsRecord(images=images, extractor=(extractor or tiny_extractor()).info)
 
 
 def test_statistics_come_back_as_they_were(tmp_path):
-    features, contract = made()
-    path = tmp_path / "real.safetensors"
-    write_statistics(path, features, contract)
-    found = read_statistics(path)
-    assert found.contract == contract
-    assert torch.equal(found.features.rows, features.rows)
-    assert torch.equal(found.features.moments.scatter, features.moments.scatter)
-    assert found.features.moments.count == 40
-    assert found.features.survey.shared_with(features.survey) == 40
-    beside = json.loads(path.with_suffix(".json").read_text())
-    assert beside["data"] == contract["data"]
-    assert beside["extractor"] == tiny_extractor().describe()
-    assert len(beside["sha256"]) == 64
+    stats, record, path = stats_of(), record_of(), tmp_path / "real.safetensors"
+    written = write_statistics(path, stats, record)
+    read = read_statistics(path)
+    assert read.record == written.record
+    assert read.record.model_copy(update={"sha256": ""}) == record
+    assert torch.equal(read.stats.rows, stats.rows)
+    assert torch.equal(read.stats.moments.scatter, stats.moments.scatter)
+    assert read.stats.moments.count == 40
+    assert read.stats.survey.shared_with(stats.survey) == 40
+    assert StatisticsRecord.read(path.with_suffix(".json")) == read.record
+    assert len(read.record.sha256) == 64
     assert is_statistics_file(path)
 
 
 def test_cache_is_found_by_content_and_by_nothing_else():
-    told = []
-    features, contract = made()
-    assert find_cached(contract, told.append) is None
-    write_statistics(cached_path(contract), features, contract)
-    assert find_cached(made(spec="the same by another name")[1], told.append) is not None
+    lines = []
+    assert find_cached(record_of(), lines.append) is None
+    write_statistics(cached_path(record_of()), stats_of(), record_of())
+    assert find_cached(record_of(spec="the same by another name"), lines.append) is not None
     for other in (
-        made(digest="00" * 32)[1],
-        made(count=41)[1],
-        made(image_size=16)[1],
-        describe_contract(DATA, tiny_extractor(digest="00" * 32)),
-        describe_contract(DATA, tiny_extractor(name="encoder:other")),
+        record_of(digest="00" * 32),
+        record_of(count=41),
+        record_of(image_size=16),
+        record_of(tiny_extractor(digest="00" * 32)),
+        record_of(tiny_extractor(name="encoder:other")),
     ):
-        assert find_cached(other, told.append) is None
-    assert told == []
+        assert find_cached(other, lines.append) is None
+    assert lines == []
 
 
 def cut(path):
@@ -81,55 +84,52 @@ def changed(path):
 
 
 def exchanged(path):
-    features, contract = made(seed=2, digest="ee" * 32)
-    write_statistics(path, features, contract)
+    write_statistics(path, stats_of(seed=2), record_of(digest="ee" * 32))
 
 
 def of_a_later_format(path):
     tensors, header = read_tensors(path)
-    contract = {**json.loads(header["contract"]), "format": 99}
-    write_tensors(path, dict(tensors), header={**header, "contract": json.dumps(contract)})
+    record = {**json.loads(header["record"]), "format_version": 99}
+    write_tensors(path, dict(tensors), header={**header, "record": json.dumps(record)})
 
 
 @pytest.mark.parametrize("damage", [cut, changed, exchanged, of_a_later_format])
-def test_damaged_cache_is_told_and_made_anew(tmp_path, damage):
+def test_damaged_cache_is_reported_and_made_again(tmp_path, damage):
     pack = make_pack(tmp_path / "real.safetensors", random_images(40, 1))
     write_samples(tmp_path / "made.safetensors", random_images(20, 2), {"num_images": 20})
-    told = []
-    first = evaluate(tmp_path / "made.safetensors", str(pack.path), features=tiny_extractor()).document
+    first = score(tmp_path / "made.safetensors", str(pack.path)).record
     (path,) = (tmp_path / "cache" / "statistics").glob("*.safetensors")
     damage(path)
     for figures in path.parent.glob("*.floor*.json"):
         figures.unlink()
-    again = evaluate(tmp_path / "made.safetensors", str(pack.path), features=tiny_extractor(), tell=told.append)
-    assert again.document["metrics"] == first["metrics"]
-    assert len(told) == 1
-    assert "computed anew" in told[0]
-    assert read_statistics(path).contract["data"]["digest"] == pack.digest
+    lines = []
+    again = score(tmp_path / "made.safetensors", str(pack.path), execution=Execution(notify=lines.append)).record
+    assert again.metrics == first.metrics
+    assert len(lines) == 1
+    assert "computed again" in lines[0]
+    assert read_statistics(path).record.images.digest == pack.digest
 
 
-def test_damaged_figures_are_computed_anew():
-    features, contract = made()
-    statistics = write_statistics(cached_path(contract), features, contract)
-    asked = []
+def test_damaged_figures_are_computed_again():
+    statistics = write_statistics(cached_path(record_of()), stats_of(), record_of())
+    calls = []
 
     def compute():
-        asked.append(1)
+        calls.append(1)
         return {"fid": 1.5}
 
     assert [cached_figures(statistics, "floor-10", compute) for _ in range(2)] == [{"fid": 1.5}] * 2
-    assert len(asked) == 1
+    assert len(calls) == 1
     (path,) = statistics.path.parent.glob("*.floor-10.json")
     path.write_text(path.read_text()[:-20])
     assert cached_figures(statistics, "floor-10", compute) == {"fid": 1.5}
-    assert len(asked) == 2
+    assert len(calls) == 2
     assert cached_figures(statistics, "floor-10", compute, use=False) == {"fid": 1.5}
-    assert len(asked) == 3
+    assert len(calls) == 3
 
 
 def test_a_full_cache_costs_time_and_not_the_figures(monkeypatch):
-    features, contract = made()
-    statistics = write_statistics(cached_path(contract), features, contract)
+    statistics = write_statistics(cached_path(record_of()), stats_of(), record_of())
 
     def full(*_: object):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -142,13 +142,13 @@ def test_a_full_cache_costs_time_and_not_the_figures(monkeypatch):
 def write_again_and_again(number, folder):
     os.environ["DRIFTKIT_CACHE"] = folder
     torch.set_num_threads(1)
-    features, contract = made()
+    stats, record = stats_of(), record_of()
     for _ in range(15):
-        write_statistics(cached_path(contract), features, contract)
-        told = []
-        found = find_cached(contract, told.append)
-        assert found is not None, told
-        assert torch.equal(found.features.rows, features.rows)
+        write_statistics(cached_path(record), stats, record)
+        lines = []
+        cached = find_cached(record, lines.append)
+        assert cached is not None, lines
+        assert torch.equal(cached.stats.rows, stats.rows)
 
 
 def test_two_writers_at_once_never_show_a_reader_half_a_file(tmp_path):
@@ -161,21 +161,18 @@ def test_two_writers_at_once_never_show_a_reader_half_a_file(tmp_path):
 def test_statistics_stand_in_for_the_images(tmp_path):
     pack = make_pack(tmp_path / "real.safetensors", random_images(40, 1))
     write_samples(tmp_path / "made.safetensors", random_images(20, 2), {"num_images": 20})
-    judge = open_judge(str(pack.path), features=tiny_extractor())
-    judge.write_statistics(tmp_path / "statistics.safetensors")
-    direct = evaluate_with([judge], tmp_path / "made.safetensors")[0].document
-    by_file = evaluate(
-        tmp_path / "made.safetensors", str(tmp_path / "statistics.safetensors"), features=tiny_extractor()
-    ).document
-    for key, value in by_file["metrics"].items():
-        assert direct["metrics"][key] == value
-    assert by_file["floor"] == direct["floor"]
-    assert by_file["reference"]["digest"] == pack.digest
-    assert any("statistics alone" in w for w in by_file["warnings"])
+    evaluator = open_evaluator(str(pack.path), extractor=tiny_extractor())
+    evaluator.write_statistics(tmp_path / "statistics.safetensors")
+    direct = evaluate([evaluator], tmp_path / "made.safetensors")[0].record
+    by_file = score(tmp_path / "made.safetensors", str(tmp_path / "statistics.safetensors")).record
+    assert by_file.metrics.items() <= direct.metrics.items()
+    assert by_file.floor == direct.floor
+    assert by_file.reference.digest == pack.digest
+    assert any("statistics alone" in w for w in by_file.warnings)
 
 
 def test_statistics_of_another_extractor_are_refused(tmp_path):
-    write_statistics(tmp_path / "s.safetensors", *made())
+    write_statistics(tmp_path / "s.safetensors", stats_of(), record_of())
     with pytest.raises(RefusedError, match="weights_digest is abab"):
         open_statistics_file(tmp_path / "s.safetensors", tiny_extractor(digest="01" * 32))
     cut(tmp_path / "s.safetensors")
@@ -183,21 +180,18 @@ def test_statistics_of_another_extractor_are_refused(tmp_path):
         open_statistics_file(tmp_path / "s.safetensors", tiny_extractor())
 
 
-def test_foreign_statistics_give_the_distance_alone_and_are_named_so(tmp_path):
-    rows = extract(tiny_extractor(), random_images(40, 1), Share(0, 40, 40)).rows
-    moments = Moments.of(rows)
+def test_statistics_of_another_program_give_the_distance_alone(tmp_path):
+    moments = Moments.of(stats_of().rows)
     np.savez(tmp_path / "theirs.npz", mu=moments.mean.numpy(), sigma=moments.covariance().numpy())
     pack = make_pack(tmp_path / "real.safetensors", random_images(40, 1))
     write_samples(tmp_path / "made.safetensors", random_images(20, 2), {"num_images": 20})
-    ours = evaluate(tmp_path / "made.safetensors", str(pack.path), features=tiny_extractor()).document
-    theirs = evaluate(
-        tmp_path / "made.safetensors", str(tmp_path / "theirs.npz"), features=tiny_extractor(),
-        output=tmp_path / "foreign.json",
-    ).document  # fmt: skip
-    assert theirs["metrics"] == {"fid": pytest.approx(ours["metrics"]["fid"], rel=1e-9)}
-    assert theirs["reference"]["count"] is None
-    assert theirs["floor"] is None
-    assert any("foreign statistics" in w for w in theirs["warnings"])
+    own = score(tmp_path / "made.safetensors", str(pack.path)).record
+    output = tmp_path / "foreign.json"
+    foreign = score(tmp_path / "made.safetensors", str(tmp_path / "theirs.npz"), output=output).record
+    assert foreign.metrics == {"fid": pytest.approx(own.metrics["fid"], rel=1e-9)}
+    assert foreign.reference.count is None
+    assert foreign.floor is None
+    assert any("another program" in w for w in foreign.warnings)
     with pytest.raises(RefusedError, match="of 12 features"):
         open_statistics_file(tmp_path / "theirs.npz", tiny_extractor(dim=5))
 

@@ -61,7 +61,7 @@ def soak(folder: Path, *, objective: str, steps: int, every_s: float, writes: in
     more = [*more, "--encoder", "pixel"] if objective == "drift" else more
     if objective != "mae":
         more = [*more, "--eval-every", str(often), "--set", "evaluation.num_images=64",
-                "--set", f"evaluation.features=encoder:{judge}"]  # fmt: skip
+                "--set", f"evaluation.extractor=encoder:{judge}"]  # fmt: skip
     run, log = folder / "run", folder / "stderr.txt"
     command = driftkit(
         objective, run, *more, "--steps", str(steps), "--sample-every", str(often), "--checkpoint-every", str(often),

@@ -118,7 +118,7 @@ def test_metrics_and_pictures_that_find_no_room_stop_a_training(disk, room, monk
 @pytest.mark.parametrize("words", [
     ["data", "shapes?image_size=16&count=3000", "--output", "disk/pack"],
     ["sample", "run", "-n", "4000", "--nfe", "1", "--output", "disk/samples.safetensors"],
-    ["fid", "run", "-r", "data", "--features", "encoder:mae", "-n", "16", "--nfe", "1", "--output", "disk/score.json"],
+    ["fid", "run", "-r", "data", "--extractor", "encoder:mae", "-n", "16", "--nfe", "1", "--output", "disk/score.json"],
     ["compare", "run", "--output", "disk/report"],
     ["export", "run", "--output", "disk/export"],
 ])  # fmt: skip

@@ -65,7 +65,7 @@ def test_one_that_fails_does_not_keep_the_others_from_coming(site):
     assert "checkpoints/moco.pth.tar" in broken.reason
     assert "--encoder-weights" in broken.reason
     assert "sha256 is" in other.reason
-    assert "--features-weights" in other.reason
+    assert "--extractor-weights" in other.reason
 
 
 def test_the_wrong_archive_says_how_to_bring_the_right_one_once(site):

@@ -39,7 +39,7 @@ def made(tmp_path_factory):
         train_tiny(Path("mae"), "mae")
         train_tiny(Path("drift"), "drift", "--encoder", "mae", "--cache-features")
         said("sample", "run", "-n", 16, "--nfe", 2)
-        said("fid", SAMPLES, "-r", "shapes?image_size=8&count=64", "--features", "encoder:mae", "--device", "cpu")
+        said("fid", SAMPLES, "-r", "shapes?image_size=8&count=64", "--extractor", "encoder:mae", "--device", "cpu")
     return folder
 
 
@@ -199,7 +199,7 @@ def test_a_damaged_pack_is_not_trained_on(world):
 
 def test_damaged_samples_are_not_scored(world):
     flip(SAMPLES)
-    result = driftkit("fid", SAMPLES, "-r", "shapes?image_size=8&count=64", "--features", "encoder:mae")
+    result = driftkit("fid", SAMPLES, "-r", "shapes?image_size=8&count=64", "--extractor", "encoder:mae")
     assert result.exit_code == 3
     assert "is damaged" in result.stderr
 
