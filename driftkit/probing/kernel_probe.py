@@ -12,8 +12,8 @@ import torch
 from driftkit.encoders.features import FeatureSet
 from driftkit.encoders.networks import FrozenEncoder
 from driftkit.errors import DriftkitError
+from driftkit.methods.drifting import aggregated_drift
 from driftkit.methods.drifting.distance import pairwise_distance
-from driftkit.methods.drifting.field import aggregated_drift
 from driftkit.probing.corruptions import CORRUPTIONS, ONE_CLASS, CorruptionSpec
 from driftkit.probing.feature_bank import Bank, EncodedImages, GroupShape
 from driftkit.probing.feature_statistics import (

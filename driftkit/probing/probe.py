@@ -6,7 +6,8 @@ import torch
 
 from driftkit.encoders.features import FieldCall, feature_set, field_calls
 from driftkit.encoders.networks import FrozenEncoder
-from driftkit.methods.drifting.field import CHUNK_BYTES, WAITS, field_flops, workspace_bytes
+from driftkit.methods.drifting.precision import WAITS
+from driftkit.methods.drifting.workspace import CHUNK_BYTES, field_flops, workspace_bytes
 
 DEFAULT_TAUS = 3
 FLOAT_BYTES = 4

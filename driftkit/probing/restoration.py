@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 
 from driftkit.encoders.features import FeatureGroup
-from driftkit.methods.drifting.field import aggregated_drift
+from driftkit.methods.drifting import aggregated_drift
 
 Groups = Callable[[torch.Tensor], list[FeatureGroup]]
 """Float images in [-1, 1] -> the feature groups, with gradient to the images where there is one."""

@@ -14,15 +14,9 @@ from driftkit.encoders.specs import SPECS, TIMM_PREFIX
 from driftkit.errors import UsageError
 from driftkit.methods.classifier.objective import ClassifierConfig
 from driftkit.methods.drifting.affinity import Affinity
-from driftkit.methods.drifting.field import (
-    CHUNK_BYTES,
-    KEPT_CHUNKS,
-    SHARPEST_FLOAT32,
-    WAITS,
-    field_flops,
-    workspace_bytes,
-)
 from driftkit.methods.drifting.objective import DriftingConfig
+from driftkit.methods.drifting.precision import MAX_SHARPNESS, WAITS
+from driftkit.methods.drifting.workspace import CHUNK_BYTES, KEPT_CHUNKS, field_flops, workspace_bytes
 from driftkit.methods.mae.objective import NEVER, MAEConfig
 from driftkit.methods.registry import build_network
 from driftkit.models.unet import UNetConfig
@@ -260,7 +254,7 @@ def _field_shape(objective: DriftingConfig) -> FieldShape:
     return FieldShape(
         num_taus=len(objective.taus),
         shared=objective.scale_over == "map",
-        wide=Affinity(objective.kernel).sharpness(min(objective.taus)) > SHARPEST_FLOAT32,
+        wide=Affinity(objective.kernel).sharpness(min(objective.taus)) > MAX_SHARPNESS,
         chunk_bytes=objective.field_chunk_mib * 2**20 if objective.field_chunk_mib else None,
     )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from driftkit.errors import ResourceError
-from driftkit.methods.drifting.field import CHUNK_BYTES
+from driftkit.methods.drifting.workspace import CHUNK_BYTES
 from driftkit.runtime.memory import describe_shortage as begun
 from driftkit.runtime.memory import gib, is_out_of_memory, release, room
 from driftkit.training.budget import Budget, Shapes, budget, training_shapes

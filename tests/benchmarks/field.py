@@ -1,6 +1,7 @@
-"""Time and memory of the drifting field against the literal batched form of Algorithm 2.
+"""Time, memory and precision of the drifting field against the literal batched form of Algorithm 2.
 
-`python -m tests.benchmarks field` prints both, their ratio, and the ratio to the time of the matrix products alone.
+`python -m tests.benchmarks field` prints both, their ratio, and the ratio to the time of the matrix products alone;
+then why the precision rule is needed: errors of float32 against float64, with the rule and without.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from tests.benchmarks.harness import Row, alternate, peak_bytes
 SHAPES = ((72, 256, 768), (8, 1024, 768), (18, 256, 2048), (18, 256, 256), (118, 128, 64))
 MEMORY_SHAPE = (72, 1024, 768)
 RANK_SHAPES = ((72, 256, 768), (8, 1024, 768))  # of the whole batch
+PRECISION_SHAPE, PRECISION_TAU, PRECISION_RULE = (8, 256, 768), 0.02, 1e-5
 WORLD = 4
 TAUS = (0.02, 0.05, 0.2)
 GOALS = {
@@ -26,13 +28,13 @@ GOALS = {
 }
 
 
-def literal(x: torch.Tensor, pos: torch.Tensor) -> torch.Tensor:
+def literal(x: torch.Tensor, pos: torch.Tensor, taus: Sequence[float] = TAUS) -> torch.Tensor:
     """Appendix A.6 around Algorithm 2, batched, line by line: each temperature makes its own distances."""
     mean = torch.cat([torch.cdist(x, x), torch.cdist(x, pos)], dim=2).mean(dim=(1, 2), keepdim=True)
     scale = mean / x.shape[-1] ** 0.5
     x, pos = x / scale, pos / scale
     v = torch.zeros_like(x)
-    for tau in TAUS:
+    for tau in taus:
         v_tau = algorithm_2(x, pos, x, tau * x.shape[-1] ** 0.5)
         v += v_tau / v_tau.square().mean(dim=(1, 2), keepdim=True).sqrt()
     return v
@@ -56,7 +58,7 @@ def products(x: torch.Tensor, y: torch.Tensor, coefficients: torch.Tensor) -> No
 
 
 def rows() -> Iterator[Row]:
-    """Speed-up over the literal form, distance from the bare products, memory, and the work of one rank of several."""
+    """Speed-up over the literal form and distance from the bare products; memory, work of one rank, precision."""
     with torch.inference_mode():
         for shape in SHAPES:
             yield from _speed(shape)
@@ -64,6 +66,7 @@ def rows() -> Iterator[Row]:
             yield _memory(MEMORY_SHAPE, scale_over)
         for shape in RANK_SHAPES:
             yield _rank_work(shape)
+        yield from _precision(PRECISION_SHAPE, PRECISION_TAU)
 
 
 def _speed(shape: tuple[int, int, int]) -> Iterator[Row]:
@@ -99,7 +102,7 @@ class OneRank(Ranks):
 
     arrived: tuple[torch.Tensor, ...] = ()
 
-    def start_gather(self, parts: Sequence[torch.Tensor]) -> Gathering:
+    def start_gather(self, parts: Sequence[torch.Tensor], *, compare: bool = True) -> Gathering:
         return Gathering(self.arrived)
 
     def sum(self, value: torch.Tensor) -> torch.Tensor:
@@ -125,3 +128,25 @@ def _rank_work(shape: tuple[int, int, int]) -> Row:
     return Row(
         "field", f"{list(shape)} one rank of {WORLD}", took["ours"], took["whole"], "s", ratio, "<= 0.35", "whole"
     )
+
+
+def _precision(shape: tuple[int, int, int], tau: float) -> Iterator[Row]:
+    """Relative error of V in float32 against float64, with the precision rule and without (the literal form).
+
+    Independent points do without the rule. Early in training all generated images are alike, and batches hold
+    near-duplicates: there float32 distances cancel, and small temperatures amplify what they lose.
+    """
+    x, pos = torch.randn(shape), torch.randn(shape) + 0.1
+    pairs = torch.arange(shape[1]) // 2
+    cases = {
+        "independent": x,
+        "generated alike": 1 + 0.03 * x,
+        "near-duplicates": x[:, pairs] + 1e-3 * x,
+        "duplicates": x[:, pairs],
+    }
+    for name, near in cases.items():
+        want = aggregated_drift(near.double(), pos.double(), taus=(tau,), scale_over="location").v
+        results = aggregated_drift(near, pos, taus=(tau,), scale_over="location").v, literal(near, pos, (tau,))
+        with_rule, without = (((v - want).norm() / want.norm()).item() for v in results)
+        case, ratio = f"error at tau {tau}, {name}", with_rule / PRECISION_RULE
+        yield Row("field", case, with_rule, without, "", ratio, "<= 1", "without the rule")

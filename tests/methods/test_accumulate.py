@@ -6,7 +6,7 @@ import torch
 from driftkit.encoders.features import feature_set, field_calls
 from driftkit.encoders.networks import MAEEncoder
 from driftkit.methods.ddpm.objective import DDPM, DDPMConfig
-from driftkit.methods.drifting import drift_loss
+from driftkit.methods.drifting import aggregated_drift, drift_loss
 from driftkit.methods.drifting.objective import Drifting, DriftingConfig
 from driftkit.methods.drifting.one_step import generate_one_step
 from driftkit.methods.mae.objective import MAE, MAEConfig
@@ -100,10 +100,12 @@ def test_dropout_is_the_same_in_both_passes():
     generated = torch.cat(images)
     make = feature_set("multires")
     calls = [field_calls(make(objective.encoder.maps(i), i)) for i in (generated, real.images)]
-    total = sum(
-        drift_loss(x.values(), y.values(), scale_over="location").per_field[torch.tensor(x.membership()) == n].mean()
+    losses = [
+        (x, drift_loss(x.values(), aggregated_drift(x.values(), y.values(), scale_over="location")))
         for x, y in zip(*calls, strict=True)
-        for n in range(len(x.groups))
+    ]
+    total = sum(
+        per_field[torch.tensor(x.membership()) == n].mean() for x, per_field in losses for n in range(len(x.groups))
     )
     total.backward()
     want = torch.cat([p.grad.flatten() for p in network.parameters()])

@@ -8,7 +8,7 @@ import torch
 from driftkit.encoders.features import every_location
 from driftkit.encoders.networks import FrozenEncoder, PixelEncoder
 from driftkit.errors import DriftkitError
-from driftkit.methods.drifting.loss import drift_loss
+from driftkit.methods.drifting import aggregated_drift, drift_loss
 from driftkit.probing.corruptions import ONE_CLASS
 from driftkit.probing.encoder_verdict import best_signal, judge, judge_group, recommended_taus, score
 from driftkit.probing.kernel_probe import ProbeImages, measure_encoder, one_class_count, relative_change
@@ -150,7 +150,8 @@ def test_restoration_is_the_cosine_of_the_loss_gradient():
     got = restoration(groups, wrong, clean, real, taus=TAUS, chunk=4)
     leaf = wrong.clone().requires_grad_(True)
     (x,), (y,) = groups(leaf), groups(real)
-    loss = drift_loss(x.values, y.values, taus=TAUS, scale_over="location").per_field.mean()
+    drift = aggregated_drift(x.values, y.values, taus=TAUS, scale_over="location")
+    loss = drift_loss(x.values, drift).mean()
     (gradient,) = torch.autograd.grad(loss, leaf)
     expected = torch.nn.functional.cosine_similarity(-gradient.flatten(1), (clean - wrong).flatten(1), eps=1e-30).mean()
     assert got == pytest.approx(float(expected), rel=1e-4)  # float32, summed in another order

@@ -4,7 +4,7 @@ import torch
 
 from driftkit.encoders.features import FeatureGroup, field_calls
 from driftkit.encoders.networks import PixelEncoder
-from driftkit.methods.drifting.field import CHUNK_BYTES
+from driftkit.methods.drifting.workspace import CHUNK_BYTES
 from driftkit.probing.probe import field_memory, probe_shapes
 
 

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from driftkit.errors import UsageError
 from driftkit.methods.drifting import aggregated_drift
-from driftkit.methods.drifting.field import field_flops
+from driftkit.methods.drifting.workspace import field_flops
 from driftkit.methods.registry import OBJECTIVES, build_network
 from driftkit.protocols import Execution
 from driftkit.runtime.device import autocast

@@ -128,15 +128,15 @@ def test_features_are_named_by_map_and_side(tmp_path, monkeypatch):
 def test_a_signal_of_one_temperature_is_named_with_the_loss_term(tmp_path, monkeypatch):
     from driftkit.methods.drifting import objective as drifting
 
-    real = drifting.drift_loss
+    real = drifting.aggregated_drift
 
-    def drift_loss(*arguments, **options):
+    def aggregated_drift(*arguments, **options):
         result = real(*arguments, **options)
-        result.drift.drift_scale[1] = torch.nan
-        result.per_field.data[0] = torch.nan
+        result.drift_scale[1] = torch.nan
+        result.v[0] = torch.nan
         return result
 
-    monkeypatch.setattr(drifting, "drift_loss", drift_loss)
+    monkeypatch.setattr(drifting, "aggregated_drift", aggregated_drift)
     said = go_on(tmp_path / "run", "drift")
     assert "loss is not finite at step 0: pixels/" in said
     assert "drift_scale/tau 0.05" in said

@@ -1,5 +1,10 @@
-"""From distances to the coefficients of the field: kernels, their normalisation, and how many points they weigh."""
+"""From distances to the coefficients of the field: the kernel k, the affinity A and its variants, the weights W.
 
+Algorithm 2 takes A = sqrt(softmax over y * softmax over x) of log k, and W+ = A+ sum(A-), W- = A- sum(A+). Kernels are
+taken relative to the nearest pair of a field, a factor that the softmaxes cancel.
+"""
+
+import itertools
 import math
 import re
 from dataclasses import dataclass
@@ -8,12 +13,11 @@ from typing import Literal, get_args
 import torch
 
 from driftkit.errors import UsageError
+from driftkit.methods.drifting.precision import MAX_EXPONENT
 from driftkit.runtime.ranks import Ranks
 
 Kernel = Literal["laplace", "gaussian"]
-
-# Exponents of at least minus this leave no entry of their exponential, nor of its square where that is needed, at zero.
-WHOLE_RANGE = {torch.float32: 80.0, torch.float64: 300.0}
+SINGLE = Ranks()
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,7 @@ class Affinity:
     Attributes:
         kernel: "laplace" k = exp(-d / width), as in the paper, or "gaussian" k = exp(-(d / width)^2 / 2).
         normalisation: "both" A = sqrt(P * Q), P and Q the softmaxes over y and over x, as in the paper; "rows" A = P;
-            "none" A = k itself; "sinkhorn(n)" n turns of normalising columns to N / K and rows to 1.
+            "none" A = k; "sinkhorn(n)" n rounds of normalising columns to N / K and rows to 1.
         floor: lower bound of A before weighting, the masked self entry included (the authors' release: 1e-3).
     """
 
@@ -34,7 +38,7 @@ class Affinity:
     def __post_init__(self) -> None:
         if self.kernel not in get_args(Kernel):
             raise UsageError(f"kernel: expected {' or '.join(get_args(Kernel))}, got {self.kernel!r}")
-        if self.normalisation not in ("both", "rows", "none") and not self.turns:
+        if self.normalisation not in ("both", "rows", "none") and not self.sinkhorn_rounds:
             raise UsageError(
                 f"normalisation: expected both, rows, none or sinkhorn(N) with N >= 1, got {self.normalisation!r}"
             )
@@ -44,168 +48,175 @@ class Affinity:
             raise UsageError("affinity_floor: unnormalised affinities have no scale to bound; leave it at 0")
 
     @property
-    def turns(self) -> int:
-        """Turns of Sinkhorn's normalisation; 0 for the others."""
+    def sinkhorn_rounds(self) -> int:
+        """Rounds of Sinkhorn's normalisation; 0 for the others."""
         match = re.fullmatch(r"sinkhorn\(([1-9][0-9]{0,3})\)", self.normalisation)
         return int(match[1]) if match else 0
 
     def sharpness(self, tau: float) -> float:
-        """s such that log k = -s * `power_of(d)` for distances in units of their mean."""
+        """s in log k = -s * `power(d)`, for distances in units of the kernel's width over tau."""
         return 1 / tau if self.kernel == "laplace" else 0.5 / tau**2
 
-    def power_of(self, distance: torch.Tensor) -> torch.Tensor:
-        """The power of a distance that the kernel's exponent is proportional to."""
+    def power(self, distance: torch.Tensor) -> torch.Tensor:
+        """The power of a distance that log k is proportional to: d or d^2."""
         return distance if self.kernel == "laplace" else distance.square()
 
-    def excess(self, distance: torch.Tensor, least: torch.Tensor) -> torch.Tensor:
-        """`power_of(distance)` over that of the least distance, in place: differences from the nearest are exact."""
-        powers = distance if self.kernel == "laplace" else distance.square_()
-        return powers.sub_(self.power_of(least)[:, None, None])
 
-
-@dataclass(frozen=True)
-class Columns:
-    """What the columns of an affinity matrix are.
-
-    Attributes:
-        num_negatives: how many come first; the others are positives.
-        weight: [G, K], factors of the affinities; None: 1.
-        num_rows: rows on all ranks.
-        ranks: those who hold the rows.
-    """
-
-    num_negatives: int
-    weight: torch.Tensor | None
-    num_rows: int
-    ranks: Ranks
+def log_affinity(
+    log_k: torch.Tensor, affinity: Affinity, *, weight: torch.Tensor | None = None, ranks: Ranks = SINGLE
+) -> torch.Tensor:
+    """log A, [G, ..., n, K], times `weight` [G, K], from log k, -inf where masked; `ranks` hold the rows."""
+    log_a = log_k
+    if affinity.normalisation == "rows":
+        log_a = log_a - _log_sum_over_y(log_a)
+    elif affinity.normalisation == "both":
+        log_a = log_a - _log_sum_over_y(log_a) / 2 - _log_sum_over_x(log_a, ranks) / 2
+    for _ in range(affinity.sinkhorn_rounds):
+        num_rows, num_columns = log_a.shape[-2] * ranks.world_size, log_a.shape[-1]
+        log_a = log_a - _log_sum_over_x(log_a, ranks) + math.log(num_rows / num_columns)
+        log_a = log_a - _log_sum_over_y(log_a)
+    if affinity.floor > 0:
+        log_a = log_a.clamp(min=math.log(affinity.floor))
+    if weight is None:
+        return log_a
+    return log_a + weight.log().view(len(log_a), *[1] * (log_a.ndim - 2), -1)
 
 
 def write_coefficients(
-    excess: torch.Tensor,
-    factors: torch.Tensor,
+    distance: torch.Tensor,
+    min_distance: torch.Tensor,
+    rate: torch.Tensor,
     out: torch.Tensor,
     affinity: Affinity,
-    columns: Columns,
     *,
-    reach: float,
+    num_negatives: int,
+    weight: torch.Tensor | None,
+    self_at: int,
+    max_exponents: list[float] | None,
+    ranks: Ranks,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Write [-W- | W+] / exp(unit), the coefficients of the negatives, then of the positives.
+    """Write W = [-W- | W+] / exp(log_unit), the coefficients of the negatives, then of the positives.
 
     Args:
-        excess: [G, n, K], how much farther pairs are than the nearest; inf where a point meets itself.
-        factors: [G, T], < 0: times `excess`, it is the exponent of the kernel at each temperature.
-        out: [G, T, n, K], overwritten.
-        reach: no exponent lies below minus this, but for -inf. It decides whether the softmaxes can be made of sums of
-            the kernel itself, in the type of `out` or in float64, or must be made in logarithms.
+        distance: [F, n, K], overwritten.
+        min_distance: [F], the least of all pairs, self pairs aside.
+        rate: [F, T], rising over T: log k = -rate * `affinity.power(d)`.
+        out: [F, T, n, K], overwritten.
+        num_negatives: how many of the columns come before the positives.
+        weight: [F, K], factors of the affinities; None: 1.
+        self_at: column at which y holds the first row's x; self pairs get no affinity.
+        max_exponents: largest -log k relative to the nearest pair, per temperature; None: unknown. They decide by
+            the rule of `precision` whether W comes from k itself, in float32 or float64, or from log k.
+        ranks: those who hold the rows.
 
     Returns:
-        Both [G, T]: the effective number of points that a generated one feels, (sum of A)^2 / (sum of A^2) over y,
-        summed over the rows of this rank; and `unit`, the logarithm of the largest sum of W+ over a row. Where images
-        are all alike, affinities to the real ones are so small that without it the squares of V would underflow.
+        Both [F, T]: the effective number of points that a generated one feels, (sum of A)^2 / (sum of A^2) over y,
+        summed over these rows; and log_unit, the log of the largest sum of W+ over a row. Where images are all alike,
+        affinities to the real ones are so small that without it the squares of V would underflow.
     """
-    sums_suffice = affinity.normalisation in ("both", "rows")
-    if sums_suffice and reach < WHOLE_RANGE[out.dtype]:
-        torch.mul(excess[:, None], factors[:, :, None, None], out=out)
-        return _whole(out.exp_(), affinity, columns)
-    if sums_suffice and reach < WHOLE_RANGE[torch.float64]:
-        wide = excess[:, None] * factors.double()[:, :, None, None]
-        effective, unit = _whole(wide.exp_(), affinity, columns)
-        out.copy_(wide)
-        return effective.to(out.dtype), unit.to(out.dtype)
-    torch.mul(excess[:, None], factors[:, :, None, None], out=out)
-    return _in_logarithms(out, affinity, columns)
+    gap = distance if affinity.kernel == "laplace" else distance.square_()
+    gap.sub_(affinity.power(min_distance)[:, None, None])  # exact near the nearest pair
+    torch.diagonal(gap, self_at, 1, 2).fill_(torch.inf)
+    columns = (num_negatives, weight, ranks)
+    narrow, wide, num_taus = out.dtype, torch.float64, rate.shape[1]
+    # Temperatures within range together, they come first, and each other one by itself; all if nothing is known.
+    exponents = max_exponents or [math.inf] * num_taus
+    together = sum(e < MAX_EXPONENT[narrow] for e in exponents) if max_exponents else num_taus
+    bounds = sorted({0, *range(together, num_taus + 1)})
+    stats = []
+    for start, stop in itertools.pairwise(bounds):
+        exponent = exponents[stop - 1] if affinity.normalisation in ("both", "rows") else math.inf
+        factor, w = -rate[:, start:stop, None, None], out[:, start:stop]
+        if MAX_EXPONENT[narrow] <= exponent < MAX_EXPONENT[wide]:
+            k = (gap[:, None] * factor.to(wide)).exp_()
+            effective, log_unit = _coefficients_of_kernel(k, affinity, *columns)
+            w.copy_(k)
+            stats.append((effective.to(narrow), log_unit.to(narrow)))
+        else:
+            torch.mul(gap[:, None], factor, out=w)
+            if exponent < MAX_EXPONENT[narrow]:
+                stats.append(_coefficients_of_kernel(w.exp_(), affinity, *columns))
+            else:
+                stats.append(_coefficients_of_log_kernel(w, affinity, *columns))
+    effective, log_unit = (torch.cat(parts, dim=1) for parts in zip(*stats, strict=True))
+    if affinity.normalisation == "none":  # k relative to the nearest pair was not cancelled
+        log_unit = log_unit - 2 * affinity.power(min_distance)[:, None] * rate
+    return effective, log_unit
 
 
-def _in_logarithms(out: torch.Tensor, affinity: Affinity, columns: Columns) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same from log k [G, T, n, K], whatever its range, in place.
+def _coefficients_of_kernel(
+    k: torch.Tensor, affinity: Affinity, num_negatives: int, weight: torch.Tensor | None, ranks: Ranks
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """W from k [F, T, n, K], in place.
+
+    A_ij = k_ij r_i c_j with r from the sums of rows and c from those of columns. W_ij is k_ij c_j r_i^2 times the sum
+    of k c over the other half of the row: r enters last.
+    """
+    row_sum = k.sum(dim=3, keepdim=True)  # [F, T, n, 1]
+    r, c = row_sum.reciprocal(), None
+    if affinity.normalisation == "both":
+        column_sum = ranks.sum(k.sum(dim=2, keepdim=True))  # [F, T, 1, K]
+        # With N = 1 the only entry of a self column is masked: its column sums to nothing, and it must stay 0, not nan.
+        r, c = row_sum.rsqrt(), torch.where(column_sum > 0, column_sum.rsqrt(), 0.0)
+    if affinity.floor > 0:  # bounds A itself, before weighting
+        if c is not None:
+            k.mul_(c)
+        k.mul_(r).clamp_(min=affinity.floor)
+        r, c = torch.ones_like(r), None
+    if weight is not None:
+        c = weight[:, None, None, :] if c is None else c * weight[:, None, None, :]
+    if c is not None:
+        k.mul_(c)
+    neg, pos = k[..., :num_negatives], k[..., num_negatives:]
+    neg_sum, pos_sum = neg.sum(dim=-1, keepdim=True), pos.sum(dim=-1, keepdim=True)  # [F, T, n, 1]
+    # Without column sums, entries may be so small that their squares need the range of float64.
+    norm_dtype = torch.float64 if affinity.normalisation == "rows" else None
+    norm: torch.Tensor = torch.linalg.vector_norm(k, dim=3, dtype=norm_dtype)
+    effective = ((neg_sum + pos_sum)[..., 0] / norm).square().sum(dim=2)
+    neg_sum, pos_sum = neg_sum * r, pos_sum * r
+    unit = (neg_sum * pos_sum).amax(dim=2, keepdim=True)  # [F, T, 1, 1]
+    unit = torch.where(unit > 0, unit, 1.0)
+    neg.mul_(-pos_sum / unit * r)
+    pos.mul_(neg_sum / unit * r)
+    return effective.to(k.dtype), unit[..., 0, 0].log()
+
+
+def _coefficients_of_log_kernel(
+    log_k: torch.Tensor, affinity: Affinity, num_negatives: int, weight: torch.Tensor | None, ranks: Ranks
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """W from log k [F, T, n, K], whatever its range, in place.
 
     Each half of a row, negatives and positives, is taken relative to its own largest affinity: neither vanishes where
     it is much smaller than the other.
     """
-    out.copy_(log_affinity(out, affinity, columns))
-    push, pull = out[..., : columns.num_negatives], out[..., columns.num_negatives :]
-    (push_top, push_sum, push_norm), (pull_top, pull_sum, pull_norm) = _exponentials(push), _exponentials(pull)
-    effective = 2 * torch.logaddexp(push_sum, pull_sum) - torch.logaddexp(2 * push_norm, 2 * pull_norm)
-    unit = _zero_where_empty((push_sum + pull_sum).amax(dim=2, keepdim=True))
-    push.mul_(-(push_top + pull_sum - unit).exp())
-    pull.mul_((pull_top + push_sum - unit).exp())
-    return effective.exp().sum(dim=(2, 3)), unit[..., 0, 0]
+    a = log_k.copy_(log_affinity(log_k, affinity, weight=weight, ranks=ranks))
+    neg, pos = a[..., :num_negatives], a[..., num_negatives:]
+    (neg_max, neg_sum, neg_norm), (pos_max, pos_sum, pos_norm) = _exp_relative_to_max(neg), _exp_relative_to_max(pos)
+    effective = 2 * torch.logaddexp(neg_sum, pos_sum) - torch.logaddexp(2 * neg_norm, 2 * pos_norm)
+    log_unit = _zero_where_empty((neg_sum + pos_sum).amax(dim=2, keepdim=True))
+    neg.mul_(-(neg_max + pos_sum - log_unit).exp())
+    pos.mul_((pos_max + neg_sum - log_unit).exp())
+    return effective.exp().sum(dim=(2, 3)), log_unit[..., 0, 0]
 
 
-def _exponentials(logs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Replace logs by exp(logs - largest of the row). Gives the largest, and the logs of each row's sum and norm."""
-    top = _zero_where_empty(logs.amax(dim=-1, keepdim=True))
-    logs.sub_(top).exp_()
-    norm = torch.linalg.vector_norm(logs, dim=-1, keepdim=True)
-    return top, logs.sum(dim=-1, keepdim=True).log() + top, norm.log() + top
+def _exp_relative_to_max(log_a: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Replace log_a by exp(log_a - max of the row). Returns log of the max, sum and Euclidean norm of each row of A."""
+    log_max = _zero_where_empty(log_a.amax(dim=-1, keepdim=True))
+    log_a.sub_(log_max).exp_()
+    norm = torch.linalg.vector_norm(log_a, dim=-1, keepdim=True)
+    return log_max, log_a.sum(dim=-1, keepdim=True).log() + log_max, norm.log() + log_max
 
 
-def _whole(kernel: torch.Tensor, affinity: Affinity, columns: Columns) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same from the kernel k [G, T, n, K] itself, in place.
-
-    A_ik = k_ik u_k r_i, hence W_ik = k_ik u_k r_i^2 times the sum of k u over the other half of the row: r enters last.
-    """
-    by_row = _by_row(kernel, affinity)  # r
-    by_column = None  # u, and the weight
-    if affinity.normalisation == "both":
-        column_sum = columns.ranks.sum(kernel.sum(dim=2, keepdim=True))
-        # With N = 1 the only entry of a self column is masked: its column sums to nothing, and it must stay 0, not nan.
-        by_column = torch.where(column_sum > 0, column_sum.rsqrt(), 0.0)
-    if affinity.floor > 0:  # bounds A itself, before weighting
-        if by_column is not None:
-            kernel.mul_(by_column)
-        kernel.mul_(by_row).clamp_(min=affinity.floor)
-        by_row, by_column = torch.ones_like(by_row), None
-    if columns.weight is not None:
-        weight = columns.weight[:, None, None, :]
-        by_column = weight if by_column is None else by_column * weight
-    if by_column is not None:
-        kernel.mul_(by_column)
-    push, pull = kernel[..., : columns.num_negatives], kernel[..., columns.num_negatives :]
-    push_sum, pull_sum = push.sum(dim=-1, keepdim=True), pull.sum(dim=-1, keepdim=True)
-    # Without column sums, entries may be so small that their squares need the range of float64.
-    wide = torch.float64 if affinity.normalisation == "rows" else None
-    norm: torch.Tensor = torch.linalg.vector_norm(kernel, dim=3, dtype=wide)
-    effective = ((push_sum + pull_sum)[..., 0] / norm).square().sum(dim=2)
-    push_sum, pull_sum = push_sum * by_row, pull_sum * by_row
-    size = (push_sum * pull_sum).amax(dim=2, keepdim=True)
-    size = torch.where(size > 0, size, 1.0)
-    push.mul_(-pull_sum / size * by_row)
-    pull.mul_(push_sum / size * by_row)
-    return effective.to(kernel.dtype), size[..., 0, 0].log()
-
-
-def _by_row(kernel: torch.Tensor, affinity: Affinity) -> torch.Tensor:
-    row_sum = kernel.sum(dim=3, keepdim=True)
-    return row_sum.rsqrt() if affinity.normalisation == "both" else row_sum.reciprocal()
-
-
-def log_affinity(logits: torch.Tensor, affinity: Affinity, columns: Columns) -> torch.Tensor:
-    """log A, weighted, [G, ..., n, K], from log k, -inf where an entry is masked."""
-    if affinity.normalisation == "rows":
-        logits = logits - _over_y(logits)
-    elif affinity.normalisation == "both":
-        logits = logits - _over_y(logits) / 2 - _over_x(logits, columns.ranks) / 2
-    for _ in range(affinity.turns):
-        logits = logits - _over_x(logits, columns.ranks) + math.log(columns.num_rows / logits.shape[-1])
-        logits = logits - _over_y(logits)
-    if affinity.floor > 0:
-        logits = logits.clamp(min=math.log(affinity.floor))
-    if columns.weight is None:
-        return logits
-    return logits + columns.weight.log().view(len(logits), *[1] * (logits.ndim - 2), -1)
-
-
-def _over_y(logits: torch.Tensor) -> torch.Tensor:
+def _log_sum_over_y(logits: torch.Tensor) -> torch.Tensor:
     return _zero_where_empty(torch.logsumexp(logits, dim=-1, keepdim=True))
 
 
-def _over_x(logits: torch.Tensor, ranks: Ranks) -> torch.Tensor:
-    local = torch.logsumexp(logits, dim=-2, keepdim=True)
+def _log_sum_over_x(logits: torch.Tensor, ranks: Ranks) -> torch.Tensor:
+    log_sum = torch.logsumexp(logits, dim=-2, keepdim=True)
     if ranks.world_size > 1:
-        highest = _zero_where_empty(ranks.max(local))
-        local = ranks.sum((local - highest).exp()).log() + highest
-    return _zero_where_empty(local)
+        log_max = _zero_where_empty(ranks.max(log_sum))
+        log_sum = ranks.sum((log_sum - log_max).exp()).log() + log_max
+    return _zero_where_empty(log_sum)
 
 
 def _zero_where_empty(log_sum: torch.Tensor) -> torch.Tensor:

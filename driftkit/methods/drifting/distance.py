@@ -1,14 +1,12 @@
-"""Euclidean distances between features, exact enough for small temperatures."""
+"""Euclidean distances between features, exact enough for small temperatures (see `precision`)."""
 
 import torch
 
+from driftkit.methods.drifting.precision import CLOSE_PAIR
 from driftkit.runtime.device import ieee_float32
 
-# A square below this share of |x|^2 + |y|^2 has lost too many digits in the product that it came from.
-CLOSE = 0.05
-# Where more of a field's pairs are that close, one product in float64 costs less than gathering them.
-MANY = 1 / 64
-# With no more channels than these, that product costs less than finding out which pairs are close.
+# Above this share of close pairs, or up to so many channels, one product in float64 costs less than picking them out.
+MANY_PAIRS = 1 / 64
 FEW_CHANNELS = 128
 
 
@@ -30,62 +28,47 @@ def pairwise_distance(
 
 
 def write_distances(x: torch.Tensor, y: torch.Tensor, out: torch.Tensor, *, self_at: int | None, wait: bool) -> None:
-    """Write the distances into `out`, [G, N, K].
+    """Write the distances into `out`, [G, N, K]; not finite where features or their squares are not.
 
-    Squares come from one product of the points. In float32 that cancels where pairs are much closer than their norms,
-    and small temperatures would amplify the error. With `wait` the host finds out where it did, and those pairs are
-    computed again, from differences or in float64; without, the whole product is one of float64.
-
-    Where x meets itself, `out` holds the distance to the last y instead: neither least nor greatest values then need a
-    mask, and a sum can take it off again. Distances are not finite where features, or their squares, are not.
+    Args:
+        self_at: as above, but each x gets its distance to the last y in place of that to itself. Minimum and maximum
+            then need no mask, and a sum can subtract the last column again.
+        wait: the product is one of float32, and the host reads which pairs it cancelled for; else one of float64.
     """
     if not wait:
         out.copy_(_float64_distances(x, y))
-        _cover_self(out, self_at)
+        _replace_self(out, self_at)
         return
-    x_square, y_square = _square_norms(x), _square_norms(y)
+    x_square, y_square = _square_norms(x), _square_norms(y)  # [G, N], [G, K]
     torch.add(x_square[:, :, None], y_square[:, None, :], out=out)
     torch.baddbmm(out, x, y.mT, alpha=-2, out=out)
-    _cover_self(out, self_at)
-    least = out.flatten(1).amin(dim=1)
-    doubtful = ~(least >= CLOSE * (x_square.amax(dim=1) + y_square.amax(dim=1)))
-    out.sqrt_()
-    fields = doubtful.nonzero().flatten()
-    if len(fields):
-        _mend(fields, x, y, out, x_square, y_square, self_at=self_at)
-        _cover_self(out, self_at)
+    _replace_self(out, self_at)
+    min_square = out.flatten(1).amin(dim=1)
+    has_close_pairs = ~(min_square >= CLOSE_PAIR * (x_square.amax(dim=1) + y_square.amax(dim=1)))
+    out.sqrt_()  # nan where a square has cancelled to below 0
+    fields = has_close_pairs.nonzero().flatten()
+    if not len(fields):
+        return
+    if x.shape[2] > FEW_CHANNELS:
+        square_sum = x_square[fields][:, :, None] + y_square[fields][:, None, :]
+        close = ~(out[fields].square() >= CLOSE_PAIR * square_sum)  # [F, N, K]
+        if self_at is not None:
+            torch.diagonal(close, self_at, 1, 2).fill_(False)
+        few = close.sum(dim=(1, 2)) <= MANY_PAIRS * close[0].numel()
+        _recompute_pairs(fields[few], close[few], x, y, out)
+        fields = fields[~few]
+    out[fields] = _float64_distances(x[fields], y[fields]).to(out.dtype)
+    _replace_self(out, self_at)
 
 
-def _cover_self(matrix: torch.Tensor, self_at: int | None) -> None:
+def _replace_self(distance: torch.Tensor, self_at: int | None) -> None:
     if self_at is not None:
-        torch.diagonal(matrix, self_at, 1, 2).copy_(matrix[:, :, -1])
+        torch.diagonal(distance, self_at, 1, 2).copy_(distance[:, :, -1])
 
 
 def _square_norms(points: torch.Tensor) -> torch.Tensor:
     norms: torch.Tensor = torch.linalg.vector_norm(points, dim=-1)
     return norms.square_()
-
-
-def _mend(
-    fields: torch.Tensor,
-    x: torch.Tensor,
-    y: torch.Tensor,
-    distance: torch.Tensor,
-    x_square: torch.Tensor,
-    y_square: torch.Tensor,
-    *,
-    self_at: int | None,
-) -> None:
-    """Compute distances of some fields again where their squares, maybe negative, cancelled."""
-    if x.shape[2] > FEW_CHANNELS:
-        size = x_square[fields][:, :, None] + y_square[fields][:, None, :]
-        close = ~(distance[fields].square() >= CLOSE * size)  # a negative square has become nan
-        if self_at is not None:
-            torch.diagonal(close, self_at, 1, 2).fill_(False)
-        few = close.sum(dim=(1, 2)) <= MANY * close[0].numel()
-        _mend_pairs(fields[few], close[few], x, y, distance)
-        fields = fields[~few]
-    distance[fields] = _float64_distances(x[fields], y[fields]).to(distance.dtype)
 
 
 def _float64_distances(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -94,9 +77,10 @@ def _float64_distances(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return square.baddbmm_(x, y.mT, alpha=-2).clamp_(min=0).sqrt_()
 
 
-def _mend_pairs(
+def _recompute_pairs(
     fields: torch.Tensor, close: torch.Tensor, x: torch.Tensor, y: torch.Tensor, distance: torch.Tensor
 ) -> None:
+    """Distances of the pairs `close`, [F, N, K], of some fields, from the differences of their points."""
     f, i, k = close.nonzero(as_tuple=True)
     f = fields[f]
     for part in torch.arange(len(f), device=f.device).split(max(1, 2**22 // x.shape[-1])):

@@ -14,7 +14,7 @@ from driftkit.encoders.networks import FrozenEncoder
 from driftkit.encoders.resizing import Resize
 from driftkit.encoders.specs import MapNorm
 from driftkit.errors import NonFiniteError, NonFiniteStepError
-from driftkit.methods.drifting import DriftLoss, SharedFeatures, drift_loss, share_features
+from driftkit.methods.drifting import AggregatedDrift, SharedFeatures, aggregated_drift, drift_loss, share_features
 from driftkit.methods.drifting.one_step import generate_one_step
 from driftkit.protocols import Batch, Execution, StepLoss
 from driftkit.runtime.random import image_noise, seed_global_generators
@@ -172,13 +172,13 @@ class Drifting:
         gradients: dict[str, torch.Tensor] = {}
         spreads = []
         for gen, x, y_pos, shared in _one_ahead(self._shared(generated, positives)):
-            result = self._one_call(gen, x, y_pos, shared, step=step, wait=wait)
+            drift = self._one_call(gen, x, y_pos, shared, step=step, wait=wait)
             sizes = [group.values.shape[0] for group in gen.groups]
             variances = zip(_variance(x.detach()).split(sizes), _variance(y_pos).split(sizes), strict=True)
             spreads += [(made.mean() / real.mean().clamp(min=SMALLEST_VARIANCE)).sqrt() for made, real in variances]
-            drift = result.drift
+            per_field = drift_loss(x, drift)
             per_tau = torch.stack([drift.drift_scale, drift.effective_points, drift.logit_range]).split(sizes, dim=2)
-            for group, loss, values in zip(gen.groups, result.per_field.split(sizes), per_tau, strict=True):
+            for group, loss, values in zip(gen.groups, per_field.split(sizes), per_tau, strict=True):
                 terms[group.name] = loss.mean()
                 told.append((group, _Told(*values.mean(dim=2).unbind(0))))
             torch.stack([terms[group.name] for group in gen.groups]).sum().backward()
@@ -209,10 +209,10 @@ class Drifting:
         *,
         step: int,
         wait: bool | None,
-    ) -> DriftLoss:
+    ) -> AggregatedDrift:
         config, membership = self.config, gen.membership()
         try:
-            return drift_loss(
+            return aggregated_drift(
                 x,
                 y_pos,
                 taus=config.taus,

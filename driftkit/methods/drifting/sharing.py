@@ -1,4 +1,4 @@
-"""Features on their way from all ranks to each: the field of a batch that no process holds alone."""
+"""The points of a batch that is spread over ranks: checked, then gathered once for the field of all of them."""
 
 from dataclasses import dataclass
 
@@ -14,13 +14,14 @@ class Points:
 
     x: torch.Tensor
     others: tuple[torch.Tensor, ...]  # further negatives if any, positives
-    weight: torch.Tensor | None  # [G, K]
-    num_negatives: int
-    num_rows: int  # of this rank
+    weight: torch.Tensor | None  # [G, K], of the affinities to y = [x | others]
+    num_negatives: int  # the first columns of y; the last are the positives
+    num_rows: int  # generated points of this rank
     ranks: Ranks
 
     @property
     def first_row(self) -> int:
+        """The first row of x that belongs to this rank."""
         return self.ranks.rank * self.num_rows
 
     @property
@@ -28,23 +29,24 @@ class Points:
         return self.x.shape[1] + sum(other.shape[1] for other in self.others)
 
 
+@dataclass(frozen=True)
 class SharedFeatures:
     """The features of all ranks on their way, from `share_features`."""
 
-    def __init__(self, gathering: Gathering, ranks: Ranks, *, num_rows: int, num_extra: int, weighted: bool):
-        self._gathering, self._ranks = gathering, ranks
-        self._num_rows, self._num_extra, self._weighted = num_rows, num_extra, weighted
+    gathering: Gathering
+    ranks: Ranks
+    num_rows: int
+    weighted: bool
 
     def points(self) -> Points:
         """Wait for them."""
-        x, y_pos, *rest = self._gathering.wait()
-        num_negatives = x.shape[1] + (rest[0].shape[1] if self._num_extra else 0)
+        x, y_pos, *optional = self.gathering.wait()  # then further negatives, then their weights
+        num_negatives = x.shape[1] + (optional[0].shape[1] if optional else 0)
         weight = None
-        if self._weighted:
-            weight = rest[-1].new_ones((x.shape[0], num_negatives + y_pos.shape[1]))
-            weight[:, x.shape[1] : num_negatives] = rest[-1][..., 0]
-        others = (rest[0], y_pos) if self._num_extra else (y_pos,)
-        return Points(x, others, weight, num_negatives, self._num_rows, self._ranks)
+        if self.weighted:
+            weight = optional[1].new_ones((x.shape[0], num_negatives + y_pos.shape[1]))
+            weight[:, x.shape[1] : num_negatives] = optional[1][..., 0]
+        return Points(x, (*optional[:1], y_pos), weight, num_negatives, self.num_rows, self.ranks)
 
 
 def share_features(
@@ -56,9 +58,9 @@ def share_features(
     ranks: Ranks | None = None,
     compare: bool = True,
 ) -> SharedFeatures:
-    """Begin to gather the features of all ranks, in one exchange, so that other work can go on meanwhile.
+    """Begin to gather the features of all ranks, in one exchange, and return while it runs.
 
-    Args: as `aggregated_drift`, to which the result is given as `shared`, with the same features; `compare` as for
+    Args: as `aggregated_drift`, which takes the result as `shared` with the same features; `compare` as for
     `Ranks.start_gather`.
 
     Raises:
@@ -66,21 +68,16 @@ def share_features(
         DriftkitError: the ranks hold features of different shapes.
     """
     ranks = ranks or Ranks()
-    extra = generated.new_empty((generated.shape[0], 0, generated.shape[-1])) if negatives is None else negatives
-    check_shapes(generated, positives, extra)
+    if negatives is None:
+        negatives = generated.new_empty((generated.shape[0], 0, generated.shape[-1]))
+    check_shapes(generated, positives, negatives)
     parts = [generated, positives]
-    if extra.shape[1]:
-        parts.append(extra)
-    weighted = negative_weight is not None and extra.shape[1] > 0
     if negative_weight is not None:
-        weight = _check_weight(negative_weight, extra)
-        parts += [weight[..., None]] if weighted else []
+        negative_weight = _checked_weight(negative_weight, negatives)
+    if negatives.shape[1]:
+        parts += [negatives] if negative_weight is None else [negatives, negative_weight[..., None]]
     return SharedFeatures(
-        ranks.start_gather(parts, compare=compare),
-        ranks,
-        num_rows=generated.shape[1],
-        num_extra=extra.shape[1],
-        weighted=weighted,
+        ranks.start_gather(parts, compare=compare), ranks, num_rows=generated.shape[1], weighted=len(parts) == 4
     )
 
 
@@ -91,15 +88,13 @@ def check_shapes(x: torch.Tensor, y_pos: torch.Tensor, y_neg: torch.Tensor) -> N
             raise UsageError(f"{name}: expected [G={x.shape[0]}, *, C={x.shape[-1]}], got {list(t.shape)}")
         if not t.is_floating_point():
             raise UsageError(f"{name}: expected floating-point features, got {t.dtype}")
-    if 0 in (x.shape[0], x.shape[1], x.shape[2], y_pos.shape[1]):
+    if 0 in (*x.shape, y_pos.shape[1]):
         raise UsageError(
             f"expected at least one field, generated, positive and channel, got {list(x.shape)} and {list(y_pos.shape)}"
         )
 
 
-def _check_weight(weight: torch.Tensor | None, negatives: torch.Tensor) -> torch.Tensor:
-    if weight is None:
-        return negatives.new_ones(negatives.shape[:2])
+def _checked_weight(weight: torch.Tensor, negatives: torch.Tensor) -> torch.Tensor:
     if weight.shape != negatives.shape[:2]:
         raise UsageError(f"negative_weight: expected {list(negatives.shape[:2])}, got {list(weight.shape)}")
     if not bool(((weight >= 0) & torch.isfinite(weight)).all()):

@@ -2,12 +2,20 @@
 
 import math
 
+import torch
 
-def literal_drift(x, y_pos, y_neg, neg_weight, taus, scale_over, floor, kernel="laplace", normalisation="both"):
-    """v [G][N][C], S [G], lambda [T][G] from nested lists; y_neg holds x first, which is masked against itself."""
-    G, N, C = len(x), len(x[0]), len(x[0][0])
-    y = [y_neg[g] + y_pos[g] for g in range(G)]
-    w = [neg_weight[g] + [1.0] * len(y_pos[g]) for g in range(G)]
+
+def literal_drift(
+    x, y_pos, y_neg=None, *, taus, weight=None, scale_over="map", floor=0.0, kernel="laplace", normalisation="both"
+):
+    """v [G, N, C], S [G], lambda [T, G] in float64. Negatives are x itself, then `y_neg` with its weight."""
+    G, N, C = x.shape
+    y_neg = x if y_neg is None else torch.cat([x.double(), y_neg.double()], dim=1)
+    y = torch.cat([y_neg.double(), y_pos.double()], dim=1)
+    w = torch.ones(y.shape[:2], dtype=torch.float64)
+    if weight is not None:
+        w[:, N : y_neg.shape[1]] = weight
+    num_neg, x, y, w = y_neg.shape[1], x.tolist(), y.tolist(), w.tolist()
     d = [[[math.dist(x[g][i], y[g][k]) for k in range(len(y[g]))] for i in range(N)] for g in range(G)]
     total = [sum(w[g][k] * d[g][i][k] for i in range(N) for k in range(len(y[g]))) / N for g in range(G)]
     mean = [total[g] / sum(w[g]) for g in range(G)]
@@ -17,8 +25,7 @@ def literal_drift(x, y_pos, y_neg, neg_weight, taus, scale_over, floor, kernel="
     v_tau, lam = [], []
     for tau in taus:
         V = [
-            _field(x[g], y[g], w[g], d[g], len(y_neg[g]), mean[g] * tau, S[g], floor, kernel, normalisation)
-            for g in range(G)
+            _field(x[g], y[g], w[g], d[g], num_neg, mean[g] * tau, S[g], floor, kernel, normalisation) for g in range(G)
         ]
         power = [sum(c * c for row in V[g] for c in row) / (N * C) for g in range(G)]
         if scale_over == "map":
@@ -32,7 +39,7 @@ def literal_drift(x, y_pos, y_neg, neg_weight, taus, scale_over, floor, kernel="
         ]
         for g in range(G)
     ]
-    return v, S, lam
+    return tuple(torch.tensor(part, dtype=torch.float64) for part in (v, S, lam))
 
 
 def literal_affinity(d, width, floor, kernel="laplace", normalisation="both"):
