@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, ClassVar
@@ -106,13 +106,13 @@ def write_comparison(output: Path, record: ComparisonRecord, content: Mapping[st
     return record
 
 
-def remove_stale_figures(output: Path, named: Iterable[str], *, kept: Mapping[str, bytes]) -> None:
+def remove_stale_figures(output: Path, named: Iterable[str], *, kept: Container[str]) -> None:
     """Remove figures that an earlier comparison names, from the folder of figures and nowhere else."""
     for name in named:
         path = output / "figures" / Path(name).name
         for stale in (path, path.with_suffix(".svg")):
-            if f"figures/{stale.name}" not in kept:
-                stale.unlink(missing_ok=True)
+            if f"figures/{stale.name}" not in kept and stale.is_file():
+                stale.unlink()
 
 
 def render_report(

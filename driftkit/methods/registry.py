@@ -247,7 +247,7 @@ DRIFTING_CURVES = (
 DRIFTING_NOTE = (
     "The drifting loss divides the field by its own size, so it is flat by construction and says nothing about "
     "progress. The signal to watch is the drift norm: the length of the field before that division. It starts low "
-    "while generated images are all alike, rises as they spread, and falls as generated and real features come to agree."
+    "while generated images are all alike, rises as they spread, and falls as generated and real features agree."
 )
 
 BANK_IMAGES = 5_000  # in which held-out images look for neighbours
@@ -279,7 +279,9 @@ OBJECTIVES = {
             sampler_options=_ddpm_sampler_options,
             curves=(Curve("loss", "loss", "Loss of DDPM: squared error of the predicted noise."),),
         ),
-        ObjectiveKind("mae", "MAE", "mae_resnet", _build_mae, holdout=0.02, complete=_complete_mae, export=export_encoder),
+        ObjectiveKind(
+            "mae", "MAE", "mae_resnet", _build_mae, holdout=0.02, complete=_complete_mae, export=export_encoder
+        ),
         ObjectiveKind(
             "classifier",
             "Classifier",
