@@ -4,15 +4,29 @@ import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
 
 from driftkit.runtime.timing import StepClock
 
-Denoiser = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""(noisy images [N, C, H, W], integer t [N]) -> predicted noise [N, C, H, W]."""
+
+class Condition(NamedTuple):
+    """What a network is told beside image and time. Both None: unconditional."""
+
+    labels: torch.Tensor | None = None  # int64 [N]
+    guidance: torch.Tensor | None = None  # float32 [N], scale of classifier-free guidance
+
+    def part(self, chunk: slice) -> "Condition":
+        """The condition of some of the images."""
+        return Condition(*(None if values is None else values[chunk] for values in self))
+
+
+UNCONDITIONAL = Condition()
+
+Network = Callable[[torch.Tensor, torch.Tensor, Condition], torch.Tensor]
+"""(images or noise [N, C, H, W], time [N] from 0 to 1000, condition) -> prediction [N, C, H, W]."""
 
 
 @dataclass(frozen=True)
@@ -27,21 +41,23 @@ class Batch:
     indices: torch.Tensor | None = None  # int64 [B] on the CPU: which images of the pack they are
     flips: torch.Tensor | None = None  # bool [B] on the CPU: which of them are mirrored
     draws: Mapping[str, torch.Tensor] | None = None  # [B, *] each, what `Objective.draws` gave; None: not drawn yet
+    condition: Condition = UNCONDITIONAL  # what the network is told of these images
 
-    def part(self, which: slice) -> "Batch":
+    def part(self, chunk: slice) -> "Batch":
         """Some of the images, with their slots."""
         return replace(
             self,
-            images=self.images[which],
-            labels=None if self.labels is None else self.labels[which],
-            slots=self.slots[which],
-            indices=None if self.indices is None else self.indices[which],
-            flips=None if self.flips is None else self.flips[which],
-            draws=None if self.draws is None else {name: values[which] for name, values in self.draws.items()},
+            images=self.images[chunk],
+            labels=None if self.labels is None else self.labels[chunk],
+            slots=self.slots[chunk],
+            indices=None if self.indices is None else self.indices[chunk],
+            flips=None if self.flips is None else self.flips[chunk],
+            draws=None if self.draws is None else {name: values[chunk] for name, values in self.draws.items()},
+            condition=self.condition.part(chunk),
         )
 
     def drawn(self, objective: "Objective") -> "Batch":
-        """The batch with its draws on the device of its images; those that it came with stay."""
+        """The batch with its draws on the device of its images; draws that it came with are kept."""
         if self.draws is not None:
             return self
         draws = objective.draws(self.seed, self.step, self.slots, self.images.shape[1:])
@@ -50,14 +66,14 @@ class Batch:
 
 @dataclass(frozen=True)
 class Execution:
-    """How a step is carried out, whatever it minimises.
+    """The execution of a step, whatever it minimises.
 
     Attributes:
         micro_batch: images that networks see at a time; None: all of the batch.
         autocast: makes the context in which networks run forwards.
-        last_backward: makes the context around the last backward pass of a step, in which gradients that are complete
-            begin to travel among ranks. Without it they travel afterwards.
-        clock: told where the time goes.
+        last_backward: makes the context of the last backward pass of a step, during which the exchange of complete
+            gradients among ranks begins. By default the exchange begins afterwards.
+        clock: measures the parts of a step.
         wait: whether the host may wait for the device to look at values, as for `aggregated_drift`.
     """
 
@@ -79,7 +95,7 @@ class Execution:
 
 @dataclass
 class StepLoss:
-    """What one training step minimised, and what it tells about its health. Nothing here has a gradient."""
+    """The loss of one training step and its signals of health, without gradient."""
 
     total: torch.Tensor  # scalar
     terms: dict[str, torch.Tensor] = field(default_factory=dict)  # named parts of the total
@@ -89,7 +105,7 @@ class StepLoss:
 
 
 class Objective(Protocol):
-    """What a training run minimises. The loop knows nothing else about the method."""
+    """What a training run minimises. The trainer knows nothing else about the method."""
 
     @property
     def needs_labels(self) -> bool:
@@ -99,8 +115,8 @@ class Objective(Protocol):
     def draws(self, seed: int, step: int, slots: range, image_shape: Sequence[int]) -> dict[str, torch.Tensor]:
         """All random numbers of a step but dropout's, by name: [len(slots), *] each, on the CPU.
 
-        Row i is a function of (seed, step, slots[i]) alone. It is called on a thread of its own, a step ahead, so that
-        it must neither read what `accumulate` changes nor touch torch's global generators.
+        Row i is a function of (seed, step, slots[i]) alone. A thread of its own calls this a step ahead, so it must
+        neither read what `accumulate` changes nor touch torch's global generators.
 
         Args:
             slots: positions of the images in the global batch.
@@ -108,40 +124,48 @@ class Objective(Protocol):
         """
         ...
 
-    def accumulate(self, model: nn.Module, batch: Batch, how: Execution) -> StepLoss:
-        """Add the gradient of one step's loss to the model's parameters, and tell what the loss was.
+    def accumulate(self, model: nn.Module, batch: Batch, execution: Execution) -> StepLoss:
+        """Add the gradient of one step's loss to the model's parameters, and return the loss.
 
-        Every random draw is one of `batch.drawn(self)`; dropout's come from the global generators, which the loop has
-        seeded and the objective may seed again. The gradient is that of the whole batch whatever `how.micro_batch` is,
-        but for dropout, whose masks are drawn per chunk.
+        Every random draw is one of `batch.drawn(self)`. Dropout's come from the global generators, which the trainer
+        has seeded and the objective may seed again. The gradient is that of the whole batch for every
+        `execution.micro_batch`, but for dropout, whose masks are drawn per chunk.
         """
         ...
 
     def measure(self, model: nn.Module) -> dict[str, float]:
-        """Named measurements of the averaged network on images it was not trained on; empty where there are none."""
+        """Named measurements of the averaged network on held-out images; empty where there are none."""
         ...
 
-    def preview(self, model: nn.Module, noise: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-        """Images for the grid, float [-1, 1], from fixed noise [N, 3, H, W] and as many real images."""
+    def preview(
+        self, model: nn.Module, noise: torch.Tensor, images: torch.Tensor, condition: Condition = UNCONDITIONAL
+    ) -> torch.Tensor:
+        """Images for the grid, float [-1, 1], from fixed noise [N, 3, H, W], as many real images and conditions."""
         ...
 
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """What a sampler is asked for beside the noise."""
+    """What a sampler takes beside network and noise.
 
-    nfe: int | None  # None: the sampler's own default
-    step_noise: Callable[
-        [int], torch.Tensor
-    ]  # sampler step -> fresh noise like the prior noise, for stochastic samplers
+    Attributes:
+        nfe: network evaluations per image; None: the sampler's own default.
+        step_noise: sampler step -> fresh noise like the prior noise, for stochastic samplers.
+        options: of the sampler, by name.
+        condition: of the images.
+    """
+
+    nfe: int | None
+    step_noise: Callable[[int], torch.Tensor]
     options: Mapping[str, Any] = field(default_factory=dict)
+    condition: Condition = UNCONDITIONAL
 
 
 class Sampler(Protocol):
     """Turns prior noise into images with a trained network."""
 
-    def __call__(self, network: nn.Module, noise: torch.Tensor, request: SampleRequest) -> tuple[torch.Tensor, int]:
-        """Images [N, 3, H, W], float in [-1, 1], and the number of network evaluations that each image took."""
+    def __call__(self, network: Network, noise: torch.Tensor, request: SampleRequest) -> tuple[torch.Tensor, int]:
+        """Images [N, 3, H, W], float in [-1, 1], and the number of network evaluations per image."""
         ...
 
 
@@ -151,17 +175,3 @@ class FeatureMap:
 
     name: str
     values: torch.Tensor  # [N, C, H, W]
-
-
-class Encoder(Protocol):
-    """A frozen network that turns images into feature maps."""
-
-    name: str
-    input_size: int
-    num_parameters: int
-    weights_digest: str  # "random" when the weights were never trained
-    random_weights: bool
-
-    def maps(self, images: torch.Tensor) -> list[FeatureMap]:
-        """Feature maps of float images [N, 3, H, W] in [-1, 1]; gradient flows through to the images."""
-        ...

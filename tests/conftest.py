@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from driftkit.cli.app import app
 from driftkit.datasets.packs import ImagePack, PackCard, PackSource, content_sha256
-from driftkit.methods.registry import Setting
+from driftkit.methods.base import Setting
 from driftkit.runtime.ranks import Ranks
 from driftkit.storage.checksums import write_checksums
 from driftkit.storage.files import read_tensors, write_tensors

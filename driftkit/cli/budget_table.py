@@ -19,7 +19,7 @@ def budget_table(budget: Mapping[str, Any]) -> tuple[Table, str]:
         count = f"{step['ranks']} {one if step['ranks'] == 1 else many}"
         table.add_column(f"{count} (this run)" if number == 0 else count, justify="right")
     table.add_row("images", *(str(step["images_per_rank"]) for step in steps))
-    drifting = bool(shapes["calls"])
+    drifting = shapes["batch"] is not None
     rows = {
         "features received, MiB": ("gathered_bytes", 2**20, drifting),
         "gradients received, MiB": ("gradient_bytes", 2**20, True),

@@ -7,17 +7,22 @@ import typer
 
 from driftkit.cli.output import JsonOption, emit, option, show_line
 
-WHAT, FILES = "What is exported", "Where it goes"
+MODEL, FILES = "Model", "Output"
 
 
 def command(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a drift or ddpm run.", show_default=False)],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Folder of a run that generates images.", show_default=False)
+    ],
     format: Annotated[
-        str, option("--format", help="safetensors, onnx (needs the extra onnx) or torchscript.", panel=WHAT)
+        str,
+        option("--format", help="File format: safetensors, onnx (needs the extra onnx) or torchscript.", panel=MODEL),
     ] = "safetensors",
-    weights: Annotated[str, option("--weights", help="ema, or raw: the last weights.", panel=WHAT)] = "ema",
+    weights: Annotated[
+        str, option("--weights", help="Weights: ema, or raw: the last ones, not averaged.", panel=MODEL)
+    ] = "ema",
     step: Annotated[
-        int | None, option("--step", help="Checkpoint to export.", panel=WHAT, default="the last one")
+        int | None, option("--step", help="Step of the checkpoint.", panel=MODEL, default="the last one")
     ] = None,
     output: Annotated[
         Path | None,
@@ -32,7 +37,7 @@ def command(
     force: Annotated[bool, option("--force", help="Replace an earlier export in that folder.", panel=FILES)] = False,
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
-    """Export the network of a run with a model card: noise to images of a drifting run, the denoiser of a DDPM.
+    """Export the network of a run as one file, with a model card.
 
     [bold]Examples[/bold]
 
@@ -46,7 +51,7 @@ def command(
     from driftkit.storage.writable import require_writable
 
     if weights not in ("ema", "raw"):
-        raise UsageError(f"--weights {weights}: expected ema or raw")
+        raise UsageError(f"`weights` {weights}: expected ema or raw")
     opened = Run.open(run)
     require_writable(output or run / "exports" / "export", "--output", folder=True)
     made = export(opened, output, format=format, weights=weights, step=step, force=force)  # type: ignore[arg-type]

@@ -28,7 +28,7 @@ class CompareConfig(Settings):
     num_images: Annotated[int | None, Option(SCORES, ("--num-images", "-n"), default="50000")] = Field(
         None, ge=10, description="images per score"
     )
-    nfe: Annotated[str | None, Option(SCORES, default="1,2,5,10,20,50,100")] = Field(
+    nfe: Annotated[str | None, Option(SCORES, default="the sampler's own, mostly 1,2,5,10,20,50,100")] = Field(
         None, description="network evaluations at which samplers of many steps are scored"
     )
     all_checkpoints: Annotated[bool, Option(SCORES)] = Field(

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+from driftkit.methods.registry import METHODS
 from driftkit.metrics.base import Quantity
 
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -15,9 +16,7 @@ def short_name(name: str) -> str:
 
 def method_label(name: str) -> str:
     """The method as people write it; the name itself where it is unknown."""
-    from driftkit.methods.registry import OBJECTIVES
-
-    return OBJECTIVES[name].label if name in OBJECTIVES else name
+    return METHODS[name].label if name in METHODS else name
 
 
 def sampler_label(sampler: str | None, nfe: int | None) -> str:

@@ -9,16 +9,13 @@ from driftkit.comparison.compare_config import CompareConfig
 from driftkit.comparison.run_summary import RunSummary
 from driftkit.config.sampling_config import SamplingConfig
 from driftkit.errors import DriftkitError
-from driftkit.methods.registry import OBJECTIVES
+from driftkit.methods.registry import METHODS
 from driftkit.runtime.progress import Report
 from driftkit.scoring.evaluation_record import read_evaluations
 from driftkit.scoring.evaluator import Evaluator, ScoringOptions, evaluate, open_evaluator
 from driftkit.scoring.image_set import DEFAULT_NUM_IMAGES, Execution, default_batch_size
 from driftkit.storage.run_folder import Run
 
-CURVE_NFE = (1, 2, 5, 10, 20, 50, 100)
-# Samplers whose quality is shown over their cost; None stands for a sampler with nothing to choose.
-CURVE_SAMPLERS = {"one-step": None, "ddim": CURVE_NFE, "dpm-solver": CURVE_NFE}
 SEED = 0
 
 
@@ -99,17 +96,18 @@ def setups_of(
     Raises:
         ArtifactError: the run has no checkpoint.
     """
-    samplers = OBJECTIVES[run.method].samplers
-    last = run.folder.checkpoint().step
-    setups = []
-    for name in samplers:
-        if name in CURVE_SAMPLERS:
-            curve = (1,) if CURVE_SAMPLERS[name] is None else nfes or CURVE_NFE
-            setups += [SamplerSetup(name, nfe, last) for nfe in curve]
+    method, last = METHODS[run.method], run.folder.checkpoint().step
+    setups = [
+        SamplerSetup(spec.name, nfe, last)
+        for spec in method.samplers.values()
+        if spec.curve_nfes
+        for nfe in (spec.curve_nfes if spec.fixed_nfe else nfes or spec.curve_nfes)
+    ]
     if all_checkpoints:
-        name = next(iter(samplers))
-        nfe = 1 if CURVE_SAMPLERS[name] is None else max(nfes or (50,))
-        setups += [SamplerSetup(name, nfe, c.step) for c in run.folder.checkpoints() if c.step != last]
+        spec = method.default_sampler
+        default = spec.default_nfe(method.config())
+        nfe = default if spec.fixed_nfe else max(nfes or (default,))
+        setups += [SamplerSetup(spec.name, nfe, c.step) for c in run.folder.checkpoints() if c.step != last]
     return setups
 
 

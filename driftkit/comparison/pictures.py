@@ -15,7 +15,7 @@ from driftkit.comparison.compare_config import CompareConfig
 from driftkit.comparison.run_summary import RunSummary
 from driftkit.datasets.packs import ImagePack
 from driftkit.errors import ArtifactError, DriftkitError
-from driftkit.methods.registry import OBJECTIVES
+from driftkit.methods.registry import METHODS
 from driftkit.runtime.drawing import Figure
 from driftkit.runtime.progress import Report
 from driftkit.scoring.extractors import Extractor, load_extractor
@@ -112,7 +112,7 @@ def same_noise_samples(run: RunSummary, device: torch.device) -> tuple[torch.Ten
         "seed": SEED,
         "step": run.steps,
         "weights": "ema",
-        "sampler": next(iter(OBJECTIVES[run.method].samplers)),
+        "sampler": METHODS[run.method].default_sampler.name,
     }
     best: SampleSet | None = None
     for path in sorted(Path(run.path, "samples").glob("[!.]*.safetensors")):

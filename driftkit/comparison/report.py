@@ -28,7 +28,7 @@ from driftkit.comparison.run_summary import RunSummary, curves_of
 from driftkit.comparison.score_table import RANDOM_WEIGHTS, SMALL_N, UNFINISHED, ScoreTable
 from driftkit.comparison.speed import Speed, speed_of
 from driftkit.errors import ArtifactError
-from driftkit.methods.registry import OBJECTIVES, Curve
+from driftkit.methods.registry import METHODS, Curve
 from driftkit.metrics.registry import REQUIRED, quantities
 from driftkit.runtime.drawing import Figure
 from driftkit.storage.files import sha256, write_bytes
@@ -153,7 +153,7 @@ def render_report(
         (files("driftkit.comparison") / "templates" / name).read_text(encoding="utf-8")
         for name in ("report.css", "report.js")
     )
-    methods = [OBJECTIVES[name] for name in dict.fromkeys(run.method for run in record.runs) if name in OBJECTIVES]
+    methods = [METHODS[name] for name in dict.fromkeys(run.method for run in record.runs) if name in METHODS]
     return environment.get_template("report.html.j2").render(
         record=record,
         document=record.document(),

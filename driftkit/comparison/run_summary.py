@@ -13,7 +13,7 @@ from driftkit.comparison.formats import method_label, short_name
 from driftkit.config.layers import flatten
 from driftkit.encoders.lineage import Lineage, lineage_of_run, read_kinship, training_encoders_of
 from driftkit.errors import ArtifactError, DriftkitError
-from driftkit.methods.registry import OBJECTIVES, Curve
+from driftkit.methods.registry import METHODS, Curve
 from driftkit.metrics.registry import REQUIRED
 from driftkit.storage.files import digest_json
 from driftkit.storage.run_folder import Run
@@ -142,9 +142,9 @@ def open_runs(paths: Sequence[Path]) -> OpenedRuns:
         except DriftkitError as error:
             skip(run.path, error)
             continue
-        if summary.method not in OBJECTIVES:
+        if summary.method not in METHODS:
             skip(run.path, f"unknown method {summary.method!r}")
-        elif OBJECTIVES[summary.method].samplers:
+        elif METHODS[summary.method].generates:
             result.generators.append(summary)
         else:
             result.encoders.append(summary)
@@ -200,7 +200,7 @@ def summarise(run: Run, *, label: str) -> RunSummary:
     config = flatten(manifest.config)
     keys = [curve.key for curve in curves_of(facts.method)]
     curve = thin(run.metrics(), keys)
-    is_encoder = facts.method in OBJECTIVES and not OBJECTIVES[facts.method].samplers
+    is_encoder = facts.method in METHODS and not METHODS[facts.method].generates
     return RunSummary(
         label=label,
         path=str(run.path),
@@ -257,12 +257,12 @@ def _scored_by(facts: _Facts, kinship: Any) -> str | None:
 
 def curves_of(method: str) -> tuple[Curve, ...]:
     """The training curves of a method, empty for one that is unknown."""
-    return OBJECTIVES[method].curves if method in OBJECTIVES else ()
+    return METHODS[method].curves if method in METHODS else ()
 
 
 def curve_keys() -> list[str]:
     """The keys of all methods' training curves."""
-    return list(dict.fromkeys(curve.key for method in OBJECTIVES.values() for curve in method.curves))
+    return list(dict.fromkeys(curve.key for method in METHODS.values() for curve in method.curves))
 
 
 def _group(config: Mapping[str, Any], encoder_digest: str | None, data_digest: str | None) -> str:

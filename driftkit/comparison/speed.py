@@ -12,7 +12,8 @@ from torch import nn
 from driftkit.comparison.compare_config import CompareConfig
 from driftkit.comparison.run_summary import RunSummary
 from driftkit.errors import DriftkitError
-from driftkit.methods.registry import OBJECTIVES, build_sampler
+from driftkit.methods.registry import METHODS, build_sampler
+from driftkit.models.registry import to_device
 from driftkit.protocols import Sampler, SampleRequest
 from driftkit.runtime.device import autocast, autocast_dtype, describe_device, synchronize
 from driftkit.runtime.progress import Report
@@ -20,8 +21,6 @@ from driftkit.runtime.progress import Report
 if TYPE_CHECKING:
     from driftkit.comparison.score_table import ScoreTable
 
-# What the samplers of a method are timed at, beside every NFE that was scored.
-SPEED_NFE: dict[str, tuple[int, ...]] = {"one-step": (1,), "ddim": (10, 50, 100)}
 BUSY = 1.5  # slowest over fastest timing above which the report says that the machine was busy
 
 
@@ -150,11 +149,11 @@ def _speed_cases(run: RunSummary, tables: "Sequence[ScoreTable]", settings: Spee
     from driftkit.training.sampling import load_network
 
     network, config, _ = load_network(run.folder)
-    network = network.to(settings.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = to_device(network, config.model, settings.device)
     size = config.data.image_size
     assert size is not None, "a saved config names the image size"
-    samplers = OBJECTIVES[config.objective.name].samplers
-    setups = {(name, nfe): None for name in samplers for nfe in SPEED_NFE.get(name, ())}
+    samplers = METHODS[config.objective.name].samplers
+    setups = {(name, nfe): None for name, spec in samplers.items() for nfe in spec.speed_nfes}
     for row in (row for table in tables for row in table.all_rows if row.run == run.label):
         name = (row.sampler or "").split(" ")[0]
         if name in samplers and row.nfe:

@@ -99,26 +99,38 @@ def preset_names() -> list[str]:
     return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml"))
 
 
-def load_preset(name: str, objective: str) -> list[Layer]:
-    """Layers of a preset for one objective: its `[all]` table, then the table of the objective.
+def load_preset(name: str, method: str, role: str) -> list[Layer]:
+    """Layers of a preset for one method: its table `[all]`, that of the role of the method's networks, its own.
+
+    Args:
+        role: generator or encoder.
 
     Raises:
-        UsageError: there is no such preset, or it is for other objectives.
+        UsageError: there is no such preset, or it is for other methods.
     """
     if name not in preset_names():
         raise UsageError(
-            f"--preset {name}: expected one of {', '.join(preset_names())}{did_you_mean(name, preset_names())}"
+            f"`preset` {name}: expected one of {', '.join(preset_names())}{did_you_mean(name, preset_names())}"
         )
     text = (resources.files("driftkit.config") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
     tables = tomllib.loads(text)
-    layers: list[Layer] = [(f"preset {name}", tables[table]) for table in ("all", objective) if table in tables]
+    layers: list[Layer] = [(f"preset {name}", tables[table]) for table in ("all", role, method) if table in tables]
     if not layers:
-        raise UsageError(f"--preset {name}: is for {' and '.join(tables)}, not for {objective}; choose another preset")
+        raise UsageError(f"`preset` {name}: is for {' and '.join(tables)}, not for {method}; choose another preset")
     return layers
 
 
-def validate(model: type[Model], values: Mapping[str, Any], *, origins: Mapping[str, str]) -> Model:
+def validate(
+    model: type[Model],
+    values: Mapping[str, Any],
+    *,
+    origins: Mapping[str, str],
+    others: Mapping[str, str] | None = None,
+) -> Model:
     """An instance of the config class.
+
+    Args:
+        others: keys that the class lacks -> the choice for which they exist.
 
     Raises:
         UsageError: unknown keys (with the nearest known one) or values that do not fit, naming key, value and origin.
@@ -126,20 +138,17 @@ def validate(model: type[Model], values: Mapping[str, Any], *, origins: Mapping[
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise UsageError("; ".join(_describe(model, e, origins) for e in error.errors()[:3])) from None
+        errors = error.errors()[:3]
+        raise UsageError("; ".join(_describe(model, e, origins, others or {}) for e in errors)) from None
 
 
-def _describe(model: type[BaseModel], error: Any, origins: Mapping[str, str]) -> str:
-    # Tagged unions put their tag into the path; it is no key of ours.
-    path = [str(p) for p in error["loc"]]
-    tags = ("drift", "ddpm", "mae", "classifier", "unet", "mae_resnet")
-    key = ".".join(p for i, p in enumerate(path) if i == 0 or p not in tags)
+def _describe(model: type[BaseModel], error: Any, origins: Mapping[str, str], others: Mapping[str, str]) -> str:
+    key = ".".join(str(part) for part in error["loc"])
     origin = origins.get(key)
     where = f" (from {origin})" if origin and origin != "option" else ""
     if error["type"] == "extra_forbidden":
-        tag = next((p for p in path[1:] if p in tags), None)
-        if tag and key in config_keys(model):
-            return f"config key {key}{where} does not exist for {tag}; it belongs to another kind of {path[0]}"
+        if key in others:
+            return f"config key {key}{where} is a setting of {others[key]}, which this run does not use"
         return f"unknown config key {key}{where}{did_you_mean(key, config_keys(model))}"
     shown = f"`{key}`" if origin == "option" else key or "config"  # the command line shows it as the option
     if error["type"] == "missing":

@@ -30,8 +30,8 @@ from driftkit.encoders.resizing import Resize
 from driftkit.encoders.specs import PIXEL, SPECS, TIMM_PREFIX, EncoderSpec, MapNorm, names
 from driftkit.encoders.weights import fetch, read_weights, unless_changed
 from driftkit.errors import ArtifactError, NotFoundError, UsageError
-from driftkit.models.build import build_with
 from driftkit.models.mae_resnet import MAEResNet, MAEResNetConfig
+from driftkit.models.registry import build_with
 from driftkit.runtime.finite import require_finite
 from driftkit.storage.files import read_tensors, state_digest, write_tensors
 from driftkit.storage.json_text import from_json
@@ -227,7 +227,7 @@ def _resnet_encoder(
         where = ".".join(map(str, ("model", *first["loc"])))
         raise ArtifactError(f"{name}: config key {where}: {first['msg']}; it was edited or damaged") from None
     part = encoder_part(weights)
-    network = build_with(lambda: MAEResNet(config), part, what=name, part=is_encoder_part)
+    network = build_with(lambda: MAEResNet(config), part, name=name, part=is_encoder_part)
     require_finite(part, f"encoder {name}: weights", fix="take another checkpoint or run")
     assert settings.input_size is not None
     encoder = MAEEncoder(

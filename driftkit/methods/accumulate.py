@@ -5,21 +5,20 @@ from collections.abc import Callable
 from driftkit.protocols import Batch, Execution, StepLoss
 
 
-def accumulate_parts(loss: Callable[[Batch, slice], StepLoss], batch: Batch, how: Execution) -> StepLoss:
+def accumulate_parts(loss: Callable[[Batch, slice], StepLoss], batch: Batch, execution: Execution) -> StepLoss:
     """Add up the gradients of the parts of a batch.
 
     Args:
-        loss: what a part, which stands at a slice of the batch, adds to the loss of the whole batch; `total` with
-            gradient.
+        loss: (part, its slice of the batch) -> its summand of the loss of the whole batch; `total` with gradient.
 
     Returns:
         The sums over the parts, detached.
     """
     outcome: StepLoss | None = None
-    for which in how.chunks(len(batch.slots)):
-        with how.autocast():
-            part = loss(batch.part(which), which)
-        with how.backward_of(which, len(batch.slots)):
+    for chunk in execution.chunks(len(batch.slots)):
+        with execution.autocast():
+            part = loss(batch.part(chunk), chunk)
+        with execution.backward_of(chunk, len(batch.slots)):
             part.total.backward()
         part = StepLoss(
             part.total.detach(),
@@ -28,7 +27,7 @@ def accumulate_parts(loss: Callable[[Batch, slice], StepLoss], batch: Batch, how
         )
         outcome = part if outcome is None else _sum(outcome, part)
     assert outcome is not None, "a batch has at least one image"
-    how.clock.mark("network")
+    execution.clock.mark("network")
     return outcome
 
 

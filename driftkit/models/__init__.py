@@ -1,1 +1,1 @@
-"""Plain network modules that know neither drifting nor diffusion."""
+"""Networks. Open `registry.py` first: a network is a file with its config, its module and its row of `MODELS`."""

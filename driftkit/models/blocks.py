@@ -21,7 +21,7 @@ def zero_initialised(module: nn.Module) -> nn.Module:
 
 
 class TimeEmbedding(nn.Module):
-    """Sinusoidal embedding of integer t, then a two-layer perceptron.
+    """Sinusoidal embedding of the time t, from 0 to 1000, then a two-layer perceptron.
 
     Args:
         channels: width of the sinusoidal part, even.

@@ -4,18 +4,17 @@ from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import nn
 
 from driftkit.models.blocks import ResBlock
+from driftkit.models.contract import Model, NetworkConfig, register
 
 Blocks = Annotated[int, Field(ge=1, le=256)]
 
 
-class MAEResNetConfig(BaseModel):
+class MAEResNetConfig(NetworkConfig):
     """Shape of the masked autoencoder."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     kind: Literal["mae_resnet"] = Field("mae_resnet", description="which network this section configures")
     base_channels: int = Field(
@@ -86,3 +85,8 @@ class MAEResNet(nn.Module):
             h = block(torch.cat([F.interpolate(h, scale_factor=2.0, mode="nearest"), skip], dim=1))
         out: torch.Tensor = self.output(h)
         return out
+
+
+MAE_RESNET = register(
+    Model("mae_resnet", MAEResNetConfig, lambda config, image_size: MAEResNet(config), role="encoder")
+)

@@ -1,10 +1,10 @@
-"""The U-Net that both methods train: denoiser of the DDPM, and one-step generator of drifting (called with t = 0)."""
+"""The U-Net that generators train, whatever it predicts: noise, velocity or, at t = 0, the image itself."""
 
 from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import nn
 
 from driftkit.models.blocks import (
@@ -15,14 +15,14 @@ from driftkit.models.blocks import (
     group_norm,
     zero_initialised,
 )
+from driftkit.models.contract import Model, NetworkConfig, register
+from driftkit.protocols import UNCONDITIONAL, Condition
 
 MAX_MULTIPLIER = 64
 
 
-class UNetConfig(BaseModel):
+class UNetConfig(NetworkConfig):
     """Shape of the U-Net. The defaults give 38.3 M parameters at 32x32."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     kind: Literal["unet"] = Field("unet", description="which network this section configures")
     base_channels: int = Field(128, ge=4, le=4096, multiple_of=4, description="channels at full resolution")
@@ -115,8 +115,8 @@ class UNet(nn.Module):
         self.output_norm = group_norm(channels)
         self.output = zero_initialised(nn.Conv2d(channels, 3, 3, padding=1))
 
-    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        """x [N, 3, H, W], integer t [N] -> [N, 3, H, W].
+    def forward(self, x: torch.Tensor, t: torch.Tensor, condition: Condition = UNCONDITIONAL) -> torch.Tensor:
+        """x [N, 3, H, W], t [N] from 0 to 1000, condition (ignored) -> [N, 3, H, W].
 
         The last norm and convolution are float32 even under autocast: 8 bits are too coarse for images and noise.
         """
@@ -139,3 +139,6 @@ def _apply(parts: nn.Module, h: torch.Tensor, embedding: torch.Tensor) -> torch.
     for part in parts.children():
         h = part(h, embedding) if isinstance(part, ConditionedResBlock) else part(h)
     return h
+
+
+UNET = register(Model("unet", UNetConfig, lambda config, image_size: UNet(config, image_size=image_size)))

@@ -13,14 +13,12 @@ import torch
 
 from driftkit.errors import ResourceError
 
-# Folder of the package in which the innermost call of a traceback lies -> what was being done.
+# Floor of the package in which the innermost call of a traceback lies -> the phase.
 PHASES = {
-    "drifting": "the drifting field",
-    "ddpm": "the sampler",
     "encoders": "the encoder",
     "models": "the network",
     "scoring": "the evaluator",
-    "metrics": "the evaluator",
+    "metrics": "the metrics",
     "datasets": "reading images",
 }
 # Of torch's allocator, the system, C++, oneDNN, which says no more than that, and a thread without room for its stack.
@@ -52,7 +50,9 @@ def phase_of(error: BaseException) -> str:
             return "the optimizer"
         if path.parts[-3:-1] == ("torch", "autograd"):
             return "the backward pass"
-        if "driftkit" in path.parts[-4:-2] and path.parts[-2] in PHASES:
+        if path.parts[-4:-2] == ("driftkit", "methods"):
+            return f"the {path.stem} of {path.parts[-2]}"
+        if path.parts[-3:-2] == ("driftkit",) and path.parts[-2] in PHASES:
             return PHASES[path.parts[-2]]
     return "the step"
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from driftkit.encoders.lineage import kinship, training_encoders_of
 from driftkit.errors import RefusedError, UsageError
-from driftkit.methods.registry import OBJECTIVES
+from driftkit.methods.registry import METHODS
 from driftkit.runtime.progress import warn
 from driftkit.runtime.terminal import say
 from driftkit.scoring.evaluator import ScoringOptions, open_evaluator
@@ -42,7 +42,7 @@ def open_scoring(
     settings = config.evaluation
     if not settings.every:
         return None
-    if not OBJECTIVES[config.objective.name].samplers:
+    if not METHODS[config.objective.name].generates:
         raise UsageError(
             f"`evaluation.every` {settings.every}: a {config.objective.name} run generates no images; remove it"
         )

@@ -289,7 +289,7 @@ def require_target(target: Path, sampling: SamplingConfig, *, reference_size: in
         UsageError: sampling settings for images that exist already.
         RefusedError: a run of another image size than the reference.
     """
-    from driftkit.methods.registry import require_sampler
+    from driftkit.methods.registry import find_sampler
 
     if not target.exists():
         raise NotFoundError(f"{target}: expected a run, a samples file or images, found nothing")
@@ -301,7 +301,7 @@ def require_target(target: Path, sampling: SamplingConfig, *, reference_size: in
             _require_size(int(_images_in(target).shape[-1]), reference_size)
         return
     run = Run.open(target)
-    require_sampler(run.objective, sampling.sampler)
+    find_sampler(run.objective, sampling.sampler)
     if sampling.step is not None:
         run.checkpoint(sampling.step)
     _require_size(run.image_size, reference_size)

@@ -18,7 +18,7 @@ from driftkit.comparison.score_table import ScoreTable, score_records, score_tab
 from driftkit.comparison.speed import SpeedSettings, time_runs
 from driftkit.datasets.sources import resolve
 from driftkit.errors import NotFoundError, UsageError
-from driftkit.methods.registry import OBJECTIVES
+from driftkit.methods.registry import generators
 from driftkit.runtime.device import resolve_device
 from driftkit.runtime.progress import Report
 from driftkit.scoring.evaluation_record import read_evaluations
@@ -120,7 +120,7 @@ def _require_runs(opened: OpenedRuns) -> None:
         return
     reasons = "; ".join(f"{s['path']}: {s['reason']}" for s in opened.skipped)
     only = "only encoders are" if opened.encoders else "nothing is"
-    methods = " or ".join(name for name, method in OBJECTIVES.items() if method.samplers)
+    methods = " or ".join(generators())
     raise NotFoundError(f"{only} left to compare ({reasons or 'encoders generate no images'}); name runs of {methods}")
 
 

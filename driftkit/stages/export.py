@@ -1,4 +1,4 @@
-"""Exporting: the network of a run as one file that other programs load, with a card that says what it is."""
+"""Exporting: the network of a run as one file that other programs load, with a card that describes it."""
 
 import json
 import warnings
@@ -14,13 +14,16 @@ from driftkit import __version__
 from driftkit.config.layers import did_you_mean
 from driftkit.encoders.loading import ENCODER_FILE
 from driftkit.errors import ArtifactError, NotFoundError, RefusedError, UsageError
+from driftkit.methods.base import Graph
+from driftkit.methods.registry import METHODS
 from driftkit.stages.model_card import describe_run, to_markdown
 from driftkit.storage.files import atomic_folder, read_json, sha256_file, write_json, write_tensors
 from driftkit.storage.run_folder import Run, Weights, now
+from driftkit.training.sampling import load_network
 
 FORMAT = 1
 SUFFIXES = {"safetensors": ".safetensors", "onnx": ".onnx", "torchscript": ".pt"}
-TOLERANCE = 1e-4  # largest difference between an exported graph and the network it was made of
+TOLERANCE = 1e-4  # largest difference between an exported graph and its network
 TRIED_BATCHES = (1, 3)
 TRACED_BATCH = 2
 ONNX_EXTRA = "install the extra: pip install 'driftkit[onnx]'"
@@ -35,30 +38,6 @@ class Export:
     document: dict[str, Any]
 
 
-class OneStepGenerator(nn.Module):
-    """noise [N, 3, H, W] -> images [N, 3, H, W], nominally in [-1, 1]: the U-Net at t = 0."""
-
-    def __init__(self, network: nn.Module):
-        super().__init__()
-        self.network = network
-
-    def forward(self, noise: torch.Tensor) -> torch.Tensor:
-        t = torch.zeros(noise.shape[0], dtype=torch.long, device=noise.device)
-        images: torch.Tensor = self.network(noise, t)
-        return images
-
-
-@dataclass(frozen=True)
-class Graph:
-    """What is exported: a module with names for what goes in and comes out, and inputs to trace it with."""
-
-    kind: str  # generator or denoiser
-    module: nn.Module
-    inputs: tuple[str, ...]
-    output: str
-    example: Callable[[int], tuple[torch.Tensor, ...]]
-
-
 def export(
     run: Run,
     output: Path | None = None,
@@ -70,12 +49,12 @@ def export(
 ) -> Export:
     """Write the network of a run and its model card into a folder, whole or not at all.
 
-    Every graph is run beside the network it was made of, at two batch sizes, before anything is kept.
+    Every graph is compared with its network, at two batch sizes, before anything is kept.
 
     Args:
         output: folder for the model, README.md and model.json; None takes RUN/exports/FORMAT.
         format: "safetensors" (weights), "onnx" or "torchscript" (graphs that need no driftkit).
-        weights: "ema" is what one scores and uses; "raw" are the last weights.
+        weights: "ema" are the averaged weights; "raw" are the last ones.
         step: checkpoint; None takes the last.
         force: replace an earlier export in the folder.
 
@@ -84,15 +63,14 @@ def export(
         ArtifactError: no checkpoint, or packages of the extra that are absent.
         RefusedError: the graph computes something else than the network.
     """
-    from driftkit.training.sampling import can_sample, load_network
-
     if format not in SUFFIXES:
-        raise UsageError(f"--format {format}: expected {', '.join(SUFFIXES)}{did_you_mean(format, SUFFIXES)}")
-    if not can_sample(run):
-        name = run.objective
+        raise UsageError(f"`format` {format}: expected {', '.join(SUFFIXES)}{did_you_mean(format, SUFFIXES)}")
+    name = run.objective
+    graph_of = METHODS[name].graph if name in METHODS else None
+    if graph_of is None:
         raise UsageError(
             f"{run.path}: a {name} run generates no images; its encoder is exported as {run.path / ENCODER_FILE} when "
-            "the training ends, which --encoder takes like the run"
+            "the training ends, and `encoder` takes that file like the run"
         )
     folder = output or run.path / "exports" / format
     _require_free(folder, force=force)
@@ -101,7 +79,8 @@ def export(
     network, config, checkpoint = load_network(run, weights=weights, step=step)
     size = config.data.image_size
     assert size is not None, "a saved config names the image size"
-    graph = graph_of(network, one_step=_is_one_step(config.objective.name), image_size=size)
+    graph = graph_of(config.objective, network, size)
+    graph.module.eval().requires_grad_(False)
     document = {
         "format": FORMAT,
         "kind": "export",
@@ -109,6 +88,10 @@ def export(
         "created": now(),
         "file_format": format,
         "graph": graph.kind,
+        "title": graph.title,
+        "start_time": graph.start_time,
+        "network_time": graph.network_time,
+        "notes": graph.notes,
         "inputs": {name: _describe_tensor(t) for name, t in zip(graph.inputs, graph.example(1), strict=True)},
         "output": {graph.output: ["N", 3, size, size]},
         **describe_run(run, config, weights=weights, step=checkpoint.step),
@@ -123,42 +106,17 @@ def export(
 
 
 def _require_free(folder: Path, *, force: bool) -> None:
-    """Refuse to replace anything but an earlier export, and that without being asked to."""
-    if not folder.exists():
+    """Refuse to replace anything but an earlier export, and that only with `force`."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     try:
-        ours = folder.is_dir() and read_json(folder / "model.json").get("kind") == "export"
+        is_export = folder.is_dir() and read_json(folder / "model.json").get("kind") == "export"
     except ArtifactError:
-        ours = False
-    if folder.is_dir() and not any(folder.iterdir()):
-        return
-    if not ours:
-        raise UsageError(f"--output {folder}: expected a new folder or an earlier export, found something else")
+        is_export = False
+    if not is_export:
+        raise UsageError(f"`output` {folder}: expected a new folder or an earlier export, got something else")
     if not force:
-        raise UsageError(f"--output {folder}: an export is there already; --force replaces it")
-
-
-def _is_one_step(objective: str) -> bool:
-    from driftkit.methods.registry import OBJECTIVES
-
-    return "one-step" in OBJECTIVES[objective].samplers
-
-
-def graph_of(network: nn.Module, *, one_step: bool, image_size: int) -> Graph:
-    """The generator noise -> images, or the denoiser (x_t, t) -> noise, of images of that size."""
-    generator = torch.Generator().manual_seed(0)
-
-    def noise(count: int) -> torch.Tensor:
-        return torch.randn(count, 3, image_size, image_size, generator=generator)
-
-    if one_step:
-        module = OneStepGenerator(network).eval().requires_grad_(False)
-        return Graph("generator", module, ("noise",), "images", lambda count: (noise(count),))
-
-    def noisy(count: int) -> tuple[torch.Tensor, ...]:
-        return noise(count), torch.randint(0, 1000, (count,), generator=generator)
-
-    return Graph("denoiser", network, ("x_t", "t"), "noise", noisy)
+        raise UsageError(f"`output` {folder}: holds an export already; `force` replaces it")
 
 
 def _describe_tensor(tensor: torch.Tensor) -> dict[str, Any]:
@@ -168,10 +126,10 @@ def _describe_tensor(tensor: torch.Tensor) -> dict[str, Any]:
 def _write_model(
     path: Path, graph: Graph, network: nn.Module, format: str, document: dict[str, Any]
 ) -> dict[str, Any] | None:
-    """Write one file; the largest difference to the network where it holds a graph.
+    """Write one file, and return the largest difference to the network where the file holds a graph.
 
     Raises:
-        RefusedError: the difference is larger than 1e-4 of what the network gives, or 1e-4 where that is below 1.
+        RefusedError: the difference is larger than 1e-4 of the network's largest output, or 1e-4 where that is below 1.
     """
     if format == "safetensors":
         header = {"driftkit": "export", **{key: document[key] for key in ("model", "image_size", "weights", "step")}}
@@ -210,7 +168,7 @@ def _require_onnx() -> None:
 
     absent = [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]
     if absent:
-        raise NotFoundError(f"--format onnx needs {', '.join(absent)}; {ONNX_EXTRA}")
+        raise NotFoundError(f"`format` onnx needs {', '.join(absent)}; {ONNX_EXTRA}")
 
 
 def _to_onnx(path: Path, graph: Graph, document: dict[str, Any]) -> Call:
@@ -240,7 +198,7 @@ def _to_onnx(path: Path, graph: Graph, document: dict[str, Any]) -> Call:
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
     def call(inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        fed = {name: tensor.numpy() for name, tensor in zip(graph.inputs, inputs, strict=True)}
-        return torch.from_numpy(session.run(None, fed)[0])
+        arrays = {name: tensor.numpy() for name, tensor in zip(graph.inputs, inputs, strict=True)}
+        return torch.from_numpy(session.run(None, arrays)[0])
 
     return call

@@ -1,4 +1,4 @@
-"""The card of an exported model: what made it, how good it is and by whose judgement, and how to use it."""
+"""The card of an exported model: its training, its scores, and how to use it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,13 +10,14 @@ from driftkit.comparison.run_summary import summarise
 from driftkit.comparison.score_table import score_tables
 from driftkit.encoders.specs import PIXEL, SPECS, TIMM_PREFIX
 from driftkit.encoders.weights import published
+from driftkit.methods.registry import METHODS, MethodConfig
 from driftkit.scoring.evaluation_record import read_evaluations
 from driftkit.storage.run_folder import Run, Weights
 from driftkit.training.train_config import TrainConfig
 
 
 def describe_run(run: Run, config: TrainConfig, *, weights: Weights, step: int) -> dict[str, Any]:
-    """What the card says of a run, as JSON data."""
+    """The fields of the card that describe a run, as JSON data."""
     manifest = run.manifest()
     data = manifest.inputs.get("data", {})
     encoder = manifest.encoder
@@ -37,7 +38,7 @@ def describe_run(run: Run, config: TrainConfig, *, weights: Weights, step: int) 
         "seed": config.seed,
         "data": {"spec": config.data.spec, "digest": data.get("digest"), "count": data.get("count")},
         "encoder": _encoder(encoder) if encoder else None,
-        "nfe": _nfe(config.objective.name),
+        "nfe": _nfe(config.objective),
         "scores": _scores(run, weights=weights, step=step),
         "versions": manifest.versions,
     }
@@ -57,7 +58,7 @@ def _encoder(encoder: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def encoder_licence(name: str, *, random_weights: bool = False) -> str:
-    """The licence of the weights of an encoder, as far as it is known."""
+    """The licence of an encoder's weights, as far as it is known."""
     if random_weights:
         return "none: the weights were drawn at random"
     if name == PIXEL:
@@ -69,19 +70,19 @@ def encoder_licence(name: str, *, random_weights: bool = False) -> str:
 
         cfg = timm.models.get_pretrained_cfg(name.removeprefix(TIMM_PREFIX))
         return str(cfg.license or "see the model card of timm") if cfg else "unknown to timm"
-    return "that of the run it was trained in: a MAE trained with driftkit, without weights from elsewhere"
+    return "that of the run it was trained in: an encoder trained with driftkit, without weights from elsewhere"
 
 
-def _nfe(method: str) -> str:
-    from driftkit.methods.registry import OBJECTIVES
-
-    samplers = OBJECTIVES[method].samplers
-    return "1" if "one-step" in samplers else f"as many as the sampler takes ({', '.join(samplers)})"
+def _nfe(config: MethodConfig) -> str:
+    samplers = METHODS[config.name].samplers
+    if all(spec.fixed_nfe for spec in samplers.values()):
+        return ", ".join(str(spec.default_nfe(config)) for spec in samplers.values())
+    return f"as many as the sampler takes ({', '.join(samplers)})"
 
 
 def _scores(run: Run, *, weights: str, step: int) -> list[dict[str, Any]]:
     """The evaluations of exactly these weights, best first within each evaluator."""
-    fitting = [
+    matching = [
         (run.name, record)
         for record in read_evaluations(run)[0]
         if record.sampling and (record.sampling.weights, record.sampling.step) == (weights, step)
@@ -100,13 +101,13 @@ def _scores(run: Run, *, weights: str, step: int) -> list[dict[str, Any]]:
             "nfe": row.nfe,
             "warnings": row.badges,
         }
-        for table in score_tables(fitting, [summarise(run, label=run.name)])
+        for table in score_tables(matching, [summarise(run, label=run.name)])
         for row in table.all_rows
     ]
 
 
 def to_markdown(document: Mapping[str, Any]) -> str:
-    """The card for people. Names that came from outside stand as code, so that none of them is markup."""
+    """The card as Markdown. Names that came from outside are inline code, so that none of them is markup."""
     environment = Environment(
         loader=PackageLoader("driftkit.stages"),
         autoescape=False,

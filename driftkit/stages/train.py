@@ -12,7 +12,9 @@ from driftkit.config.layers import flatten
 from driftkit.datasets.packs import ImagePack
 from driftkit.datasets.sources import open_dataset
 from driftkit.errors import InterruptedRunError, StorageError, UsageError
-from driftkit.methods.registry import OBJECTIVES, BuiltObjective, ObjectiveKind, Setting, build_network
+from driftkit.methods.base import BuiltObjective, Method, Setting
+from driftkit.methods.registry import METHODS
+from driftkit.models.registry import build_network
 from driftkit.protocols import Objective
 from driftkit.runtime.compilation import decide_compilation, tried_convolutions
 from driftkit.runtime.device import autocast_dtype, resolve_device
@@ -82,22 +84,22 @@ def _train(
     going_on = continuation(run, config, resume, ranks)
     ranks.barrier()  # no rank may look for a run that another has just begun
     _require_equal_plan(going_on, config, ranks)
-    kind = OBJECTIVES[config.objective.name]
+    method = METHODS[config.objective.name]
     if going_on is not None and going_on.is_finished:  # before seconds go into an encoder that nobody needs
-        return _finished(run, kind, ranks)
+        return _finished(run, method, ranks)
     global_batch = config.trainer.batch_size * ranks.world_size
     if going_on is not None:
         config, global_batch = going_on.config, going_on.global_batch
     pack = open_dataset(config.data.spec, image_size=config.data.image_size, limit=config.data.limit, ranks=ranks)
     config = _completed(config, pack)
-    _check_batch(config, kind, global_batch)
+    _check_batch(config, method, global_batch)
     running = with_batch(config, global_batch // ranks.world_size)
     reached = run.checkpoint().step if going_on is not None and run.checkpoints() else 0
     compilation = decide_compilation(config.trainer.compile, device=place, steps_left=config.trainer.steps - reached)
     setting = setting_of(config, pack, place, ranks, compiled=compilation.compiled)
     memory = TrainingMemory(running, ranks.world_size, place)
     with memory.explained():
-        built = kind.build(config.objective, setting)
+        built = method.build(config.objective, setting)
     scoring = open_scoring(config, built.encoder, place, is_main=ranks.is_main)
     torch.manual_seed(stream_seed(config.seed, "initial weights"))
     network = build_network(config.model, image_size=pack.image_size)
@@ -139,8 +141,8 @@ def _train(
         if ranks.is_main:
             _record_failure(run, error)
         raise
-    if kind.export and ranks.is_main:
-        kind.export(run)
+    if method.finish and ranks.is_main:
+        method.finish(run)
     return TrainResult(run, start if resumed else None, ranks)
 
 
@@ -178,10 +180,10 @@ def _require_equal_start(trainer: Trainer, built: BuiltObjective, pack: ImagePac
         )
 
 
-def _finished(run: Run, kind: ObjectiveKind, ranks: Ranks) -> TrainResult:
+def _finished(run: Run, method: Method, ranks: Ranks) -> TrainResult:
     """A run with nothing left to train; it may have been killed before it exported."""
-    if kind.export and ranks.is_main:
-        kind.export(run)
+    if method.finish and ranks.is_main:
+        method.finish(run)
     return TrainResult(run, run.checkpoint().step, ranks)
 
 
@@ -257,14 +259,14 @@ def _trainer(
 
 def _completed(config: TrainConfig, pack: ImagePack) -> TrainConfig:
     """The config with what it leaves to the images."""
-    kind = OBJECTIVES[config.objective.name]
+    method = METHODS[config.objective.name]
     holdout = config.data.holdout
     if holdout is None:
-        holdout = min(MOST_HELD_OUT, int(kind.holdout * len(pack)))
+        holdout = min(MOST_HELD_OUT, int(method.holdout * len(pack)))
     return config.model_copy(
         update={
             "data": config.data.model_copy(update={"image_size": pack.image_size, "holdout": holdout}),
-            "model": kind.complete(config.objective, config.model, pack),
+            "model": method.complete(config.objective, config.model, pack),
         }
     )
 
@@ -281,17 +283,17 @@ def hold_out(count: int, held_out: int) -> tuple[torch.Tensor, torch.Tensor]:
     return order[held_out:].sort().values, order[:held_out].sort().values
 
 
-def _check_batch(config: TrainConfig, kind: ObjectiveKind, global_batch: int) -> None:
-    if global_batch < kind.min_batch:
+def _check_batch(config: TrainConfig, method: Method, global_batch: int) -> None:
+    if global_batch < method.min_batch:
         raise UsageError(
-            f"--batch-size {config.trainer.batch_size}: {kind.name} needs at least {kind.min_batch} images, "
-            "since generated images push one another"
+            f"`trainer.batch_size` {config.trainer.batch_size}: {method.name} needs at least {method.min_batch} images "
+            "per step"
         )
 
 
 def _check_collapse(config: TrainConfig) -> None:
-    if config.trainer.fail_on_collapse and not OBJECTIVES[config.objective.name].tells_spread:
+    if config.trainer.fail_on_collapse and not METHODS[config.objective.name].reports_spread:
         raise UsageError(
-            f"--fail-on-collapse: a step of {config.objective.name} generates no images, so collapse does not show in "
-            "training; leave it out (drift only)"
+            f"`trainer.fail_on_collapse`: a step of {config.objective.name} generates no images, so collapse does not "
+            "show in training; leave it out"
         )

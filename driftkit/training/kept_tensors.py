@@ -1,7 +1,7 @@
-"""What autograd keeps for the backward pass, counted on tensors that have a shape and a device but no memory."""
+"""Bytes that autograd keeps for the backward pass, counted on tensors that have a shape and a device but no memory."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
-Forward = Callable[[torch.Tensor], list[torch.Tensor]]
+from driftkit.methods.base import Forward
 
 
 def kept_bytes(
@@ -24,13 +24,13 @@ def kept_bytes(
 
     Args:
         networks: all that `function` uses; their weights are replaced by tensors without memory.
-        function: images [N, 3, H, W] -> what a backward pass starts from.
+        function: images [N, 3, H, W] -> tensors that the backward pass starts from.
         image_size: side in pixels.
         dtype: of autocast; float32: none.
         device: "cpu" or "cuda".
     """
-    place = torch.device("cuda", 0) if device == "cuda" else torch.device(device)
-    kept: dict[int, int] = {}  # what is kept twice takes its memory once
+    target = torch.device("cuda", 0) if device == "cuda" else torch.device(device)
+    kept: dict[int, int] = {}  # by storage, which takes its memory once however often it is kept
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
@@ -38,13 +38,13 @@ def kept_bytes(
         return tensor
 
     totals = []
-    with FakeTensorMode(allow_non_fake_inputs=True), _attention_of(place, dtype):
+    with FakeTensorMode(allow_non_fake_inputs=True), _attention_of(target, dtype):
         for network in networks:
-            network.to_empty(device=place)
+            network.to_empty(device=target)
         for count in (2, 3):
             kept.clear()
-            with _autocast(place, dtype), saved_tensors_hooks(pack, lambda tensor: tensor):
-                images = torch.zeros(count, 3, image_size, image_size, device=place)
+            with _autocast(target, dtype), saved_tensors_hooks(pack, lambda tensor: tensor):
+                images = torch.zeros(count, 3, image_size, image_size, device=target)
                 outputs = function(images.contiguous(memory_format=torch.channels_last))
             totals.append(sum(kept.values()))  # while the outputs live, and with them all that they need
             del outputs

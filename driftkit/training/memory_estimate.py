@@ -1,4 +1,4 @@
-"""What to do when memory runs out in training: the numbers of the step, and the batches that would fit."""
+"""The error when memory runs out in training: the numbers of the step, and the batches that would fit."""
 
 import contextlib
 from collections.abc import Iterator
@@ -7,17 +7,15 @@ from dataclasses import dataclass, replace
 import torch
 
 from driftkit.errors import ResourceError
-from driftkit.methods.drifting.workspace import CHUNK_BYTES
-from driftkit.runtime.memory import describe_shortage as begun
-from driftkit.runtime.memory import gib, is_out_of_memory, release, room
+from driftkit.runtime.memory import describe_shortage, gib, is_out_of_memory, release, room
 from driftkit.training.budget import Budget, Shapes, budget, training_shapes
 from driftkit.training.train_config import TrainConfig
 
-# Of the memory that is there, what a step may take on paper: gradients of activations, the workspaces of convolutions
-# and attention, and what allocators lose are not counted. At 0.7 the advice was seen to fail on a CPU.
+# Share of the memory that a forecast may reach: gradients of activations, the workspaces of convolutions and attention,
+# and the losses of allocators are not counted. At 0.7 the advice was seen to fail on a CPU.
 SHARE = 0.5
 FIXED = 64 * 2**20  # libraries that are loaded on the way, threads
-STEP = 0.5  # advice is at most this share of what ran out, however much the paper says would fit
+STEP = 0.5  # advice is at most this share of what ran out, however much the forecast says would fit
 
 
 @dataclass
@@ -49,16 +47,16 @@ class TrainingMemory:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            first = begun(error, self.device)
+            failure = describe_shortage(error, self.device)
             release(error, self.device)
             try:
                 numbers = self._numbers()
             except Exception as second:
                 if not is_out_of_memory(second):
                     raise
-                # Too little is left to count: say what is known.
-                numbers = f"lower --micro-batch or --batch-size ({self.config.trainer.batch_size})"
-            raise ResourceError(f"{first}; {numbers}; the last checkpoint is whole") from None
+                # Too little memory is left to count.
+                numbers = f"lower `trainer.micro_batch` or `trainer.batch_size` ({self.config.trainer.batch_size})"
+            raise ResourceError(f"{failure}; {numbers}; the last checkpoint is whole") from None
 
     def _numbers(self) -> str:
         trainer = self.config.trainer
@@ -68,7 +66,7 @@ class TrainingMemory:
         parts = {"networks": spent.saved_bytes, "features": spent.feature_bytes, "field": spent.field_bytes,
                  "weights": spent.state_bytes}  # fmt: skip
         shown = ", ".join(f"{name} {gib(size)}" for name, size in parts.items() if size)
-        chunk = f", field workspace {self._chunk_mib(shapes)} MiB" if shapes.field else ""
+        chunk = f", field workspace {self._chunk_mib(shapes)} MiB" if shapes.batch else ""
         takes = (
             f"batch {trainer.batch_size} in micro-batches of {seen}{chunk} takes about {gib(spent.memory_bytes)} on "
             f"paper ({shown}) of {gib(self.at_start)} at the start"
@@ -76,20 +74,22 @@ class TrainingMemory:
         return f"{takes}; {self._advice(shapes, spent)}"
 
     def _advice(self, shapes: Shapes, spent: Budget) -> str:
-        """What would fit: smaller micro-batches first, since their gradient is the same."""
+        """Settings that would fit: smaller micro-batches first, since their gradient is the same."""
         most = min(SHARE * (self.at_start - FIXED), STEP * spent.memory_bytes)
         batch = self.config.trainer.batch_size
         micro = self._largest(replace(shapes, micro_batch=None), batch, min(batch, shapes.micro_batch or batch), most)
         advice = []
         if micro:
             needed = self._budget(replace(shapes, micro_batch=micro), batch)
-            advice.append(f"--micro-batch {micro} would take {gib(needed.memory_bytes)}, with the same gradient")
+            advice.append(
+                f"`trainer.micro_batch` {micro} would take {gib(needed.memory_bytes)}, with the same gradient"
+            )
         smaller, needed_bytes = self._smaller_batch(shapes, batch, most)
         if smaller:
-            more = ", with a field of fewer images" if shapes.field else ""
-            advice.append(f"--batch-size {smaller} {gib(needed_bytes)}{more}")
-        if shapes.field and spent.field_bytes > spent.memory_bytes / 4 and self._chunk_mib(shapes) > 1:
-            advice.append("--set objective.field_chunk_mib=1 makes the field's workspace smallest")
+            more = ", with a field of fewer images" if shapes.batch else ""
+            advice.append(f"`trainer.batch_size` {smaller} {gib(needed_bytes)}{more}")
+        if shapes.batch and spent.field_bytes > spent.memory_bytes / 4 and self._chunk_mib(shapes) > 1:
+            advice.append(f"{shapes.batch.chunk_setting}=1 makes the field's workspace smallest")
         return "; or ".join(advice) or "no batch fits: a smaller network or encoder, or more memory"
 
     def _largest(self, shapes: Shapes, batch: int, below: int, most: float) -> int:
@@ -115,5 +115,5 @@ class TrainingMemory:
         return budget(shapes, images=batch * self.ranks, ranks=self.ranks)
 
     def _chunk_mib(self, shapes: Shapes) -> int:
-        assert shapes.field is not None
-        return (shapes.field.chunk_bytes or CHUNK_BYTES[self.device.type]) // 2**20
+        assert shapes.batch is not None
+        return shapes.batch.chunk_mib(self.device.type)

@@ -64,7 +64,7 @@ def continuation(run: Run, config: TrainConfig, resume: Resume, ranks: Ranks) ->
     if resume == "never":
         raise UsageError(f"--resume never: {run.path} already holds a run; give another --output or remove it")
     manifest = Run.open(run.path).manifest()
-    saved = {**_before(config), **flatten(manifest.config)}
+    saved = flatten(manifest.config)
     moved = _require_same_config(run, config, saved)
     config, global_batch, notes = _same_global_batch(run, config, saved, manifest, ranks)
     reached = max((c.step for c in run.checkpoints()), default=0)
@@ -157,14 +157,3 @@ def require_same_inputs(run: Run, pack: ImagePack, encoder: dict[str, Any] | Non
     saved = manifest.encoder or {}
     if encoder is not None and saved.get("weights_digest") != encoder["weights_digest"]:
         raise UsageError(f"{run.path} was trained with other weights of {encoder['name']}; give another --output")
-
-
-def _before(config: TrainConfig) -> dict[str, Any]:
-    """What settings that an older manifest does not have stood for when it was written: their defaults, mostly."""
-    defaults = type(config).model_validate(
-        {"objective": {"name": config.objective.name}, "model": {"kind": config.model.kind}}
-    )
-    later: dict[str, Any] = {"data.holdout": 0}
-    if config.objective.name == "mae":
-        later |= {"objective.min_crop": 1.0}
-    return {**flatten(defaults.model_dump(mode="json")), **later}

@@ -1,4 +1,4 @@
-"""From a run to images: its network, and what a sampler draws with it. Nothing is written here."""
+"""From a run to images: its network, and the images that a sampler draws with it. Nothing is written here."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,16 +10,16 @@ from pydantic import ValidationError
 from torch import nn
 
 from driftkit.errors import ArtifactError, RefusedError, UsageError
-from driftkit.methods.registry import OBJECTIVES, build_network, build_sampler
-from driftkit.models.build import build_with
-from driftkit.protocols import SampleRequest
+from driftkit.methods.registry import METHODS, build_sampler
+from driftkit.models.registry import build_network, build_with, to_device
+from driftkit.protocols import UNCONDITIONAL, Condition, SampleRequest
 from driftkit.runtime.device import Precision, autocast_dtype, sampling_precision
 from driftkit.runtime.finite import require_finite
 from driftkit.runtime.memory import fitting_batch
 from driftkit.runtime.random import image_noise
 from driftkit.storage.images import to_uint8
 from driftkit.storage.run_folder import Checkpoint, Run, Weights
-from driftkit.training.train_config import TrainConfig
+from driftkit.training.train_config import TrainConfig, load_config
 
 SAMPLE_BATCH = 256
 
@@ -34,24 +34,26 @@ def load_network(
         RefusedError: weights that are not finite.
     """
     try:
-        config = TrainConfig.model_validate(run.manifest().config)
+        config = load_config(run.manifest().config)
     except ValidationError as error:
         first = error.errors()[0]
         raise ArtifactError(
             f"{run.manifest_path}: config key {'.'.join(map(str, first['loc']))}: {first['msg']}; "
             "the run is of another version of driftkit, or was edited"
         ) from None
+    except UsageError as error:
+        raise ArtifactError(f"{run.manifest_path}: {error}") from None
     checkpoint = run.checkpoint(step)
     image_size = _image_size(config, run)
     network = build_with(
         lambda: build_network(config.model, image_size=image_size),
         checkpoint.weights(weights),
-        what=f"{checkpoint.path}/{weights}.safetensors",
+        name=f"{checkpoint.path}/{weights}.safetensors",
     )
     require_finite(
         network.state_dict(),
         f"{checkpoint.path}: {weights} weights",
-        fix="take an earlier one by --step, or train anew",
+        fix="take an earlier checkpoint by `step`, or train again",
     )
     network.requires_grad_(False)
     return network.eval(), config, checkpoint
@@ -59,7 +61,7 @@ def load_network(
 
 def _image_size(config: TrainConfig, run: Run | None = None) -> int:
     if config.data.image_size is None and run is not None:
-        return run.image_size  # reports what is wrong with its manifest
+        return run.image_size  # or its error, which names the manifest
     assert config.data.image_size is not None, "a saved config names the image size"
     return config.data.image_size
 
@@ -80,16 +82,16 @@ def generate(
     device: torch.device | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> tuple[torch.Tensor, dict[str, Any]]:
-    """Images of a run and how they came about.
+    """Images of a run, and the record of how they were made.
 
     Image i is a function of (seed, i) alone: neither its batch nor the count changes it beyond float rounding.
 
     Args:
         num_images: how many, > 0.
         first_image: number of the first one.
-        sampler: None takes the method's own (one-step, ddim).
-        nfe: network evaluations per image; None takes the sampler's own.
-        weights: "ema" is what one scores; "raw" are the last weights.
+        sampler: None takes the method's default.
+        nfe: network evaluations per image; None takes the sampler's default.
+        weights: "ema" are the averaged weights; "raw" are the last ones.
         step: checkpoint; None takes the last.
         options: further options of the sampler, for example eta.
         precision: number format of the network; None takes that of the run's training.
@@ -104,11 +106,11 @@ def generate(
         ResourceError: memory ran out; the message names a batch that fits.
     """
     if num_images < 1:
-        raise UsageError(f"--num-images {num_images}: expected at least 1")
+        raise UsageError(f"`num_images` {num_images}: expected at least 1")
     device = device or torch.device("cpu")
     network, config, checkpoint = load_network(run, weights=weights, step=step)
     drawn = draw_images(
-        network.to(device, memory_format=torch.channels_last),  # type: ignore[call-overload]
+        to_device(network, config.model, device),
         config,
         range(first_image, first_image + num_images),
         sampler=sampler,
@@ -119,7 +121,7 @@ def generate(
         batch_size=batch_size,
         device=device,
         advance=advance,
-        what=f"{run.path} at step {checkpoint.step}",
+        source=f"{run.path} at step {checkpoint.step}",
     )
     manifest = run.manifest()
     info = {
@@ -164,19 +166,21 @@ def draw_images(
     batch_size: int = SAMPLE_BATCH,
     device: torch.device,
     advance: Callable[[int], None] | None = None,
-    what: str = "the network",
+    source: str = "the network",
+    condition: Condition = UNCONDITIONAL,
 ) -> Drawn:
     """Images of a network in evaluation mode on the device; the arguments are those of `generate`.
 
     Args:
         numbers: of the images, which with the seed decide them.
-        what: how an error names the network.
+        source: how an error names the network.
+        condition: of all images.
 
     Raises:
         UsageError, RefusedError: as `generate`.
     """
-    name, draw = build_sampler(config.objective, sampler)
-    chosen = OBJECTIVES[config.objective.name].sampler_options(config.objective, name, nfe, options or {})
+    spec, draw = build_sampler(config.objective, sampler)
+    recorded = spec.recorded_options(config.objective, nfe, options or {})
     shape = (3, _image_size(config), _image_size(config))
     dtype = autocast_dtype(precision or config.trainer.precision, device)
     images, used_nfe = [], 0
@@ -187,29 +191,36 @@ def draw_images(
         def step_noise(number: int, indices: range = indices) -> torch.Tensor:
             return image_noise(seed, "sampler", indices, shape, step=number).to(device)
 
-        request = SampleRequest(nfe=nfe, step_noise=step_noise, options=chosen)
-        once = partial(_evaluate, network, noise, device=device, dtype=dtype)
+        request = SampleRequest(nfe, step_noise, recorded, condition.part(slice(first, first + len(indices))))
+        once = partial(_evaluate, network, noise, request.condition, device=device, dtype=dtype)
         explained = fitting_batch("sampling", len(indices), once, device=device)
         with explained, torch.inference_mode(), sampling_precision(device, dtype):
             batch, used_nfe = draw(network, noise, request)
         if not bool(torch.isfinite(batch).all()):
-            raise RefusedError(f"{what} gives images that are not finite; nothing was written")
+            raise RefusedError(f"{source} gives images that are not finite; nothing was written")
         images.append(to_uint8(batch).cpu())
         if advance:
             advance(len(indices))
-    return Drawn(torch.cat(images), name, used_nfe, chosen, str(dtype).removeprefix("torch."))
+    return Drawn(torch.cat(images), spec.name, used_nfe, recorded, str(dtype).removeprefix("torch."))
 
 
 def _evaluate(
-    network: nn.Module, noise: torch.Tensor, count: int, *, device: torch.device, dtype: torch.dtype
+    network: nn.Module,
+    noise: torch.Tensor,
+    condition: Condition,
+    count: int,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> torch.Tensor:
-    """One evaluation of the network for the first `count` images, which is most of what sampling takes."""
+    """One evaluation of the network for the first `count` images, which is most of the memory that sampling takes."""
+    t = torch.zeros(count, dtype=torch.long, device=device)
     with torch.inference_mode(), sampling_precision(device, dtype):
-        made: torch.Tensor = network(noise[:count], torch.zeros(count, dtype=torch.long, device=device))
-    return made
+        prediction: torch.Tensor = network(noise[:count], t, condition.part(slice(count)))
+    return prediction
 
 
 def can_sample(run: Run) -> bool:
     """Whether the run's method generates images."""
     name = run.objective
-    return name in OBJECTIVES and bool(OBJECTIVES[name].samplers)
+    return name in METHODS and METHODS[name].generates

@@ -1,21 +1,24 @@
-"""The whole config of a training run, and how it is put together from its layers."""
+"""The whole config of a training run, and how its layers are merged."""
 
-import difflib
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Union
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, create_model
 
-from driftkit.config.layers import Layer, load_preset, merge, parse_assignments, read_toml, validate
+from driftkit.config.layers import (
+    Layer,
+    config_keys,
+    did_you_mean,
+    load_preset,
+    merge,
+    parse_assignments,
+    read_toml,
+    validate,
+)
 from driftkit.errors import UsageError
-from driftkit.methods.classifier.objective import ClassifierConfig
-from driftkit.methods.ddpm.objective import DDPMConfig
-from driftkit.methods.drifting.objective import DriftingConfig
-from driftkit.methods.mae.objective import MAEConfig
-from driftkit.methods.registry import OBJECTIVES
-from driftkit.models.mae_resnet import MAEResNetConfig
-from driftkit.models.unet import UNetConfig
+from driftkit.methods.registry import DEFAULT_METHOD, METHODS, find_method
 from driftkit.training.trainer import TrainerConfig
 
 # What may differ when a run resumes: how long it goes on and what it writes on the way.
@@ -63,18 +66,55 @@ class EvaluationConfig(BaseModel):
 
 
 class TrainConfig(BaseModel):
-    """Everything that decides a run."""
+    """Everything that decides a run. A run's own config is of `config_class`, which knows its method and network."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     seed: int = Field(0, ge=0, description="all random draws follow from it")
     data: DataConfig = DataConfig()
-    objective: Annotated[DriftingConfig | DDPMConfig | MAEConfig | ClassifierConfig, Field(discriminator="name")] = (
-        DriftingConfig()
-    )
-    model: Annotated[UNetConfig | MAEResNetConfig, Field(discriminator="kind")] = UNetConfig()
+    objective: Annotated[
+        Union[tuple(method.config for method in METHODS.values())], Field(discriminator="name")  # type: ignore[valid-type]  # noqa: UP007
+    ]
+    model: SerializeAsAny[BaseModel]
     trainer: TrainerConfig = TrainerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+
+def config_class(method: str, kind: str) -> type[TrainConfig]:
+    """The config of runs of one method and one kind of network.
+
+    Raises:
+        UsageError: no such method, or a network that it does not train.
+    """
+    from driftkit.models.registry import MODELS  # loads torch, which no help text needs
+
+    role = find_method(method).network_role
+    kinds = [name for name, model in MODELS.items() if model.role == role]
+    if kind not in kinds:
+        raise UsageError(f"model.kind {kind}: a {method} run trains {' or '.join(kinds)}{did_you_mean(kind, kinds)}")
+    return _config_class(METHODS[method].config, MODELS[kind].config)
+
+
+@functools.cache
+def _config_class(objective: type[BaseModel], model: type[BaseModel]) -> type[TrainConfig]:
+    return create_model(
+        "TrainConfig",
+        __base__=TrainConfig,
+        __module__=__name__,
+        objective=(objective, Field(default_factory=objective)),
+        model=(model, Field(default_factory=model)),
+    )
+
+
+def load_config(document: Mapping[str, Any]) -> TrainConfig:
+    """The config in a manifest.
+
+    Raises:
+        pydantic.ValidationError: values that do not fit.
+        UsageError: no such method or network.
+    """
+    method, kind = _word(document, "objective", "name"), _word(document, "model", "kind")
+    return config_class(method or "", kind or "").model_validate(document)
 
 
 def resolve_config(
@@ -89,7 +129,7 @@ def resolve_config(
     """Class defaults < preset < config file < environment < `--set` < named options.
 
     Args:
-        objective: drift, ddpm, mae or classifier; None takes that of the file, else drift.
+        objective: name of a method; None takes that of the file, else the first of `METHODS`.
         preset: name of a preset.
         file: a TOML file with the sections of `TrainConfig`.
         environment, options: nested values from DRIFTKIT_TRAIN_* variables and from named options.
@@ -102,43 +142,49 @@ def resolve_config(
         UsageError: unknown names or keys, or values that do not fit.
     """
     from_file: Layer = (f"file {file}", read_toml(file)) if file else ("file", {})
-    chosen = objective or _objective_name(from_file[1]) or "drift"
-    if chosen not in OBJECTIVES:
-        close = difflib.get_close_matches(chosen, OBJECTIVES, n=1)
-        hint = f" (did you mean {close[0]}?)" if close else ""
-        raise UsageError(f"--objective {chosen}: expected {', '.join(OBJECTIVES)}{hint}")
-    layers: list[Layer] = [
-        ("objective", {"objective": {"name": chosen}, "model": {"kind": OBJECTIVES[chosen].model_kind}}),
-        *(load_preset(preset, chosen) if preset else []),
+    method = find_method(objective or _word(from_file[1], "objective", "name") or DEFAULT_METHOD)
+    chosen: list[Layer] = [
         from_file,
         ("environment", environment or {}),
         ("--set", parse_assignments(assignments)),
         ("option", options or {}),
     ]
-    values, origins = merge(layers)
+    presets = load_preset(preset, method.name, method.network_role) if preset else []
+    if (_word(merge(chosen)[0], "model", "kind") or method.network) != method.network:
+        presets = [(origin, {k: v for k, v in table.items() if k != "model"}) for origin, table in presets]
+    default: Layer = ("objective", {"objective": {"name": method.name}, "model": {"kind": method.network}})
+    values, origins = merge([default, *presets, *chosen])
     for section in ("objective", "model"):
         if not isinstance(values[section], dict):
             raise UsageError(
-                f"{section}: expected a section of settings, got {values[section]!r}; choose the method by --objective"
+                f"{section}: expected a section of settings, got {values[section]!r}; choose the method by `objective`"
             )
-    if values["objective"]["name"] != chosen or values["model"]["kind"] != OBJECTIVES[chosen].model_kind:
-        raise UsageError(
-            f"objective.name and model.kind follow from --objective {chosen}; got "
-            f"{values['objective']['name']} and {values['model']['kind']}"
-        )
-    return validate(TrainConfig, values, origins=origins), origins
+    if values["objective"]["name"] != method.name:
+        raise UsageError(f"objective.name follows from `objective` {method.name}; got {values['objective']['name']}")
+    config = config_class(method.name, str(values["model"]["kind"]))
+    return validate(config, values, origins=origins, others=_keys_of_others(config)), origins
 
 
-def _objective_name(values: Mapping[str, Any]) -> str | None:
-    section = values.get("objective")
-    name = section.get("name") if isinstance(section, Mapping) else None
-    return name if isinstance(name, str) else None
+def _keys_of_others(config: type[TrainConfig]) -> dict[str, str]:
+    """Keys that other methods and networks have -> the name of one of them, for messages."""
+    from driftkit.models.registry import MODELS
+
+    own = set(config_keys(config))
+    owners = [(f"objective.{key}", name) for name, method in METHODS.items() for key in config_keys(method.config)]
+    owners += [(f"model.{key}", kind) for kind, model in MODELS.items() for key in config_keys(model.config)]
+    return {key: owner for key, owner in reversed(owners) if key not in own}
+
+
+def _word(values: Mapping[str, Any], section: str, key: str) -> str | None:
+    nested = values.get(section)
+    word = nested.get(key) if isinstance(nested, Mapping) else None
+    return word if isinstance(word, str) else None
 
 
 def default_output(config: TrainConfig) -> Path:
-    """`outputs/drift_mocov2`, `outputs/ddpm`, `outputs/mae`, `outputs/classifier`."""
+    """`outputs/METHOD`, or `outputs/METHOD_ENCODER` where an encoder trains it."""
     encoder = getattr(config.objective, "encoder", None)
     if encoder and Path(encoder).suffix == ".safetensors":
-        encoder = str(Path(encoder).parent)  # every MAE run calls its exported encoder alike
+        encoder = str(Path(encoder).parent)  # exported encoders all have the same file name
     name = config.objective.name + (f"_{Path(encoder).name.replace(':', '-')}" if encoder else "")
     return Path("outputs") / name

@@ -20,7 +20,7 @@ from rich.console import Console
 from driftkit.methods.ddpm.samplers import sample_ddim
 from driftkit.methods.ddpm.schedule import linear_schedule
 from driftkit.methods.drifting import aggregated_drift
-from driftkit.methods.drifting.one_step import generate_one_step
+from driftkit.methods.drifting.samplers import generate_one_step
 from driftkit.models.unet import UNet, UNetConfig
 from driftkit.protocols import SampleRequest
 from driftkit.training.budget import budget, training_shapes

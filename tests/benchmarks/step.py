@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from driftkit.methods.ddpm.schedule import linear_schedule
-from driftkit.methods.drifting.one_step import generate_one_step
+from driftkit.methods.drifting.samplers import generate_one_step
 from driftkit.models.unet import UNet, UNetConfig
 from tests.benchmarks.harness import Row, alternate
 

@@ -69,7 +69,9 @@ def test_report_compare_json_and_figures_are_written(runs):
         opacity = Image.open(runs / "out" / path).convert("RGBA").getextrema()[3]
         assert opacity == (255, 255)
     charts = [path.stem for path in (runs / "out" / "figures").glob("*.svg")]
-    assert {"drift-norm", "loss", "normalised-drifting-loss"} <= set(charts) <= set(document["figures"])
+    assert (
+        {"drift-norm", "noise-prediction-loss", "normalised-drifting-loss"} <= set(charts) <= set(document["figures"])
+    )
     lines = list(csv.DictReader((runs / "out" / "compare.csv").open()))
     assert [(line["run"], line["nfe"], line["fid"]) for line in lines] == [
         ("ddpm", "50", "7.0"),
@@ -77,7 +79,7 @@ def test_report_compare_json_and_figures_are_written(runs):
         ("drift", "1", "9.0"),
     ]
     names = set(document["figures"])
-    assert {"drift-norm", "loss", "normalised-drifting-loss", "samples-1", "samples-2"} <= names
+    assert {"drift-norm", "noise-prediction-loss", "normalised-drifting-loss", "samples-1", "samples-2"} <= names
     assert any(name.startswith("nfe-") for name in names)
 
 
@@ -194,7 +196,7 @@ def test_figures_of_an_earlier_comparison_leave_and_other_files_stay(runs):
     compare_runs([runs / "ddpm"], runs / "out")
     left = {path.name for path in (runs / "out" / "figures").iterdir()}
     assert not {"drift-norm.png", "drift-norm.svg", "samples-2.png", "evolution-2.webp"} & left
-    assert {"mine.png", "loss.png", "loss.svg"} <= left
+    assert {"mine.png", "noise-prediction-loss.png", "noise-prediction-loss.svg"} <= left
 
 
 def test_differing_configs_are_shown_and_escaped(runs):

@@ -12,7 +12,8 @@ from driftkit.encoders.cache import FeatureSource, open_cache
 from driftkit.encoders.features import feature_set
 from driftkit.encoders.networks import MAEEncoder
 from driftkit.errors import ArtifactError, DriftkitError, ResourceError
-from driftkit.methods.drifting.objective import Drifting, DriftingConfig
+from driftkit.methods.drifting.config import DriftingConfig
+from driftkit.methods.drifting.objective import Drifting
 from driftkit.models.mae_resnet import MAEResNet, MAEResNetConfig
 from driftkit.protocols import Execution
 from driftkit.runtime.ranks import Ranks
@@ -150,7 +151,7 @@ def test_the_gradient_with_cached_features_is_that_without(encoder, tmp_path):
             super().__init__()
             self.layer = noise
 
-        def forward(self, x, t):
+        def forward(self, x, t, condition):
             return self.layer(x)
 
     feed = Feed(pack.pack.images, pack.pack.labels, batch_size=8, horizontal_flip=True, seed=0, ranks=Ranks(),

@@ -8,8 +8,9 @@ import torch
 from driftkit.encoders.features import feature_set
 from driftkit.encoders.loading import load_encoder
 from driftkit.encoders.networks import MAEEncoder
-from driftkit.methods.drifting.objective import Drifting, DriftingConfig
-from driftkit.methods.registry import OBJECTIVES
+from driftkit.methods.drifting.config import DriftingConfig
+from driftkit.methods.drifting.objective import Drifting
+from driftkit.methods.registry import METHODS
 from driftkit.models.mae_resnet import MAEResNet, MAEResNetConfig
 from driftkit.runtime.ranks import Ranks
 from tests.conftest import setting
@@ -87,7 +88,7 @@ def test_weights_stored_in_bfloat16_give_the_features_of_autocast(name):
 def test_training_stores_weights_once_and_records_the_digest_of_the_original_ones(tmp_path, dtype):
     encoder = load_encoder("efficientnet-lite0", random_weights=True, input_size=32)
     config = DriftingConfig(encoder="efficientnet-lite0", random_weights=True, input_size=32)
-    built = OBJECTIVES["drift"].build(config, setting(torch.zeros(4, 3, 32, 32, dtype=torch.uint8), dtype=dtype))
+    built = METHODS["drift"].build(config, setting(torch.zeros(4, 3, 32, 32, dtype=torch.uint8), dtype=dtype))
     assert built.encoder["weights_digest"] == encoder.weights_digest
     assert built.encoder["parameters"] == encoder.num_parameters
     kinds = {p.dtype for p in built.objective.encoder.parameters()}

@@ -12,7 +12,8 @@ from driftkit.encoders.loading import load_encoder, timm_spec
 from driftkit.encoders.resizing import resize
 from driftkit.encoders.specs import NORMALISATIONS, PACKAGED, SPECS
 from driftkit.errors import UsageError
-from driftkit.methods.drifting.objective import Drifting, DriftingConfig
+from driftkit.methods.drifting.config import DriftingConfig
+from driftkit.methods.drifting.objective import Drifting
 from driftkit.protocols import Batch, Execution
 from driftkit.runtime.ranks import Ranks
 from driftkit.scoring.timm_extractors import dinov2
@@ -77,7 +78,7 @@ def test_a_small_network_of_the_family_trains_a_generator(name, monkeypatch):
     shift = torch.nn.Parameter(torch.zeros(3, 1, 1))
 
     class Generator(torch.nn.Module):
-        def forward(self, x, t):
+        def forward(self, x, t, condition):
             return 0.3 * x + shift
 
     images = torch.rand(4, 3, 32, 32) * 2 - 1

@@ -31,8 +31,8 @@ from driftkit.datasets.sources import parse_spec, resolve
 from driftkit.encoders.loading import load_encoder, load_encoder_file, native_image_size
 from driftkit.encoders.weights import read_weights
 from driftkit.errors import DriftkitError
-from driftkit.methods.registry import build_network
 from driftkit.models.mae_resnet import MAEResNet, MAEResNetConfig
+from driftkit.models.registry import build_network
 from driftkit.scoring.evaluation_record import read_evaluations
 from driftkit.scoring.extraction import extract
 from driftkit.scoring.image_set import Execution, ImageSet, is_run, open_target

@@ -5,11 +5,14 @@ import torch
 
 from driftkit.encoders.features import feature_set, field_calls
 from driftkit.encoders.networks import MAEEncoder
-from driftkit.methods.ddpm.objective import DDPM, DDPMConfig
+from driftkit.methods.ddpm.config import DDPMConfig
+from driftkit.methods.ddpm.objective import DDPM
 from driftkit.methods.drifting import aggregated_drift, drift_loss
-from driftkit.methods.drifting.objective import Drifting, DriftingConfig
-from driftkit.methods.drifting.one_step import generate_one_step
-from driftkit.methods.mae.objective import MAE, MAEConfig
+from driftkit.methods.drifting.config import DriftingConfig
+from driftkit.methods.drifting.objective import Drifting
+from driftkit.methods.drifting.samplers import generate_one_step
+from driftkit.methods.mae.config import MAEConfig
+from driftkit.methods.mae.objective import MAE
 from driftkit.models.mae_resnet import MAEResNet, MAEResNetConfig
 from driftkit.models.unet import UNet, UNetConfig
 from driftkit.protocols import Batch, Execution

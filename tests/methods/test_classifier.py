@@ -6,8 +6,9 @@ import torch.nn.functional as F
 
 from driftkit.encoders.loading import load_encoder
 from driftkit.errors import UsageError
-from driftkit.methods.classifier.objective import Classifier, ClassifierConfig
-from driftkit.methods.mae.objective import HeldOut, LabelledImages
+from driftkit.methods.classifier.config import ClassifierConfig
+from driftkit.methods.classifier.objective import Classifier
+from driftkit.methods.held_out import HeldOut, LabelledImages
 from driftkit.models.mae_resnet import MAEResNet, MAEResNetConfig
 from driftkit.protocols import Batch, Execution
 from driftkit.runtime.ranks import Ranks
@@ -107,5 +108,5 @@ def test_a_run_goes_on_and_is_the_same_as_one_that_was_not_interrupted(tmp_path)
 def test_images_without_classes_are_refused(tmp_path):
     pack = make_pack(tmp_path / "real.safetensors", random_images(40, 1))
     config, origins = configured(pack)
-    with pytest.raises(UsageError, match="--objective classifier needs at least 2 classes"):
+    with pytest.raises(UsageError, match="a classifier needs at least 2 classes"):
         train(config, tmp_path / "run", origins=origins, device="cpu")

@@ -8,12 +8,17 @@ import torch
 
 from driftkit.encoders import loading
 from driftkit.encoders.networks import PixelEncoder
-from driftkit.methods import registry
-from driftkit.methods.ddpm.objective import DDPM, DDPMConfig
+from driftkit.methods.crops import random_resized_crop
+from driftkit.methods.ddpm.config import DDPMConfig
+from driftkit.methods.ddpm.objective import DDPM
 from driftkit.methods.ddpm.schedule import linear_schedule
 from driftkit.methods.drifting import aggregated_drift
-from driftkit.methods.drifting.objective import Drifting, DriftingConfig
-from driftkit.methods.mae.objective import MAE, HeldOut, LabelledImages, MAEConfig, random_resized_crop
+from driftkit.methods.drifting import build as drifting_build
+from driftkit.methods.drifting.config import DriftingConfig
+from driftkit.methods.drifting.objective import Drifting
+from driftkit.methods.held_out import HeldOut, LabelledImages
+from driftkit.methods.mae.config import MAEConfig
+from driftkit.methods.mae.objective import MAE
 from driftkit.models.mae_resnet import MAEResNet, MAEResNetConfig
 from driftkit.protocols import Batch, Execution
 from driftkit.runtime.random import image_noise
@@ -32,7 +37,7 @@ class Linear(torch.nn.Module):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.tensor(0.5))
 
-    def forward(self, x, t):
+    def forward(self, x, t, condition):
         return self.weight * x
 
 
@@ -57,7 +62,7 @@ def test_drifting_learns_a_shift():
             super().__init__()
             self.shift = torch.nn.Parameter(torch.zeros(3, 1, 1))
 
-        def forward(self, x, t):
+        def forward(self, x, t, condition):
             return 0.1 * x + self.shift
 
     objective = Drifting(DriftingConfig(encoder="pixel"), PixelEncoder(input_size=4), ranks=Ranks())
@@ -79,7 +84,7 @@ def test_ddpm_loss_is_the_noise_error_at_times_that_follow_from_the_slots():
     objective = DDPM(DDPMConfig())
     seen = []
 
-    def model(x, t):
+    def model(x, t, condition):
         seen.append((x.clone(), t.clone()))
         return torch.zeros_like(x, requires_grad=True)
 
@@ -194,7 +199,7 @@ def test_rank_0_fetches_weights_before_the_others_look_for_them(more, fetched, m
         ranks.events.append(spec.name)
 
     monkeypatch.setattr(loading, "fetch", fetch)
-    monkeypatch.setattr(registry, "load_encoder", lambda *_, **__: PixelEncoder(input_size=8))
+    monkeypatch.setattr(drifting_build, "load_encoder", lambda *_, **__: PixelEncoder(input_size=8))
     config, _ = resolve_config(objective="drift", assignments=more)
-    registry.OBJECTIVES["drift"].build(config.objective, setting(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), ranks))
+    drifting_build.build_drifting(config.objective, setting(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), ranks))
     assert ranks.events == fetched

@@ -42,7 +42,7 @@ def test_where_it_happened_is_read_off_the_traceback():
     x = torch.zeros(1, 2, 3)
     with pytest.raises(Exception) as raised:
         aggregated_drift(x, x, taus=(-1.0,))
-    assert phase_of(raised.value) == "the drifting field"
+    assert phase_of(raised.value) == "the field of drifting"
     weight = torch.ones(2, requires_grad=True)
     weight.register_hook(lambda grad: 1 / 0)
     with pytest.raises(Exception) as raised:

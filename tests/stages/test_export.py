@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from driftkit.errors import ArtifactError, RefusedError, UsageError
-from driftkit.methods.drifting.one_step import generate_one_step
+from driftkit.methods.drifting.samplers import generate_one_step
 from driftkit.stages import export as stage
 from driftkit.stages.export import SUFFIXES, export
 from driftkit.stages.model_card import code, encoder_licence
@@ -116,7 +116,7 @@ def test_licences_are_those_of_the_table_and_of_timm():
     assert encoder_licence("mocov2") == "CC-BY-NC-4.0"
     assert encoder_licence("mocov2", random_weights=True).startswith("none")
     assert encoder_licence("timm:resnet18.a1_in1k") == "apache-2.0"
-    assert "MAE" in encoder_licence("outputs/mae")
+    assert "trained with driftkit" in encoder_licence("outputs/mae")
 
 
 def test_names_on_the_card_are_no_markup():
@@ -133,13 +133,13 @@ def test_an_encoder_is_pointed_to_its_own_file(tmp_path):
 def test_nothing_but_an_earlier_export_is_replaced_and_that_only_when_asked(runs, tmp_path):
     folder = tmp_path / "out"
     export(runs["drift"], folder, format="safetensors")
-    with pytest.raises(UsageError, match="--force replaces it"):
+    with pytest.raises(UsageError, match="`force` replaces it"):
         export(runs["drift"], folder, format="safetensors")
     assert export(runs["ddpm"], folder, format="safetensors", force=True).model.name == "denoiser.safetensors"
     assert not (folder / "generator.safetensors").exists()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("")
-    with pytest.raises(UsageError, match="found something else"):
+    with pytest.raises(UsageError, match="got something else"):
         export(runs["drift"], tmp_path / "mine", format="safetensors", force=True)
     assert (tmp_path / "mine" / "thesis.txt").is_file()
 

@@ -10,19 +10,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from driftkit.errors import UsageError
 from driftkit.methods.drifting import aggregated_drift
+from driftkit.methods.drifting.cost import FieldCost
 from driftkit.methods.drifting.workspace import field_flops
-from driftkit.methods.registry import OBJECTIVES, build_network
+from driftkit.methods.registry import METHODS
+from driftkit.models.registry import build_network
 from driftkit.protocols import Execution
 from driftkit.runtime.device import autocast
 from driftkit.runtime.ranks import Ranks
-from driftkit.training.budget import (
-    FieldShape,
-    budget,
-    field_bytes,
-    gathered_bytes,
-    training_budget,
-    training_shapes,
-)
+from driftkit.training.budget import budget, training_budget, training_shapes
 from driftkit.training.ema import averaged
 from driftkit.training.feed import Feed
 from driftkit.training.optim import adamw
@@ -49,7 +44,7 @@ def test_field_flops_are_those_that_torch_counts(scale_over):
 def real_step(config: TrainConfig, *, batch: int = BATCH) -> Callable[[], object]:
     """One step of what the config describes, without its optimizer."""
     images = torch.randint(0, 256, (3 * batch, 3, SIZE, SIZE), dtype=torch.uint8)
-    objective = OBJECTIVES[config.objective.name].build(config.objective, setting(images)).objective
+    objective = METHODS[config.objective.name].build(config.objective, setting(images)).objective
     network = build_network(config.model, image_size=SIZE).to(memory_format=torch.channels_last)
     feed = Feed(
         images, torch.arange(3 * batch) % 3, batch_size=batch, horizontal_flip=False, seed=0, ranks=Ranks(),
@@ -122,8 +117,10 @@ def test_memory_of_a_step_is_that_of_a_real_one(precision, micro_batch, tmp_path
 def test_memory_of_the_field_stays_within_the_stated_bound(scale_over, chunk_bytes, taus, least):
     x, pos = torch.randn(24, 60, 40), torch.randn(24, 60, 40)
     peak = peak_bytes(lambda: aggregated_drift(x, pos, taus=taus, scale_over=scale_over, chunk_bytes=chunk_bytes))
-    how = FieldShape(num_taus=len(taus), shared=scale_over == "map", wide=min(taus) < 1 / 64)
-    bound = field_bytes((24, 40), how, rows=60, columns=120, chunk=chunk_bytes, wait=True)
+    cost = FieldCost(
+        ((24, 40),), num_taus=len(taus), shared=scale_over == "map", wide=min(taus) < 1 / 64, chunk_bytes=chunk_bytes
+    )
+    bound = cost.workspace_bytes(rows=60, images=60, device="cpu")
     assert least * bound <= peak <= 1.01 * bound  # a few numbers per field are not counted
 
 
@@ -183,14 +180,14 @@ def test_steps_too_large_for_common_gpus_come_with_a_micro_batch():
     advice = training_budget(config, ranks=1, device="cuda")["advice"]
     assert len(advice) == 1
     assert advice[0].startswith("20")
-    assert "leave too little room on a GPU of 24 GB; --micro-batch 64 takes" in advice[0]
+    assert "leave too little room on a GPU of 24 GB; `trainer.micro_batch` 64 takes" in advice[0]
     assert training_budget(config, ranks=1, device="cpu")["advice"] == []
 
 
 def test_ranks_share_the_work_and_receive_the_rest():
     calls = ((18, 256), (4, 64))
-    assert gathered_bytes(calls, rows=10, ranks=1) == 0
-    assert gathered_bytes(calls, rows=10, ranks=4) == 3 * 2 * 10 * (18 * 256 + 4 * 64) * 4
+    assert FieldCost(calls).gathered_bytes(rows=10, ranks=1) == 0
+    assert FieldCost(calls).gathered_bytes(rows=10, ranks=4) == 3 * 2 * 10 * (18 * 256 + 4 * 64) * 4
     config, _ = resolve_config(objective="drift", assignments=["objective.encoder=pixel"])
     shapes, assumed = training_shapes(config, device="cpu")
     assert "32 pixels" in assumed[0]

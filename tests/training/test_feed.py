@@ -5,10 +5,13 @@ import threading
 import pytest
 import torch
 
-from driftkit.methods.classifier.objective import Classifier, ClassifierConfig
-from driftkit.methods.ddpm.objective import DDPM, DDPMConfig
+from driftkit.methods.classifier.config import ClassifierConfig
+from driftkit.methods.classifier.objective import Classifier
+from driftkit.methods.ddpm.config import DDPMConfig
+from driftkit.methods.ddpm.objective import DDPM
 from driftkit.methods.drifting.objective import Drifting
-from driftkit.methods.mae.objective import MAE, MAEConfig
+from driftkit.methods.mae.config import MAEConfig
+from driftkit.methods.mae.objective import MAE
 from driftkit.runtime.random import image_noise, shuffled_indices, stream_seed
 from driftkit.runtime.ranks import Ranks
 from driftkit.storage.run_folder import Run

@@ -17,7 +17,8 @@ import torch.multiprocessing as mp
 
 from driftkit.errors import ArtifactError, UsageError
 from driftkit.methods.drifting import aggregated_drift
-from driftkit.methods.registry import OBJECTIVES, build_network
+from driftkit.methods.registry import METHODS
+from driftkit.models.registry import build_network
 from driftkit.protocols import Execution
 from driftkit.runtime.ranks import Ranks
 from driftkit.stages import train as train_stage
@@ -39,7 +40,7 @@ def gradients(objective: str, ranks: Ranks, micro_batch: int | None = None) -> d
     model = SETS if objective != "mae" else MAE_SETS
     config, _ = resolve_config(objective=objective, assignments=[*model, *extra])
     images = torch.randint(0, 256, (40, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-    built = OBJECTIVES[objective].build(config.objective, setting(images, ranks))
+    built = METHODS[objective].build(config.objective, setting(images, ranks))
     torch.manual_seed(0)
     network = build_network(config.model, image_size=8)
     for parameter in network.parameters():  # zero-initialised outputs would hide the rest of the network

@@ -15,7 +15,7 @@ from PIL import Image
 
 from driftkit.datasets.sources import open_dataset
 from driftkit.stages.train import hold_out
-from driftkit.storage.files import read_json, read_tensors, write_json
+from driftkit.storage.files import read_json, read_tensors
 from driftkit.storage.run_folder import Run
 from driftkit.training.feed import Feed
 from tests.conftest import TINY_DATA, TINY_LOOP, TINY_MAE, TINY_UNET, driftkit, train_tiny
@@ -221,12 +221,3 @@ def test_fine_tuning_needs_classes_and_says_how_to_do_without(tmp_path):
     result = driftkit(*line, "--set", "objective.finetune_from=-1")
     assert result.exit_code == 0, result.output
     assert set(Run(tmp_path / "run").metrics()[-1]["health"]) == {"gradient_norm", "held_out_mse"}
-
-
-def test_a_run_from_before_a_setting_existed_goes_on(tmp_path):
-    train_tiny(tmp_path / "run", "ddpm", steps=2)
-    path = tmp_path / "run" / "manifest.json"
-    manifest = read_json(path)
-    del manifest["config"]["data"]["holdout"], manifest["config"]["trainer"]["micro_batch"]
-    write_json(path, manifest)
-    assert "resumed from step 2" in train_tiny(tmp_path / "run", "ddpm", steps=3).stderr

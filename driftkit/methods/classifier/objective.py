@@ -1,34 +1,22 @@
-"""A classifier of the images and their labels: the evaluator of generators that it taught nothing."""
+"""A classifier of the images and their labels: an independent evaluator of generators."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from driftkit.methods.accumulate import accumulate_parts
-from driftkit.methods.mae.objective import MEASURE_BATCH, HeldOut, crop_batch, crop_draws
-from driftkit.protocols import Batch, Execution, StepLoss
+from driftkit.methods.classifier.config import ClassifierConfig
+from driftkit.methods.crops import crop_batch, crop_draws
+from driftkit.methods.held_out import MEASURE_BATCH, HeldOut
+from driftkit.protocols import UNCONDITIONAL, Batch, Condition, Execution, StepLoss
 from driftkit.runtime.ranks import Ranks
 from driftkit.storage.images import to_float
 
 
-class ClassifierConfig(BaseModel):
-    """The classifier objective."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    name: Literal["classifier"] = "classifier"
-    min_crop: float = Field(
-        0.5, gt=0, le=1, description="smallest share of the area that a random resized crop keeps; 1: no cropping"
-    )
-    label_smoothing: float = Field(0.05, ge=0, lt=1, description="share of the target spread over all classes")
-
-
 class Classifier:
-    """Cross-entropy of the linear head on the mean of the last map; images without a label are passed over."""
+    """Cross-entropy of the linear head on the mean of the last map; images without a label are skipped."""
 
     needs_labels = True
 
@@ -41,24 +29,24 @@ class Classifier:
         """`crop`, where images are cropped."""
         return crop_draws(seed, step, slots, min_crop=self.config.min_crop)
 
-    def accumulate(self, model: nn.Module, batch: Batch, how: Execution) -> StepLoss:
+    def accumulate(self, model: nn.Module, batch: Batch, execution: Execution) -> StepLoss:
         batch = batch.drawn(self)
         assert batch.labels is not None
         cropped = crop_batch(batch, min_crop=self.config.min_crop)
         # Every rank divides by the mean count over ranks, so that the gradients average to that of all images.
         labelled = self.ranks.mean((batch.labels >= 0).sum().float()).clamp(min=1)
 
-        def loss(part: Batch, which: slice) -> StepLoss:
+        def loss(part: Batch, chunk: slice) -> StepLoss:
             assert part.labels is not None
-            logits = model(cropped[which], classify=True).float()
+            logits = model(cropped[chunk], classify=True).float()
             total = F.cross_entropy(
                 logits, part.labels, ignore_index=-1, reduction="sum", label_smoothing=self.config.label_smoothing
             )
-            right = (logits.argmax(dim=1) == part.labels).sum()
+            correct = (logits.argmax(dim=1) == part.labels).sum()
             total = total / labelled
-            return StepLoss(total, {"cross_entropy": total}, {"training_accuracy": right / labelled})
+            return StepLoss(total, {"cross_entropy": total}, {"training_accuracy": correct / labelled})
 
-        outcome = accumulate_parts(loss, batch, how)
+        outcome = accumulate_parts(loss, batch, execution)
         return StepLoss(outcome.total, outcome.terms, {k: self.ranks.mean(v) for k, v in outcome.health.items()})
 
     @torch.no_grad()
@@ -75,7 +63,9 @@ class Classifier:
         predicted: torch.Tensor = model(to_float(images), classify=True).argmax(dim=1)
         return predicted
 
-    def preview(self, model: nn.Module, noise: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-        """The images in the order of the classes that they are put into."""
+    def preview(
+        self, model: nn.Module, noise: torch.Tensor, images: torch.Tensor, condition: Condition = UNCONDITIONAL
+    ) -> torch.Tensor:
+        """The images in the order of their predicted classes."""
         images = images[: len(noise)]
         return images[model(images, classify=True).argmax(dim=1).argsort(stable=True)]

@@ -1,1 +1,1 @@
-"""The mathematics of DDPM: noise schedule, forward process and the samplers that turn noise into images."""
+"""DDPM. Open `objective.py` first; `schedule.py` has the noise schedule, `samplers.py` the samplers."""

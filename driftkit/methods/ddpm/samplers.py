@@ -6,25 +6,30 @@ clean image and never the noisy state, and return the last such estimate. NFE co
 """
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 
-from driftkit.config.layers import did_you_mean
 from driftkit.errors import UsageError
-from driftkit.methods.ddpm.schedule import SPACINGS, NoiseSchedule, check_nfe, half_log_snr, timesteps
-from driftkit.protocols import Denoiser, SampleRequest
-
-DDIM_NFE = 50
-DPM_SOLVER_NFE = 20
+from driftkit.methods.base import read_options
+from driftkit.methods.ddpm.config import (
+    DDIM_NFE,
+    DPM_SOLVER_NFE,
+    AncestralOptions,
+    DDIMOptions,
+    SolverOptions,
+    Spacing,
+    ancestral_variance,
+)
+from driftkit.methods.ddpm.schedule import NoiseSchedule, check_nfe, half_log_snr, timesteps
+from driftkit.protocols import Condition, Network, SampleRequest
 
 
 class _CountedDenoiser:
     """Calls the network on a whole batch at one time, turns its noise into an image estimate, and counts the calls."""
 
-    def __init__(self, network: Denoiser, schedule: NoiseSchedule, *, clip_x0: bool):
+    def __init__(self, network: Network, condition: Condition, schedule: NoiseSchedule, *, clip_x0: bool):
         self.network = network
+        self.condition = condition
         self.schedule = schedule
         self.clip_x0 = clip_x0
         self.calls = 0
@@ -33,25 +38,25 @@ class _CountedDenoiser:
         """The estimate of the clean images and the predicted noise, both float32 like x."""
         self.calls += 1
         times = torch.full((len(x),), t, device=x.device, dtype=torch.long)
-        noise = self.network(x, times).float()
+        noise = self.network(x, times, self.condition).float()
         alpha_bar = self.schedule.signal_share(t)
         x0 = (x - math.sqrt(1 - alpha_bar) * noise) / math.sqrt(alpha_bar)
         return (x0.clamp(-1, 1) if self.clip_x0 else x0), noise
 
 
 def sample_ddpm(
-    network: Denoiser, noise: torch.Tensor, request: SampleRequest, *, schedule: NoiseSchedule
+    network: Network, noise: torch.Tensor, request: SampleRequest, *, schedule: NoiseSchedule
 ) -> tuple[torch.Tensor, int]:
     """Ancestral sampling: each step draws from the posterior of the next cleaner state.
 
     With nfe < T the chain visits `nfe` of the T times and uses the posterior between those (respacing).
 
     Args:
-        network: predicts the noise of (x [N, C, H, W], t [N]).
+        network: predicts the noise of (x [N, C, H, W], t [N], condition).
         noise: standard normal, [N, C, H, W].
         request: nfe 1 to T (default T); `step_noise(i)` is drawn at every step but the last. Options:
             spacing: "trailing" (default) or "leading"; equal at nfe = T.
-            variance: "large", beta, or "small", the posterior's own beta-tilde; the default is `ddpm_variance`.
+            variance: "large", beta, or "small", the posterior's own beta-tilde; the default is `ancestral_variance`.
             clip_x0: clip the image estimate to [-1, 1] before the posterior mean is taken (default true).
         schedule: the noise schedule the network was trained with.
 
@@ -65,40 +70,32 @@ def sample_ddpm(
     Differs: the mean is taken of a clipped x0, as in the authors' code.
     """
     nfe = schedule.num_steps if request.nfe is None else request.nfe
-    defaults = {"spacing": "trailing", "variance": ddpm_variance(nfe, schedule), "clip_x0": True}
-    options = _options(request.options, defaults, "ddpm")
-    if options["variance"] not in ("small", "large"):
-        raise UsageError(f"ddpm option variance: expected small or large, got {options['variance']!r}")
-    denoise = _CountedDenoiser(network, schedule, clip_x0=options["clip_x0"])
+    options = read_options("ddpm", AncestralOptions, request.options)
+    posterior_variance = (options.variance or ancestral_variance(nfe, schedule.num_steps)) == "small"
+    denoise = _CountedDenoiser(network, request.condition, schedule, clip_x0=options.clip_x0)
     x = x0 = noise.float()
-    for i, (t, t_next) in enumerate(_steps(timesteps(schedule, nfe, options["spacing"]))):
+    for i, (t, t_next) in enumerate(_steps(timesteps(schedule, nfe, options.spacing))):
         x0, _ = denoise(x, t)
         if t_next < 0:
             break
-        here, there = schedule.signal_share(t), schedule.signal_share(t_next)
-        alpha = here / there
-        x = math.sqrt(there) * (1 - alpha) / (1 - here) * x0 + math.sqrt(alpha) * (1 - there) / (1 - here) * x
-        variance = (1 - alpha) * ((1 - there) / (1 - here) if options["variance"] == "small" else 1.0)
+        alpha_bar, alpha_bar_next = schedule.signal_share(t), schedule.signal_share(t_next)
+        alpha = alpha_bar / alpha_bar_next
+        x = (
+            math.sqrt(alpha_bar_next) * (1 - alpha) / (1 - alpha_bar) * x0
+            + math.sqrt(alpha) * (1 - alpha_bar_next) / (1 - alpha_bar) * x
+        )
+        variance = (1 - alpha) * ((1 - alpha_bar_next) / (1 - alpha_bar) if posterior_variance else 1.0)
         x = x + math.sqrt(variance) * request.step_noise(i).to(x)
     return x0, denoise.calls
 
 
-def ddpm_variance(nfe: int | None, schedule: NoiseSchedule) -> str:
-    """The variance that ancestral sampling adds by default: "large" at nfe = T (or None), "small" below.
-
-    Source: the authors' code of Ho et al. 2020 for CIFAR-10 (beta at all T steps); Nichol and Dhariwal 2021
-    (arXiv 2102.09672), whose few-step samples are much worse with beta. Differs: nothing.
-    """
-    return "large" if nfe in (None, schedule.num_steps) else "small"
-
-
 def sample_ddim(
-    network: Denoiser, noise: torch.Tensor, request: SampleRequest, *, schedule: NoiseSchedule
+    network: Network, noise: torch.Tensor, request: SampleRequest, *, schedule: NoiseSchedule
 ) -> tuple[torch.Tensor, int]:
     """DDIM: deterministic at eta = 0, as noisy as ancestral sampling at eta = 1.
 
     Args:
-        network: predicts the noise of (x [N, C, H, W], t [N]).
+        network: predicts the noise of (x [N, C, H, W], t [N], condition).
         noise: standard normal, [N, C, H, W].
         request: nfe 1 to T (default 50); `step_noise(i)` is drawn where eta > 0, at every step but the last. Options:
             eta: >= 0 (default 0).
@@ -116,26 +113,26 @@ def sample_ddim(
     Source: Song et al. 2021 (arXiv 2010.02502), Eq. (12), (16). Differs: the clipping of x0.
     """
     nfe = DDIM_NFE if request.nfe is None else request.nfe
-    options = _options(request.options, {"eta": 0.0, "spacing": "trailing", "clip_x0": True}, "ddim")
-    eta = options["eta"]
-    denoise = _CountedDenoiser(network, schedule, clip_x0=options["clip_x0"])
+    options = read_options("ddim", DDIMOptions, request.options)
+    eta = options.eta
+    denoise = _CountedDenoiser(network, request.condition, schedule, clip_x0=options.clip_x0)
     x = x0 = noise.float()
-    for i, (t, t_next) in enumerate(_steps(timesteps(schedule, nfe, options["spacing"]))):
+    for i, (t, t_next) in enumerate(_steps(timesteps(schedule, nfe, options.spacing))):
         x0, predicted = denoise(x, t)
         if t_next < 0:
             break
-        here, there = schedule.signal_share(t), schedule.signal_share(t_next)
-        sigma = eta * math.sqrt((1 - there) / (1 - here) * (1 - here / there))
+        alpha_bar, alpha_bar_next = schedule.signal_share(t), schedule.signal_share(t_next)
+        sigma = eta * math.sqrt((1 - alpha_bar_next) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_next))
         # eta > 1 may ask for more noise than the next time holds; then all of it is fresh.
-        kept = math.sqrt(max(0.0, 1 - there - sigma**2))
-        x = math.sqrt(there) * x0 + kept * predicted
+        kept = math.sqrt(max(0.0, 1 - alpha_bar_next - sigma**2))
+        x = math.sqrt(alpha_bar_next) * x0 + kept * predicted
         if sigma > 0:
             x = x + sigma * request.step_noise(i).to(x)
     return x0, denoise.calls
 
 
 def sample_dpm_solver(
-    network: Denoiser, noise: torch.Tensor, request: SampleRequest, *, schedule: NoiseSchedule
+    network: Network, noise: torch.Tensor, request: SampleRequest, *, schedule: NoiseSchedule
 ) -> tuple[torch.Tensor, int]:
     """DPM-Solver++(2M): deterministic, second order, with one network call per step.
 
@@ -144,7 +141,7 @@ def sample_dpm_solver(
     final_sigmas_type "zero", lower_order_final; clip_x0 is its thresholding with sample_max_value 1.
 
     Args:
-        network: predicts the noise of (x [N, C, H, W], t [N]).
+        network: predicts the noise of (x [N, C, H, W], t [N], condition).
         noise: standard normal, [N, C, H, W].
         request: nfe 1 to T (default 20). Options:
             spacing: "trailing" (default) or "leading". Leading leaves out time 0, from which a step to zero noise
@@ -161,27 +158,30 @@ def sample_dpm_solver(
     Source: Lu et al. 2022 (arXiv 2211.01095), Algorithm 2. Differs: the clipping of x0; the last step is first order.
     """
     nfe = DPM_SOLVER_NFE if request.nfe is None else request.nfe
-    options = _options(request.options, {"spacing": "trailing", "clip_x0": True}, "dpm-solver")
-    denoise = _CountedDenoiser(network, schedule, clip_x0=options["clip_x0"])
+    options = read_options("dpm-solver", SolverOptions, request.options)
+    denoise = _CountedDenoiser(network, request.condition, schedule, clip_x0=options.clip_x0)
     x = x0 = noise.float()
     previous: tuple[torch.Tensor, float] | None = None  # image estimate and lambda-step of the step before
-    for t, t_next in _steps(_solver_timesteps(schedule, nfe, options["spacing"])):
+    for t, t_next in _steps(_solver_timesteps(schedule, nfe, options.spacing)):
         x0, _ = denoise(x, t)
         if t_next < 0:
             break
-        here, there = schedule.signal_share(t), schedule.signal_share(t_next)
-        h = half_log_snr(there) - half_log_snr(here)
+        alpha_bar, alpha_bar_next = schedule.signal_share(t), schedule.signal_share(t_next)
+        h = half_log_snr(alpha_bar_next) - half_log_snr(alpha_bar)
         direction = x0
         if previous is not None:
             before, h_before = previous
             slope = h / (2 * h_before)
             direction = (1 + slope) * x0 - slope * before
-        x = math.sqrt((1 - there) / (1 - here)) * x - math.sqrt(there) * math.expm1(-h) * direction
+        x = (
+            math.sqrt((1 - alpha_bar_next) / (1 - alpha_bar)) * x
+            - math.sqrt(alpha_bar_next) * math.expm1(-h) * direction
+        )
         previous = (x0, h)
     return x0, denoise.calls
 
 
-def _solver_timesteps(schedule: NoiseSchedule, nfe: int, spacing: str) -> list[int]:
+def _solver_timesteps(schedule: NoiseSchedule, nfe: int, spacing: Spacing) -> list[int]:
     check_nfe(schedule, nfe)
     if spacing != "leading":
         return timesteps(schedule, nfe, spacing)
@@ -193,30 +193,3 @@ def _solver_timesteps(schedule: NoiseSchedule, nfe: int, spacing: str) -> list[i
 def _steps(times: list[int]) -> list[tuple[int, int]]:
     """Pairs of (time, the next time); -1 stands for the clean image."""
     return list(zip(times, [*times[1:], -1], strict=True))
-
-
-def _options(given: Mapping[str, Any], defaults: Mapping[str, Any], sampler: str) -> dict[str, Any]:
-    """The options with their defaults.
-
-    Raises:
-        UsageError: an option that this sampler does not have, or a value of the wrong type or range.
-    """
-    for name, value in given.items():
-        if name not in defaults:
-            raise UsageError(
-                f"{sampler} has no option {name!r}; it has {', '.join(defaults)}{did_you_mean(name, defaults)}"
-            )
-        expected = "true or false" if isinstance(defaults[name], bool) else "a finite number >= 0"
-        if isinstance(defaults[name], bool):
-            fits = isinstance(value, bool)
-        elif isinstance(defaults[name], float):
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            fits = number and math.isfinite(value) and value >= 0
-        else:
-            expected, fits = "a word", isinstance(value, str)
-        if not fits:
-            raise UsageError(f"{sampler} option {name}: expected {expected}, got {value!r}")
-    options = {**defaults, **given}
-    if options["spacing"] not in SPACINGS:
-        raise UsageError(f"{sampler} option spacing: expected {' or '.join(SPACINGS)}, got {options['spacing']!r}")
-    return options

@@ -2,71 +2,26 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, TypeVar
+from typing import TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from driftkit.encoders.cache import FeatureCache
 from driftkit.encoders.features import FeatureGroup, FieldCall, feature_set, field_calls
 from driftkit.encoders.networks import FrozenEncoder
-from driftkit.encoders.resizing import Resize
-from driftkit.encoders.specs import MapNorm
 from driftkit.errors import NonFiniteError, NonFiniteStepError
-from driftkit.methods.drifting import AggregatedDrift, SharedFeatures, aggregated_drift, drift_loss, share_features
-from driftkit.methods.drifting.one_step import generate_one_step
-from driftkit.protocols import Batch, Execution, StepLoss
+from driftkit.methods.drifting.config import DriftingConfig
+from driftkit.methods.drifting.field import AggregatedDrift, aggregated_drift
+from driftkit.methods.drifting.loss import drift_loss
+from driftkit.methods.drifting.samplers import generate_one_step
+from driftkit.methods.drifting.sharing import SharedFeatures, share_features
+from driftkit.protocols import UNCONDITIONAL, Batch, Condition, Execution, StepLoss
 from driftkit.runtime.random import image_noise, seed_global_generators
 from driftkit.runtime.ranks import Ranks
 
 # Of real features. Where some of a map's vectors are the same in all images, as at black borders, the others count.
 SMALLEST_VARIANCE = 1e-24
-
-
-class DriftingConfig(BaseModel):
-    """The drifting objective."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    name: Literal["drift"] = "drift"
-    encoder: str = Field(
-        "dinov2-multires", description="row of the encoder table, timm:MODEL, or the folder of a MAE or classifier run"
-    )
-    taps: tuple[str, ...] | None = Field(
-        None, min_length=1, description="layers whose maps are used, for example block6; None: those of the table"
-    )
-    encoder_weights: str | None = Field(None, description="local file of encoder weights; None: cache, then hub")
-    random_weights: bool = Field(False, description="leave the encoder untrained (shapes, speed and tests only)")
-    input_size: int | None = Field(None, ge=8, le=4096, description="side in pixels the encoder sees; None: its own")
-    resize: Resize = Field("bicubic", description="how images are brought to that size; the authors' release: bilinear")
-    map_norm: MapNorm | None = Field(
-        None,
-        description="normalisation of the maps: none, layer (each position over its channels) or final (the network's "
-        "last norm); None: the encoder's own",
-    )
-    feature_set: str | None = Field(
-        None, description="multires, paper, paper-full, last, global or locations; None: the encoder's own"
-    )
-    cache_features: bool = Field(
-        False, description="compute the features of real images once and map them from disk, in bfloat16"
-    )
-    taus: tuple[Annotated[float, Field(gt=0)], ...] = Field(
-        (0.02, 0.05, 0.2), min_length=1, description="temperatures over the mean distance"
-    )
-    scale_over: Literal["map", "location"] = Field("location", description="who shares feature and drift scales")
-    affinity_floor: float = Field(
-        0.0, ge=0, lt=1, description="lower bound of the affinities; the authors' release: 1e-3"
-    )
-    kernel: Literal["laplace", "gaussian"] = Field("laplace", description="kernel of the affinities")
-    normalisation: str = Field(
-        "both",
-        pattern=r"^(both|rows|none|sinkhorn\([1-9][0-9]{0,3}\))$",
-        description="how affinities are normalised: both, rows, none or sinkhorn(N)",
-    )
-    field_chunk_mib: int | None = Field(
-        None, ge=1, description="size in MiB of the workspace of the field; None: 16 on a CPU, 2048 on a GPU"
-    )
 
 
 class Drifting:
@@ -108,59 +63,61 @@ class Drifting:
         """`prior`, the standard normal noise that images are generated from."""
         return {"prior": image_noise(seed, "prior", slots, image_shape, step=step)}
 
-    def accumulate(self, model: nn.Module, batch: Batch, how: Execution) -> StepLoss:
+    def accumulate(self, model: nn.Module, batch: Batch, execution: Execution) -> StepLoss:
         """Gradient of the field of the whole batch, whatever the chunks.
 
-        With several chunks the features are first made without a graph; once the field has given their gradient,
-        every chunk is generated again, with the same dropout, and takes its share of it. Averaging the losses of
-        chunks, each with its own field, would be another and worse method. Dropout draws per chunk, so that another
-        chunk size is another, equally valid, draw of its masks. torch's global generators are seeded here.
+        With several chunks the features are first computed without a graph. Then the field gives their gradient, every
+        chunk is generated again with the same dropout, and backpropagates its share. Averaging the losses of chunks,
+        each with its own field, would be another and worse method. Dropout draws masks per chunk, so another chunk
+        size draws other masks. torch's global generators are seeded here.
         """
-        chunks = how.chunks(len(batch.slots))
+        chunks = execution.chunks(len(batch.slots))
         batch = batch.drawn(self)
         assert batch.draws is not None
         noise = batch.draws["prior"].to(batch.images)
-        how.clock.mark("data")
-        positives = self._positives(batch, how)
+        execution.clock.mark("data")
+        positives = self._positives(batch, execution)
         if len(chunks) == 1:
-            parts = [self._generate(model, noise, chunks[0], batch, how)]
+            parts = [self._generate(model, noise, chunks[0], batch, execution)]
         else:
             with torch.no_grad():
-                parts = [self._generate(model, noise, which, batch, how).detached() for which in chunks]
-        outcome, gradients = self._field(_joined([p.groups for p in parts]), positives, step=batch.step, wait=how.wait)
-        how.clock.mark("field")
-        for which in chunks:
-            part = parts[0] if len(chunks) == 1 else self._generate(model, noise, which, batch, how)
+                parts = [self._generate(model, noise, chunk, batch, execution).detached() for chunk in chunks]
+        outcome, gradients = self._field(
+            _joined([p.groups for p in parts]), positives, step=batch.step, wait=execution.wait
+        )
+        execution.clock.mark("field")
+        for chunk in chunks:
+            part = parts[0] if len(chunks) == 1 else self._generate(model, noise, chunk, batch, execution)
             if part.images.requires_grad:
-                part.images.register_hook(lambda _: how.clock.mark("encoder"))
-            with how.backward_of(which, len(batch.slots)):
+                part.images.register_hook(lambda _: execution.clock.mark("encoder"))
+            with execution.backward_of(chunk, len(batch.slots)):
                 torch.autograd.backward(
-                    [g.values for g in part.groups], [gradients[g.name][:, which] for g in part.groups]
+                    [g.values for g in part.groups], [gradients[g.name][:, chunk] for g in part.groups]
                 )
-            how.clock.mark("generator")
+            execution.clock.mark("generator")
         return outcome
 
     def _generate(
-        self, model: nn.Module, noise: torch.Tensor, which: slice, batch: Batch, how: Execution
+        self, model: nn.Module, noise: torch.Tensor, chunk: slice, batch: Batch, execution: Execution
     ) -> "_Generated":
-        seed_global_generators(batch.seed, batch.step, self.ranks.rank, which.start)  # the same dropout each time
-        with how.autocast():
-            images = generate_one_step(model, noise[which])
-            how.clock.mark("generator")
+        seed_global_generators(batch.seed, batch.step, self.ranks.rank, chunk.start)  # the same dropout each time
+        with execution.autocast():
+            images = generate_one_step(model, noise[chunk], batch.condition.part(chunk))
+            execution.clock.mark("generator")
             groups = self._features(images)
-            how.clock.mark("encoder")
+            execution.clock.mark("encoder")
         return _Generated(images, groups)
 
-    def _positives(self, batch: Batch, how: Execution) -> list[FeatureGroup]:
+    def _positives(self, batch: Batch, execution: Execution) -> list[FeatureGroup]:
         if self.cache is not None:
             assert batch.indices is not None
             assert batch.flips is not None
             groups = self.cache.groups(batch.indices, batch.flips, device=batch.images.device)
-            how.clock.mark("data")
+            execution.clock.mark("data")
             return groups
-        with torch.no_grad(), how.autocast():
-            groups = _joined([self._features(batch.images[which]) for which in how.chunks(len(batch.slots))])
-        how.clock.mark("encoder")
+        with torch.no_grad(), execution.autocast():
+            groups = _joined([self._features(batch.images[chunk]) for chunk in execution.chunks(len(batch.slots))])
+        execution.clock.mark("encoder")
         return groups
 
     def _field(
@@ -168,7 +125,7 @@ class Drifting:
     ) -> tuple[StepLoss, dict[str, torch.Tensor]]:
         """The loss, and its gradient at every group's features [L, N, C], by name."""
         terms: dict[str, torch.Tensor] = {}
-        told: list[tuple[FeatureGroup, _Told]] = []
+        stats: list[tuple[FeatureGroup, _FieldStats]] = []
         gradients: dict[str, torch.Tensor] = {}
         spreads = []
         for gen, x, y_pos, shared in _one_ahead(self._shared(generated, positives)):
@@ -180,12 +137,12 @@ class Drifting:
             per_tau = torch.stack([drift.drift_scale, drift.effective_points, drift.logit_range]).split(sizes, dim=2)
             for group, loss, values in zip(gen.groups, per_field.split(sizes), per_tau, strict=True):
                 terms[group.name] = loss.mean()
-                told.append((group, _Told(*values.mean(dim=2).unbind(0))))
+                stats.append((group, _FieldStats(*values.mean(dim=2).unbind(0))))
             torch.stack([terms[group.name] for group in gen.groups]).sum().backward()
             assert x.grad is not None
             gradients |= {g.name: grad for g, grad in zip(gen.groups, x.grad.split(sizes), strict=True)}
         terms = {name: term.detach() for name, term in terms.items()}
-        health = self._health(told)
+        health = self._health(stats)
         health["spread"] = self.ranks.mean(torch.stack(spreads).mean())
         return StepLoss(torch.stack(list(terms.values())).sum(), terms, health), gradients
 
@@ -234,16 +191,16 @@ class Drifting:
                 names += [f"{side} {name}" for name in sorted(found)]
             raise NonFiniteStepError("features", step, names) from None
 
-    def _health(self, told: "Sequence[tuple[FeatureGroup, _Told]]") -> dict[str, torch.Tensor]:
+    def _health(self, stats: "Sequence[tuple[FeatureGroup, _FieldStats]]") -> dict[str, torch.Tensor]:
         """Means over the fields of each map, over maps, and over both by temperature."""
         by_map: dict[str, list[torch.Tensor]] = {}
-        for group, one in told:
+        for group, one in stats:
             by_map.setdefault(group.map, []).append(one.drift_scale.mean())
         norms = {f"drift_norm/{name}": torch.stack(values).mean() for name, values in by_map.items()}
         health = {"drift_norm": torch.stack(list(norms.values())).mean(), **norms}
         for t, tau in enumerate(self.config.taus):
             for name in ("drift_scale", "effective_points", "logit_range"):
-                values = torch.stack([getattr(one, name)[t] for _, one in told])
+                values = torch.stack([getattr(one, name)[t] for _, one in stats])
                 health[f"{name}/tau {tau:g}"] = values.mean()
         return health
 
@@ -253,8 +210,10 @@ class Drifting:
     def measure(self, model: nn.Module) -> dict[str, float]:
         return {}
 
-    def preview(self, model: nn.Module, noise: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-        return generate_one_step(model, noise)
+    def preview(
+        self, model: nn.Module, noise: torch.Tensor, images: torch.Tensor, condition: Condition = UNCONDITIONAL
+    ) -> torch.Tensor:
+        return generate_one_step(model, noise, condition)
 
 
 @dataclass(frozen=True)
@@ -270,8 +229,8 @@ class _Generated:
 
 
 @dataclass(frozen=True)
-class _Told:
-    """What the field says of one feature group, [T] each."""
+class _FieldStats:
+    """Statistics of the field of one feature group, [T] each."""
 
     drift_scale: torch.Tensor
     effective_points: torch.Tensor
@@ -282,7 +241,7 @@ Item = TypeVar("Item")
 
 
 def _one_ahead(items: Iterator[Item]) -> Iterator[Item]:
-    """The same items, each asked for while the one before is still being used: the next features travel meanwhile."""
+    """The same items, each requested while the one before is in use: its all-gather overlaps with the current field."""
     waiting = next(items, None)
     while waiting is not None:
         current, waiting = waiting, next(items, None)

@@ -1,8 +1,8 @@
 """Around the plain algorithm of `field`: its fields in chunks, their buffers, and scales shared by fields and ranks.
 
 Memory: a workspace of `chunk_bytes` holds the points, distances, coefficients and V of the fields at hand. Beyond it,
-memory is taken by the result; by three more matrices of pairs where kernels are too sharp for sums of exponentials; and,
-where more fields share a scale than fit, by V of all of them until their common lambda is known.
+memory is taken by the result; by three more matrices of pairs where kernels are too sharp for sums of exponentials;
+and, where more fields share a scale than fit, by V of all of them until their common lambda is known.
 """
 
 import functools

@@ -1,70 +1,23 @@
 """MAE: the encoder for drifting that one can train oneself, by filling in masked patches."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from driftkit.methods.accumulate import accumulate_parts
+from driftkit.methods.crops import crop_batch, crop_draws
+from driftkit.methods.held_out import MEASURE_BATCH, HeldOut
+from driftkit.methods.mae.config import NEVER, MAEConfig
 from driftkit.metrics.quality import knn_accuracy, linear_accuracy
 from driftkit.models.mae_resnet import MAEResNet
-from driftkit.protocols import Batch, Execution, StepLoss
+from driftkit.protocols import UNCONDITIONAL, Batch, Condition, Execution, StepLoss
 from driftkit.runtime.random import generator_for
 from driftkit.runtime.ranks import Ranks
 from driftkit.storage.images import to_float
 
-NEVER = -1
 NEIGHBOURS = 20
-MEASURE_BATCH = 250
-ASPECT = 4 / 3  # crops are at most this much wider than high, or higher than wide
-
-
-class MAEConfig(BaseModel):
-    """The MAE objective."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    name: Literal["mae"] = "mae"
-    mask_probability: float = Field(0.5, gt=0, lt=1, description="probability that a patch is masked")
-    patch_size: int = Field(2, ge=1, description="side of a masked patch in pixels")
-    min_crop: float = Field(
-        0.2, gt=0, le=1, description="smallest share of the area that a random resized crop keeps; 1: no cropping"
-    )
-    finetune_from: int = Field(
-        NEVER, ge=NEVER, description="step from which a linear classifier is trained along, given labels; -1: never"
-    )
-    finetune_ramp: int = Field(1000, ge=1, description="steps over which the classifier's weight rises from 0")
-    finetune_weight: float = Field(0.1, gt=0, description="weight of the classifier's loss after the ramp")
-
-    def classifier_weight(self, step: int) -> float:
-        """Weight of the classification loss at a step."""
-        if self.finetune_from == NEVER or step < self.finetune_from:
-            return 0.0
-        return self.finetune_weight * min(1.0, (step - self.finetune_from + 1) / self.finetune_ramp)
-
-
-@dataclass(frozen=True)
-class LabelledImages:
-    """Images to measure on."""
-
-    images: torch.Tensor  # uint8 [N, 3, H, W]
-    labels: torch.Tensor  # int64 [N], -1 where unlabelled
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """Images that training does not see, and training images whose neighbours they are to find."""
-
-    bank: LabelledImages
-    queries: LabelledImages
-
-    @property
-    def labelled(self) -> bool:
-        return bool((self.bank.labels >= 0).all() and (self.queries.labels >= 0).all())
 
 
 class MAE:
@@ -90,12 +43,10 @@ class MAE:
             **crop_draws(seed, step, slots, min_crop=self.config.min_crop),
         }
 
-    def accumulate(self, model: nn.Module, batch: Batch, how: Execution) -> StepLoss:
+    def accumulate(self, model: nn.Module, batch: Batch, execution: Execution) -> StepLoss:
         batch = batch.drawn(self)
         assert batch.draws is not None
-        cropped = crop_batch(
-            batch, min_crop=self.config.min_crop
-        )  # here, where no autocast rounds the crop's coordinates
+        cropped = crop_batch(batch, min_crop=self.config.min_crop)  # outside autocast, which would round coordinates
         masks = self._of_pixels(batch.draws["mask"], cropped)
         # Every rank divides by the mean counts over ranks, so that the gradients average to that of all images.
         masked = (self.ranks.mean(masks.sum()) * batch.images.shape[1]).clamp(min=1)
@@ -105,8 +56,8 @@ class MAE:
             assert batch.labels is not None
             labelled = self.ranks.mean((batch.labels >= 0).sum().float()).clamp(min=1)
 
-        def loss(part: Batch, which: slice) -> StepLoss:
-            images, mask = cropped[which], masks[which]
+        def loss(part: Batch, chunk: slice) -> StepLoss:
+            images, mask = cropped[chunk], masks[chunk]
             total = ((model(images * (1 - mask)).float() - images).square() * mask).sum() / masked
             terms, health = {"masked_mse": total}, {}
             if weight:
@@ -118,7 +69,7 @@ class MAE:
                 health["training_accuracy"] = (logits.argmax(dim=1) == part.labels).sum() / labelled
             return StepLoss(total, terms, health)
 
-        outcome = accumulate_parts(loss, batch, how)
+        outcome = accumulate_parts(loss, batch, execution)
         return StepLoss(outcome.total, outcome.terms, {k: self.ranks.mean(v) for k, v in outcome.health.items()})
 
     def _masked_patches(self, seed: int, step: int, slots: range, image_shape: Sequence[int]) -> torch.Tensor:
@@ -149,10 +100,10 @@ class MAE:
         bank, queries = self.held_out.bank, self.held_out.queries
         result = {"held_out_mse": self._reconstruction(model, queries.images, device)}
         if self.held_out.labelled:
-            known, asked = self._features(model, bank.images, device), self._features(model, queries.images, device)
-            labels, truth = bank.labels.to(device), queries.labels.to(device)
-            result["knn_accuracy"] = knn_accuracy(known, labels, asked, truth, neighbours=NEIGHBOURS)
-            result["linear_accuracy"] = linear_accuracy(known, labels, asked, truth)
+            train, test = self._features(model, bank.images, device), self._features(model, queries.images, device)
+            labels, test_labels = bank.labels.to(device), queries.labels.to(device)
+            result["knn_accuracy"] = knn_accuracy(train, labels, test, test_labels, neighbours=NEIGHBOURS)
+            result["linear_accuracy"] = linear_accuracy(train, labels, test, test_labels)
         return result
 
     def _features(self, model: nn.Module, images: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -172,49 +123,11 @@ class MAE:
             count += float(mask.sum()) * real.shape[1]
         return error / max(count, 1.0)
 
-    def preview(self, model: nn.Module, noise: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    def preview(
+        self, model: nn.Module, noise: torch.Tensor, images: torch.Tensor, condition: Condition = UNCONDITIONAL
+    ) -> torch.Tensor:
         """Original, masked and filled in, in turn."""
         images = images[: len(noise) // 3]
         mask = self._fixed_masks(images, range(len(images)))
         filled = images * (1 - mask) + model(images * (1 - mask)).float() * mask
         return torch.stack([images, images * (1 - mask), filled], dim=1).flatten(0, 1)
-
-
-def crop_draws(seed: int, step: int, slots: range, *, min_crop: float) -> dict[str, torch.Tensor]:
-    """`crop`, float32 [N, 4], for `crop_batch`; nothing where images stay whole."""
-    if min_crop == 1:
-        return {}
-    return {"crop": torch.stack([torch.rand(4, generator=generator_for(seed, "crop", step, s)) for s in slots])}
-
-
-def crop_batch(batch: Batch, *, min_crop: float) -> torch.Tensor:
-    """`random_resized_crop` of the images of a batch by its `crop_draws`."""
-    if min_crop == 1:
-        return batch.images
-    assert batch.draws is not None
-    return random_resized_crop(batch.images, batch.draws["crop"], min_crop=min_crop)
-
-
-def random_resized_crop(images: torch.Tensor, draws: torch.Tensor, *, min_crop: float) -> torch.Tensor:
-    """A part of every image, brought back to the image's size.
-
-    The crop's share of the area is uniform in [min_crop, 1] and the logarithm of its aspect uniform between 3/4 and
-    4/3, as in torchvision's RandomResizedCrop; a side that would exceed the image is cut to it.
-
-    Args:
-        images: float [N, C, H, W].
-        draws: uniform numbers in [0, 1), [N, 4]: area, aspect, horizontal and vertical place.
-        min_crop: smallest share of the area, in (0, 1].
-
-    Returns:
-        [N, C, H, W], bilinear.
-    """
-    area = min_crop + (1 - min_crop) * draws[:, 0]
-    aspect = ASPECT ** (2 * draws[:, 1] - 1)
-    width, height = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)
-    left, top = (1 - width) * (2 * draws[:, 2] - 1), (1 - height) * (2 * draws[:, 3] - 1)  # of centres, in [-1, 1]
-    zero = torch.zeros_like(width)
-    theta = torch.stack([torch.stack([width, zero, left], 1), torch.stack([zero, height, top], 1)], 1)
-    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-    cropped = F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
-    return cropped.contiguous(memory_format=torch.channels_last)

@@ -8,7 +8,8 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 
 from driftkit.errors import UsageError
-from driftkit.methods.ddpm.samplers import ddpm_variance, sample_ddim, sample_ddpm, sample_dpm_solver
+from driftkit.methods.ddpm.config import ancestral_variance
+from driftkit.methods.ddpm.samplers import sample_ddim, sample_ddpm, sample_dpm_solver
 from driftkit.methods.ddpm.schedule import linear_schedule
 from driftkit.protocols import SampleRequest
 
@@ -22,7 +23,7 @@ def draw(seed):
     return torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed))
 
 
-def denoiser(x, t):
+def denoiser(x, t, condition=None):
     """Nonlinear in both arguments, and wild enough that clipping matters."""
     phase = (t.double() / 1000).to(x.dtype).view(-1, 1, 1, 1)
     return torch.tanh(x * (0.6 + phase)) + 0.3 * torch.sin(3 * x + 7 * phase)
@@ -87,7 +88,7 @@ def test_the_first_ancestral_step_has_the_variance_of_its_nfe_in_plain_float64(n
     schedule = linear_schedule(5, 0.1, 0.3)
     seen, draws = [], []
 
-    def recording(x, t):
+    def recording(x, t, condition=None):
         seen.append((x.double(), int(t[0])))
         return denoiser(x, t)
 
@@ -106,8 +107,8 @@ def test_the_first_ancestral_step_has_the_variance_of_its_nfe_in_plain_float64(n
     variance = beta if nfe == 5 else beta * (1 - alpha_bar[t_next]) / (1 - alpha_bar[t])
     want = mean + math.sqrt(variance) * draws[0].double()
     assert (got - want).abs().max() < 1e-5
-    assert ddpm_variance(nfe, schedule) == ("large" if nfe == 5 else "small")
-    assert ddpm_variance(None, schedule) == "large"
+    assert ancestral_variance(nfe, 5) == ("large" if nfe == 5 else "small")
+    assert ancestral_variance(None, 5) == "large"
 
 
 @pytest.mark.parametrize("clip", [True, False])
@@ -138,7 +139,7 @@ def test_dpm_solver_agrees_with_diffusers(nfe, spacing, clip):
 def test_perfect_denoiser_returns_its_image(name, spacing, nfe):
     image = draw(5).clamp(-1, 1)
 
-    def perfect(x, t):
+    def perfect(x, t, condition=None):
         share = SCHEDULE.alpha_bar[t].view(-1, 1, 1, 1)
         return ((x.double() - share.sqrt() * image.double()) / (1 - share).sqrt()).float()
 
@@ -152,7 +153,7 @@ def test_perfect_denoiser_returns_its_image(name, spacing, nfe):
 def test_nfe_is_the_number_of_calls(name, nfe):
     calls = []
 
-    def counted(x, t):
+    def counted(x, t, condition=None):
         calls.append(t)
         assert t.dtype == torch.int64
         assert t.shape == (len(x),)
@@ -190,7 +191,7 @@ def test_clipped_estimates_leave_images_in_range(name):
 def test_noisy_state_is_never_clamped():
     seen = []
 
-    def watching(x, t):
+    def watching(x, t, condition=None):
         seen.append(x)
         return denoiser(x, t)
 

@@ -7,8 +7,7 @@ import torch
 from diffusers import DDIMScheduler
 
 from driftkit.errors import UsageError
-from driftkit.methods.ddpm.forward import q_sample
-from driftkit.methods.ddpm.schedule import NoiseSchedule, linear_schedule, timesteps
+from driftkit.methods.ddpm.schedule import NoiseSchedule, linear_schedule, q_sample, timesteps
 
 
 def test_linear_schedule_is_that_of_the_paper():

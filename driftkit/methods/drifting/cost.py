@@ -1,0 +1,135 @@
+"""What the field of a step costs, on paper: bytes gathered, operations and memory, from shapes alone."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from driftkit.encoders.features import feature_set, field_calls
+from driftkit.encoders.loading import load_encoder, native_image_size
+from driftkit.encoders.networks import FrozenEncoder
+from driftkit.encoders.specs import SPECS, TIMM_PREFIX
+from driftkit.methods.base import Workload
+from driftkit.methods.drifting.affinity import Affinity
+from driftkit.methods.drifting.config import DriftingConfig
+from driftkit.methods.drifting.precision import MAX_SHARPNESS, WAITS
+from driftkit.methods.drifting.workspace import CHUNK_BYTES, KEPT_CHUNKS, field_flops, workspace_bytes
+from driftkit.methods.regression import one_forward
+
+FLOAT_BYTES = 4
+LOG_MATRICES = 2  # of pairs, beside the workspace, at temperatures whose kernel would underflow
+
+
+@dataclass(frozen=True)
+class FieldCost:
+    """The fields of a step, a `BatchCost`. A field compares `rows` generated images with twice `images` others.
+
+    Attributes:
+        calls: (vectors, channels) of every batched field.
+        num_taus: temperatures.
+        shared: whether fields share their scales, so that V of all of them waits for the last.
+        wide: whether temperatures are so small that the field takes float64.
+        chunk_bytes: size of the workspace; None: that of the device.
+    """
+
+    calls: tuple[tuple[int, int], ...]
+    num_taus: int = 3
+    shared: bool = False
+    wide: bool = False
+    chunk_bytes: int | None = None
+    chunk_setting: str = "objective.field_chunk_mib"
+
+    def gathered_bytes(self, *, rows: int, ranks: int) -> int:
+        """Float32 features, generated and real, that a rank receives from the others."""
+        return sum(2 * (ranks - 1) * rows * vectors * channels * FLOAT_BYTES for vectors, channels in self.calls)
+
+    def flops(self, *, rows: int, images: int) -> int:
+        return sum(
+            vectors * field_flops(num_rows=rows, num_columns=2 * images, channels=channels, num_taus=self.num_taus)
+            for vectors, channels in self.calls
+        )
+
+    def feature_bytes(self, *, images: int) -> int:
+        """Gathered float32 features of the largest field, and of the next, whose all-gather overlaps with it."""
+        sizes = sorted(
+            (vectors * 2 * images * channels * FLOAT_BYTES for vectors, channels in self.calls), reverse=True
+        )
+        return sum(sizes[:2])
+
+    def workspace_bytes(self, *, rows: int, images: int, device: str) -> int:
+        """Workspace and V of the largest field, and matrices where it needs logarithms."""
+        chunk, wait = self.chunk_bytes or CHUNK_BYTES[device], device in WAITS
+        return max(
+            (self._call_bytes(call, rows=rows, columns=2 * images, chunk=chunk, wait=wait) for call in self.calls),
+            default=0,
+        )
+
+    def chunk_mib(self, device: str) -> int:
+        return (self.chunk_bytes or CHUNK_BYTES[device]) // 2**20
+
+    def _call_bytes(self, call: tuple[int, int], *, rows: int, columns: int, chunk: int, wait: bool) -> int:
+        vectors, channels = call
+        width = 1 + self.wide
+        one = width * workspace_bytes(
+            num_rows=rows, num_columns=columns, channels=channels, num_taus=self.num_taus, wait=wait
+        )
+        at_once = max(1, min(vectors, chunk // one))
+        if wait:
+            one += width * FLOAT_BYTES * rows * (LOG_MATRICES * columns + channels)
+        result = vectors * rows * channels * FLOAT_BYTES
+        kept = 0
+        if self.shared and at_once < vectors:
+            kept = self.num_taus * width * result
+            kept = kept if kept <= KEPT_CHUNKS * chunk else width * result
+        return at_once * one + result + kept
+
+
+def drifting_workload(config: DriftingConfig, network: nn.Module, image_size: int) -> Workload:
+    """What a step does: generate, encode generated and real images, and compute the field of all.
+
+    Raises:
+        ArtifactError: the encoder is a run that is not there yet.
+        UsageError: the config names no such encoder.
+    """
+    encoder = _encoder_without_weights(config, image_size)
+    features = feature_set(config.feature_set or encoder.feature_set)
+
+    def encode(images: torch.Tensor) -> list[torch.Tensor]:
+        return [group.values for group in features(encoder.maps(images), images)]
+
+    image = torch.zeros(1, 3, image_size, image_size, device="meta")
+    calls = tuple((c.vectors, c.channels) for c in field_calls(features(encoder.maps(image), image)))
+    return Workload(
+        one_forward(network),
+        encoder=encoder,
+        encode=encode,
+        encodes_real=not config.cache_features,
+        regenerates=True,
+        batch=field_cost(config, calls),
+    )
+
+
+def field_cost(config: DriftingConfig, calls: tuple[tuple[int, int], ...]) -> FieldCost:
+    """The cost of the batched fields of a config."""
+    return FieldCost(
+        calls,
+        num_taus=len(config.taus),
+        shared=config.scale_over == "map",
+        wide=Affinity(config.kernel).sharpness(min(config.taus)) > MAX_SHARPNESS,
+        chunk_bytes=config.field_chunk_mib * 2**20 if config.field_chunk_mib else None,
+    )
+
+
+def _encoder_without_weights(config: DriftingConfig, image_size: int) -> FrozenEncoder:
+    published = config.encoder in SPECS or config.encoder.startswith(TIMM_PREFIX)
+    return load_encoder(
+        config.encoder,
+        image_size=native_image_size(config.encoder) or image_size,
+        input_size=config.input_size,
+        random_weights=published,  # which would have to be fetched, and only shapes matter here
+        resize=config.resize,
+        taps=config.taps,
+        map_norm=config.map_norm,
+        feature_set=config.feature_set,
+        device="meta",
+    )

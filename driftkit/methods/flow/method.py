@@ -1,0 +1,94 @@
+"""Rectified flow, as the rest of driftkit knows it."""
+
+from typing import TYPE_CHECKING
+
+from driftkit.methods.base import (
+    CURVE_NFES,
+    BuiltObjective,
+    Curve,
+    Graph,
+    Method,
+    SamplerSpec,
+    Setting,
+    Workload,
+    register,
+    sampler_table,
+)
+from driftkit.methods.flow.config import EULER_NFE, HEUN_NFE, FlowConfig
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from driftkit.protocols import Sampler
+
+
+def _build(config: FlowConfig, setting: Setting) -> BuiltObjective:
+    from driftkit.methods.flow.objective import Flow
+
+    return BuiltObjective(Flow())
+
+
+def _workload(config: FlowConfig, network: "nn.Module", image_size: int) -> Workload:
+    from driftkit.methods.regression import one_forward
+
+    return Workload(one_forward(network))
+
+
+def _euler(config: FlowConfig) -> "Sampler":
+    from driftkit.methods.flow.samplers import sample_euler
+
+    return sample_euler
+
+
+def _heun(config: FlowConfig) -> "Sampler":
+    from driftkit.methods.flow.samplers import sample_heun
+
+    return sample_heun
+
+
+def _graph(config: FlowConfig, network: "nn.Module", image_size: int) -> Graph:
+    import torch
+
+    from driftkit.methods.flow.path import TIME_SCALE
+    from driftkit.methods.regression import TimedGraph
+
+    generator = torch.Generator().manual_seed(0)
+
+    def example(count: int) -> "tuple[torch.Tensor, ...]":
+        x_t = torch.randn(count, 3, image_size, image_size, generator=generator)
+        return x_t, torch.rand(count, generator=generator)
+
+    return Graph(
+        "velocity", TimedGraph(network, TIME_SCALE), ("x_t", "t"), "v", example,
+        title="Predicts the velocity of a rectified flow ([arXiv 2209.03003](https://arxiv.org/abs/2209.03003)). It "
+        "needs a sampler around it.",
+        start_time=1.0,
+        network_time=TIME_SCALE,
+        notes="""\
+## Path
+
+x_t = (1 - t) image + t noise for t from 0 to 1, and v = dx_t / dt. From noise at t = 1, a step of Euler's method is
+x_(t - h) = x_t - h v(x_t, t); at t = 0 the state is the image. The plain network takes 1000 t as its time.
+""",
+    )  # fmt: skip
+
+
+METHOD = register(
+    Method(
+        name="flow",
+        label="Rectified flow",
+        config=FlowConfig,
+        network="unet",
+        build=_build,
+        workload=_workload,
+        samplers=sampler_table(
+            SamplerSpec(
+                "euler", _euler, lambda config: EULER_NFE, "velocity", curve_nfes=CURVE_NFES, speed_nfes=(10, 50, 100)
+            ),
+            SamplerSpec("heun", _heun, lambda config: HEUN_NFE, "velocity", curve_nfes=CURVE_NFES),
+        ),
+        graph=_graph,
+        curves=(Curve("loss", "velocity prediction loss", "Loss of flow matching: squared error of the velocity."),),
+    )
+)

@@ -1,0 +1,85 @@
+"""What methods share whose network predicts a target from a noised image: the loss, its draws, and the graph."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from driftkit.methods.accumulate import accumulate_parts
+from driftkit.methods.base import Forward
+from driftkit.protocols import UNCONDITIONAL, Batch, Condition, Execution, StepLoss
+from driftkit.runtime.random import image_noise, stream_seed
+
+
+class NoiseRegression(ABC):
+    """Mean squared error of a prediction from images noised at random times.
+
+    Attributes:
+        term: name of the loss in records.
+    """
+
+    term: str
+    needs_labels = False
+
+    @abstractmethod
+    def time(self, number: int) -> float:
+        """A time from a uniform 63-bit number."""
+
+    @abstractmethod
+    def noised(
+        self, images: torch.Tensor, noise: torch.Tensor, time: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The network's input [N, 3, H, W], its time [N], and the target of its prediction [N, 3, H, W]."""
+
+    @abstractmethod
+    def preview(
+        self, model: nn.Module, noise: torch.Tensor, images: torch.Tensor, condition: Condition = UNCONDITIONAL
+    ) -> torch.Tensor:
+        """Images for the grid from fixed noise."""
+
+    def draws(self, seed: int, step: int, slots: range, image_shape: Sequence[int]) -> dict[str, torch.Tensor]:
+        """`noise`, standard normal, and `time`."""
+        times = [self.time(stream_seed(seed, "time", step, slot)) for slot in slots]
+        return {"noise": image_noise(seed, "noise", slots, image_shape, step=step), "time": torch.tensor(times)}
+
+    def accumulate(self, model: nn.Module, batch: Batch, execution: Execution) -> StepLoss:
+        def loss(part: Batch, chunk: slice) -> StepLoss:
+            assert part.draws is not None
+            x, t, target = self.noised(part.images, part.draws["noise"].to(part.images), part.draws["time"])
+            prediction = model(x, t, part.condition).float()
+            error = F.mse_loss(prediction, target, reduction="sum") / batch.images.numel()
+            return StepLoss(error, {self.term: error})
+
+        return accumulate_parts(loss, batch.drawn(self), execution)
+
+    def measure(self, model: nn.Module) -> dict[str, float]:
+        return {}
+
+
+def one_forward(network: nn.Module) -> Forward:
+    """One evaluation of a generator's network per image and step, for `Workload`."""
+
+    def forward(images: torch.Tensor) -> list[torch.Tensor]:
+        return [network(images, torch.zeros(len(images), dtype=torch.long, device=images.device), UNCONDITIONAL)]
+
+    return forward
+
+
+class TimedGraph(nn.Module):
+    """(x_t [N, 3, H, W], t [N]) -> the network's prediction [N, 3, H, W], unconditional, to be exported.
+
+    Args:
+        time_scale: network time over t.
+    """
+
+    def __init__(self, network: nn.Module, time_scale: float = 1.0):
+        super().__init__()
+        self.network = network
+        self.time_scale = time_scale
+
+    def forward(self, x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        time = t if self.time_scale == 1.0 else t * self.time_scale
+        prediction: torch.Tensor = self.network(x_t, time, UNCONDITIONAL)
+        return prediction
