@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -11,6 +12,9 @@ from PIL import Image
 from driftkit.comparison.report import ComparisonRecord, embedded_json
 from driftkit.comparison.speed import Speed
 from driftkit.errors import ArtifactError
+from driftkit.methods.registry import METHODS, Curve
+from driftkit.metrics.base import Quantity
+from driftkit.metrics.registry import METRICS
 from driftkit.stages import compare as stage
 from driftkit.storage.files import read_json, write_json
 from tests.comparison.comparing import compare_runs
@@ -69,9 +73,8 @@ def test_report_compare_json_and_figures_are_written(runs):
         opacity = Image.open(runs / "out" / path).convert("RGBA").getextrema()[3]
         assert opacity == (255, 255)
     charts = [path.stem for path in (runs / "out" / "figures").glob("*.svg")]
-    assert (
-        {"drift-norm", "noise-prediction-loss", "normalised-drifting-loss"} <= set(charts) <= set(document["figures"])
-    )
+    drawn = {"drift-norm", "noise-prediction-loss", "normalised-drifting-loss"}
+    assert drawn <= set(charts) <= set(document["figures"])
     lines = list(csv.DictReader((runs / "out" / "compare.csv").open()))
     assert [(line["run"], line["nfe"], line["fid"]) for line in lines] == [
         ("ddpm", "50", "7.0"),
@@ -79,7 +82,7 @@ def test_report_compare_json_and_figures_are_written(runs):
         ("drift", "1", "9.0"),
     ]
     names = set(document["figures"])
-    assert {"drift-norm", "noise-prediction-loss", "normalised-drifting-loss", "samples-1", "samples-2"} <= names
+    assert {*drawn, "samples-1", "samples-2"} <= names
     assert any(name.startswith("nfe-") for name in names)
 
 
@@ -218,3 +221,24 @@ def test_steps_that_were_scored_give_curves_over_steps_and_time(runs):
     budget = next(b for b in record.budgets[key] if b.cost == "step")
     assert budget.amount == 30
     assert budget.cells["kept"].score == 4.0
+
+
+def test_a_new_method_and_a_new_metric_show_by_themselves(tmp_path, monkeypatch):
+    curve = Curve("loss", "toy loss", "What the toy minimises.")
+    toy = replace(METHODS["ddpm"], name="toy", label="Toy method", curves=(curve,), curves_note="Toys learn fast.")
+    monkeypatch.setitem(METHODS, "toy", toy)
+    quantity = Quantity("toy_score", "Toy score", "higher", "share", "How toy-like samples are.")
+    monkeypatch.setitem(METRICS, "toy", replace(METRICS["kid"], name="toy", quantities=(quantity,)))
+    for name, method, values in (("a", "toy", (3.0, 0.125)), ("b", "ddpm", (5.0, 0.875))):
+        run = make_run(tmp_path / name, method)
+        scored(run, values[0], metrics={"fid": values[0], "toy_score": values[1]})
+        add_samples(run)
+    result = compare_runs([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
+    page = result.report.read_text()
+    for words in ("1 Toy method run", "Toy score</button>", "0.125", "How toy-like samples are.", "Toys learn fast.",
+                  "What the toy minimises."):  # fmt: skip
+        assert words in page
+    assert "toy-loss" in result.record.figures
+    assert any("Toy score of encoder:tiny orders" in caution for caution in result.record.cautions)
+    lines = list(csv.DictReader((tmp_path / "out" / "compare.csv").open()))
+    assert [(line["method"], line["toy_score"]) for line in lines] == [("toy", "0.125"), ("ddpm", "0.875")]
