@@ -59,20 +59,6 @@ class Pictures:
     notes: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Neighbours:
-    """The nearest real images of N generated ones.
-
-    Attributes:
-        indices: int64 [N, K] into the real images, nearest first.
-        distances: float32 [N, K]; of pixels the root of the mean square over all values, in units where black is 0
-            and white is 1; of features the Euclidean distance.
-    """
-
-    indices: torch.Tensor
-    distances: torch.Tensor
-
-
 def make_pictures(runs: Sequence[RunSummary], config: CompareConfig, device: torch.device, report: Report) -> Pictures:
     """Grids of the same noises for all runs, their nearest real images if `neighbours` is set, and training frames."""
     pictures = Pictures()
@@ -166,9 +152,9 @@ def _neighbours_of_run(
         raise ArtifactError(f"{spec} holds other images than those it was trained on")
     if pack.images.shape[1:] != images.shape[1:]:
         raise ArtifactError(f"the images of {spec} are {pack.images.shape[-1]} pixels wide")
-    found = nearest(images, pack.images, count=NEIGHBOUR_ROWS, extractor=extractor)
-    real = pack.images[found.indices[:NEIGHBOUR_COLUMNS].flatten()]
-    median = float(found.distances[:, 0].median())
+    indices, distances = nearest(images, pack.images, count=NEIGHBOUR_ROWS, extractor=extractor)
+    real = pack.images[indices[:NEIGHBOUR_COLUMNS].flatten()]
+    median = float(distances[:, 0].median())
     among = "the training images" if searched is None else spec
     by = "pixels" if extractor is None else extractor.name
     typical = f"{median:.3f} of the range from black to white" if extractor is None else f"{median:.3g}"
@@ -199,7 +185,7 @@ def nearest(
     count: int = 3,
     extractor: Extractor | None = None,
     chunk: int = 4096,
-) -> Neighbours:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The `count` nearest real images of every generated one.
 
     Args:
@@ -207,6 +193,10 @@ def nearest(
         real: uint8 [M, 3, H, W], M >= count.
         extractor: compares its features; None compares pixels.
         chunk: real images read at a time, so that a mapped pack need not fit into memory as floats.
+
+    Returns:
+        Indices into the real images, int64 [N, count], nearest first, and distances, float32 [N, count]; of pixels the
+        root of the mean square over all values, in units where black is 0 and white is 1; of features Euclidean.
 
     Raises:
         ValueError: fewer real images than `count`, or images of another size.
@@ -226,7 +216,7 @@ def nearest(
         distances, order = distances.topk(min(count, distances.shape[1]), dim=1, largest=False)
         indices = indices.gather(1, order)
     scale = queries.shape[1] ** -0.5 if extractor is None else 1.0
-    return Neighbours(indices, (distances * scale).float())
+    return indices, (distances * scale).float()
 
 
 def _vectors(images: torch.Tensor, extractor: Extractor | None) -> torch.Tensor:

@@ -12,7 +12,13 @@ from driftkit.comparison.speed import Speed, speed_of
 from driftkit.encoders.lineage import Kinship
 from driftkit.metrics.memorization import NEAR_SHARE
 from driftkit.metrics.registry import REQUIRED, quantities
-from driftkit.scoring.evaluation_record import AppearanceInfo, EvaluationRecord, ExtractorInfo, ReferenceInfo
+from driftkit.scoring.evaluation_record import (
+    AppearanceInfo,
+    EvaluationRecord,
+    ExtractorInfo,
+    ReferenceInfo,
+    SamplingInfo,
+)
 from driftkit.storage.files import digest_json
 
 SMALL_COUNT = 10_000
@@ -162,13 +168,13 @@ def evaluator_key(record: EvaluationRecord) -> str:
 
 def _setup_key(label: str, record: EvaluationRecord) -> tuple[Any, ...]:
     """Equal for evaluations of a run that differ in nothing but evaluator and seed; the step comes last."""
-    sampling = record.sampling
-    return (label, sampling.label, sampling.nfe, sampling.weights, sampling.step) if sampling else (label, *[None] * 4)
+    sampling = _sampling_of(record)
+    return (label, sampling.label, sampling.nfe, sampling.weights, sampling.step)
 
 
 def _images_key(label: str, record: EvaluationRecord) -> tuple[Any, ...]:
     """Equal for evaluations of the same images."""
-    return (*_setup_key(label, record), record.sampling and record.sampling.seed, record.num_images)
+    return (*_setup_key(label, record), _sampling_of(record).seed, record.num_images)
 
 
 def _table(
@@ -203,14 +209,14 @@ def _table(
     )
 
 
-def _seed_of(record: EvaluationRecord) -> int | None:
-    return record.sampling.seed if record.sampling else None
+def _sampling_of(record: EvaluationRecord) -> SamplingInfo:
+    return record.sampling or SamplingInfo()
 
 
 def _one_per_seed(records: list[EvaluationRecord]) -> list[EvaluationRecord]:
     """The newest evaluation of every seed: one made twice is no second draw of the noise."""
-    newest = {_seed_of(record): record for record in sorted(records, key=lambda r: r.created)}
-    return [newest[seed] for seed in dict.fromkeys(map(_seed_of, records))]
+    newest = {_sampling_of(record).seed: record for record in sorted(records, key=lambda r: r.created)}
+    return [newest[seed] for seed in dict.fromkeys(_sampling_of(record).seed for record in records)]
 
 
 def _row(label: str, records: list[EvaluationRecord], run: RunSummary | None, *, copies: bool) -> ScoreRow:
@@ -224,11 +230,11 @@ def _row(label: str, records: list[EvaluationRecord], run: RunSummary | None, *,
     for key, quantity in quantities().items():
         if key not in spread and quantity.spread in values:
             spread[key] = values[quantity.spread][0]
-    sampling, kinship = first.sampling, first.kinship or UNRECORDED
+    sampling, kinship = _sampling_of(first), first.kinship or UNRECORDED
     signs = {
         f"{kinship.degree} evaluator": not kinship.counts,
         RANDOM_WEIGHTS: run is not None and run.random_weights,
-        RAW_WEIGHTS: sampling is not None and sampling.weights == "raw",
+        RAW_WEIGHTS: sampling.weights == "raw",
         ON_TRAINING_DATA: first.reference.is_training_data,
         SMALL_N: first.num_images < SMALL_COUNT,
         NEAR_COPIES: copies,
@@ -236,12 +242,12 @@ def _row(label: str, records: list[EvaluationRecord], run: RunSummary | None, *,
     }
     return ScoreRow(
         run=label,
-        method=sampling.method if sampling else None,
-        sampler=sampling.label if sampling else None,
-        nfe=sampling.nfe if sampling else None,
-        weights=sampling.weights if sampling else None,
-        step=sampling.step if sampling else None,
-        seeds=list(map(_seed_of, records)),
+        method=sampling.method,
+        sampler=sampling.label,
+        nfe=sampling.nfe,
+        weights=sampling.weights,
+        step=sampling.step,
+        seeds=[_sampling_of(record).seed for record in records],
         metrics={key: statistics.fmean(v) for key, v in values.items()},
         spread=spread,
         scores=values[REQUIRED],

@@ -58,7 +58,7 @@ def test_grids_enlarge_small_images_and_shrink_large_ones():
 @pytest.mark.parametrize("extractor", [None, tiny_extractor()], ids=["pixels", "features"])
 def test_neighbours_are_those_of_a_literal_search_whatever_the_chunks(extractor):
     generated, real = random_images(5, 1), random_images(50, 2)
-    found = nearest(generated, real, count=3, extractor=extractor, chunk=7)
+    indices, measured = nearest(generated, real, count=3, extractor=extractor, chunk=7)
     for i, image in enumerate(generated):
         if extractor is None:
             distances = [float(((image.double() - other.double()) / 255).square().mean().sqrt()) for other in real]
@@ -66,15 +66,15 @@ def test_neighbours_are_those_of_a_literal_search_whatever_the_chunks(extractor)
             features = extractor.features(real)[0].double() - extractor.features(image[None])[0].double()
             distances = features.norm(dim=1).tolist()
         order = sorted(range(50), key=distances.__getitem__)[:3]
-        assert found.indices[i].tolist() == order
-        torch.testing.assert_close(found.distances[i], torch.tensor([distances[j] for j in order]))
+        assert indices[i].tolist() == order
+        torch.testing.assert_close(measured[i], torch.tensor([distances[j] for j in order]))
 
 
 def test_a_copy_is_found_at_no_distance():
     real = random_images(20, 3)
-    found = nearest(real[[7]], real, count=1)
-    assert found.indices.tolist() == [[7]]
-    assert float(found.distances) < 1e-6
+    indices, distances = nearest(real[[7]], real, count=1)
+    assert indices.tolist() == [[7]]
+    assert float(distances) < 1e-6
 
 
 def test_too_few_or_other_images_are_refused():
