@@ -8,8 +8,8 @@ import torch.multiprocessing as mp
 
 from driftkit.errors import DriftkitError, NonFiniteError
 from driftkit.methods.drifting import aggregated_drift, drift_loss, share_features
+from driftkit.methods.drifting.cost import FieldCost
 from driftkit.runtime.ranks import Ranks
-from driftkit.training.budget import gathered_bytes
 
 ROWS = 12  # of the whole batch: 2, 3 and 4 divide it
 CASES = {
@@ -97,7 +97,7 @@ def test_field_over_ranks_equals_that_of_the_whole_batch(tmp_path, monkeypatch, 
     drift_loss(x, aggregated_drift(x, pos)).sum().backward()
     joined = torch.cat([part["gradient"] for part in parts], dim=1) / world  # gradients are averaged over ranks
     assert (joined - x.grad).norm() <= 1e-5 * x.grad.norm()
-    received = gathered_bytes(((3, 6),), rows=ROWS // world, ranks=world)  # as the budget says on paper
+    received = FieldCost(((3, 6),)).gathered_bytes(rows=ROWS // world, ranks=world)  # as the budget says on paper
     assert received == 2 * 3 * (ROWS - ROWS // world) * 6 * 4  # generated and positives of the others, float32
     for part in parts:
         assert part["traffic"].tolist() == [received, 1]
