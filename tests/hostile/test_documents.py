@@ -149,15 +149,14 @@ def test_a_card_is_not_believed(tmp_path):
 
 def test_names_in_records_lead_to_no_file_outside(tmp_path):
     """An earlier comparison names its figures, which the next one removes: none of them lies elsewhere."""
-    from driftkit.stages.compare import _remove_stale
+    from driftkit.comparison.report import remove_stale_figures
 
     outside = tmp_path / "precious.png"
     outside.write_bytes(b"")
-    write_json(
-        tmp_path / "out" / "compare.json", {"figures": {"a": "../precious.png", "b": str(outside), "c": "..", "d": "/"}}
-    )
-    _remove_stale(tmp_path / "out", set())
+    (tmp_path / "out" / "figures").mkdir(parents=True)
+    remove_stale_figures(tmp_path / "out", ["../precious.png", "../../precious.png", str(outside), "..", "/"], kept=())
     assert outside.exists()
+    assert (tmp_path / "out" / "figures").is_dir()
 
 
 def test_names_of_runs_and_samplers_make_no_path(tmp_path):
