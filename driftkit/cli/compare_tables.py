@@ -1,46 +1,53 @@
 """A comparison in the terminal: tables of at most 100 columns with small curves."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
+from driftkit.cli.options import with_flags
 from driftkit.comparison.formats import (
     format_count,
+    format_metric,
     format_rate,
     format_score,
     format_seconds,
-    format_share,
     format_spread,
     sparkline,
 )
+from driftkit.comparison.report import SpeedSection
 from driftkit.comparison.run_summary import RunSummary
-from driftkit.comparison.score_records import speed_of
 from driftkit.comparison.score_table import SMALL_N, ScoreRow, ScoreTable
-from driftkit.comparison.speed import Speed
+from driftkit.comparison.speed import Speed, speed_of
+from driftkit.metrics.base import Quantity
+from driftkit.metrics.registry import REQUIRED, quantities
 from driftkit.runtime.terminal import open_console
+
+if TYPE_CHECKING:
+    from driftkit.stages.compare import Comparison
 
 WIDTH = 100
 SPARK = 10
-MOST_ROWS = 12
+MAX_ROWS = 12
+MAX_METRICS = 3  # columns beside the ranking score
 
 
-def show(made: Any) -> None:
-    """Print a `stages.compare.Comparison`."""
-    console = open_console(width=WIDTH, highlight=False)
-    console.print(runs_table(made.runs, made.encoders))
-    for table in made.tables:
-        console.print(scores_table(table, made.speeds))
+def show(comparison: "Comparison") -> None:
+    """Print all tables, then the findings, cautions and notes."""
+    console, record = open_console(width=WIDTH, highlight=False), comparison.record
+    console.print(runs_table(record.runs, record.encoders))
+    for table in record.score_tables:
+        console.print(scores_table(table, record.speed.results))
         if table.groups:
             console.print(groups_table(table))
-    if made.speeds:
-        console.print(speeds_table(made.speeds, made.document["speed"]["settings"]))
-    for sentence in made.document["findings"]:
+    if record.speed.results:
+        console.print(speeds_table(record.speed))
+    for sentence in record.findings:
         console.print(escape(sentence))
-    for sentence in (*made.document["cautions"], *made.document["notes"]):
-        console.print(f"[yellow]note:[/yellow] {escape(sentence)}")
-    console.print(escape(str(made.report)), soft_wrap=True)
+    for sentence in (*record.cautions, *record.notes):
+        console.print(f"[yellow]note:[/yellow] {escape(with_flags(sentence, 'compare'))}")
+    console.print(escape(str(comparison.report)), soft_wrap=True)
 
 
 def _table(title: str) -> Table:
@@ -48,17 +55,18 @@ def _table(title: str) -> Table:
 
 
 def runs_table(runs: list[RunSummary], encoders: list[RunSummary]) -> Table:
-    """What was spent on each run, with the curve of its drift norm or loss."""
+    """The cost of each run, with its main training curve."""
     table = _table("runs")
     table.add_column("run", overflow="fold")
     for heading in ("seed", "steps", "images", "params", "train", "memory"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("drift norm / loss", no_wrap=True, min_width=SPARK + 7)
+    table.add_column("progress", min_width=SPARK + 7)
     for run in (*runs, *encoders):
-        key = "drift_norm" if run.drift_norm is not None else "loss"
-        curve = sparkline([point[key] for point in run.curve], width=SPARK)
-        last = run.drift_norm if run.drift_norm is not None else run.loss
-        style = "dim" if run in encoders else ""
+        curve = run.main_curve
+        progress = "–"
+        if curve is not None:
+            line = sparkline([point.get(curve.key) for point in run.curve], width=SPARK)
+            progress = f"{line} {format_score(run.signals[curve.key])}".strip() + f"\n[dim]{escape(curve.label)}[/dim]"
         table.add_row(
             f"{escape(run.label)}\n[dim]{escape(run.kind)}[/dim]"
             + ("\n[yellow]random weights[/yellow]" if run.random_weights else ""),
@@ -68,42 +76,46 @@ def runs_table(runs: list[RunSummary], encoders: list[RunSummary]) -> Table:
             format_count(run.parameters),
             format_seconds(run.train_seconds),
             "–" if run.peak_memory_gib is None else f"{run.peak_memory_gib:.1f} GiB",
-            f"{curve} {format_score(last)}" if curve else format_score(last),
-            style=style,
+            progress,
+            style="dim" if run in encoders else "",
         )
     return table
 
 
 def scores_table(scores: ScoreTable, speeds: list[Speed]) -> Table:
-    """The best rows, and at least the best of every run."""
+    """The best rows, and at least the best of every run, with the first metrics that any row has."""
+    metrics = [
+        quantity
+        for key, quantity in quantities().items()
+        if quantity.column and key != REQUIRED and any(key in row.metrics for row in scores.all_rows)
+    ][:MAX_METRICS]
     table = _table(f"{scores.name} by {scores.title}")
     table.add_column("run", overflow="fold")
     table.add_column("sampler", overflow="fold")
-    for heading in ("NFE", scores.name, "floor", "KID", "precision", "recall", "images/s"):
+    for heading in ("NFE", scores.name, "floor", *(quantity.label for quantity in metrics), "images/s"):
         table.add_column(heading, justify="right", no_wrap=True)
-    rows = [r for i, r in enumerate(scores.rows) if i < MOST_ROWS or r is scores.best(r.run)]
+    rows = [r for i, r in enumerate(scores.rows) if i < MAX_ROWS or r is scores.best(r.run)]
     for row in rows:
-        table.add_row(*_score_cells(row, speeds))
-    for row in scores.apart:
-        table.add_row(*_score_cells(row, speeds), style="dim")
+        table.add_row(*_score_cells(row, metrics, speeds))
+    for row in scores.related:
+        table.add_row(*_score_cells(row, metrics, speeds), style="dim")
     if len(rows) < len(scores.rows):
-        table.caption = f"{len(scores.rows) - len(rows)} further ways of sampling are in the report"
+        table.caption = f"{len(scores.rows) - len(rows)} further sampler setups are in the report"
         table.caption_justify = "left"
     return table
 
 
-def _score_cells(row: ScoreRow, speeds: list[Speed]) -> list[str]:
-    spread = f" ± {format_spread(row.spread['fid'])}" if "fid" in row.spread else ""
+def _score_cells(row: ScoreRow, metrics: list[Quantity], speeds: list[Speed]) -> list[str]:
+    spread = f" ± {format_spread(row.score_sd)}" if row.score_sd is not None else ""
     speed = speed_of(speeds, row.run, row.sampler, row.nfe)
-    badges = [badge for badge in row.badges if badge != SMALL_N]  # that of the whole table, said below it
+    badges = [badge for badge in row.badges if badge != SMALL_N]  # that one is a caution on the whole table
     return [
         escape(row.run) + "".join(f"\n[yellow]{escape(badge)}[/yellow]" for badge in badges),
         escape(row.sampler or "–"),
         format_count(row.nfe),
-        f"[bold]{format_score(row.metrics['fid'])}[/bold]{spread}",
+        f"[bold]{format_score(row.score)}[/bold]{spread}",
         format_score(row.floor),
-        format_score(row.metrics.get("kid_mean")),
-        *(format_share(row.metrics.get(key)) for key in ("precision", "recall")),
+        *(format_metric(row.metrics.get(quantity.key), quantity) for quantity in metrics),
         format_rate(speed.images_per_second if speed else None),
     ]
 
@@ -118,29 +130,29 @@ def groups_table(scores: ScoreTable) -> Table:
         table.add_row(
             escape(group.kind),
             format_count(group.nfe),
-            f"{format_score(group.fid_mean)} ± {format_spread(group.fid_sd)}",
-            ", ".join(format_score(value) for value in group.fid_values),
+            f"{format_score(group.mean)} ± {format_spread(group.sd)}",
+            ", ".join(format_score(value) for value in group.scores),
         )
     return table
 
 
-def speeds_table(speeds: list[Speed], settings: dict[str, Any]) -> Table:
-    """Images per second of every run at its default sampler's usual NFE."""
-    compiled = "compiled" if settings["compiled"] else "not compiled"
-    about = f"{settings['device']}, {settings['dtype']}, batch {settings['batch_size']}, {compiled}"
-    table = _table(f"speed: {about}")
+def speeds_table(speed: SpeedSection) -> Table:
+    """Images per second of the fastest sampler setups."""
+    settings = speed.settings or {}
+    compiled = "compiled" if settings.get("compiled") else "not compiled"
+    setup = f"{settings.get('device')}, {settings.get('dtype')}, batch {settings.get('batch_size')}, {compiled}"
+    table = _table(f"speed: {setup}")
     table.add_column("run", overflow="fold")
     table.add_column("sampler")
     for heading in ("NFE", "images/s", "ms per image"):
         table.add_column(heading, justify="right", no_wrap=True)
-    ranked = sorted(speeds, key=lambda s: -s.images_per_second)
-    for speed in ranked[:MOST_ROWS]:
-        rate = format_rate(speed.images_per_second)
+    for result in sorted(speed.results, key=lambda s: -s.images_per_second)[:MAX_ROWS]:
+        rate = format_rate(result.images_per_second)
         table.add_row(
-            escape(speed.run),
-            escape(speed.sampler),
-            str(speed.nfe),
-            f"{rate} (scaled from {speed.measured_nfe} NFE)" if speed.scaled else rate,
-            format_score(1000 / speed.images_per_second),
+            escape(result.run),
+            escape(result.sampler),
+            str(result.nfe),
+            f"{rate} (scaled from {result.measured_nfe} NFE)" if result.scaled else rate,
+            format_score(1000 / result.images_per_second),
         )
     return table

@@ -1,6 +1,6 @@
-"""Which runs may be ranked: what evaluators say of every pair of runs, and whether those that count agree.
+"""Which runs may be ranked: what evaluators say of every pair of runs, and whether the independent ones agree.
 
-Kin of a training encoder have no voice. Those related to one decide nothing alone: they are a second voice that may
+Kin of a training encoder have no vote. Related evaluators decide nothing alone: they are a second opinion that may
 contradict a single independent one.
 """
 
@@ -11,25 +11,25 @@ from itertools import combinations
 from typing import Literal
 
 from driftkit.comparison.score_table import ScoreRow, ScoreTable
+from driftkit.metrics.registry import REQUIRED, quantities
 
-NEAR_FLOOR = 1.1  # times the floor, within which nothing is left to tell apart
-FLIPS = {"kid_mean": False, "precision": True, "recall": True, "coverage": True}
-"""Scores that stand beside the Fréchet distance -> whether more is better."""
+NEAR_FLOOR = 1.1  # times the floor, within which two runs are not told apart
 
 Verdict = Literal["ranked", "disputed", "tied", "unknown"]
 
 
 @dataclass(frozen=True)
 class Opinion:
-    """What one evaluator says of two runs, each at the best of its ways of sampling.
+    """What one evaluator says of two runs, each in the best of its sampler setups.
 
     Attributes:
         table: key of its score table.
         evaluator, weights: its name and the digest of its weights.
+        name: of the score.
         better: label of the run that scores better; None where the difference may be chance, or both are at the floor.
-        first, second: Fréchet distances of the pair's runs.
+        first, second: scores of the pair's runs.
         independent: of the training encoders of both.
-        flips: scores of the same evaluator that order the two runs the other way round.
+        flips: keys of other metrics of the same evaluator that order the two runs the other way round.
     """
 
     table: str
@@ -66,6 +66,11 @@ class Pair:
         return None if self.better is None else self.second if self.better == self.first else self.first
 
 
+def scored_runs(tables: Sequence[ScoreTable]) -> list[str]:
+    """Labels of all runs that have a score, those of the first table first, best first."""
+    return list(dict.fromkeys(row.run for table in tables for row in table.all_rows))
+
+
 def pairs_of(tables: Sequence[ScoreTable], labels: Sequence[str]) -> list[Pair]:
     """All pairs of runs, in the order of the labels, with what the tables say of them."""
     pairs = []
@@ -77,17 +82,6 @@ def pairs_of(tables: Sequence[ScoreTable], labels: Sequence[str]) -> list[Pair]:
     return pairs
 
 
-def _verdict(opinions: Sequence[Opinion]) -> Verdict:
-    if not any(o.independent for o in opinions):
-        return "unknown"
-    voices = [o for o in opinions if o.better is not None]
-    independent = {(o.evaluator, o.weights) for o in voices if o.independent}
-    if not independent:
-        return "tied"
-    heard = {o.better for o in voices} if len(independent) == 1 else {o.better for o in voices if o.independent}
-    return "ranked" if len(heard) == 1 else "disputed"
-
-
 def leader_of(pairs: Sequence[Pair]) -> str | None:
     """The run that is ranked above every other one; None where there is none."""
     labels = dict.fromkeys(label for pair in pairs for label in (pair.first, pair.second))
@@ -97,37 +91,48 @@ def leader_of(pairs: Sequence[Pair]) -> str | None:
     return None
 
 
-def _opinion(table: ScoreTable, first: str, second: str) -> Opinion | None:
-    one, other = (table.best(run) or table.best_related(run) for run in (first, second))
-    if one is None or other is None:
-        return None
-    ours, theirs = one.metrics["fid"], other.metrics["fid"]
-    better = None if _indistinct(one, other) else first if ours < theirs else second
-    flips = tuple(
-        key for key, more in FLIPS.items() if better and _prefers(one, other, key, more=more) not in (better, None)
-    )
-    independent = one.kinship.counts and other.kinship.counts
-    evaluator, weights = table.extractor["name"], table.extractor["weights_digest"]
-    return Opinion(table.key, evaluator, weights, table.name, better, ours, theirs, independent, flips)
-
-
-def _indistinct(one: ScoreRow, other: ScoreRow) -> bool:
-    """Whether the difference is within the noise of the seeds, or both are as good as real images."""
-    scores = one.metrics["fid"], other.metrics["fid"]
-    if one.floor and max(scores) < NEAR_FLOOR * one.floor:
-        return True
-    spreads = one.spread.get("fid"), other.spread.get("fid")
-    known = None not in spreads
-    return scores[0] == scores[1] or (known and abs(scores[0] - scores[1]) <= noise_of(one, other))
-
-
-def noise_of(one: ScoreRow, other: ScoreRow) -> float:
+def noise_of(a: ScoreRow, b: ScoreRow) -> float:
     """Two standard deviations of the difference of two scores over seeds; 0 where no spread is known."""
-    return 2 * math.hypot(one.spread.get("fid", 0.0), other.spread.get("fid", 0.0))
+    return 2 * math.hypot(a.score_sd or 0.0, b.score_sd or 0.0)
 
 
-def _prefers(one: ScoreRow, other: ScoreRow, key: str, *, more: bool) -> str | None:
-    ours, theirs = one.metrics.get(key), other.metrics.get(key)
-    if ours is None or theirs is None or ours == theirs:
+def _verdict(opinions: Sequence[Opinion]) -> Verdict:
+    if not any(o.independent for o in opinions):
+        return "unknown"
+    votes = [o for o in opinions if o.better is not None]
+    independent = [o for o in votes if o.independent]
+    if not independent:
+        return "tied"
+    single = len({(o.evaluator, o.weights) for o in independent}) == 1
+    return "ranked" if len({o.better for o in (votes if single else independent)}) == 1 else "disputed"
+
+
+def _opinion(table: ScoreTable, first: str, second: str) -> Opinion | None:
+    a, b = (table.best(run) or table.best_related(run) for run in (first, second))
+    if a is None or b is None:
         return None
-    return one.run if (ours > theirs) == more else other.run
+    better = None if _indistinct(a, b) else first if a.score < b.score else second
+    others = [key for key in quantities() if better and key != REQUIRED]
+    flips = tuple(key for key in others if _prefers(a, b, key) not in (better, None))
+    independent = a.kinship.counts and b.kinship.counts
+    name, weights = table.extractor.name, table.extractor.weights_digest
+    return Opinion(table.key, name, weights, table.name, better, a.score, b.score, independent, flips)
+
+
+def _indistinct(a: ScoreRow, b: ScoreRow) -> bool:
+    """Whether the difference is within the noise of the seeds, or both are as good as real images."""
+    if a.floor and max(a.score, b.score) < NEAR_FLOOR * a.floor:
+        return True
+    spread_is_known = a.score_sd is not None and b.score_sd is not None
+    return a.score == b.score or (spread_is_known and abs(a.score - b.score) <= noise_of(a, b))
+
+
+def _prefers(a: ScoreRow, b: ScoreRow, key: str) -> str | None:
+    """The run that a metric with a direction prefers; None where it has no preference."""
+    quantity = quantities()[key]
+    first, second = a.metrics.get(key), b.metrics.get(key)
+    if first is None or second is None or first == second or not quantity.column:
+        return None
+    if quantity.direction not in ("lower", "higher"):
+        return None
+    return a.run if (first > second) == (quantity.direction == "higher") else b.run

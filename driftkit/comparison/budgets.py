@@ -3,11 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from driftkit.comparison.run_summary import RunSummary
+from driftkit.comparison.run_summary import COSTS, RunSummary
 from driftkit.comparison.score_table import ScoreRow, ScoreTable
-
-# Attribute of a cost -> its heading.
-COSTS = {"step": "equal steps", "images": "equal images seen", "seconds": "equal training time"}
 
 
 @dataclass(frozen=True)
@@ -15,11 +12,10 @@ class BudgetCell:
     """The best score of a run within a budget.
 
     Attributes:
-        fid: its score.
         spent: of the budget, by the checkpoint that was scored.
     """
 
-    fid: float
+    score: float
     spent: float
     step: int | None
     sampler: str | None
@@ -44,21 +40,21 @@ class EqualBudget:
 def training_budgets(table: ScoreTable, runs: Sequence[RunSummary]) -> list[EqualBudget]:
     """Scores at the largest number of steps, images and seconds that every trained run was scored at or beyond.
 
-    A run is shown with its best score of all checkpoints within the budget, whatever way it was sampled. Runs without
-    any training cost nothing and fit every budget. A cost is left out where fewer than two trained runs tell it.
+    A run is shown with its best score of all checkpoints within the budget, in any sampler setup. Runs without any
+    training cost nothing and fit every budget. A cost is skipped where fewer than two trained runs tell it.
     """
-    known = {run.label: run for run in runs}
+    summaries = {run.label: run for run in runs}
     budgets = []
     for cost in COSTS:
         spent: dict[str, list[tuple[float, ScoreRow]]] = {}
         for row in table.history:
-            if row.run in known and (value := known[row.run].cost_at(row.step or 0, cost)) is not None:
+            run = summaries.get(row.run)
+            if run is not None and (value := run.cost_at(row.step or 0, cost)) is not None:
                 spent.setdefault(row.run, []).append((value, row))
-        reached = [most for rows in spent.values() if (most := max(value for value, _ in rows)) > 0]
-        if len(reached) < 2:
-            continue
-        amount = min(reached)
-        budgets.append(EqualBudget(cost, amount, {run: _within(rows, amount) for run, rows in spent.items()}))
+        totals = [total for rows in spent.values() if (total := max(value for value, _ in rows)) > 0]
+        if len(totals) >= 2:
+            amount = min(totals)
+            budgets.append(EqualBudget(cost, amount, {run: _within(rows, amount) for run, rows in spent.items()}))
     return budgets
 
 
@@ -73,8 +69,8 @@ def nfe_budgets(table: ScoreTable) -> list[EqualBudget]:
 
 
 def _within(rows: Sequence[tuple[float, ScoreRow]], amount: float) -> BudgetCell | None:
-    fitting = [(value, row) for value, row in rows if value <= amount * (1 + 1e-9)]
-    if not fitting:
+    affordable = [(value, row) for value, row in rows if value <= amount * (1 + 1e-9)]
+    if not affordable:
         return None
-    value, row = min(fitting, key=lambda pair: pair[1].metrics["fid"])
-    return BudgetCell(row.metrics["fid"], value, row.step, row.sampler, row.nfe)
+    value, row = min(affordable, key=lambda pair: pair[1].score)
+    return BudgetCell(row.score, value, row.step, row.sampler, row.nfe)

@@ -4,13 +4,10 @@ Only independent evaluators decide: what kin and relatives of a training encoder
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 from driftkit.comparison.agreement import NEAR_FLOOR, Opinion, Pair, leader_of, noise_of
-from driftkit.comparison.formats import METRIC_NAMES, format_rate, format_score, way_name
-from driftkit.comparison.reading import mapping, number
-from driftkit.comparison.run_summary import RunSummary
-from driftkit.comparison.score_records import speed_of
+from driftkit.comparison.formats import format_rate, format_score, format_spread, sampler_label
+from driftkit.comparison.run_summary import OpenedRuns, RunSummary
 from driftkit.comparison.score_table import (
     ON_TRAINING_DATA,
     RANDOM_WEIGHTS,
@@ -19,12 +16,16 @@ from driftkit.comparison.score_table import (
     ScoreRow,
     ScoreTable,
 )
-from driftkit.comparison.speed import Speed
+from driftkit.comparison.speed import Speed, speed_of
+from driftkit.encoders.lineage import Lineage, kinship
+from driftkit.encoders.loading import MAE_RESNET
 from driftkit.metrics.appearance import PROPERTIES
+from driftkit.metrics.registry import quantities
+from driftkit.scoring.extractors import DINOV2_LINEAGE, INSTALLED, INSTALLED_LINEAGE
 
-MOST_SENTENCES = 4  # on pairs of runs of one kind; more of them are counted
-WANTED_EVALUATORS = 3
-TELLING_RATIO, TELLING_DISTANCE = 1.5, 0.01  # a property in which two runs differ more than this is named
+MAX_SENTENCES = 4  # on pairs of runs of one kind; more of them are counted
+EXPECTED_EVALUATORS = 3
+CLEAR_RATIO, CLEAR_DISTANCE = 1.5, 0.01  # a property in which two runs differ by more than both is named
 SEES = {"pixels": "colours, background and layout"}
 SEES_DEFAULT = "shapes and objects"
 
@@ -32,7 +33,7 @@ SEES_DEFAULT = "shapes and objects"
 def findings(
     tables: Sequence[ScoreTable], pairs: Sequence[Pair], speeds: Sequence[Speed], *, advice: str | None = None
 ) -> list[str]:
-    """Sentences on all score tables: who ranks first, whether that is sure, and what one evaluation per image buys.
+    """Sentences on all score tables: which run is first, how sure that is, and what one evaluation per image buys.
 
     Args:
         tables: the table of most runs first.
@@ -40,61 +41,90 @@ def findings(
         speeds: measured sampling speeds.
         advice: a command that makes a score by an evaluator independent of all runs.
     """
-    disputed = [pair for pair in pairs if pair.verdict == "disputed"]
-    unknown = [pair for pair in pairs if pair.verdict == "unknown"]
-    said = _leading(tables, pairs, speeds)
-    said += _limited([_dispute(pair) for pair in disputed])
-    said += [looks for pair in disputed[:MOST_SENTENCES] if (looks := _differences(pair, tables))]
+    by_verdict = {v: [p for p in pairs if p.verdict == v] for v in ("ranked", "disputed", "tied", "unknown")}
+    disputed, unknown = by_verdict["disputed"], by_verdict["unknown"]
+    sentences = _leading(tables, pairs, speeds)
+    sentences += _limited([_dispute(pair) for pair in disputed])
+    sentences += [sentence for pair in disputed[:MAX_SENTENCES] if (sentence := _appearance(pair, tables))]
     if unknown:
-        said.append(_unranked(unknown, advice))
+        named = _listed([f"{pair.first} and {pair.second}" for pair in unknown])
+        made_by = f"; one is made by: {advice}" if advice else ""
+        sentences.append(
+            f"No evaluator that is independent of both has scored {named}, so they cannot be ranked{made_by}."
+        )
     if leader_of(pairs) is None:
-        agreed = [f"{pair.better} above {pair.worse}" for pair in pairs if pair.verdict == "ranked"]
-        tied = [f"{pair.first} and {pair.second}" for pair in pairs if pair.verdict == "tied"]
+        agreed = [f"{pair.better} above {pair.worse}" for pair in by_verdict["ranked"]]
+        tied = [f"{pair.first} and {pair.second}" for pair in by_verdict["tied"]]
         if agreed:
-            said.append(f"What every independent evaluator agrees on: {_listed(agreed)}.")
+            sentences.append(f"What every independent evaluator agrees on: {_listed(agreed)}.")
         if tied:
-            said.append(f"Too close to order: {_listed(tied)}.")
+            sentences.append(f"Too close to order: {_listed(tied)}.")
     one_step = next((s for table in tables if (s := _one_step_against_many(table, pairs))), None)
-    return [*said, one_step] if one_step else said
+    return [*sentences, one_step] if one_step else sentences
+
+
+def advice_for(opened: OpenedRuns, pairs: Sequence[Pair]) -> str | None:
+    """A command that scores the first pair of runs that no independent evaluator has scored; None where none would."""
+    unknown = next((pair for pair in pairs if pair.verdict == "unknown"), None)
+    if unknown is None:
+        return None
+    runs = [run for run in opened.generators if run.label in (unknown.first, unknown.second)]
+    training_encoders = [encoder for run in runs for encoder in run.training_encoders]
+    again = f"driftkit compare {' '.join(run.path for run in runs)} --evaluate --reference SPEC --extractor"
+    extractors: dict[str, Lineage | None] = {
+        INSTALLED: INSTALLED_LINEAGE,
+        **{f"encoder:{encoder.path}": encoder.lineage for encoder in opened.encoders},
+    }
+    for extractor, lineage in extractors.items():
+        if kinship(training_encoders, lineage).counts:
+            return f"{again} {extractor}"
+    images = next((run.data for run in runs if run.data), None) or "SPEC"
+    if all(encoder is not None and encoder.family != MAE_RESNET for encoder in training_encoders):
+        train = f"driftkit train --objective classifier --preset cpu --data {images} --output outputs/classifier"
+        return f"{train}; {again} encoder:outputs/classifier"
+    return f"{again} dinov2" if kinship(training_encoders, DINOV2_LINEAGE).counts else None
 
 
 def _leading(tables: Sequence[ScoreTable], pairs: Sequence[Pair], speeds: Sequence[Speed]) -> list[str]:
-    """Who is first by every independent evaluator, and how sure that is; of a single run, its score."""
-    alone = not pairs and tables and tables[0].rows
-    leader = tables[0].rows[0].run if alone else leader_of(pairs)
-    if leader is None:
-        return []
-    scored = [(table, row) for table in tables if (row := table.best(leader)) is not None]
+    """Which run is first by every independent evaluator, and how sure that is; of a single run, its score."""
+    single = not pairs and tables and tables[0].rows
+    leader = tables[0].rows[0].run if single else leader_of(pairs)
+    scored = [(table, row) for table in tables if leader and (row := table.best(leader)) is not None]
     if not scored:
         return []
-    if alone:
-        return [f"{leader} scores {_told(*scored[0], speeds)}."]
+    if single:
+        return [f"{leader} scores {_score_in_words(*scored[0], speeds)}."]
     votes = [o for p in pairs for o in p.opinions if o.independent and o.better == leader]
     names = list(dict.fromkeys(o.evaluator for o in votes))
-    scored.sort(key=lambda pair: pair[0].extractor["name"] not in names)  # what leads the sentence has voted
+    scored.sort(key=lambda pair: pair[0].extractor.name not in names)  # the sentence begins with one that voted
     by = f"both {' and '.join(names)}" if len(names) == 2 else f"all of {_listed(names)}" if names[1:] else names[0]
     table, row = scored[0]
-    said = [f"{leader} ranks first by {by}: {_told(table, row, speeds, named=len(names) > 1)}."]
-    rival = next((r for r in table.rows if r.run != leader and r.metrics["fid"] > row.metrics["fid"]), None)
-    return [*said, _order(row, rival)] if rival else said
+    sentences = [f"{leader} ranks first by {by}: {_score_in_words(table, row, speeds, named=len(names) > 1)}."]
+    rival = next((r for r in table.rows if r.run != leader and r.score > row.score), None)
+    return [*sentences, _order(row, rival)] if rival else sentences
 
 
-def _told(table: ScoreTable, row: ScoreRow, speeds: Sequence[Speed], *, named: bool = True) -> str:
-    """A score, how it was come by, and what real images get; `named` with the evaluator."""
-    how = way_name(row.sampler, row.nfe) + _rate(row, speeds)
-    by = f" by {table.extractor['name']}" if named else ""
-    return f"{table.name} {_value(row)}{by} ({how}){_against_floor(row)}"
+def _score_in_words(table: ScoreTable, row: ScoreRow, speeds: Sequence[Speed], *, named: bool = True) -> str:
+    """A score, the evaluator where `named`, the sampler setup with its speed, and the floor."""
+    speed = speed_of(speeds, row.run, row.sampler, row.nfe)
+    rate = f", {format_rate(speed.images_per_second)} images/s" if speed else ""
+    by = f" by {table.extractor.name}" if named else ""
+    floor = ""
+    if row.floor and row.floor > 0:
+        ratio = row.score / row.floor
+        floor = f"; real images among themselves score {format_score(row.floor)}"
+        floor += ", so nothing is left to tell apart" if ratio < NEAR_FLOOR else f", {ratio:.3g} times less"
+    return f"{table.name} {_value(row)}{by} ({sampler_label(row.sampler, row.nfe)}{rate}){floor}"
 
 
 def _dispute(pair: Pair) -> str:
     """Which evaluators order two runs differently, and by how much."""
-    sides = [_side(pair, o) for o in pair.opinions if o.better is not None]
+    sides = [_side(pair, o, o.better) for o in pair.opinions if o.better is not None]
     return f"{pair.first} and {pair.second} are not ranked, since evaluators disagree: {'; '.join(sides)}."
 
 
-def _side(pair: Pair, opinion: Opinion) -> str:
+def _side(pair: Pair, opinion: Opinion, better: str) -> str:
     scores = {pair.first: opinion.first, pair.second: opinion.second}
-    better = str(opinion.better)
     worse = pair.second if better == pair.first else pair.first
     sees = SEES.get(opinion.evaluator, SEES_DEFAULT) + ("" if opinion.independent else "; related to the training")
     return (
@@ -103,77 +133,31 @@ def _side(pair: Pair, opinion: Opinion) -> str:
     )
 
 
-def _differences(pair: Pair, tables: Sequence[ScoreTable]) -> str:
+def _appearance(pair: Pair, tables: Sequence[ScoreTable]) -> str:
     """The plain properties in which the images of one run are clearly nearer to real ones than those of the other."""
-    tables_of_both = [t for t in tables if t.has(pair.first) and t.has(pair.second)]
-    rows = next(((_any(t, pair.first), _any(t, pair.second)) for t in tables_of_both), None)
-    if rows is None:
+    table = next((t for t in tables if t.has(pair.first) and t.has(pair.second)), None)
+    if table is None:
         return ""
-    told: dict[str, list[str]] = {}
+    first, second = (next(r for r in table.all_rows if r.run == run).appearance for run in (pair.first, pair.second))
+    nearer: dict[str, list[str]] = {}
     for key, name in PROPERTIES.items():
-        one, other = (mapping(row.appearance.get(key)) for row in rows)
-        ours, theirs = number(one.get("distance")), number(other.get("distance"))
-        if ours is None or theirs is None:
+        a, b = first.get(key), second.get(key)
+        if a is None or b is None:
             continue
-        near, far = sorted((ours, theirs))
-        if far - near > TELLING_DISTANCE and far > TELLING_RATIO * near:
-            nearer = pair.first if ours < theirs else pair.second
-            values = ", ".join(f"{run} {_mean(what)}" for run, what in ((pair.first, one), (pair.second, other)))
-            told.setdefault(nearer, []).append(f"{name} ({values}, real {_mean(one, 'real')})")
-    sides = [f"{run} is nearer in {', '.join(names)}" for run, names in told.items()]
+        near, far = sorted((a.distance, b.distance))
+        if far - near > CLEAR_DISTANCE and far > CLEAR_RATIO * near:
+            values = f"{pair.first} {a.generated:.3f}, {pair.second} {b.generated:.3f}, real {a.real:.3f}"
+            nearer.setdefault(pair.first if a.distance < b.distance else pair.second, []).append(f"{name} ({values})")
+    sides = [f"{run} is nearer in {', '.join(names)}" for run, names in nearer.items()]
     return f"Measured in the images of {pair.first} and {pair.second}: {'; '.join(sides)}." if sides else ""
-
-
-def _any(table: ScoreTable, run: str) -> ScoreRow:
-    return next(row for row in (*table.rows, *table.apart) if row.run == run)
-
-
-def _mean(values: Any, of: str = "generated") -> str:
-    value = number(values.get(of))
-    return "–" if value is None else f"{value:.3f}"
-
-
-def _unranked(pairs: Sequence[Pair], advice: str | None) -> str:
-    named = [f"{pair.first} and {pair.second}" for pair in pairs]
-    how = f"; one is made by: {advice}" if advice else ""
-    return f"No evaluator that is independent of both has scored {_listed(named)}, so they cannot be ranked{how}."
-
-
-def _limited(sentences: list[str]) -> list[str]:
-    more = len(sentences) - MOST_SENTENCES
-    return sentences if more <= 0 else [*sentences[:MOST_SENTENCES], f"Of {more} more pairs of runs the same is true."]
-
-
-def _listed(words: Sequence[str]) -> str:
-    shown = list(words[: 2 * MOST_SENTENCES])
-    return ", ".join(shown) + (f" and {len(words) - len(shown)} more" if len(words) > len(shown) else "")
-
-
-def _value(row: ScoreRow) -> str:
-    spread = row.spread.get("fid")
-    return format_score(row.metrics["fid"]) + (f" ± {spread:.2g}" if spread is not None else "")
-
-
-def _rate(row: ScoreRow, speeds: Sequence[Speed]) -> str:
-    speed = speed_of(speeds, row.run, row.sampler, row.nfe)
-    return f", {format_rate(speed.images_per_second)} images/s" if speed else ""
-
-
-def _against_floor(row: ScoreRow) -> str:
-    if not row.floor or row.floor <= 0:
-        return ""
-    ratio = row.metrics["fid"] / row.floor
-    real = f"; real images among themselves score {format_score(row.floor)}"
-    return real + (", so nothing is left to tell apart" if ratio < NEAR_FLOOR else f", {ratio:.3g} times less")
 
 
 def _order(best: ScoreRow, second: ScoreRow) -> str:
     """How sure it is that the first is better than the second."""
-    gap = second.metrics["fid"] - best.metrics["fid"]
-    follows = f"{second.run} follows with {_value(second)} ({way_name(second.sampler, second.nfe)})"
-    if any("fid" not in row.spread for row in (best, second)):
+    follows = f"{second.run} follows with {_value(second)} ({sampler_label(second.sampler, second.nfe)})"
+    if best.score_sd is None or second.score_sd is None:
         return f"{follows}; without repeats it is not known how much of the difference is chance."
-    noise = noise_of(best, second)
+    gap, noise = second.score - best.score, noise_of(best, second)
     if gap <= noise:
         return f"{follows}: too close to order, since two standard deviations of the difference are {noise:.2g}."
     return f"{follows}: {gap / (noise / 2):.1f} standard deviations of the noise behind."
@@ -189,22 +173,20 @@ def _one_step_against_many(table: ScoreTable, pairs: Sequence[Pair]) -> str | No
     singles = [row for row in table.rows if row.nfe == 1 and row.run not in multiple]
     if not singles or not others:
         return None
-    one = singles[0]
-    best = min(others, key=lambda r: r.metrics["fid"])
-    reaching = [row for row in others if row.metrics["fid"] <= one.metrics["fid"]]
-    first = min(reaching, key=lambda r: r.nfe or 0) if reaching else best
-    better = first.run if reaching else one.run
-    if not any(pair.better == better and {one.run, first.run} == {pair.first, pair.second} for pair in pairs):
+    one, by = singles[0], table.extractor.name
+    reaching = [row for row in others if row.score <= one.score]
+    best = min(reaching, key=lambda r: r.nfe or 0) if reaching else min(others, key=lambda r: r.score)
+    better = best.run if reaching else one.run
+    if not any(pair.better == better and {one.run, best.run} == {pair.first, pair.second} for pair in pairs):
         return None
     if not reaching:
         return (
             f"At no NFE that was scored does a sampler of many steps reach what {one.run} gives with one evaluation "
-            f"({_value(one)} by {table.extractor['name']}): the best of them is {best.run} with {_value(best)} at "
-            f"{best.nfe} NFE."
+            f"({_value(one)} by {by}): the best of them is {best.run} with {_value(best)} at {best.nfe} NFE."
         )
     return (
-        f"{first.run} passes the best score of one evaluation ({one.run}, {_value(one)} by "
-        f"{table.extractor['name']}) from {first.nfe} NFE on ({first.sampler}, {_value(first)})."
+        f"{best.run} passes the best score of one evaluation ({one.run}, {_value(one)} by {by}) from {best.nfe} NFE on "
+        f"({best.sampler}, {_value(best)})."
     )
 
 
@@ -217,61 +199,62 @@ def cautions(tables: Sequence[ScoreTable], pairs: Sequence[Pair], runs: Sequence
         runs: the compared runs, scored or not.
     """
     rows = [row for table in tables for row in table.rows]
-    badges = {
-        badge: [row.run for row in rows if badge in row.badges]
-        for badge in (ON_TRAINING_DATA, RANDOM_WEIGHTS, RAW_WEIGHTS)
-    }
+
+    def with_badge(badge: str) -> str:
+        return ", ".join(dict.fromkeys(row.run for row in rows if badge in row.badges))
+
     untrained = {run.label for run in runs if run.steps == 0}
     trained = [pair for pair in pairs if untrained.isdisjoint((pair.first, pair.second))]
-    said = _kin(tables) + _few_evaluators(tables, pairs) + _flips(trained)
-    small = [table.name for table in tables if any(SMALL_N in row.badges for row in (*table.rows, *table.apart))]
+    sentences = _related_evaluators(tables) + _few_evaluators(pairs) + _flips(trained)
+    small = [table.name for table in tables if any(SMALL_N in row.badges for row in table.all_rows)]
     if small:
-        said.append(f"{_listed(list(dict.fromkeys(small)))} is of few images: biased upwards, and no published number.")
-    if badges[ON_TRAINING_DATA]:
-        said.append("The reference is what the runs were trained on: a generator that copies would win.")
-    if badges[RANDOM_WEIGHTS]:
-        said.append(f"Trained with an encoder of random weights: {_names(badges[RANDOM_WEIGHTS])}.")
-    if badges[RAW_WEIGHTS]:
-        said.append(f"Raw weights instead of averaged ones were scored for {_names(badges[RAW_WEIGHTS])}.")
-    if rows and not any("fid" in row.spread for row in rows):
-        said.append("Every score is of one seed: no spread is known.")
+        names = _listed(list(dict.fromkeys(small)))
+        sentences.append(f"{names} is of few images: biased upwards, and no published number.")
+    if with_badge(ON_TRAINING_DATA):
+        sentences.append("The reference is what the runs were trained on: a generator that copies would win.")
+    if named := with_badge(RANDOM_WEIGHTS):
+        sentences.append(f"Trained with an encoder of random weights: {named}.")
+    if named := with_badge(RAW_WEIGHTS):
+        sentences.append(f"Raw weights instead of averaged ones were scored for {named}.")
+    if rows and all(row.score_sd is None for row in rows):
+        sentences.append("Every score is of one seed: no spread is known.")
     scored = [run for run in runs if run.steps and any(table.has(run.label) for table in tables)]
-    for what, values in (
+    for name, values in (
         ("training images", {r.data_digest or r.data for r in scored}),
         ("parameters", {r.parameters for r in scored}),
         ("training lengths", {r.images_seen for r in scored}),
     ):
         if len(values) > 1:
-            said.append(f"The runs differ in {what}, so the method is not all that differs.")
-    return said
+            sentences.append(f"The runs differ in {name}, so the method is not all that differs.")
+    return sentences
 
 
-def _kin(tables: Sequence[ScoreTable]) -> list[str]:
+def _related_evaluators(tables: Sequence[ScoreTable]) -> list[str]:
     """Which scores rank nothing, and why."""
-    found: dict[tuple[str, str], dict[str, None]] = {}
+    runs: dict[tuple[str, str], dict[str, None]] = {}
     for table in tables:
-        for row in table.apart:
-            found.setdefault((table.extractor["name"], row.kinship.reason), {})[row.run] = None
+        for row in table.related:
+            runs.setdefault((table.extractor.name, row.kinship.reason), {})[row.run] = None
     return [
         f"{evaluator} ranks nothing that involves {_listed(list(labels))}: {reason}."
-        for (evaluator, reason), labels in found.items()
+        for (evaluator, reason), labels in runs.items()
     ]
 
 
-def _few_evaluators(tables: Sequence[ScoreTable], pairs: Sequence[Pair]) -> list[str]:
+def _few_evaluators(pairs: Sequence[Pair]) -> list[str]:
     ranked = [pair for pair in pairs if pair.verdict == "ranked"]
-    counted = [len({o.evaluator for o in pair.opinions if o.independent and o.better}) for pair in ranked]
-    fewest = min(counted, default=WANTED_EVALUATORS)
-    if fewest >= WANTED_EVALUATORS:
+    counts = [len({o.evaluator for o in pair.opinions if o.independent and o.better}) for pair in ranked]
+    fewest = min(counts, default=EXPECTED_EVALUATORS)
+    if fewest >= EXPECTED_EVALUATORS:
         return []
-    number_of = {1: "one independent evaluator alone", 2: "two independent evaluators"}
-    return [f"The ranking rests on {number_of[fewest]}; {WANTED_EVALUATORS} of different training would bear more."]
+    words = {1: "one independent evaluator alone", 2: "two independent evaluators"}
+    return [f"The ranking rests on {words[fewest]}; {EXPECTED_EVALUATORS} of different training would bear more."]
 
 
 def _flips(pairs: Sequence[Pair]) -> list[str]:
     return _limited(
         [
-            f"{_listed([METRIC_NAMES[key] for key in opinion.flips])} of {opinion.evaluator} "
+            f"{_listed([quantities()[key].label for key in opinion.flips])} of {opinion.evaluator} "
             f"{'orders' if len(opinion.flips) == 1 else 'order'} {pair.first} and {pair.second} the other way round "
             f"than its {opinion.name}."
             for pair in pairs
@@ -281,10 +264,15 @@ def _flips(pairs: Sequence[Pair]) -> list[str]:
     )
 
 
-def _names(runs: Sequence[str]) -> str:
-    return ", ".join(dict.fromkeys(runs))
+def _value(row: ScoreRow) -> str:
+    return format_score(row.score) + (f" ± {format_spread(row.score_sd)}" if row.score_sd is not None else "")
 
 
-def scored_runs(tables: Sequence[ScoreTable]) -> list[str]:
-    """Labels of all runs that have a score, those of the first table first, best first."""
-    return list(dict.fromkeys(row.run for table in tables for row in (*table.rows, *table.apart)))
+def _limited(sentences: list[str]) -> list[str]:
+    more = len(sentences) - MAX_SENTENCES
+    return sentences if more <= 0 else [*sentences[:MAX_SENTENCES], f"Of {more} more pairs of runs the same is true."]
+
+
+def _listed(words: Sequence[str]) -> str:
+    shown = list(words[: 2 * MAX_SENTENCES])
+    return ", ".join(shown) + (f" and {len(words) - len(shown)} more" if len(words) > len(shown) else "")

@@ -4,18 +4,8 @@ import math
 from collections.abc import Sequence
 
 from driftkit.methods.registry import METHODS
+from driftkit.metrics.base import Quantity
 
-# Scores beside the Fréchet distance, in the order in which they are shown.
-METRIC_NAMES = {
-    "kid_mean": "KID",
-    "precision": "Precision",
-    "recall": "Recall",
-    "density": "Density",
-    "coverage": "Coverage",
-    "inception_score_mean": "IS",
-    "nearest_ratio": "Novelty",
-}
-SHARES = ("precision", "recall", "density", "coverage")
 BLOCKS = "▁▂▃▄▅▆▇█"
 
 
@@ -24,13 +14,13 @@ def short_name(name: str) -> str:
     return name.rstrip("/").rsplit("/", 1)[-1]
 
 
-def method_name(name: str) -> str:
-    """The method as people write it."""
+def method_label(name: str) -> str:
+    """The method as people write it; the name itself where it is unknown."""
     return METHODS[name].label if name in METHODS else name
 
 
-def way_name(sampler: str | None, nfe: int | None) -> str:
-    """How images were sampled, for example "ddim, 50 NFE"."""
+def sampler_label(sampler: str | None, nfe: int | None) -> str:
+    """The sampler setup, for example "ddim, 50 NFE"."""
     return f"{sampler or 'images'}, {nfe} NFE" if nfe is not None else (sampler or "images")
 
 
@@ -53,11 +43,6 @@ def format_seconds(value: float | None) -> str:
     return f"{value / 60:.0f} min" if value < 7200 else f"{value / 3600:.1f} h"
 
 
-def format_share(value: float | None) -> str:
-    """0.613; a dash for None."""
-    return "–" if value is None else f"{value:.3f}"
-
-
 def format_score(value: float | None) -> str:
     """Two decimals from 1 on and one from 100 on, four below, powers of ten below 0.001; a dash for None."""
     if value is None:
@@ -68,9 +53,9 @@ def format_score(value: float | None) -> str:
     return f"{value:,.{decimals}f}"
 
 
-def format_metric(value: float | None, key: str) -> str:
-    """Shares with three decimals, everything else with four digits."""
-    return format_share(value) if key in SHARES else format_score(value)
+def format_metric(value: float | None, quantity: Quantity) -> str:
+    """Shares with three decimals, all other numbers as `format_score`; a dash for None."""
+    return f"{value:.3f}" if value is not None and quantity.unit == "share" else format_score(value)
 
 
 def format_rate(value: float | None) -> str:
@@ -88,15 +73,15 @@ def format_spread(value: float) -> str:
 def sparkline(values: Sequence[float | None], *, width: int = 12) -> str:
     """A curve of at most `width` blocks, each the mean of neighbouring values; from the lowest to the highest value.
 
-    A curve without any change is drawn at half height. An empty text where there are fewer than two finite values.
+    A constant curve is drawn at half height. Empty where there are fewer than two finite values.
     """
-    known = [v for v in values if v is not None and math.isfinite(v)]
-    if len(known) < 2:
+    numbers = [v for v in values if v is not None and math.isfinite(v)]
+    if len(numbers) < 2:
         return ""
-    count = min(width, len(known))
+    count = min(width, len(numbers))
     means = []
     for i in range(count):
-        group = known[i * len(known) // count : (i + 1) * len(known) // count]
+        group = numbers[i * len(numbers) // count : (i + 1) * len(numbers) // count]
         means.append(sum(group) / len(group))
     low, high = min(means), max(means)
     if high == low:

@@ -1,160 +1,133 @@
 """Making the evaluations that a comparison lacks: every run, sampler and NFE of the cost curve, scored alike."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 
-from driftkit.comparison.reading import count, mapping, text
+from driftkit.comparison.compare_config import CompareConfig
 from driftkit.comparison.run_summary import RunSummary
-from driftkit.comparison.score_table import read_evaluations
 from driftkit.config.sampling_config import SamplingConfig
 from driftkit.errors import DriftkitError
+from driftkit.methods.registry import METHODS
 from driftkit.runtime.progress import Report
+from driftkit.scoring.evaluation_record import read_evaluations
 from driftkit.scoring.evaluator import Evaluator, ScoringOptions, evaluate, open_evaluator
 from driftkit.scoring.image_set import DEFAULT_NUM_IMAGES, ScoringExecution, default_batch_size
 from driftkit.storage.run_folder import Run
 
-
-@dataclass(frozen=True)
-class MissingScores:
-    """Which scores are made where they are missing, the same for all runs.
-
-    Attributes:
-        reference: data SPEC of the real images, or a file of statistics.
-        features: the evaluators, as in `fid`.
-        features_weights: local weights of it.
-        num_images: per score.
-        nfe: evaluations per image at which samplers of many steps are scored; None takes 1, 2, 5, 10, 20, 50, 100.
-        seed: of the noise.
-        all_checkpoints: score every checkpoint that is kept (at the sampler's own NFE), not only the last.
-        allow_collapsed: score even images that are all alike.
-        batch_size: images at a time; None: `default_batch_size`.
-    """
-
-    reference: str
-    features: tuple[str, ...] = ("inception",)
-    features_weights: Path | None = None
-    num_images: int | None = None
-    nfe: tuple[int, ...] | None = None
-    seed: int = 0
-    all_checkpoints: bool = False
-    allow_collapsed: bool = False
-    batch_size: int | None = None
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+SEED = 0
 
 
 @dataclass(frozen=True)
-class Way:
-    """One score to make: a sampler at an NFE and a step; None where the default holds."""
+class SamplerSetup:
+    """One score to make."""
 
     sampler: str
-    nfe: int | None
+    nfe: int
     step: int
 
 
 def fill_missing(
-    generators: Sequence[tuple[Run, RunSummary]],
-    wanted: MissingScores,
+    runs: Sequence[RunSummary],
+    config: CompareConfig,
+    device: torch.device,
     report: Report,
-    tell: Callable[[str], None] = lambda line: None,
+    notify: Callable[[str], None] = lambda line: None,
 ) -> list[str]:
-    """Evaluate what is not there yet; the results go into the runs, where `fid` would put them.
+    """Make the evaluations that do not exist yet; they are written into the runs, where `fid` writes them.
 
     Args:
-        tell: told in one line what a user should know while it runs.
+        config: says which scores are made, the same for all runs.
+        report, notify: called with the progress, and with sentences for the user.
 
     Returns:
         One sentence for every score that could not be made.
 
     Raises:
-        ArtifactError: the judge or the reference is not there.
+        ArtifactError: an extractor or the reference is absent.
         UsageError: a wrong name of either.
     """
-    execution = ScoringExecution(
-        wanted.batch_size or default_batch_size(wanted.device), wanted.device, report=report, notify=tell
-    )
-    options = ScoringOptions(allow_collapsed=wanted.allow_collapsed)
-    judges = [
+    assert config.reference is not None
+    options = ScoringOptions(allow_collapsed=config.allow_collapsed)
+    execution = ScoringExecution(default_batch_size(device), device, report=report, notify=notify)
+    evaluators = [
         open_evaluator(
-            wanted.reference,
-            extractor=features,
-            extractor_weights=wanted.features_weights,
+            config.reference,
+            extractor=name,
+            extractor_weights=config.extractor_weights,
+            # Copies are the same for all: they are searched in the features of the first extractor alone.
             options=options if number == 0 else options.without_memorization(),
             execution=execution,
         )
-        for number, features in enumerate(wanted.features)
+        for number, name in enumerate(config.extractor)
     ]
-    num_images = wanted.num_images or DEFAULT_NUM_IMAGES
-    missing: list[tuple[Run, RunSummary, Way, list[Evaluator]]] = []
+    num_images = config.num_images or DEFAULT_NUM_IMAGES
+    missing: list[tuple[RunSummary, SamplerSetup, list[Evaluator]]] = []
     problems = []
-    for run, summary in generators:
+    for run in runs:
         try:
-            ways = ways_of(run, wanted)
+            setups = setups_of(run, config.nfes, all_checkpoints=config.all_checkpoints)
         except DriftkitError as error:
-            problems.append(f"{summary.label} was not scored: {error}")
+            problems.append(f"{run.label} was not scored: {error}")
             continue
-        done = [_done(run, judge, num_images, wanted.seed) for judge in judges]
-        for way in ways:
-            lacking = [judge for judge, known in zip(judges, done, strict=True) if way not in known]
-            missing += [(run, summary, way, lacking)] if lacking else []
-    for run, summary, way, lacking in missing:
+        done = [_done(run.folder, evaluator, num_images) for evaluator in evaluators]
+        for setup in setups:
+            lacking = [e for e, scored in zip(evaluators, done, strict=True) if setup not in scored]
+            missing += [(run, setup, lacking)] if lacking else []
+    for run, setup, lacking in missing:
         report("scores", 0, len(missing))
+        sampling = SamplingConfig(sampler=setup.sampler, nfe=setup.nfe, weights="ema", seed=SEED, step=setup.step)
         try:
-            evaluate(
-                lacking,
-                run.path,
-                num_images=num_images,
-                sampling=SamplingConfig(sampler=way.sampler, nfe=way.nfe, seed=wanted.seed, step=way.step),
-            )
+            evaluate(lacking, run.folder.path, num_images=num_images, sampling=sampling)
         except DriftkitError as error:
-            at = f"{way.sampler}{f' at {way.nfe} NFE' if way.nfe else ''}, step {way.step}"
-            problems.append(f"{summary.label} was not scored ({at}): {error}")
+            problems.append(
+                f"{run.label} was not scored ({setup.sampler} at {setup.nfe} NFE, step {setup.step}): {error}"
+            )
         report("scores", 1, len(missing))
     return problems
 
 
-def ways_of(run: Run, wanted: MissingScores) -> list[Way]:
-    """What is to be scored of a run: every sampler of the cost curve at the last step, and the default at the others.
+def setups_of(
+    run: RunSummary, nfes: Sequence[int] | None = None, *, all_checkpoints: bool = False
+) -> list[SamplerSetup]:
+    """The scores of a run: every sampler of the cost curve at the last step, and the default one at the others.
 
     Raises:
         ArtifactError: the run has no checkpoint.
     """
-    from driftkit.methods.registry import METHODS
-
-    method = METHODS[run.objective]
-    last = run.checkpoint().step
-    ways = [
-        Way(spec.name, nfe, last)
+    method, last = METHODS[run.method], run.folder.checkpoint().step
+    setups = [
+        SamplerSetup(spec.name, nfe, last)
         for spec in method.samplers.values()
         if spec.curve_nfes
-        for nfe in (spec.curve_nfes if spec.fixed_nfe else wanted.nfe or spec.curve_nfes)
+        for nfe in (spec.curve_nfes if spec.fixed_nfe else nfes or spec.curve_nfes)
     ]
-    if wanted.all_checkpoints:
+    if all_checkpoints:
         spec = method.default_sampler
         default = spec.default_nfe(method.config())
-        nfe = default if spec.fixed_nfe else max(wanted.nfe or (default,))
-        ways += [Way(spec.name, nfe, c.step) for c in run.checkpoints() if c.step != last]
-    return ways
+        nfe = default if spec.fixed_nfe else max(nfes or (default,))
+        setups += [SamplerSetup(spec.name, nfe, c.step) for c in run.folder.checkpoints() if c.step != last]
+    return setups
 
 
-def _done(run: Run, judge: Evaluator, num_images: int, seed: int) -> list[Way]:
-    """The ways that were scored by this judge in float32, against these images, with that count and seed."""
-    found = []
-    for document in read_evaluations(run)[0]:
-        theirs, ours = mapping(document.get("extractor")), judge.extractor.info
-        same = (
-            all(theirs.get(key) == getattr(ours, key) for key in ("name", "weights_digest", "resize"))
-            and mapping(document.get("reference")).get("digest") == judge.reference.info.digest
-            and count(document.get("num_images")) == num_images
-            and document.get("weights") == "ema"
-            and document.get("seed") == seed
-            and not document.get("sampler_options")
-            and document.get("sampler_precision") == "float32"
-            and isinstance(document.get("kinship"), dict)
-        )
-        sampler, step = text(document.get("sampler")), count(document.get("step"))
-        if same and sampler is not None and step is not None:
-            found.append(Way(sampler, count(document.get("nfe")), step))
-    return found
+def _done(run: Run, evaluator: Evaluator, num_images: int) -> set[SamplerSetup]:
+    """The setups that this evaluator has scored in float32, with that reference, count and seed."""
+    expected = evaluator.extractor.info
+    done = set()
+    for record in read_evaluations(run)[0]:
+        sampling, by = record.sampling, record.extractor
+        if (
+            (by.name, by.weights_digest, by.resize) == (expected.name, expected.weights_digest, expected.resize)
+            and record.reference.digest == evaluator.reference.info.digest
+            and record.num_images == num_images
+            and record.kinship is not None
+            and sampling is not None
+            and (sampling.weights, sampling.seed, sampling.precision) == ("ema", SEED, "float32")
+            and not sampling.options
+            and sampling.sampler is not None
+            and sampling.nfe is not None
+            and sampling.step is not None
+        ):
+            done.add(SamplerSetup(sampling.sampler, sampling.nfe, sampling.step))
+    return done

@@ -1,116 +1,268 @@
-"""Pictures made of images: sample grids, nearest real neighbours, and how fixed noise turns into images in training."""
+"""Pictures of a comparison: sample grids, nearest real images, and how fixed noise becomes images during training."""
 
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torchvision.utils import make_grid
 
+from driftkit.comparison.compare_config import CompareConfig
+from driftkit.comparison.run_summary import RunSummary
+from driftkit.datasets.packs import ImagePack
+from driftkit.errors import ArtifactError, DriftkitError
+from driftkit.methods.registry import METHODS
 from driftkit.runtime.drawing import Figure
+from driftkit.runtime.progress import Report
+from driftkit.scoring.extractors import Extractor, load_extractor
+from driftkit.storage.images import SampleSet, read_grid, read_samples
 
-GRID_TILE = 64
-GAP = 3
-FRAME_ROWS, FRAME_COLUMNS = 4, 8
-FRAME_TILE = 48
+GRID_IMAGES, GRID_COLUMNS, GRID_TILE, GRID_GAP = 64, 8, 64, 3
+NEIGHBOUR_COLUMNS, NEIGHBOUR_ROWS = 8, 2
+MAX_FRAMES, FRAME_IMAGES, FRAME_COLUMNS, FRAME_TILE = 16, 32, 8, 48
 FRAME_MS, LAST_FRAME_MS = 700, 2000
 WEBP_QUALITY = 82
+SEED = 0
 
 
 @dataclass(frozen=True)
 class Frame:
-    """What one fixed set of noises gave at one step, as the page shows it."""
+    """Images from one fixed set of noises at one training step, as WebP."""
 
     step: int
-    image: bytes  # WebP
+    image: bytes
 
 
 @dataclass(frozen=True)
 class Evolution:
-    """The frames of one run, oldest first, and the same as one moving picture for other uses."""
+    """The frames of one run, oldest first, and the same as one looping WebP animation."""
 
     run: str
     name: str
     frames: list[Frame]
-    animation: bytes  # WebP, looping
+    animation: bytes
     width: int
     height: int
 
 
-def grid_figure(images: torch.Tensor, *, name: str, alt: str, caption: str, count: int = 64) -> Figure:
-    """The first `count` of uint8 images [N, 3, H, W] in rows of 8; small ones are enlarged by whole pixels."""
-    return _tiled(_fit(images[:count], GRID_TILE), columns=8, name=name, alt=alt, caption=caption)
+@dataclass
+class Pictures:
+    """All pictures, and one sentence for each that could not be made."""
+
+    grids: list[Figure] = field(default_factory=list)
+    neighbours: list[Figure] = field(default_factory=list)
+    evolutions: list[Evolution] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
-def neighbour_figure(generated: torch.Tensor, neighbours: torch.Tensor, *, name: str, alt: str, caption: str) -> Figure:
-    """Generated images in the upper row, under each its nearest real ones, the nearest first.
+def make_pictures(runs: Sequence[RunSummary], config: CompareConfig, device: torch.device, report: Report) -> Pictures:
+    """Grids of the same noises for all runs, their nearest real images if `neighbours` is set, and training frames."""
+    pictures = Pictures()
+    extractor = None
+    if config.neighbours and config.neighbours_by == "features":
+        extractor = load_extractor(config.extractor[0], weights=config.extractor_weights, device=device)
+    packs: dict[str, ImagePack | str] = {}
+    for number, run in enumerate(runs, start=1):
+        try:
+            images, info = same_noise_samples(run, device)
+        except DriftkitError as error:
+            pictures.notes.append(f"{run.label} has no grid: {error}")
+        else:
+            pictures.grids.append(_sample_grid(images, info, run, number))
+            if config.neighbours:
+                try:
+                    figure = _neighbours_of_run(images, run, config.neighbours_in, extractor, packs, number)
+                    pictures.neighbours.append(figure)
+                except DriftkitError as error:
+                    pictures.notes.append(f"{run.label} has no neighbours: {error}")
+        grids, problems = _training_grids(run)
+        pictures.notes += problems
+        if len(grids) > 1:
+            pictures.evolutions.append(evolution(run.label, grids, name=f"evolution-{number}"))
+        report("pictures", 1, len(runs))
+    return pictures
+
+
+def same_noise_samples(run: RunSummary, device: torch.device) -> tuple[torch.Tensor, Mapping[str, Any]]:
+    """The first 64 samples of seed 0 at the last step by the default sampler: from the run, or generated now.
+
+    Image i of seed 0 starts from the same noise in every run of that image size.
+    """
+    from driftkit.training.sampling import generate
+
+    expected = {
+        "seed": SEED,
+        "step": run.steps,
+        "weights": "ema",
+        "sampler": METHODS[run.method].default_sampler.name,
+    }
+    best: SampleSet | None = None
+    for path in sorted(Path(run.path, "samples").glob("[!.]*.safetensors")):
+        try:
+            samples = read_samples(path)
+        except ArtifactError:  # not a sample file of driftkit: the run's own samples are generated again
+            continue
+        matches = samples.record.model_dump(include=set(expected)) == expected
+        if matches and not samples.record.sampler_options:
+            best = samples if best is None or len(samples.images) > len(best.images) else best
+    if best is not None and len(best.images) >= NEIGHBOUR_COLUMNS:
+        return best.images[:GRID_IMAGES], best.record.model_dump()
+    return generate(run.folder, num_images=GRID_IMAGES, seed=SEED, weights="ema", batch_size=GRID_IMAGES, device=device)
+
+
+def _sample_grid(images: torch.Tensor, info: Mapping[str, Any], run: RunSummary, number: int) -> Figure:
+    sampler, nfe, weights, step, seed = (info.get(key) for key in ("sampler", "nfe", "weights", "step", "seed"))
+    setup = f"{sampler}, {nfe} NFE, {weights} weights, step {step}, seed {seed}"
+    return grid_figure(
+        images,
+        name=f"samples-{number}",
+        alt=f"{len(images)} uncurated samples of {run.label} ({setup}).",
+        caption=f"{run.label}: {setup}",
+    )
+
+
+def _neighbours_of_run(
+    images: torch.Tensor,
+    run: RunSummary,
+    searched: str | None,
+    extractor: Extractor | None,
+    packs: dict[str, ImagePack | str],
+    number: int,
+) -> Figure:
+    """The figure of one run.
+
+    Args:
+        searched: data SPEC of the real images; None takes the run's training images.
+        extractor: compares features; None compares pixels.
+        packs: opened before, or why one cannot be opened; by SPEC.
+    """
+    spec = searched or run.data
+    if spec is None:
+        raise ArtifactError("its manifest names no training images")
+    if spec not in packs:
+        packs[spec] = _open_pack(spec, run.image_size)
+    pack = packs[spec]
+    if isinstance(pack, str):
+        raise ArtifactError(f"{pack}; name images with `neighbours_in`")
+    if searched is None and run.data_digest not in (None, pack.digest):
+        raise ArtifactError(f"{spec} holds other images than those it was trained on")
+    if pack.images.shape[1:] != images.shape[1:]:
+        raise ArtifactError(f"the images of {spec} are {pack.images.shape[-1]} pixels wide")
+    indices, distances = nearest(images, pack.images, count=NEIGHBOUR_ROWS, extractor=extractor)
+    real = pack.images[indices[:NEIGHBOUR_COLUMNS].flatten()]
+    median = float(distances[:, 0].median())
+    among = "the training images" if searched is None else spec
+    by = "pixels" if extractor is None else extractor.name
+    typical = f"{median:.3f} of the range from black to white" if extractor is None else f"{median:.3g}"
+    return neighbour_figure(
+        images[:NEIGHBOUR_COLUMNS],
+        real.unflatten(0, (-1, NEIGHBOUR_ROWS)),
+        name=f"neighbours-{number}",
+        alt=f"{NEIGHBOUR_COLUMNS} samples of {run.label}, under each the {NEIGHBOUR_ROWS} nearest of {among} by {by}.",
+        caption=f"{run.label}: above the first samples, below their nearest of {among}, by {by}. Half of "
+        f"{len(images)} samples have one within {typical}.",
+    )
+
+
+def _open_pack(spec: str, image_size: int | None) -> ImagePack | str:
+    """The images, or why they cannot be opened."""
+    from driftkit.datasets.sources import open_dataset
+
+    try:
+        return open_dataset(spec, image_size=image_size, allow_download=False)
+    except DriftkitError as error:
+        return str(error)
+
+
+def nearest(
+    generated: torch.Tensor,
+    real: torch.Tensor,
+    *,
+    count: int = 3,
+    extractor: Extractor | None = None,
+    chunk: int = 4096,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The `count` nearest real images of every generated one.
 
     Args:
         generated: uint8 [N, 3, H, W].
-        neighbours: uint8 [N, K, 3, H, W].
+        real: uint8 [M, 3, H, W], M >= count.
+        extractor: compares its features; None compares pixels.
+        chunk: real images read at a time, so that a mapped pack need not fit into memory as floats.
+
+    Returns:
+        Indices into the real images, int64 [N, count], nearest first, and distances, float32 [N, count]; of pixels the
+        root of the mean square over all values, in units where black is 0 and white is 1; of features Euclidean.
+
+    Raises:
+        ValueError: fewer real images than `count`, or images of another size.
     """
-    rows = [generated, *neighbours.unbind(1)]
-    tiles = _fit(torch.cat(rows), GRID_TILE)
-    return _tiled(tiles, columns=len(generated), name=name, alt=alt, caption=caption, rule_after=1)
+    if len(real) < count:
+        raise ValueError(f"expected at least {count} real images, got {len(real)}")
+    if extractor is None and real.shape[1:] != generated.shape[1:]:
+        raise ValueError(f"expected real images of {list(generated.shape[1:])}, got {list(real.shape[1:])}")
+    queries = _vectors(generated, extractor)
+    distances = torch.empty(len(generated), 0, dtype=torch.float64)
+    indices = torch.empty(len(generated), 0, dtype=torch.int64)
+    for first in range(0, len(real), chunk):
+        part = real[first : first + chunk]
+        distances = torch.cat([distances, torch.cdist(queries, _vectors(part, extractor))], dim=1)
+        numbers = torch.arange(first, first + len(part)).expand(len(generated), -1)
+        indices = torch.cat([indices, numbers], dim=1)
+        distances, order = distances.topk(min(count, distances.shape[1]), dim=1, largest=False)
+        indices = indices.gather(1, order)
+    scale = queries.shape[1] ** -0.5 if extractor is None else 1.0
+    return indices, (distances * scale).float()
 
 
-def _tiled(
-    tiles: torch.Tensor, *, columns: int, name: str, alt: str, caption: str, rule_after: int | None = None
-) -> Figure:
-    """Tiles on a transparent ground, with more room after row `rule_after`."""
-    opaque = torch.cat([tiles, torch.full_like(tiles[:, :1], 255)], dim=1)
-    grid = make_grid(opaque, nrow=columns, padding=GAP, pad_value=0)
-    if rule_after is not None:
-        at = rule_after * (tiles.shape[-2] + GAP) + GAP
-        grid = torch.cat([grid[:, :at], torch.zeros_like(grid[:, : 3 * GAP]), grid[:, at:]], dim=1)
-    picture = Image.fromarray(grid.permute(1, 2, 0).contiguous().numpy())
-    memory = io.BytesIO()
-    picture.save(memory, format="PNG", optimize=True)
-    width, height = picture.size
-    return Figure(name, alt, caption, memory.getvalue(), on_white(memory.getvalue()), width=width, height=height)
+def _vectors(images: torch.Tensor, extractor: Extractor | None) -> torch.Tensor:
+    """float64 [N, D], in which distances of equal images come out near 0: pixels in [0, 1], or features."""
+    return images.flatten(1).double() / 255 if extractor is None else extractor.features(images)[0].double()
 
 
-def _fit(images: torch.Tensor, tile: int) -> torch.Tensor:
-    """uint8 [N, 3, H, W] enlarged by whole pixels to at least `tile`, or shrunk to it from twice as large on."""
-    side = images.shape[-1]
-    if side >= 2 * tile:
-        return F.interpolate(images.float(), size=(tile, tile), mode="area").round().to(torch.uint8)
-    factor = max(1, -(-tile // side))
-    return images.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
+def _training_grids(run: RunSummary) -> tuple[list[tuple[int, torch.Tensor]], list[str]]:
+    """(step, images) of the grids that training left, at most 16, evenly spread and with the last; and problems."""
+    grids, problems = [], []
+    for path in sorted(Path(run.path, "samples").glob("step-*.png")) if run.image_size is not None else ():
+        step = path.stem.removeprefix("step-")
+        if not step.isdecimal():
+            continue
+        try:
+            grids.append((int(step), read_grid(path, run.image_size or 1)))
+        except ArtifactError as error:
+            problems.append(str(error))
+    grids.sort(key=lambda grid: grid[0])
+    if len(grids) > MAX_FRAMES:
+        grids = [grids[round(i * (len(grids) - 1) / (MAX_FRAMES - 1))] for i in range(MAX_FRAMES)]
+    return grids, problems
 
 
-def evolution(run: str, grids: Sequence[tuple[int, torch.Tensor]], *, name: str) -> Evolution | None:
-    """The first images of every grid as frames; None for fewer than two grids.
+def evolution(run: str, grids: Sequence[tuple[int, torch.Tensor]], *, name: str) -> Evolution:
+    """The first 32 images of every grid as frames.
 
     Args:
         run: label of the run.
-        grids: (step, uint8 [N, 3, H, W]) with the same noises in the same order, oldest first.
-        name: file name of the moving picture, without suffix.
+        grids: (step, uint8 [N, 3, H, W]) of the same noises in the same order, oldest first.
+        name: file name of the animation, without suffix.
     """
-    if len(grids) < 2:
-        return None
     pictures = []
     for _, images in grids:
-        tiles = _fit(images[: FRAME_ROWS * FRAME_COLUMNS], FRAME_TILE)
-        grid = make_grid(tiles, nrow=FRAME_COLUMNS, padding=2, pad_value=255)
+        grid = make_grid(_resized(images[:FRAME_IMAGES], FRAME_TILE), nrow=FRAME_COLUMNS, padding=2, pad_value=255)
         pictures.append(Image.fromarray(grid.permute(1, 2, 0).contiguous().numpy()))
-    frames = [Frame(step, _webp(picture)) for (step, _), picture in zip(grids, pictures, strict=True)]
-    labelled = [_labelled(p, f"step {step:,}") for (step, _), p in zip(grids, pictures, strict=True)]
-    memory = io.BytesIO()
-    labelled[0].save(
-        memory, format="WEBP", save_all=True, append_images=labelled[1:], loop=0, quality=WEBP_QUALITY,
-        duration=[*[FRAME_MS] * (len(labelled) - 1), LAST_FRAME_MS],
-    )  # fmt: skip
-    width, height = pictures[0].size
-    return Evolution(run, name, frames, memory.getvalue(), width, height)
-
-
-def _webp(picture: Image.Image) -> bytes:
-    memory = io.BytesIO()
-    picture.save(memory, format="WEBP", quality=WEBP_QUALITY, method=6)
-    return memory.getvalue()
+    frames = [
+        Frame(step, _encoded(picture, "WEBP", quality=WEBP_QUALITY, method=6))
+        for (step, _), picture in zip(grids, pictures, strict=True)
+    ]
+    first, *others = [_labelled(p, f"step {step:,}") for (step, _), p in zip(grids, pictures, strict=True)]
+    durations = [*[FRAME_MS] * len(others), LAST_FRAME_MS]
+    animation = _encoded(
+        first, "WEBP", save_all=True, append_images=others, loop=0, quality=WEBP_QUALITY, duration=durations
+    )
+    return Evolution(run, name, frames, animation, *pictures[0].size)
 
 
 def _labelled(picture: Image.Image, label: str) -> Image.Image:
@@ -121,10 +273,49 @@ def _labelled(picture: Image.Image, label: str) -> Image.Image:
     return taller
 
 
-def on_white(png: bytes) -> bytes:
-    """A picture with its transparent ground made white, as one wants it in a file of its own."""
-    picture = Image.open(io.BytesIO(png)).convert("RGBA")
+def grid_figure(images: torch.Tensor, *, name: str, alt: str, caption: str) -> Figure:
+    """The first 64 of uint8 images [N, 3, H, W] in rows of 8; small ones are enlarged by whole pixels."""
+    return _tiled(_resized(images[:GRID_IMAGES], GRID_TILE), GRID_COLUMNS, name=name, alt=alt, caption=caption)
+
+
+def neighbour_figure(generated: torch.Tensor, neighbours: torch.Tensor, *, name: str, alt: str, caption: str) -> Figure:
+    """Generated images in the upper row, under each its nearest real ones, the nearest first.
+
+    Args:
+        generated: uint8 [N, 3, H, W].
+        neighbours: uint8 [N, K, 3, H, W].
+    """
+    tiles = _resized(torch.cat([generated, *neighbours.unbind(1)]), GRID_TILE)
+    return _tiled(tiles, len(generated), name=name, alt=alt, caption=caption, gap_after_first_row=True)
+
+
+def _tiled(
+    tiles: torch.Tensor, columns: int, *, name: str, alt: str, caption: str, gap_after_first_row: bool = False
+) -> Figure:
+    """Tiles on a transparent ground."""
+    opaque = torch.cat([tiles, torch.full_like(tiles[:, :1], 255)], dim=1)
+    grid = make_grid(opaque, nrow=columns, padding=GRID_GAP, pad_value=0)
+    if gap_after_first_row:
+        at = tiles.shape[-2] + 2 * GRID_GAP
+        grid = torch.cat([grid[:, :at], torch.zeros_like(grid[:, : 3 * GRID_GAP]), grid[:, at:]], dim=1)
+    picture = Image.fromarray(grid.permute(1, 2, 0).contiguous().numpy())
     ground = Image.new("RGBA", picture.size, "white")
+    on_white = Image.alpha_composite(ground, picture).convert("RGB")
+    width, height = picture.size
+    light, png = (_encoded(image, "PNG", optimize=True) for image in (picture, on_white))
+    return Figure(name, alt, caption, light, png, width=width, height=height)
+
+
+def _resized(images: torch.Tensor, tile: int) -> torch.Tensor:
+    """uint8 [N, 3, H, W] enlarged by whole pixels to at least `tile`, or shrunk to it from twice as large on."""
+    side = images.shape[-1]
+    if side >= 2 * tile:
+        return F.interpolate(images.float(), size=(tile, tile), mode="area").round().to(torch.uint8)
+    factor = max(1, -(-tile // side))
+    return images.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
+
+
+def _encoded(picture: Image.Image, kind: str, **options: object) -> bytes:
     memory = io.BytesIO()
-    Image.alpha_composite(ground, picture).convert("RGB").save(memory, format="PNG", optimize=True)
+    picture.save(memory, format=kind, **options)
     return memory.getvalue()

@@ -1,44 +1,123 @@
-"""The comparison as one HTML page that needs nothing but itself: no network, no other file."""
+"""The comparison as a record, and as one HTML page that needs nothing but itself: no network, no other file."""
 
 import base64
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from importlib.resources import files
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from pydantic import BaseModel, Field
 
-from driftkit.comparison.budgets import EqualBudget, nfe_budgets, training_budgets
+from driftkit.comparison.agreement import Pair
+from driftkit.comparison.budgets import EqualBudget
 from driftkit.comparison.formats import (
-    METRIC_NAMES,
     format_count,
     format_metric,
     format_rate,
     format_score,
     format_seconds,
     format_spread,
-    method_name,
+    method_label,
 )
 from driftkit.comparison.pictures import Evolution
-from driftkit.comparison.run_summary import RunSummary
-from driftkit.comparison.score_records import speed_of
-from driftkit.comparison.score_table import RANDOM_WEIGHTS, SMALL_N, ScoreRow, ScoreTable
-from driftkit.comparison.speed import Speed
+from driftkit.comparison.run_summary import RunSummary, curves_of
+from driftkit.comparison.score_table import RANDOM_WEIGHTS, SMALL_N, UNFINISHED, ScoreTable
+from driftkit.comparison.speed import Speed, speed_of
+from driftkit.errors import ArtifactError
+from driftkit.methods.registry import METHODS, Curve
+from driftkit.metrics.registry import REQUIRED, quantities
 from driftkit.runtime.drawing import Figure
+from driftkit.storage.files import sha256, write_bytes
+from driftkit.storage.records import Record
 
 LOUD = ("kin evaluator", RANDOM_WEIGHTS)
 SPARK_WIDTH, SPARK_HEIGHT = 88, 22
 
 
+class SpeedSection(BaseModel):
+    """Measured speeds, and what was held equal; no settings where nothing was measured."""
+
+    settings: dict[str, Any] | None = None
+    results: list[Speed] = Field(default_factory=list)
+
+
+class ComparisonRecord(Record):
+    """compare.json: everything the report shows.
+
+    Attributes:
+        findings, cautions: what the numbers say, and what speaks against them.
+        pairs: opinions of evaluators on every two scored runs.
+        runs, encoders: the compared runs, and runs that train encoders.
+        differences: config key -> value of each run.
+        skipped: arguments that are no runs, with `path` and `reason`.
+        records: one flat record per score, the rows of compare.csv.
+        budgets: key of a score table -> scores at equal cost.
+        figures: name -> file.
+        files: file -> its sha256 and size in bytes.
+    """
+
+    kind: ClassVar[str] = "comparison"
+
+    driftkit: str
+    created: str
+    findings: list[str] = Field(default_factory=list)
+    cautions: list[str] = Field(default_factory=list)
+    pairs: list[Pair] = Field(default_factory=list)
+    runs: list[RunSummary]
+    encoders: list[RunSummary] = Field(default_factory=list)
+    differences: dict[str, list[Any]] = Field(default_factory=dict)
+    skipped: list[dict[str, str]] = Field(default_factory=list)
+    score_tables: list[ScoreTable] = Field(default_factory=list)
+    records: list[dict[str, Any]] = Field(default_factory=list)
+    budgets: dict[str, list[EqualBudget]] = Field(default_factory=dict)
+    speed: SpeedSection = SpeedSection()
+    notes: list[str] = Field(default_factory=list)
+    figures: dict[str, str] = Field(default_factory=dict)
+    files: dict[str, dict[str, Any]] = Field(default_factory=dict)
+
+
+def write_comparison(output: Path, record: ComparisonRecord, content: Mapping[str, bytes]) -> ComparisonRecord:
+    """Write the files of a comparison and then compare.json, and remove figures of an earlier comparison.
+
+    Args:
+        output: a folder that no other process writes.
+        content: file name relative to the folder -> content.
+
+    Returns:
+        The record as written, with the checksums of the files.
+    """
+    path = output / "compare.json"
+    try:
+        earlier = ComparisonRecord.read(path)
+    except ArtifactError:  # there is none, or it cannot be read
+        earlier = None
+    if earlier is not None:  # its files are replaced one by one, so it lists none of them from now on
+        earlier.model_copy(update={"files": {}}).write(path)
+    for name, data in content.items():
+        write_bytes(output / name, data)
+    remove_stale_figures(output, earlier.figures.values() if earlier else (), kept=content)
+    checksums = {name: {"sha256": sha256(data), "bytes": len(data)} for name, data in content.items()}
+    record = record.model_copy(update={"files": checksums})
+    record.write(path)
+    return record
+
+
+def remove_stale_figures(output: Path, named: Iterable[str], *, kept: Container[str]) -> None:
+    """Remove figures that an earlier comparison names, from the folder of figures and nowhere else."""
+    for name in named:
+        path = output / "figures" / Path(name).name
+        for stale in (path, path.with_suffix(".svg")):
+            if f"figures/{stale.name}" not in kept and stale.is_file():
+                stale.unlink()
+
+
 def render_report(
-    document: Mapping[str, Any],
+    record: ComparisonRecord,
     *,
-    runs: Sequence[RunSummary],
-    encoders: Sequence[RunSummary],
-    tables: Sequence[ScoreTable],
-    speeds: Sequence[Speed],
     figures: Mapping[str, Sequence[Figure]],
     colours: Mapping[str, int],
     evolutions: Sequence[Evolution] = (),
@@ -46,14 +125,9 @@ def render_report(
     """The page.
 
     Args:
-        document: the comparison as JSON data, embedded for reuse; its findings, notes, skipped folders and settings
-            are shown.
-        runs: the compared runs.
-        encoders: runs that train encoders, listed apart.
-        tables: score tables, one per evaluator.
-        speeds: sampling speeds.
+        record: what is shown, embedded as JSON for reuse.
         figures: section ("curves", "grids", "neighbours", or the key of a score table) -> its pictures.
-        colours: run label -> place in the palette.
+        colours: run label -> index in the palette.
         evolutions: frames of the runs' trainings.
 
     Returns:
@@ -72,24 +146,31 @@ def render_report(
         rate=format_rate,
         embedded=embedded_json,
         data_uri=data_uri,
-        method=method_name,
         spark=sparkline_points,
         value=config_value,
     )
-    style, script = _asset("report.css"), _asset("report.js")
+    style, script = (
+        (files("driftkit.comparison") / "templates" / name).read_text(encoding="utf-8")
+        for name in ("report.css", "report.js")
+    )
+    methods = [METHODS[name] for name in dict.fromkeys(run.method for run in record.runs) if name in METHODS]
     return environment.get_template("report.html.j2").render(
-        document=document,
-        runs=runs,
-        encoders=encoders,
-        tables=tables,
-        views={table.key: table_view(table, runs, speeds) for table in tables},
-        speeds=sorted(speeds, key=lambda s: -s.images_per_second),
+        record=record,
+        document=record.document(),
+        views={table.key: table_view(table, record) for table in record.score_tables},
+        speeds=sorted(record.speed.results, key=lambda s: -s.images_per_second),
         figures={"curves": (), "grids": (), "neighbours": (), **figures},
         evolutions=evolutions,
         colours=colours,
-        headline=headline(runs, tables, speeds),
+        headline=headline(record),
+        curve_notes=list(dict.fromkeys(method.curves_note for method in methods if method.curves_note)),
+        curves=list(dict.fromkeys(curve for method in methods for curve in method.curves if curve.key != "loss")),
+        quantities=[q for q in quantities().values() if q.column and q.key != REQUIRED],
+        required=quantities()[REQUIRED],
         loud=LOUD,
         small_n=SMALL_N,
+        random_weights=RANDOM_WEIGHTS,
+        unfinished=UNFINISHED,
         style=Markup(style),
         script=Markup(script),
         policy=f"default-src 'none'; img-src data:; style-src {_source(style)}; script-src {_source(script)}; "
@@ -97,37 +178,48 @@ def render_report(
     )
 
 
-def _asset(name: str) -> str:
-    return (files("driftkit.comparison") / "templates" / name).read_text(encoding="utf-8")
-
-
 def _source(text: str) -> str:
-    """The content as a policy names it: nothing else of its kind is let in."""
+    """The content as a content security policy names it: nothing else of its kind is allowed."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode('ascii')}'"
 
 
-def table_view(table: ScoreTable, runs: Sequence[RunSummary], speeds: Sequence[Speed]) -> dict[str, Any]:
+def table_view(table: ScoreTable, record: ComparisonRecord) -> dict[str, Any]:
     """What the page shows of a score table beside its rows: columns that any row has, speeds, budgets."""
-    known = {run.label: run for run in runs}
+    runs = {run.label: run for run in record.runs}
     rows = [
         {
             "row": row,
-            "run": known.get(row.run),
-            "speed": speed_of(speeds, row.run, row.sampler, row.nfe),
+            "run": runs.get(row.run),
+            "speed": speed_of(record.speed.results, row.run, row.sampler, row.nfe),
             "best": row is table.best(row.run) or not row.kinship.counts,
         }
-        for row in (*table.rows, *table.apart)
+        for row in table.all_rows
     ]
+    budgets = record.budgets.get(table.key, [])
     return {
         "rows": rows,
-        "metrics": metric_columns([*table.rows, *table.apart]),
+        "columns": [
+            quantity
+            for key, quantity in quantities().items()
+            if quantity.column and key != REQUIRED and any(key in row.metrics for row in table.all_rows)
+        ],
         "timed": any(entry["speed"] for entry in rows),
-        "small": any(SMALL_N in row.badges for row in (*table.rows, *table.apart)),
-        "drifting": any(run.drift_norm is not None for run in runs),
+        "small": any(SMALL_N in row.badges for row in table.all_rows),
+        "signals": signal_curves(record.runs),
+        "warnings": list(dict.fromkeys((row.run, warning) for row in table.all_rows for warning in row.warnings)),
         "hidden": sum(not entry["best"] for entry in rows),
-        "training": budget_view(training_budgets(table, runs)),
-        "nfe": budget_view(nfe_budgets(table)),
+        "training": budget_view([b for b in budgets if b.cost != "nfe"]),
+        "nfe": budget_view([b for b in budgets if b.cost == "nfe"]),
     }
+
+
+def signal_curves(runs: Sequence[RunSummary]) -> list[Curve]:
+    """Training curves other than a loss, of the first method that has any, where a run has values of the first."""
+    for run in runs:
+        curves = [curve for curve in curves_of(run.method) if curve.key != "loss"]
+        if curves and run.signals.get(curves[0].key) is not None:
+            return curves
+    return []
 
 
 def budget_view(budgets: Sequence[EqualBudget]) -> dict[str, Any] | None:
@@ -137,43 +229,36 @@ def budget_view(budgets: Sequence[EqualBudget]) -> dict[str, Any] | None:
     labels = dict.fromkeys(label for budget in budgets for label in budget.cells)
 
     def best(label: str) -> float:
-        return min((cell.fid for b in budgets if (cell := b.cells.get(label))), default=float("inf"))
+        return min((cell.score for b in budgets if (cell := b.cells.get(label))), default=float("inf"))
 
-    winners = [min((c.fid for c in b.cells.values() if c), default=None) for b in budgets]
+    winners = [min((c.score for c in b.cells.values() if c), default=None) for b in budgets]
     return {"budgets": budgets, "runs": sorted(labels, key=best), "winners": winners}
 
 
-def metric_columns(rows: Sequence[ScoreRow]) -> dict[str, str]:
-    """The scores beside FID that any of the rows has: key -> column heading."""
-    return {key: name for key, name in METRIC_NAMES.items() if any(key in row.metrics for row in rows)}
-
-
-def headline(runs: Sequence[RunSummary], tables: Sequence[ScoreTable], speeds: Sequence[Speed]) -> str:
+def headline(record: ComparisonRecord) -> str:
     """One sentence that says what was compared, without a verdict that the numbers would not bear."""
-    kinds: dict[str, int] = {}
-    for run in runs:
-        name = method_name(run.method).replace("Drifting", "drifting")
-        kinds[name] = kinds.get(name, 0) + 1
-    named = " and ".join(f"{count} {kind} run{'s' if count > 1 else ''}" for kind, count in kinds.items())
-    data = {run.data_digest or run.data: run.data for run in runs if run.data}
-    on = f" on {', '.join(str(name) for name in data.values())}" if data else ""
-    parts = [f"{named}{on}"]
+    counts: dict[str, int] = {}
+    for run in record.runs:
+        counts[method_label(run.method)] = counts.get(method_label(run.method), 0) + 1
+    methods = " and ".join(f"{count} {label} run{'s' if count > 1 else ''}" for label, count in counts.items())
+    data = {run.data_digest or run.data: run.data for run in record.runs if run.data}
+    parts = [f"{methods} on {', '.join(str(name) for name in data.values())}" if data else methods]
+    tables = record.score_tables
     if len(tables) == 1:
         parts.append(f"scored as {tables[0].name} by {tables[0].title}")
     elif tables:
-        parts.append(f"scored in {len(tables)} ways whose numbers stay apart")
+        parts.append(f"scored in {len(tables)} tables whose numbers must not be mixed")
     else:
         parts.append("not scored yet")
-    if speeds:
+    if record.speed.results:
         parts.append("timed under equal settings")
-    sentence = ", ".join(parts) + "."
-    return sentence[:1].upper() + sentence[1:]
+    return ", ".join(parts) + "."
 
 
 def sparkline_points(run: RunSummary) -> str:
-    """The drift norm of a run, or else its loss, as points of an SVG polyline of 88 x 22."""
-    key = "drift_norm" if run.drift_norm is not None else "loss"
-    values = [v for point in run.curve if (v := point[key]) is not None]
+    """The main training curve of a run as points of an SVG polyline of 88 x 22."""
+    curve = run.main_curve
+    values = [v for point in run.curve if curve and (v := point.get(curve.key)) is not None]
     if len(values) < 2:
         return ""
     low, high = min(values), max(values)

@@ -1,23 +1,30 @@
-"""What a comparison knows of each run: its manifest and its metrics, read without trusting them."""
+"""What a comparison knows of each run: its manifest and its metrics.jsonl in one typed summary."""
 
 import math
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from driftkit.comparison.formats import method_name, short_name
-from driftkit.comparison.reading import count, mapping, mean, number, text
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from driftkit.comparison.formats import method_label, short_name
 from driftkit.config.layers import flatten
 from driftkit.encoders.lineage import Lineage, lineage_of_run, read_kinship, training_encoders_of
-from driftkit.encoders.trained_encoder import MAE_RESNET
+from driftkit.errors import ArtifactError, DriftkitError
+from driftkit.methods.registry import METHODS, Curve
+from driftkit.metrics.registry import REQUIRED
 from driftkit.storage.files import digest_json
 from driftkit.storage.run_folder import Run
 
 MAX_CURVE_POINTS = 300
-# What two runs of one group may differ in: the seed, and what changes neither the numbers nor their cost.
-APART = ("seed", "trainer.log_every", "trainer.sample_every", "trainer.checkpoint_every", "trainer.keep_every",
-         "trainer.measure_every", "trainer.tracker", "trainer.rank_timeout", "data.spec")  # fmt: skip
+# What two runs of one group may differ in: the seed, and settings that change neither the numbers nor their cost.
+NOT_COMPARED = ("seed", "trainer.log_every", "trainer.sample_every", "trainer.checkpoint_every", "trainer.keep_every",
+                "trainer.measure_every", "trainer.tracker", "trainer.rank_timeout", "data.spec")  # fmt: skip
+COSTS = ("step", "images", "seconds")
+
+CurvePoint = dict[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -29,8 +36,9 @@ class RunSummary:
         path: the folder as it was given.
         group: equal for runs that differ in their seed alone.
         kind: method, encoder and feature set in words.
-        scored_by: what the scores on the way (`train --eval-every`) are: equal for runs whose scores one may compare.
-        curve: at most 300 points of step, images, seconds, loss, drift_norm, spread and score, None where one is not.
+        signals: last values of the method's training curves, by key.
+        scored_by: score, extractor and reference of `evaluation.every`: equal for runs whose curves may be compared.
+        curve: at most 300 points of step, images, seconds, score and the keys of the method's training curves.
         config: the resolved config, dotted key -> value.
         warnings: sentences on the run itself.
         training_encoders: what its training signal was computed with; see `lineage.training_encoders_of`.
@@ -55,24 +63,35 @@ class RunSummary:
     parameters: int | None
     peak_memory_gib: float | None
     device: str | None
-    state: str | None
+    state: str
     seed: int | None
-    loss: float | None
-    drift_norm: float | None
-    spread: float | None
+    signals: CurvePoint = field(default_factory=dict)
     scored_by: str | None = None
-    curve: list[dict[str, float | None]] = field(default_factory=list)
+    curve: list[CurvePoint] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     training_encoders: list[Lineage | None] = field(default_factory=list)
     lineage: Lineage | None = None
+
+    @property
+    def folder(self) -> Run:
+        return Run(Path(self.path))
+
+    @property
+    def main_curve(self) -> Curve | None:
+        """The first training curve of the method that the run has a value of."""
+        return next((c for c in curves_of(self.method) if self.signals.get(c.key) is not None), None)
+
+    @property
+    def finished(self) -> bool:
+        return self.state == "done"
 
     def cost_at(self, step: int, cost: str) -> float | None:
         """Steps, images seen or seconds of training after `step` steps, by interpolation between metric records.
 
         Args:
             step: of a checkpoint.
-            cost: "step", "images" or "seconds".
+            cost: one of COSTS.
         """
         if step <= 0 or cost == "step":
             return float(max(step, 0))
@@ -90,117 +109,209 @@ class RunSummary:
         return None
 
 
+@dataclass
+class OpenedRuns:
+    """Runs among the arguments of a comparison, and the arguments that are none, with the reason."""
+
+    generators: list[RunSummary] = field(default_factory=list)
+    encoders: list[RunSummary] = field(default_factory=list)
+    skipped: list[dict[str, str]] = field(default_factory=list)
+
+
+def open_runs(paths: Sequence[Path]) -> OpenedRuns:
+    """Sort paths into runs that generate images, encoder runs and skipped paths; a folder counts once."""
+    result = OpenedRuns()
+    runs: list[Run] = []
+    seen: set[Path] = set()
+
+    def skip(path: Path, reason: object) -> None:
+        result.skipped.append({"path": str(path), "reason": str(reason)})
+
+    for path in paths:
+        if path.resolve() in seen:
+            skip(path, "the same folder was given before")
+            continue
+        seen.add(path.resolve())
+        try:
+            runs.append(Run.open(path))
+        except DriftkitError as error:
+            skip(path, error)
+    for run, label in zip(runs, unique_labels([r.path for r in runs]), strict=True):
+        try:
+            summary = summarise(run, label=label)
+        except DriftkitError as error:
+            skip(run.path, error)
+            continue
+        if summary.method not in METHODS:
+            skip(run.path, f"unknown method {summary.method!r}")
+        elif METHODS[summary.method].generates:
+            result.generators.append(summary)
+        else:
+            result.encoders.append(summary)
+    result.generators.sort(key=lambda r: (r.method, r.kind, r.group, r.seed or 0))
+    return result
+
+
+class _Facts(BaseModel):
+    """What a comparison reads of the open parts of a manifest, by dotted key."""
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+
+    seed: int | None = Field(None, alias="config.seed")
+    method: str = Field(alias="config.objective.name")
+    data: str | None = Field(None, alias="config.data.spec")
+    image_size: int | None = Field(None, alias="config.data.image_size", ge=1)
+    batch_size: int | None = Field(None, alias="config.trainer.batch_size")
+    configured_encoder: str | None = Field(None, alias="config.objective.encoder")
+    encoder: str | None = Field(None, alias="encoder.name")
+    configured_feature_set: str | None = Field(None, alias="config.objective.feature_set")
+    feature_set: str | None = Field(None, alias="encoder.feature_set")
+    configured_random_weights: bool = Field(False, alias="config.objective.random_weights")
+    random_weights: bool = Field(False, alias="encoder.random_weights")
+    weights_digest: str | None = Field(None, alias="encoder.weights_digest")
+    scoring_every: int = Field(0, alias="config.evaluation.every")
+    scoring_extractor: str | None = Field(None, alias="config.evaluation.extractor")
+    scoring_reference: str | None = Field(None, alias="config.evaluation.reference")
+    scoring_images: int | None = Field(None, alias="config.evaluation.num_images")
+    collapse_step: int | None = Field(None, alias="collapse.first_step")
+    worst_spread: float | None = Field(None, alias="collapse.worst_spread")
+    worst_step: int | None = Field(None, alias="collapse.worst_step")
+    collapsed: bool = Field(False, alias="collapse.now")
+
+
 def summarise(run: Run, *, label: str) -> RunSummary:
-    """Read a run's manifest and metrics; what they lack stays None."""
+    """Read a run's manifest and metrics.
+
+    Raises:
+        ArtifactError: either cannot be read.
+    """
     manifest = run.manifest()
-    config = manifest.config
-    objective, data, trainer = (mapping(config.get(key)) for key in ("objective", "data", "trainer"))
-    encoder = mapping(manifest.encoder)
-    curve = thin(run.metrics())
-    named = text(encoder.get("name")) or text(objective.get("encoder"))
-    features = text(encoder.get("feature_set")) or text(objective.get("feature_set"))
-    random_weights = encoder.get("random_weights") is True or objective.get("random_weights") is True
-    state = manifest.state
-    warnings = []
-    if random_weights:
-        warnings.append("random weights: the encoder of this run was never trained")
-    if state != "done":
-        warnings.append(f"the training is not finished: its state is {state}")
-    warnings += collapse_warnings(mapping(manifest.collapse))
-    last = curve[-1] if curve else {}
-    method = text(objective.get("name")) or "unknown"
-    flat = flatten(config)
-    data_digest = manifest.data_digest
-    parts = [method_name(method), short_name(named) if named else None, features]
+    try:
+        facts = _Facts.model_validate(flatten(manifest.model_dump()))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ArtifactError(
+            f"{run.manifest_path}: {first['loc'][0]}: {first['msg']}; it was edited or damaged"
+        ) from None
+    encoder = facts.encoder or facts.configured_encoder
+    feature_set = facts.feature_set or facts.configured_feature_set
+    random_weights = facts.random_weights or facts.configured_random_weights
+    parts = [method_label(facts.method), short_name(encoder) if encoder else None, feature_set]
+    config = flatten(manifest.config)
+    keys = [curve.key for curve in curves_of(facts.method)]
+    curve = thin(run.metrics(), keys)
+    is_encoder = facts.method in METHODS and not METHODS[facts.method].generates
     return RunSummary(
         label=label,
         path=str(run.path),
-        group=_group(flat, text(encoder.get("weights_digest")), data_digest),
+        group=_group(config, facts.weights_digest, manifest.data_digest),
         kind=" · ".join(part for part in parts if part),
-        method=method,
-        encoder=short_name(named) if named else None,
-        feature_set=features,
+        method=facts.method,
+        encoder=short_name(encoder) if encoder else None,
+        feature_set=feature_set,
         random_weights=random_weights,
-        data=text(data.get("spec")),
-        data_digest=data_digest,
-        image_size=count(data.get("image_size")),
+        data=facts.data,
+        data_digest=manifest.data_digest,
+        image_size=facts.image_size,
         steps=manifest.step,
-        batch_size=count(trainer.get("batch_size")),
+        batch_size=facts.batch_size,
         images_seen=manifest.images_seen,
         train_seconds=manifest.train_seconds,
         parameters=manifest.parameters,
         peak_memory_gib=manifest.peak_memory_gib,
         device=manifest.device,
-        state=state,
-        seed=count(config.get("seed")),
-        loss=last.get("loss"),
-        drift_norm=last.get("drift_norm"),
-        spread=last.get("spread"),
-        scored_by=_scored_by(config, manifest.scored_on_the_way),
+        state=manifest.state,
+        seed=facts.seed,
+        signals={key: curve[-1][key] if curve else None for key in keys},
+        scored_by=_scored_by(facts, manifest.scored_on_the_way),
         curve=curve,
-        config=flat,
-        warnings=warnings,
+        config=config,
+        warnings=_warnings(facts, manifest.state, random_weights=random_weights),
         training_encoders=training_encoders_of(manifest),
-        lineage=lineage_of_run(manifest, "unknown") if flat.get("model.kind") == MAE_RESNET else None,
+        lineage=lineage_of_run(manifest, "unknown") if is_encoder else None,
     )
 
 
-def collapse_warnings(collapse: Mapping[str, Any]) -> list[str]:
-    """A sentence where a manifest tells of collapse while it was trained."""
-    first, worst, at = (
-        count(collapse.get("first_step")),
-        number(collapse.get("worst_spread")),
-        collapse.get("worst_step"),
-    )
-    if first is None or worst is None:
-        return []
-    over = "" if collapse.get("now") is True else ", which it recovered from"
-    return [
-        f"collapse in training from step {first:,}: generated features spread {worst:.2g} of what real ones do at step "
-        f"{count(at) or 0:,}{over}"
-    ]
+def _warnings(facts: _Facts, state: str, *, random_weights: bool) -> list[str]:
+    warnings = ["random weights: the encoder of this run was never trained"] if random_weights else []
+    if state != "done":
+        warnings.append(f"the training is not finished: its state is {state}")
+    if facts.collapse_step is not None and facts.worst_spread is not None:
+        recovered = "" if facts.collapsed else ", which it recovered from"
+        warnings.append(
+            f"collapse in training from step {facts.collapse_step:,}: generated features spread "
+            f"{facts.worst_spread:.2g} of what real ones do at step {facts.worst_step or 0:,}{recovered}"
+        )
+    return warnings
 
 
-def _scored_by(config: Mapping[str, Any], recorded: Any) -> str | None:
-    """The scores on the way in words; None where none are made."""
-    wanted = mapping(config.get("evaluation"))
-    if not count(wanted.get("every")):
+def _scored_by(facts: _Facts, kinship: Any) -> str | None:
+    """What the scores during training are, in words; None where there are none."""
+    if not facts.scoring_every:
         return None
-    reference = text(wanted.get("reference")) or text(mapping(config.get("data")).get("spec"))
-    said = f"fid@{count(wanted.get('num_images'))} by {text(wanted.get('features'))} against {reference}"
-    kinship = read_kinship(recorded) if recorded else None
-    return said if kinship is None or kinship.counts else f"{said} ({kinship.degree} evaluator)"
+    reference = facts.scoring_reference or facts.data
+    setup = f"{REQUIRED}@{facts.scoring_images} by {facts.scoring_extractor} against {reference}"
+    known = read_kinship(kinship) if kinship else None
+    return setup if known is None or known.counts else f"{setup} ({known.degree} evaluator)"
+
+
+def curves_of(method: str) -> tuple[Curve, ...]:
+    """The training curves of a method, empty for one that is unknown."""
+    return METHODS[method].curves if method in METHODS else ()
+
+
+def curve_keys() -> list[str]:
+    """The keys of all methods' training curves."""
+    return list(dict.fromkeys(curve.key for method in METHODS.values() for curve in method.curves))
 
 
 def _group(config: Mapping[str, Any], encoder_digest: str | None, data_digest: str | None) -> str:
     """The same for runs that differ in their seed alone; encoders and images count by content, not by name."""
-    by_content = {"objective.encoder"} if encoder_digest else set()
-    scored = {key for key in config if key.startswith("evaluation.")}  # scores on the way change no training
-    kept = {key: value for key, value in config.items() if key not in by_content.union(APART, scored)}
-    return digest_json([kept, encoder_digest, data_digest or config.get("data.spec")])[:12]
+    ignored = {*NOT_COMPARED, *(["objective.encoder"] if encoder_digest else [])}
+    compared = {k: v for k, v in config.items() if k not in ignored and not k.startswith("evaluation.")}
+    return digest_json([compared, encoder_digest, data_digest or config.get("data.spec")])[:12]
 
 
-def thin(records: Sequence[Mapping[str, Any]], *, most: int = MAX_CURVE_POINTS) -> list[dict[str, float | None]]:
-    """At most `most` points: averages over equally many neighbouring records, at the place of the last of them."""
-    size = max(1, math.ceil(len(records) / most))
+def thin(
+    records: Sequence[Mapping[str, Any]], keys: Sequence[str], *, limit: int = MAX_CURVE_POINTS
+) -> list[CurvePoint]:
+    """At most `limit` points: averages over equally many neighbouring records, at the position of the last of them.
+
+    Args:
+        records: of metrics.jsonl.
+        keys: signals, "loss" or keys of `health`.
+    """
+    size = max(1, math.ceil(len(records) / limit))
     points = []
     for first in range(0, len(records), size):
         group = records[first : first + size]
-        point: dict[str, float | None] = {key: number(group[-1].get(key)) for key in ("step", "images", "seconds")}
-        point["loss"] = mean(r.get("loss") for r in group)
-        for key in ("drift_norm", "spread"):
-            point[key] = mean(mapping(r.get("health")).get(key) for r in group)
-        point["score"] = mean(value for r in group for key, value in mapping(r.get("health")).items() if _is_score(key))
-        points.append(point)
+        healths = [health if isinstance(health := r.get("health"), Mapping) else {} for r in group]
+        point = {key: _finite(group[-1].get(key)) for key in COSTS}
+        for key in keys:
+            point[key] = _mean(r.get(key) for r in (group if key == "loss" else healths))
+        scores = [value for health in healths for key, value in health.items() if key.startswith(f"{REQUIRED}@")]
+        points.append({**point, "score": _mean(scores)})
     return points
 
 
-def _is_score(key: str) -> bool:
-    return key.startswith("fid@")
+def _finite(value: Any) -> float | None:
+    """A finite number as float; None for anything else that a line of metrics.jsonl may hold."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _mean(values: Iterable[Any]) -> float | None:
+    numbers = [number for value in values if (number := _finite(value)) is not None]
+    return statistics.fmean(numbers) if numbers else None
 
 
 def unique_labels(paths: Sequence[Path]) -> list[str]:
-    """The folder names, with as many parents in front as it takes to tell equal names apart."""
+    """The folder names, each preceded by as many parents as tell equal names apart."""
     parts = [path.resolve().parts for path in paths]
     depth = [1] * len(paths)
     while True:
@@ -224,13 +335,13 @@ def equality_notes(runs: Sequence[RunSummary], *, scored: bool = False) -> list[
 
     Args:
         runs: what is compared.
-        scored: leave out what `verdict.cautions` says of runs that have scores.
+        scored: skip what `conclusions.cautions` says of runs that have scores.
     """
-    notes = [f"{run.label}: {warning}" for run in runs for warning in run.warnings]
     method = "differences between them are not those of the methods alone"
-    unequal: list[tuple[str, set[Any], str]] = [("image sizes", {r.image_size for r in runs}, method)]
-    unequal += [
-        ("devices", {r.device for r in runs if r.steps}, "their training times are those of different machines")
+    machine = "their training times are those of different machines"
+    unequal: list[tuple[str, set[Any], str]] = [
+        ("image sizes", {r.image_size for r in runs}, method),
+        ("devices", {r.device for r in runs if r.steps}, machine),
     ]
     if not scored:
         unequal += [
@@ -238,4 +349,5 @@ def equality_notes(runs: Sequence[RunSummary], *, scored: bool = False) -> list[
             ("sizes of network", {r.parameters for r in runs}, method),
             ("numbers of images seen", {r.images_seen for r in runs}, method),
         ]
-    return notes + [f"the runs have different {what}; {so}" for what, values, so in unequal if len(values) > 1]
+    notes = [f"{run.label}: {warning}" for run in runs for warning in run.warnings]
+    return notes + [f"the runs have different {name}; {so}" for name, values, so in unequal if len(values) > 1]

@@ -1,42 +1,52 @@
-"""Score tables that never mix evaluators, and the rows of runs that differ in their seed alone."""
+"""Score tables that never mix evaluators, rows of runs that differ in their seed alone, and the CSV of all scores."""
 
+import csv
+import io
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from driftkit.comparison.reading import count, mapping, number, numbers, text
-from driftkit.comparison.run_summary import RunSummary
-from driftkit.encoders.lineage import Kinship, read_kinship
-from driftkit.metrics.appearance import PROPERTIES
+from driftkit.comparison.run_summary import RunSummary, curve_keys
+from driftkit.comparison.speed import Speed, speed_of
+from driftkit.encoders.lineage import Kinship
 from driftkit.metrics.memorization import NEAR_SHARE
-from driftkit.scoring import evaluation_record
+from driftkit.metrics.registry import REQUIRED, quantities
+from driftkit.scoring.evaluation_record import (
+    AppearanceInfo,
+    EvaluationRecord,
+    ExtractorInfo,
+    ReferenceInfo,
+    SamplingInfo,
+)
 from driftkit.storage.files import digest_json
-from driftkit.storage.run_folder import Run
 
 SMALL_COUNT = 10_000
 RANDOM_WEIGHTS = "random weights"
 RAW_WEIGHTS = "raw weights"
 SMALL_N = "small N"
 UNFINISHED = "not finished"
-COPIES = "near copies of training images"
+NEAR_COPIES = "near copies of training images"
 ON_TRAINING_DATA = "against its training images"
-UNRECORDED = read_kinship(None)
+UNRECORDED = Kinship("related", "how near evaluator and training encoder are is not recorded")
+
+LabelledEvaluation = tuple[str, EvaluationRecord]
+"""Label of a run, and one of its evaluations."""
 
 
 @dataclass(frozen=True)
 class ScoreRow:
-    """One way of sampling one run, judged over one or more seeds of the noise.
+    """One sampler setup of one run, scored with one or more seeds of the noise.
 
     Attributes:
         metrics: means over the seeds.
-        spread: standard deviations over the seeds; empty for one seed. That of KID falls back to the one over subsets.
-        fid_values: one per seed, all of them.
-        floor: what real images score against real ones, by the same evaluator.
-        badges: short warnings that stand beside the number wherever it is shown.
-        warnings: what the evaluation itself had to say.
+        spread: standard deviations over the seeds; of one seed, those that metrics give themselves.
+        scores: values of the ranking metric, one per seed.
+        floor: the real-vs-real floor of the ranking metric, by the same evaluator.
+        badges: short warnings that stand next to the number wherever it is shown.
+        warnings: those of the evaluations.
         kinship: how near the evaluator is to the run's training encoder.
-        appearance: what the images look like in plain numbers beside real ones; see `appearance.compare_appearance`.
+        appearance: plain properties of the images beside those of real ones; see `metrics.appearance`.
     """
 
     run: str
@@ -45,21 +55,31 @@ class ScoreRow:
     nfe: int | None
     weights: str | None
     step: int | None
-    seeds: list[Any]
+    seeds: list[int | None]
     metrics: dict[str, float]
     spread: dict[str, float]
-    fid_values: list[float]
+    scores: list[float]
     floor: float | None
     floor_images: int | None
     badges: list[str]
     warnings: list[str]
     kinship: Kinship = UNRECORDED
-    appearance: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    appearance: dict[str, AppearanceInfo] = field(default_factory=dict)
+
+    @property
+    def score(self) -> float:
+        """The mean of the ranking metric, lower is better."""
+        return self.metrics[REQUIRED]
+
+    @property
+    def score_sd(self) -> float | None:
+        """Standard deviation of `scores`; None for one seed."""
+        return self.spread.get(REQUIRED)
 
 
 @dataclass(frozen=True)
 class GroupRow:
-    """Runs that differ in their training seed alone, sampled in the same way."""
+    """Runs that differ in their training seed alone, sampled alike."""
 
     kind: str
     runs: list[str]
@@ -67,31 +87,36 @@ class GroupRow:
     sampler: str | None
     nfe: int | None
     weights: str | None
-    fid_values: list[float]
-    fid_mean: float
-    fid_sd: float
+    scores: list[float]
+    mean: float
+    sd: float
 
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """Scores of one evaluator, one reference and one count of images, best first: the only ones one may compare.
+    """Scores of one evaluator, one reference and one count of images, best first: only these may be compared.
 
     Attributes:
-        rows: the last step of every way of sampling, of runs that the evaluator is independent of.
-        apart: the same of runs whose training encoder it is kin or related to; they rank nothing.
+        name: of the ranking score, for example "fid@50000".
+        rows: the last step of every sampler setup, of runs that the evaluator is independent of.
+        related: the same of runs whose training encoder it is kin or related to; they rank nothing.
         history: `rows` at all steps that were scored.
     """
 
     key: str
     name: str
     title: str
-    extractor: dict[str, Any]
-    reference: dict[str, Any]
+    extractor: ExtractorInfo
+    reference: ReferenceInfo
     num_images: int
     rows: list[ScoreRow]
     history: list[ScoreRow]
     groups: list[GroupRow] = field(default_factory=list)
-    apart: list[ScoreRow] = field(default_factory=list)
+    related: list[ScoreRow] = field(default_factory=list)
+
+    @property
+    def all_rows(self) -> list[ScoreRow]:
+        return [*self.rows, *self.related]
 
     def best(self, run: str) -> ScoreRow | None:
         """The best row of a run that the evaluator is independent of, None where it has none."""
@@ -99,51 +124,33 @@ class ScoreTable:
 
     def best_related(self, run: str) -> ScoreRow | None:
         """The best row of a run that the evaluator is related to, None where it has none."""
-        return next((row for row in self.apart if row.run == run and row.kinship.degree == "related"), None)
+        return next((row for row in self.related if row.run == run and row.kinship.degree == "related"), None)
 
     def has(self, run: str) -> bool:
         """Whether there is any score of the run."""
-        return any(row.run == run for row in (*self.rows, *self.apart))
+        return any(row.run == run for row in self.all_rows)
 
 
-def read_evaluations(run: Run) -> tuple[list[dict[str, Any]], list[str]]:
-    """The evaluations of a run as flat documents, and one sentence for each file that is none."""
-    records, problems = evaluation_record.read_evaluations(run)
-    return [flat(record.document()) for record in records], problems
-
-
-def flat(document: Mapping[str, Any]) -> dict[str, Any]:
-    """An evaluation with the fields of its sampling next to the others."""
-    sampling = document.get("sampling") or {}
-    floor = document.get("floor") or {}
-    moved = {
-        **{key: value for key, value in sampling.items() if key not in ("options", "precision")},
-        "sampler_options": sampling.get("options") or {},
-        "sampler_precision": sampling.get("precision"),
-        "floor": {**floor, **mapping(floor.get("metrics"))} or None,
-    }
-    return {**document, **moved}
-
-
-def score_tables(
-    evaluations: Iterable[tuple[str, Mapping[str, Any]]], runs: Sequence[RunSummary] = ()
-) -> list[ScoreTable]:
-    """Group (run label, evaluation) into one table per evaluator, reference and count; the fullest table first.
+def score_tables(evaluations: Iterable[LabelledEvaluation], runs: Sequence[RunSummary] = ()) -> list[ScoreTable]:
+    """Group evaluations into one table per evaluator, reference and count of images; the fullest table first.
 
     Args:
-        evaluations: documents as `read_evaluations` gives them.
-        runs: what is known of the runs: their warnings become badges, and those of one group share a group row.
+        evaluations: of runs by label.
+        runs: their summaries: warnings become badges, and runs of one group share a group row.
     """
-    known = {run.label: run for run in runs}
-    groups: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}
-    for label, document in evaluations:
-        groups.setdefault(evaluator_key(document), []).append((label, document))
-    tables = [_table(key, members, known) for key, members in groups.items()]
+    summaries = {run.label: run for run in runs}
+    groups: dict[str, list[LabelledEvaluation]] = {}
+    copying: set[tuple[Any, ...]] = set()
+    for label, record in evaluations:
+        groups.setdefault(evaluator_key(record), []).append((label, record))
+        if record.metrics.get("near_share", 0) > NEAR_SHARE:
+            copying.add(_images_key(label, record))
+    tables = [_table(key, members, summaries, copying) for key, members in groups.items()]
     return sorted(
         tables,
         key=lambda t: (
             -len({r.run for r in t.rows}),
-            t.extractor["name"] == "pixels",
+            t.extractor.name == "pixels",
             -len(t.rows),
             -t.num_images,
             t.title,
@@ -151,173 +158,210 @@ def score_tables(
     )
 
 
-def evaluator_key(document: Mapping[str, Any]) -> str:
+def evaluator_key(record: EvaluationRecord) -> str:
     """Equal for evaluations whose numbers may stand in one column."""
-    extractor, reference = document["extractor"], document["reference"]
+    extractor = record.extractor
     return digest_json(
-        [
-            text(extractor.get("name")),
-            text(extractor.get("weights_digest")),
-            text(extractor.get("resize")),
-            text(reference.get("digest")),
-            count(document.get("num_images")),
-        ]
+        [extractor.name, extractor.weights_digest, extractor.resize, record.reference.digest, record.num_images]
     )[:12]
 
 
-def _table(key: str, members: list[tuple[str, Mapping[str, Any]]], runs: Mapping[str, RunSummary]) -> ScoreTable:
-    extractor, reference = _judge(members[0][1]["extractor"]), _reference(members[0][1]["reference"])
-    num_images = int(members[0][1]["num_images"])
-    ways: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
-    for label, document in members:
-        nfe, weights, step = count(document.get("nfe")), text(document.get("weights")), count(document.get("step"))
-        way = (label, sampler_name(document), nfe, weights, step)
-        ways.setdefault(way, []).append(document)
-    history = [_row(way[0], _one_per_seed(documents), runs.get(way[0])) for way, documents in ways.items()]
-    latest: dict[tuple[Any, ...], ScoreRow] = {}
-    for way, row in zip(ways, history, strict=True):
-        before = latest.get(way[:-1])
+def _setup_key(label: str, record: EvaluationRecord) -> tuple[Any, ...]:
+    """Equal for evaluations of a run that differ in nothing but evaluator and seed; the step comes last."""
+    sampling = _sampling_of(record)
+    return (label, sampling.label, sampling.nfe, sampling.weights, sampling.step)
+
+
+def _images_key(label: str, record: EvaluationRecord) -> tuple[Any, ...]:
+    """Equal for evaluations of the same images."""
+    return (*_setup_key(label, record), _sampling_of(record).seed, record.num_images)
+
+
+def _table(
+    key: str, members: list[LabelledEvaluation], runs: Mapping[str, RunSummary], copying: set[tuple[Any, ...]]
+) -> ScoreTable:
+    setups: dict[tuple[Any, ...], list[EvaluationRecord]] = {}
+    for label, record in members:
+        setups.setdefault(_setup_key(label, record), []).append(record)
+    history, latest = [], {}
+    for setup, records in setups.items():
+        records = _one_per_seed(records)
+        copies = any(_images_key(setup[0], record) in copying for record in records)
+        row = _row(setup[0], records, runs.get(setup[0]), copies=copies)
+        history.append(row)
+        before = latest.get(setup[:-1])
         if before is None or (row.step or 0) >= (before.step or 0):
-            latest[way[:-1]] = row
-    ranked = sorted(latest.values(), key=lambda r: (r.metrics["fid"], r.nfe or 0, r.run))
+            latest[setup[:-1]] = row
+    ranked = sorted(latest.values(), key=lambda r: (r.score, r.nfe or 0, r.run))
     rows = [row for row in ranked if row.kinship.counts]
+    first = members[0][1]
     return ScoreTable(
         key=key,
-        name=f"fid@{num_images}",
-        title=f"{extractor['name']} against {reference['spec']}",
-        extractor=extractor,
-        reference=reference,
-        num_images=num_images,
+        name=f"{REQUIRED}@{first.num_images}",
+        title=f"{first.extractor.name} against {first.reference.spec}",
+        extractor=first.extractor,
+        reference=first.reference,
+        num_images=first.num_images,
         rows=rows,
         history=sorted((r for r in history if r.kinship.counts), key=lambda r: (r.run, r.nfe or 0, r.step or 0)),
         groups=_group_rows(rows, runs),
-        apart=[row for row in ranked if not row.kinship.counts],
+        related=[row for row in ranked if not row.kinship.counts],
     )
 
 
-def _one_per_seed(documents: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def _sampling_of(record: EvaluationRecord) -> SamplingInfo:
+    return record.sampling or SamplingInfo()
+
+
+def _one_per_seed(records: list[EvaluationRecord]) -> list[EvaluationRecord]:
     """The newest evaluation of every seed: one made twice is no second draw of the noise."""
-    newest: dict[Any, Mapping[str, Any]] = {}
-    for document in sorted(documents, key=lambda d: text(d.get("created")) or ""):
-        newest[str(document.get("seed"))] = document
-    order = {str(d.get("seed")): None for d in documents}
-    return [newest[seed] for seed in order]
+    newest = {_sampling_of(record).seed: record for record in sorted(records, key=lambda r: r.created)}
+    return [newest[seed] for seed in dict.fromkeys(_sampling_of(record).seed for record in records)]
 
 
-def _judge(extractor: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of an extractor that are shown; text where one is missing."""
-    known = {key: text(extractor.get(key)) or "–" for key in ("name", "version", "weights_digest", "resize")}
-    return {**known, "dim": count(extractor.get("dim"))}
-
-
-def _reference(reference: Mapping[str, Any]) -> dict[str, Any]:
-    known = {key: text(reference.get(key)) or "–" for key in ("spec", "digest")}
-    return {**known, **{key: count(reference.get(key)) for key in ("count", "image_size")}}
-
-
-def _row(label: str, documents: list[Mapping[str, Any]], run: RunSummary | None) -> ScoreRow:
+def _row(label: str, records: list[EvaluationRecord], run: RunSummary | None, *, copies: bool) -> ScoreRow:
     """One row of the evaluations that differ in nothing but the seed."""
-    first = documents[0]
+    first = records[0]
     values: dict[str, list[float]] = {}
-    seeds: list[Any] = []
-    for document in documents:
-        repeated = repeats_of(document)
-        for name, value in mapping(document.get("metrics")).items():
-            several = repeated.get(name) or ([known] if (known := number(value)) is not None else [])
-            if several:
-                values.setdefault(name, []).extend(several)
-        many = mapping(document.get("repeats")).get("seeds")
-        seeds += many if isinstance(many, list) else [document.get("seed")]
-    spread = {name: statistics.stdev(v) for name, v in values.items() if len(v) > 1}
-    if "kid_mean" not in spread and values.get("kid_std"):
-        spread["kid_mean"] = values["kid_std"][0]
-    floor = mapping(first.get("floor"))
+    for record in records:
+        for key, value in record.metrics.items():
+            values.setdefault(key, []).append(value)
+    spread = {key: statistics.stdev(v) for key, v in values.items() if len(v) > 1}
+    for key, quantity in quantities().items():
+        if key not in spread and quantity.spread in values:
+            spread[key] = values[quantity.spread][0]
+    sampling, kinship = _sampling_of(first), first.kinship or UNRECORDED
+    signs = {
+        f"{kinship.degree} evaluator": not kinship.counts,
+        RANDOM_WEIGHTS: run is not None and run.random_weights,
+        RAW_WEIGHTS: sampling.weights == "raw",
+        ON_TRAINING_DATA: first.reference.is_training_data,
+        SMALL_N: first.num_images < SMALL_COUNT,
+        NEAR_COPIES: copies,
+        UNFINISHED: run is not None and not run.finished,
+    }
     return ScoreRow(
         run=label,
-        method=text(first.get("method")),
-        sampler=sampler_name(first),
-        nfe=count(first.get("nfe")),
-        weights=text(first.get("weights")),
-        step=count(first.get("step")),
-        seeds=seeds,
-        metrics={name: statistics.fmean(v) for name, v in values.items()},
+        method=sampling.method,
+        sampler=sampling.label,
+        nfe=sampling.nfe,
+        weights=sampling.weights,
+        step=sampling.step,
+        seeds=[_sampling_of(record).seed for record in records],
+        metrics={key: statistics.fmean(v) for key, v in values.items()},
         spread=spread,
-        fid_values=values["fid"],
-        floor=number(floor.get("fid")),
-        floor_images=count(floor.get("num_images")),
-        badges=_badges(documents, run),
-        warnings=list(dict.fromkeys(str(w) for d in documents for w in _listed(d.get("warnings")))),
-        kinship=read_kinship(first.get("kinship")),
-        appearance=_appearance(mapping(first.get("appearance"))),
+        scores=values[REQUIRED],
+        floor=first.floor.metrics.get(REQUIRED) if first.floor else None,
+        floor_images=first.floor.num_images if first.floor else None,
+        badges=[badge for badge, applies in signs.items() if applies],
+        warnings=list(dict.fromkeys(w for record in records for w in record.warnings)),
+        kinship=kinship,
+        appearance=dict(first.appearance or {}),
     )
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
-def _appearance(document: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
-    """The numbers of a record that somebody may have written by hand."""
-    keys = ("generated", "real", "distance")
-    return {name: {key: number(mapping(document.get(name)).get(key)) for key in keys} for name in PROPERTIES}
-
-
-def repeats_of(document: Mapping[str, Any]) -> dict[str, list[float]]:
-    """Score name -> all its values, where the evaluation was repeated over several seeds; empty otherwise."""
-    repeats = mapping(document.get("repeats"))
-    found = {}
-    for name, entry in {**mapping(repeats.get("metrics")), **repeats}.items():
-        values = numbers(mapping(entry).get("values") if isinstance(entry, Mapping) else entry)
-        if values and name != "seeds":
-            found[name] = values
-    return found
-
-
-def _badges(documents: Sequence[Mapping[str, Any]], run: RunSummary | None) -> list[str]:
-    first = documents[0]
-    reference = mapping(first.get("reference"))
-    signs = {
-        RANDOM_WEIGHTS: run is not None and run.random_weights,
-        RAW_WEIGHTS: first.get("weights") == "raw",
-        ON_TRAINING_DATA: reference.get("is_training_data") is True,
-        SMALL_N: int(first["num_images"]) < SMALL_COUNT,
-        COPIES: any((number(mapping(d.get("metrics")).get("near_share")) or 0) > NEAR_SHARE for d in documents),
-        UNFINISHED: run is not None and run.state not in (None, "done"),
-    }
-    kin = read_kinship(first.get("kinship"))
-    return ([] if kin.counts else [f"{kin.degree} evaluator"]) + [b for b, applies in signs.items() if applies]
 
 
 def _group_rows(rows: Sequence[ScoreRow], runs: Mapping[str, RunSummary]) -> list[GroupRow]:
     """A row for every group of at least two runs whose training seeds differ, best mean first."""
-    members: dict[tuple[Any, ...], list[ScoreRow]] = {}
+    groups: dict[tuple[Any, ...], list[ScoreRow]] = {}
     for row in rows:
         if row.run in runs:
-            members.setdefault((runs[row.run].group, row.sampler, row.nfe, row.weights), []).append(row)
-    groups = []
-    for together in members.values():
-        if len({runs[row.run].seed for row in together}) < 2:
+            groups.setdefault((runs[row.run].group, row.sampler, row.nfe, row.weights), []).append(row)
+    result = []
+    for members in groups.values():
+        seeds = [runs[row.run].seed for row in members]
+        if len(set(seeds)) < 2:
             continue
-        values = [row.metrics["fid"] for row in together]
-        first = together[0]
-        groups.append(
+        scores, first = [row.score for row in members], members[0]
+        result.append(
             GroupRow(
-                kind=runs[first.run].kind,
-                runs=[row.run for row in together],
-                seeds=[runs[row.run].seed for row in together],
-                sampler=first.sampler,
-                nfe=first.nfe,
-                weights=first.weights,
-                fid_values=values,
-                fid_mean=statistics.fmean(values),
-                fid_sd=statistics.stdev(values),
+                runs[first.run].kind, [row.run for row in members], seeds, first.sampler, first.nfe, first.weights,
+                scores, statistics.fmean(scores), statistics.stdev(scores),
             )
-        )
-    return sorted(groups, key=lambda g: g.fid_mean)
+        )  # fmt: skip
+    return sorted(result, key=lambda g: g.mean)
 
 
-def sampler_name(document: Mapping[str, Any]) -> str | None:
-    """The sampler with its options, for example "ddim eta=1.0"."""
-    name = text(document.get("sampler"))
-    options = mapping(document.get("sampler_options"))
-    return " ".join([name, *(f"{key}={options[key]}" for key in sorted(options))]) if name else None
+VALUES = f"{REQUIRED}_values"
+TABLE_FIELDS = ("table", "score", "evaluator", "evaluator_weights", "reference", "reference_digest", "num_images",
+                "rank")  # fmt: skip
+RUN_FIELDS = ("group", "kind", "method", "encoder", "feature_set", "training_seed", "steps", "images_seen",
+              "train_seconds", "parameters", "peak_memory_gib")  # fmt: skip
+ROW_FIELDS = ("step", "sampler", "nfe", "weights", VALUES, "floor", "floor_images")
+
+
+def record_fields() -> tuple[str, ...]:
+    """The columns of compare.csv: every metric with its standard deviation among them."""
+    metrics = [column for key in quantities() for column in (key, f"{key}_sd")]
+    return (*TABLE_FIELDS, "run", *RUN_FIELDS, *ROW_FIELDS, *metrics, "images_per_second", "speed_scaled", "kinship",
+            "kinship_reason", *curve_keys(), "badges", "warnings", "path")  # fmt: skip
+
+
+def score_records(
+    tables: Sequence[ScoreTable], runs: Sequence[RunSummary], speeds: Sequence[Speed]
+) -> list[dict[str, Any]]:
+    """One flat record per score with everything that belongs to it, best first within each table.
+
+    Scores of evaluators that rank nothing have no rank. Runs without a score follow with empty fields.
+    """
+    summaries = {run.label: run for run in runs}
+    records: list[dict[str, Any]] = []
+    for table in tables:
+        head = {
+            "table": table.key,
+            "score": table.name,
+            "evaluator": table.extractor.name,
+            "evaluator_weights": table.extractor.weights_digest,
+            "reference": table.reference.spec,
+            "reference_digest": table.reference.digest,
+            "num_images": table.num_images,
+        }
+        for place, row in enumerate(table.all_rows, start=1):
+            rank = {"rank": place if row.kinship.counts else None}
+            run = summaries.get(row.run)
+            records.append({**head, **rank, **(_run_fields(run) if run else {}), **_row_fields(row, speeds)})
+    records += [_run_fields(run) for run in runs if not any(table.has(run.label) for table in tables)]
+    return [{field: record.get(field) for field in record_fields()} for record in records]
+
+
+def _run_fields(run: RunSummary) -> dict[str, Any]:
+    return {
+        "run": run.label,
+        "training_seed": run.seed,
+        **{key: getattr(run, key) for key in RUN_FIELDS if key != "training_seed"},
+        **run.signals,
+        "warnings": "; ".join(run.warnings),
+        "path": run.path,
+    }
+
+
+def _row_fields(row: ScoreRow, speeds: Sequence[Speed]) -> dict[str, Any]:
+    speed = speed_of(speeds, row.run, row.sampler, row.nfe)
+    return {
+        "run": row.run,
+        **{key: getattr(row, key) for key in ROW_FIELDS if key != VALUES},
+        VALUES: " ".join(f"{value:.6g}" for value in row.scores),
+        **row.metrics,
+        **{f"{key}_sd": sd for key, sd in row.spread.items()},
+        "images_per_second": speed.images_per_second if speed else None,
+        "speed_scaled": speed.scaled if speed else None,
+        "kinship": row.kinship.degree,
+        "kinship_reason": row.kinship.reason,
+        "badges": "; ".join(row.badges),
+        "warnings": "; ".join(row.warnings),
+    }
+
+
+def to_csv(records: Sequence[Mapping[str, Any]]) -> str:
+    """The records as CSV with a heading; text that a spreadsheet would take for a formula gets a quote in front."""
+    memory = io.StringIO()
+    writer = csv.writer(memory, lineterminator="\n")
+    fields = record_fields()
+    writer.writerow(fields)
+    writer.writerows([_cell(record[field]) for field in fields] for record in records)
+    return memory.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
+        return f"'{value}"
+    return "" if value is None else value

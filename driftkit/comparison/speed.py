@@ -1,15 +1,27 @@
-"""How many images per second a sampler makes, under settings that are equal for all that are compared."""
+"""How many images per second the samplers of the compared runs make, under settings that are equal for all."""
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import pydantic
 import torch
 from torch import nn
 
+from driftkit.comparison.compare_config import CompareConfig
+from driftkit.comparison.run_summary import RunSummary
+from driftkit.errors import DriftkitError
+from driftkit.methods.registry import METHODS, build_sampler
+from driftkit.models.registry import to_device
 from driftkit.protocols import Sampler, SampleRequest
-from driftkit.runtime.device import autocast, describe_device, synchronize
+from driftkit.runtime.device import autocast, autocast_dtype, describe_device, synchronize
+from driftkit.runtime.progress import Report
+
+if TYPE_CHECKING:
+    from driftkit.comparison.score_table import ScoreTable
+
+BUSY = 1.5  # slowest over fastest timing above which the report says that the machine was busy
 
 
 @dataclass(frozen=True)
@@ -23,7 +35,7 @@ class SpeedSettings:
         compiled: whether networks go through torch.compile.
         warm_up: untimed runs first.
         repeats: timed runs, of which the fastest counts: whatever else a machine does only slows them down.
-        budget_seconds: most time that the timed runs of one network may take; see `measure_speeds`.
+        budget_seconds: longest time for the timed runs of one network; see `measure_speeds`.
     """
 
     device: torch.device
@@ -34,8 +46,14 @@ class SpeedSettings:
     repeats: int = 3
     budget_seconds: float = 30.0
 
+    @classmethod
+    def of(cls, config: CompareConfig, device: torch.device) -> "SpeedSettings":
+        batch_size = config.speed_batch or (256 if device.type == "cuda" else 16)
+        dtype = autocast_dtype("auto", device)
+        return cls(device, dtype, batch_size, config.speed_compile, budget_seconds=config.speed_seconds)
+
     def describe(self) -> dict[str, Any]:
-        """What the report prints beside the numbers."""
+        """The settings as JSON data."""
         return {
             **asdict(self),
             "device": describe_device(self.device),
@@ -44,16 +62,16 @@ class SpeedSettings:
         }
 
 
-@dataclass(frozen=True)
+@pydantic.dataclasses.dataclass(frozen=True)
 class Speed:
     """One measurement.
 
     Attributes:
-        nfe: network evaluations per image of the sampler that is meant.
-        measured_nfe: those of the timed run; fewer than `nfe` where the whole would not have fitted the budget, and
-            the time is then scaled by their ratio.
+        nfe: network evaluations per image that the sampler is meant to make.
+        measured_nfe: those of the timed run; fewer than `nfe` where all of them exceed the time budget. The time is
+            then scaled by their ratio.
         seconds_per_batch: the fastest of the repeats, scaled.
-        unevenness: slowest over fastest repeat; well above 1 says that the machine was busy.
+        unevenness: slowest over fastest repeat; well above 1 where the machine was busy.
     """
 
     run: str
@@ -64,6 +82,7 @@ class Speed:
     seconds_per_batch: float
     unevenness: float
 
+    @pydantic.computed_field  # type: ignore[prop-decorator]
     @property
     def scaled(self) -> bool:
         return self.measured_nfe != self.nfe
@@ -74,7 +93,7 @@ class SpeedCase:
     """What is timed: a network in evaluation mode on the settings' device, and a sampler that draws no noise.
 
     Attributes:
-        share: of the budget, which the cases of one network divide among them.
+        share: of the time budget, which the cases of one network divide among them.
     """
 
     run: str
@@ -86,13 +105,73 @@ class SpeedCase:
     share: float = 1.0
 
 
+def time_runs(
+    runs: Sequence[RunSummary],
+    tables: "Sequence[ScoreTable]",
+    settings: SpeedSettings,
+    notes: list[str],
+    report: Report,
+) -> list[Speed]:
+    """Images per second of every run, in each sampler setup that was scored and at the usual NFE of its samplers.
+
+    Args:
+        runs: runs that generate images.
+        tables: their scores.
+        settings: what is held equal.
+        notes: gets a sentence for every run that could not be timed, and one where the machine was busy.
+        report: called with the progress.
+    """
+    cases: list[SpeedCase] = []
+    for run in runs:
+        try:
+            cases += _speed_cases(run, tables, settings)
+        except DriftkitError as error:
+            notes.append(f"the speed of {run.label} was not measured: {error}")
+    speeds = measure_speeds(cases, settings, advance=lambda: report("speed", 1, settings.repeats))
+    busy = [speed for speed in speeds if speed.unevenness > BUSY]
+    if busy:
+        worst = max(busy, key=lambda s: s.unevenness)
+        notes.append(
+            f"{len(busy)} of {len(speeds)} timings varied by more than {BUSY}-fold, that of {worst.run} at {worst.nfe} "
+            f"NFE {worst.unevenness:.1f}-fold: the machine was busy"
+        )
+    return speeds
+
+
+def speed_of(speeds: Sequence[Speed], run: str, sampler: str | None, nfe: int | None) -> Speed | None:
+    """The measured speed of a sampler setup; options of a sampler (eta) do not change its speed."""
+    name = (sampler or "").split(" ")[0]
+    return next((s for s in speeds if (s.run, s.sampler, s.nfe) == (run, name, nfe)), None)
+
+
+def _speed_cases(run: RunSummary, tables: "Sequence[ScoreTable]", settings: SpeedSettings) -> list[SpeedCase]:
+    """All (sampler, NFE) of a run that are timed."""
+    from driftkit.training.sampling import load_network
+
+    network, config, _ = load_network(run.folder)
+    network = to_device(network, config.model, settings.device)
+    size = config.data.image_size
+    assert size is not None, "a saved config names the image size"
+    samplers = METHODS[config.objective.name].samplers
+    setups = {(name, nfe): None for name, spec in samplers.items() for nfe in spec.speed_nfes}
+    for row in (row for table in tables for row in table.all_rows if row.run == run.label):
+        name = (row.sampler or "").split(" ")[0]
+        if name in samplers and row.nfe:
+            setups[name, row.nfe] = None
+    share = 1 / len(setups)
+    return [
+        SpeedCase(run.label, name, network, build_sampler(config.objective, name)[1], nfe, size, share)
+        for name, nfe in setups
+    ]
+
+
 def measure_speeds(
     cases: Sequence[SpeedCase], settings: SpeedSettings, *, advance: Callable[[], None] = lambda: None
 ) -> list[Speed]:
     """Time samplers on noise [batch_size, 3, image_size, image_size], in rounds of all cases.
 
     Rounds spread whatever disturbs the machine over all cases, where timing one after the other would blame it on one.
-    A sampler of many steps on a slow device is timed at fewer evaluations, at least 2, if the repeats of all of them
+    A sampler of many steps on a slow device is timed at fewer evaluations, at least 2, where the repeats of all of them
     would exceed the budget: its cost is that of its evaluations, and the result says how many were made.
 
     Args:
@@ -110,18 +189,18 @@ def measure_speeds(
         for _ in range(settings.warm_up):
             _seconds(case, models[id(case.network)], short, settings)
         per_evaluation = _seconds(case, models[id(case.network)], short, settings) / short
-        fitting = int(settings.budget_seconds * case.share / max(per_evaluation * settings.repeats, 1e-9))
-        counts.append(case.nfe if case.nfe <= fitting else max(short, fitting))
-    timed: list[list[float]] = [[] for _ in cases]
+        affordable = int(settings.budget_seconds * case.share / max(per_evaluation * settings.repeats, 1e-9))
+        counts.append(case.nfe if case.nfe <= affordable else max(short, affordable))
+    timings: list[list[float]] = [[] for _ in cases]
     for _ in range(settings.repeats):
-        for times, case, count in zip(timed, cases, counts, strict=True):
-            times.append(_seconds(case, models[id(case.network)], count, settings))
+        for seconds, case, count in zip(timings, cases, counts, strict=True):
+            seconds.append(_seconds(case, models[id(case.network)], count, settings))
         advance()
     speeds = []
-    for times, case, count in zip(timed, cases, counts, strict=True):
-        fastest = min(times) * case.nfe / count
+    for seconds, case, count in zip(timings, cases, counts, strict=True):
+        fastest = min(seconds) * case.nfe / count
         rate = settings.batch_size / fastest
-        speeds.append(Speed(case.run, case.sampler_name, case.nfe, count, rate, fastest, max(times) / min(times)))
+        speeds.append(Speed(case.run, case.sampler_name, case.nfe, count, rate, fastest, max(seconds) / min(seconds)))
     return speeds
 
 

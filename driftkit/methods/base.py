@@ -195,6 +195,23 @@ class Graph:
 
 
 @dataclass(frozen=True)
+class Curve:
+    """A signal of training that reports draw over the steps.
+
+    Attributes:
+        key: "loss", or a key of `health` in metrics.jsonl.
+        label: name in tables and on the axis.
+        caption: what its values mean.
+        from_zero: draw a linear axis from 0, which shows that a signal is flat.
+    """
+
+    key: str
+    label: str
+    caption: str
+    from_zero: bool = False
+
+
+@dataclass(frozen=True)
 class Method:
     """One method. Functions import what needs torch when they are called.
 
@@ -214,6 +231,8 @@ class Method:
         complete: fills in what the network's config leaves to the images.
         network_for_budget: the network's config with what `complete` would take from images, before they are known.
         finish: writes what a finished run is used for elsewhere.
+        curves: signals of training that reports draw, the one that shows progress first.
+        curves_note: what a reader of the curves should know.
     """
 
     name: str
@@ -231,6 +250,8 @@ class Method:
     complete: "Callable[[Any, Any, ImagePack], Any]" = lambda config, network, pack: network
     network_for_budget: Callable[[Any, Any], Any] = lambda config, network: network
     finish: "Callable[[Run], Path] | None" = None
+    curves: tuple[Curve, ...] = (Curve("loss", "loss", "Loss."),)
+    curves_note: str = ""
 
     @property
     def generates(self) -> bool:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from driftkit.config.layers import did_you_mean
 from driftkit.errors import UsageError
-from driftkit.methods.base import METHODS, Method, MethodConfig, SamplerSpec, generators, read_options, register
+from driftkit.methods.base import METHODS, Curve, Method, MethodConfig, SamplerSpec, generators, read_options, register
 
 if TYPE_CHECKING:
     from driftkit.protocols import Sampler
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DEFAULT_METHOD",
     "METHODS",
+    "Curve",
     "Method",
     "MethodConfig",
     "SamplerSpec",

@@ -5,12 +5,12 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from driftkit.comparison.formats import format_count, format_score, format_seconds, method_name
-from driftkit.comparison.reading import count, text
+from driftkit.comparison.formats import format_count, format_score, format_seconds, method_label
 from driftkit.comparison.run_summary import summarise
-from driftkit.comparison.score_table import read_evaluations, score_tables
+from driftkit.comparison.score_table import score_tables
 from driftkit.encoders.registry import encoder_licence, published_file
 from driftkit.methods.registry import METHODS, MethodConfig
+from driftkit.scoring.evaluation_record import read_evaluations
 from driftkit.storage.run_folder import Run, Weights
 from driftkit.training.train_config import TrainConfig
 
@@ -35,7 +35,7 @@ def describe_run(run: Run, config: TrainConfig, *, weights: Weights, step: int) 
         "train_seconds": manifest.train_seconds if trained else None,
         "device": manifest.device,
         "seed": config.seed,
-        "data": {"spec": config.data.spec, "digest": data.get("digest"), "count": count(data.get("count"))},
+        "data": {"spec": config.data.spec, "digest": data.get("digest"), "count": data.get("count")},
         "encoder": _encoder(encoder) if encoder else None,
         "nfe": _nfe(config.objective),
         "scores": _scores(run, weights=weights, step=step),
@@ -44,12 +44,12 @@ def describe_run(run: Run, config: TrainConfig, *, weights: Weights, step: int) 
 
 
 def _encoder(encoder: Mapping[str, Any]) -> dict[str, Any]:
-    name = text(encoder.get("name")) or "unknown"
+    name = encoder.get("name") or "unknown"
     random = encoder.get("random_weights") is True
     return {
         "name": name,
-        "feature_set": text(encoder.get("feature_set")),
-        "weights_digest": text(encoder.get("weights_digest")),
+        "feature_set": encoder.get("feature_set"),
+        "weights_digest": encoder.get("weights_digest"),
         "random_weights": random,
         "licence": "none: the weights were drawn at random" if random else encoder_licence(name),
         "source": None if random or (file := published_file(name)) is None else file.url,
@@ -65,24 +65,27 @@ def _nfe(config: MethodConfig) -> str:
 
 def _scores(run: Run, *, weights: str, step: int) -> list[dict[str, Any]]:
     """The evaluations of exactly these weights, best first within each evaluator."""
-    documents, _ = read_evaluations(run)
-    matching = [(run.name, d) for d in documents if d.get("weights") == weights and d.get("step") == step]
+    matching = [
+        (run.name, record)
+        for record in read_evaluations(run)[0]
+        if record.sampling and (record.sampling.weights, record.sampling.step) == (weights, step)
+    ]
     return [
         {
             "score": table.name,
-            "value": row.metrics["fid"],
-            "sd": row.spread.get("fid"),
+            "value": row.score,
+            "sd": row.score_sd,
             "floor": row.floor,
-            "evaluator": table.extractor["name"],
-            "evaluator_weights": table.extractor["weights_digest"],
-            "reference": table.reference["spec"],
+            "evaluator": table.extractor.name,
+            "evaluator_weights": table.extractor.weights_digest,
+            "reference": table.reference.spec,
             "num_images": table.num_images,
             "sampler": row.sampler,
             "nfe": row.nfe,
             "warnings": row.badges,
         }
         for table in score_tables(matching, [summarise(run, label=run.name)])
-        for row in (*table.rows, *table.apart)
+        for row in table.all_rows
     ]
 
 
@@ -96,7 +99,7 @@ def to_markdown(document: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        count=format_count, score=format_score, seconds=format_seconds, method=method_name, code=code
+        count=format_count, score=format_score, seconds=format_seconds, method=method_label, code=code
     )
     return environment.get_template("model_card.md.j2").render(document)
 

@@ -6,12 +6,14 @@ how well the orders agree, over the runs that the evaluator is independent of.
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
+from driftkit.metrics.registry import REQUIRED
 from driftkit.probing.probe_record import ProbeRecord
 from driftkit.probing.verdict import score
+from driftkit.scoring.evaluation_record import EvaluationRecord, read_evaluations
+from driftkit.storage.run_folder import Run
 
 
 def ranks(values: list[float]) -> list[float]:
@@ -33,20 +35,21 @@ def row(folder: Path, probe: Path) -> dict[str, Any]:
     purity, chance = record.measurement.purity, record.chance_purity
     assert purity is not None
     assert chance is not None
-    evaluations = [json.loads(path.read_text()) for path in (folder / probe.parent.name / "evaluations").glob("*.json")]
+    evaluations, _ = read_evaluations(Run(folder / probe.parent.name))
     return {
         "name": probe.parent.name,
         "score": score(record.measurement.pixel_alignment, (purity - chance) / (1 - chance)),
-        "evaluations": {evaluation["extractor"]["name"]: evaluation for evaluation in evaluations},
+        "evaluations": {evaluation.extractor.name: evaluation for evaluation in evaluations},
     }
 
 
-def shown(evaluation: dict[str, Any] | None) -> str:
+def cell(evaluation: EvaluationRecord | None) -> str:
     """Distance and recall; in brackets where the evaluator is not independent of the run."""
     if evaluation is None:
         return "–"
-    text = f"{evaluation['metrics']['fid']:.1f} · {evaluation['metrics']['recall']:.2f}"
-    return text if evaluation["kinship"]["degree"] == "independent" else f"({text}: {evaluation['kinship']['degree']})"
+    text = f"{evaluation.metrics[REQUIRED]:.1f} · {evaluation.metrics['recall']:.2f}"
+    degree = evaluation.kinship.degree if evaluation.kinship else "related"
+    return text if degree == "independent" else f"({text}: {degree})"
 
 
 def main() -> None:
@@ -59,15 +62,17 @@ def main() -> None:
     print(f"| encoder and features | probe | {' | '.join(f'{n}: distance · recall' for n in names)} |")
     print("| --- " * (2 + len(names)) + "|")
     for r in rows:
-        cells = " | ".join(shown(r["evaluations"].get(name)) for name in names)
+        cells = " | ".join(cell(r["evaluations"].get(name)) for name in names)
         print(f"| {r['name']} | {r['score']:.3f} | {cells} |")
     print()
     for name in names:
-        judged = [(r["score"], r["evaluations"][name]) for r in rows if name in r["evaluations"]]
-        counted = [(value, e["metrics"]["fid"]) for value, e in judged if e["kinship"]["degree"] == "independent"]
-        if len(counted) > 2:
-            agreement = correlation(ranks([value for value, _ in counted]), ranks([-fid for _, fid in counted]))
-            print(f"Spearman's rank correlation of probe and distance by {name}: {agreement:.2f} over {len(counted)}")
+        scored = [(r["score"], r["evaluations"][name]) for r in rows if name in r["evaluations"]]
+        independent = [(value, e.metrics[REQUIRED]) for value, e in scored if e.kinship and e.kinship.counts]
+        if len(independent) > 2:
+            agreement = correlation(ranks([value for value, _ in independent]), ranks([-fid for _, fid in independent]))
+            print(
+                f"Spearman's rank correlation of probe and distance by {name}: {agreement:.2f} over {len(independent)}"
+            )
 
 
 if __name__ == "__main__":

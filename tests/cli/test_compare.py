@@ -33,7 +33,7 @@ def test_table_fits_100_columns_and_skipped_folders_are_named_on_stderr(runs):
     assert max(map(len, result.stdout.splitlines())) <= 100
     for words in ("ddpm", "fid@100", "7.50", "1.50", "kin evaluator", "outputs/comparison/report.html"):
         assert words in result.stdout
-    assert "left out notes" in result.stderr
+    assert "skipped notes" in result.stderr
 
 
 def test_json_is_one_document_that_names_the_report(runs, tmp_path):
@@ -46,6 +46,15 @@ def test_json_is_one_document_that_names_the_report(runs, tmp_path):
     assert len(document["score_tables"]) == 1
 
 
+def test_settings_come_from_a_file_and_from_set_too(runs, tmp_path):
+    (tmp_path / "c.toml").write_text('speed = false\noutput = "page"\n')
+    result = invoke("ddpm", "--config", "c.toml", "--set", "neighbours=false", "--json")
+    assert result.exit_code == 0, result.stderr
+    document = json.loads(result.stdout)
+    assert document["report"] == "page/report.html"
+    assert document["speed"]["results"] == []
+
+
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
@@ -54,6 +63,10 @@ def test_json_is_one_document_that_names_the_report(runs, tmp_path):
         (["ddpm", "--speed-batch", "0"], 2, "--speed-batch"),
         (["ddpm", "--speed-seconds", "0"], 2, "--speed-seconds"),
         (["ddpm", "--output", "file"], 2, "found a file"),
+        (["ddpm", "--set", "speed_batsh=2"], 2, "did you mean speed_batch"),
+        (["ddpm", "--neighbours-by", "colour"], 2, "--neighbours-by"),
+        (["ddpm", "--nfe", "1,ten"], 2, "--nfe"),
+        (["ddpm", "--evaluate"], 2, "--reference SPEC"),
     ],
 )
 def test_errors_are_one_line_with_their_code(runs, tmp_path, words, code, says):

@@ -11,10 +11,11 @@ from driftkit.datasets.shapes import ShapesOptions, draw_shapes
 from driftkit.encoders.lineage import Lineage
 from driftkit.scoring.evaluator import ScoringOptions, evaluate, open_evaluator
 from driftkit.scoring.image_set import ScoringExecution
-from driftkit.stages.compare import compare
+from driftkit.storage.files import write_json
 from driftkit.storage.images import write_samples
+from tests.comparison.comparing import compare_runs
 from tests.comparison.test_conclusions import by
-from tests.scoring.fakes import KIN, evaluation, make_pack, make_run, tiny_extractor
+from tests.scoring.fakes import KIN, evaluation, evaluation_record, make_pack, make_run, tiny_extractor
 
 MAE = Lineage("c0", "mae_resnet", "mae_resnet", ("shapes (1234)",), False)
 
@@ -44,7 +45,7 @@ def test_evaluators_that_cannot_tell_two_runs_apart_have_no_vote():
 
 
 def test_only_independent_scores_count():
-    (pair,) = pairs([("a", evaluation(1.6, kinship=KIN)), ("b", evaluation(3.0))])
+    (pair,) = pairs([("a", evaluation_record(1.6, kinship=KIN)), ("b", evaluation_record(3.0))])
     assert pair.verdict == "unknown"
 
 
@@ -86,26 +87,23 @@ def test_sample_sets_like_those_of_the_demo_are_not_ranked(tmp_path):
                   "step": 30, "method": name, "run": str(runs[name].path), "sampler_options": {}}  # fmt: skip
         write_samples(runs[name].path / "samples" / "made.safetensors", images, record)
     kin = replace(tiny_extractor(), lineage=replace(MAE, weights="c1"))
-    options, execution = ScoringOptions().without_memorization(), ScoringExecution(cache=False)
-    evaluators = [
-        open_evaluator(real, extractor=name, options=options, execution=execution)
-        for name in ("efficientnet-lite2", "pixels", kin)
-    ]
+    setup = {"options": ScoringOptions().without_memorization(), "execution": ScoringExecution(cache=False)}
+    evaluators = [open_evaluator(real, extractor=e, **setup) for e in ("efficientnet-lite2", "pixels", kin)]
     for run in runs.values():
         evaluate(evaluators, run.path / "samples" / "made.safetensors")
-    made = compare([run.path for run in runs.values()], tmp_path / "report")
-    (pair,) = made.document["pairs"]
-    assert pair["verdict"] == "disputed"
-    assert {o["evaluator"]: o["better"] for o in pair["opinions"]} == {"efficientnet-lite2": "ddpm", "pixels": "drift"}
-    dispute, looks = made.document["findings"]
+    result = compare_runs([run.path for run in runs.values()], tmp_path / "report")
+    (pair,) = result.record.pairs
+    assert pair.verdict == "disputed"
+    assert {o.evaluator: o.better for o in pair.opinions} == {"efficientnet-lite2": "ddpm", "pixels": "drift"}
+    dispute, appearance = result.record.findings
     for words in ("disagree", "pixels (colours", "efficientnet-lite2 (shapes"):
         assert words in dispute
     for words in ("drift is nearer in", "brightness of the border", "ddpm is nearer in", "sharpness of edges"):
-        assert words in looks
-    assert not any("ranks first" in s or "best" in s for s in made.document["findings"])
-    apart = [(t.extractor["name"], row.run) for t in made.tables for row in t.apart]
-    assert apart == [("encoder:tiny", "drift")]
-    page = made.report.read_text()
+        assert words in appearance
+    assert not any("ranks first" in s or "best" in s for s in result.record.findings)
+    related = [(t.extractor.name, row.run) for t in result.record.score_tables for row in t.related]
+    assert related == [("encoder:tiny", "drift")]
+    page = result.report.read_text()
     assert page.index('id="samples"') < page.index("What the numbers say") < page.index('id="scores"')
     assert "Shown apart, ranks nothing" in page
 
@@ -114,16 +112,14 @@ def test_a_comparison_without_an_independent_evaluator_names_the_command_that_ma
     encoder = {"name": "outputs/mae", "weights_digest": "c0", "lineage": [MAE.describe()]}
     make_run(tmp_path / "ddpm", "ddpm")
     make_run(tmp_path / "drift", encoder=encoder)
-    from driftkit.storage.files import write_json
-
     for name, kinship in (("drift", KIN), ("ddpm", evaluation(1.0)["kinship"])):
         write_json(tmp_path / name / "evaluations" / "a.json", evaluation(3.0, kinship=kinship))
-    (sentence,) = compare([tmp_path / "drift", tmp_path / "ddpm"], tmp_path / "report").document["findings"]
+    (sentence,) = compare_runs([tmp_path / "drift", tmp_path / "ddpm"], tmp_path / "report").record.findings
     assert "cannot be ranked" in sentence
-    assert "--features efficientnet-lite2" in sentence
+    assert "--extractor efficientnet-lite2" in sentence
     lite = Lineage("a0", "tf_efficientnet_lite0", "efficientnet", ("ImageNet-1k",), True)
     make_run(tmp_path / "lite", encoder={**encoder, "lineage": [lite.describe()]})
     write_json(tmp_path / "lite" / "evaluations" / "a.json", evaluation(3.0, kinship=KIN))
-    (sentence,) = compare([tmp_path / "lite", tmp_path / "ddpm"], tmp_path / "report").document["findings"]
+    (sentence,) = compare_runs([tmp_path / "lite", tmp_path / "ddpm"], tmp_path / "report").record.findings
     assert "driftkit train --objective classifier" in sentence
     assert "encoder:outputs/classifier" in sentence

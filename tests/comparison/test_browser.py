@@ -6,13 +6,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 
-from driftkit.comparison.run_pictures import NeighbourSearch
-from driftkit.comparison.speed import Speed, SpeedSettings
+from driftkit.comparison.speed import Speed
 from driftkit.stages import compare as stage
-from driftkit.stages.compare import compare
 from driftkit.storage.files import write_json
+from tests.comparison.comparing import compare_runs
 from tests.scoring.fakes import add_frames, add_samples, evaluation, make_run
 
 pytestmark = pytest.mark.browser
@@ -64,8 +62,8 @@ def report(tmp_path_factory):
         run.update(
             config={**config, "seed": number, "trainer": {**config["trainer"], "note": f"{HOSTILE} <!-- {name}"}}
         )
-        ways = [("ddim", 10, 12.0), ("ddim", 50, 7.0)] if name == "ddpm" else [(HOSTILE, 1, 9.0 + number)]
-        for sampler, nfe, fid in ways:
+        setups = [("ddim", 10, 12.0), ("ddim", 50, 7.0)] if name == "ddpm" else [(HOSTILE, 1, 9.0 + number)]
+        for sampler, nfe, fid in setups:
             for seed in (0, 1):
                 document = evaluation(fid + 0.1 * seed, nfe=nfe, sampler=sampler, seed=seed, warnings=[HOSTILE])
                 document["reference"]["spec"] = HOSTILE
@@ -75,12 +73,11 @@ def report(tmp_path_factory):
         add_frames(run)
     speeds = [Speed(NAMES[0], "one-step", 1, 1, 200.0, 0.08, 1.0), Speed("ddpm", "ddim", 50, 5, 4.0, 4.0, 1.0)]
     patch.setattr(stage, "time_runs", lambda *_: speeds)
-    settings = SpeedSettings(torch.device("cpu"), torch.float32, batch_size=16)
-    search = NeighbourSearch("shapes?image_size=8&count=64")
+    pictures = {"neighbours": True, "neighbours_in": "shapes?image_size=8&count=64"}
     paths = [*(folder / name for name in NAMES), folder / HOSTILE.replace("/", "_")]
-    made = compare(paths, folder / "out", speed=settings, neighbours=search)
+    result = compare_runs(paths, folder / "out", speed=True, **pictures)
     patch.undo()
-    return made
+    return result
 
 
 @pytest.fixture
@@ -161,9 +158,9 @@ def test_tables_sort_by_every_column_and_back(opened):
             assert "" not in column(page, table, number)[: len(shown)]
 
 
-def test_ways_of_sampling_beside_the_best_are_shown_on_demand(opened):
+def test_sampler_setups_other_than_the_best_are_shown_on_demand(opened):
     page = opened()
-    rows = page.locator("#scores .ways").first.locator("tbody tr")
+    rows = page.locator("#scores .setups").first.locator("tbody tr")
     visible = sum(row.is_visible() for row in rows.all())
     assert visible == len(NAMES)
     page.locator(".more input").first.check()
@@ -208,10 +205,11 @@ def test_training_is_played_on_demand_and_stands_still_otherwise(opened):
 
 def test_numbers_can_be_taken_away(opened, report):
     page = opened()
-    assert json.loads(page.locator("#comparison").text_content())["runs"] == report.document["runs"]
+    document = {**report.record.document(), "files": {}}
+    assert json.loads(page.locator("#comparison").text_content()) == document
     with page.expect_download() as download:
         page.locator("#save").click()
-    assert json.loads(Path(download.value.path()).read_text()) == json.loads(json.dumps(report.document))
+    assert json.loads(Path(download.value.path()).read_text()) == document
 
 
 @pytest.mark.parametrize(

@@ -1,22 +1,23 @@
 """The sentences that open the report say no more than the numbers bear."""
 
-from driftkit.comparison.agreement import pairs_of
-from driftkit.comparison.conclusions import cautions, findings, scored_runs
+from driftkit.comparison.agreement import pairs_of, scored_runs
+from driftkit.comparison.conclusions import cautions, findings
 from driftkit.comparison.run_summary import summarise
 from driftkit.comparison.score_table import score_tables
 from driftkit.comparison.speed import Speed
-from tests.scoring.fakes import KIN, evaluation, make_run
+from tests.scoring.fakes import KIN, evaluation, evaluation_record, make_run
 
 RELATED = {"degree": "related", "reason": "trained on the training encoder's images"}
 
 
 def by(name, fid, **changes):
     """An evaluation by the evaluator of that name."""
-    return evaluation(fid, extractor={**evaluation(1.0)["extractor"], "name": name, "weights_digest": name}, **changes)
+    extractor = {**evaluation(1.0)["extractor"], "name": name, "weights_digest": name}
+    return evaluation_record(fid, extractor=extractor, **changes)
 
 
 def documents_of(**scores):
-    return [(run, evaluation(fid, seed=seed, nfe=nfe, sampler="one-step" if nfe == 1 else "ddim"))
+    return [(run, evaluation_record(fid, seed=seed, nfe=nfe, sampler="one-step" if nfe == 1 else "ddim"))
             for run, (nfe, values) in scores.items() for seed, fid in enumerate(values)]  # fmt: skip
 
 
@@ -50,8 +51,8 @@ def test_order_is_claimed_only_beyond_the_noise():
 
 
 def test_many_steps_that_pass_one_evaluation_are_named_with_their_price():
-    documents = [("ddpm", evaluation(fid, nfe=nfe)) for nfe, fid in ((1, 90.0), (10, 4.5), (50, 2.0))]
-    sentences = said([("drift", evaluation(5.0, nfe=1, sampler="one-step")), *documents])
+    documents = [("ddpm", evaluation_record(fid, nfe=nfe)) for nfe, fid in ((1, 90.0), (10, 4.5), (50, 2.0))]
+    sentences = said([("drift", evaluation_record(5.0, nfe=1, sampler="one-step")), *documents])
     assert "ddpm passes the best score of one evaluation (drift, 5.00 by encoder:tiny) from 10 NFE on" in sentences[-1]
 
 
@@ -60,9 +61,9 @@ def test_many_steps_that_never_get_there_are_said_so():
 
 
 def test_kin_evaluators_rank_nothing_and_the_command_that_would_is_named():
-    documents = [("drift", evaluation(1.0, kinship=KIN, nfe=1)), ("ddpm", evaluation(9.0))]
-    (sentence,) = said(documents, advice="driftkit compare drift ddpm --features x")
-    assert "cannot be ranked; one is made by: driftkit compare drift ddpm --features x" in sentence
+    documents = [("drift", evaluation_record(1.0, kinship=KIN, nfe=1)), ("ddpm", evaluation_record(9.0))]
+    (sentence,) = said(documents, advice="driftkit compare drift ddpm --extractor x")
+    assert "cannot be ranked; one is made by: driftkit compare drift ddpm --extractor x" in sentence
     assert any("ranks nothing that involves drift: the training encoder itself" in c for c in warned(documents))
 
 
@@ -112,7 +113,7 @@ def test_what_is_agreed_on_is_said_beside_a_dispute():
 
 def test_scores_of_one_evaluator_that_order_otherwise_are_flagged():
     high = {**evaluation(1.0)["metrics"], "fid": 9.0, "recall": 0.9}
-    documents = [("a", evaluation(3.0)), ("b", evaluation(9.0, metrics=high))]
+    documents = [("a", evaluation_record(3.0)), ("b", evaluation_record(9.0, metrics=high))]
     assert any("Recall of encoder:tiny orders a and b the other way round" in c for c in warned(documents))
 
 
@@ -120,7 +121,11 @@ def test_cautions_name_what_a_reader_would_hold_against_the_numbers(tmp_path):
     runs = [summarise(make_run(tmp_path / "a", encoder={"name": "e", "random_weights": True}), label="a"),
             summarise(make_run(tmp_path / "b", parameters=9, images_seen=5), label="b"),
             summarise(make_run(tmp_path / "c"), label="c")]  # fmt: skip
-    documents = [("a", evaluation(3.0)), ("b", evaluation(4.0, weights="raw")), ("c", evaluation(5.0, kinship=KIN))]
+    documents = [
+        ("a", evaluation_record(3.0)),
+        ("b", evaluation_record(4.0, weights="raw")),
+        ("c", evaluation_record(5.0, kinship=KIN)),
+    ]
     text = " ".join(warned(documents, runs))
     expected = ("few images", "one independent evaluator alone", "ranks nothing that involves c", "random weights: a",
                 "for b", "of one seed", "differ in parameters", "differ in training lengths")  # fmt: skip
@@ -136,7 +141,8 @@ def test_nothing_is_held_against_sound_numbers(tmp_path):
         for name, fid in (("a", 3.0), ("b", 9.0))
         for seed in (0, 1)
     ]
-    better = [{**d["metrics"], "precision": 0.9, "recall": 0.9, "kid_mean": 0.001} for r, d in documents if r == "a"]
-    for (_, document), metrics in zip((d for d in documents if d[0] == "a"), better, strict=True):
-        document["metrics"] = metrics
+    better = {"precision": 0.9, "recall": 0.9, "kid_mean": 0.001}
+    documents = [
+        (name, r.model_copy(update={"metrics": {**r.metrics, **better}}) if name == "a" else r) for name, r in documents
+    ]
     assert warned(documents, runs) == []

@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from driftkit.comparison.pictures import evolution, neighbour_figure
+from driftkit.comparison.pictures import evolution, grid_figure, nearest, neighbour_figure
 from driftkit.errors import ArtifactError
 from driftkit.storage.images import read_grid, save_grid
-from tests.scoring.fakes import random_images
+from tests.scoring.fakes import random_images, tiny_extractor
 
 
 @pytest.mark.parametrize("size", [8, 32, 48, 100])
@@ -45,4 +45,40 @@ def test_frames_are_one_per_step_and_move_in_one_file():
     assert Image.open(io.BytesIO(made.frames[0].image)).size == (made.width, made.height)
     moving = Image.open(io.BytesIO(made.animation))
     assert (moving.n_frames, moving.info["loop"]) == (3, 0)
-    assert evolution("run", grids[:1], name="e") is None
+
+
+def test_grids_enlarge_small_images_and_shrink_large_ones():
+    for size, tile in ((8, 64), (32, 64), (100, 100), (256, 64)):
+        figure = grid_figure(random_images(9, size=size), name="g", alt="a", caption="c")
+        width, height = Image.open(io.BytesIO(figure.light)).size
+        assert (width, height) == (8 * (tile + 3) + 3, 2 * (tile + 3) + 3)
+        assert Image.open(io.BytesIO(figure.png)).mode == "RGB"
+
+
+@pytest.mark.parametrize("extractor", [None, tiny_extractor()], ids=["pixels", "features"])
+def test_neighbours_are_those_of_a_literal_search_whatever_the_chunks(extractor):
+    generated, real = random_images(5, 1), random_images(50, 2)
+    indices, measured = nearest(generated, real, count=3, extractor=extractor, chunk=7)
+    for i, image in enumerate(generated):
+        if extractor is None:
+            distances = [float(((image.double() - other.double()) / 255).square().mean().sqrt()) for other in real]
+        else:
+            features = extractor.features(real)[0].double() - extractor.features(image[None])[0].double()
+            distances = features.norm(dim=1).tolist()
+        order = sorted(range(50), key=distances.__getitem__)[:3]
+        assert indices[i].tolist() == order
+        torch.testing.assert_close(measured[i], torch.tensor([distances[j] for j in order]))
+
+
+def test_a_copy_is_found_at_no_distance():
+    real = random_images(20, 3)
+    indices, distances = nearest(real[[7]], real, count=1)
+    assert indices.tolist() == [[7]]
+    assert float(distances) < 1e-6
+
+
+def test_too_few_or_other_images_are_refused():
+    with pytest.raises(ValueError, match="at least 3"):
+        nearest(random_images(2), random_images(2), count=3)
+    with pytest.raises(ValueError, match="expected real images of"):
+        nearest(random_images(2), random_images(9, size=16))

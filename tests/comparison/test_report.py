@@ -1,23 +1,24 @@
 """The report: self-contained, escaped, and complete."""
 
 import csv
-import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
-import torch
 from PIL import Image
 
-from driftkit.comparison.pictures import grid_figure, on_white
-from driftkit.comparison.report import embedded_json
+from driftkit.comparison.report import ComparisonRecord, embedded_json
 from driftkit.comparison.speed import Speed
 from driftkit.errors import ArtifactError
+from driftkit.methods.registry import METHODS, Curve
+from driftkit.metrics.base import Quantity
+from driftkit.metrics.registry import METRICS
 from driftkit.stages import compare as stage
-from driftkit.stages.compare import compare
 from driftkit.storage.files import read_json, write_json
-from tests.scoring.fakes import KIN, add_frames, add_samples, evaluation, make_run, random_images
+from tests.comparison.comparing import compare_runs
+from tests.scoring.fakes import KIN, add_frames, add_samples, evaluation, make_run
 
 HOSTILE = "<script>alert(1)</script>"
 
@@ -60,18 +61,20 @@ def runs(tmp_path):
 
 
 def test_report_compare_json_and_figures_are_written(runs):
-    made = compare([runs / "drift", runs / "ddpm", runs / "mae"], runs / "out")
-    assert made.report == runs / "out" / "report.html"
+    result = compare_runs([runs / "drift", runs / "ddpm", runs / "mae"], runs / "out")
+    assert result.report == runs / "out" / "report.html"
     document = read_json(runs / "out" / "compare.json")
-    assert {"report.html", "compare.csv"} < document.pop("files").keys()
-    assert document == json.loads(json.dumps(made.document))
+    assert {"report.html", "compare.csv"} < document["files"].keys()
+    assert document == result.record.document()
+    assert ComparisonRecord.read(runs / "out" / "compare.json") == result.record
     assert [r["label"] for r in document["runs"]] == ["ddpm", "drift"]
     assert [r["label"] for r in document["encoders"]] == ["mae"]
     for path in document["figures"].values():
         opacity = Image.open(runs / "out" / path).convert("RGBA").getextrema()[3]
         assert opacity == (255, 255)
     charts = [path.stem for path in (runs / "out" / "figures").glob("*.svg")]
-    assert {"drift-norm", "loss", "drift-loss"} <= set(charts) <= set(document["figures"])
+    drawn = {"drift-norm", "noise-prediction-loss", "normalised-drifting-loss"}
+    assert drawn <= set(charts) <= set(document["figures"])
     lines = list(csv.DictReader((runs / "out" / "compare.csv").open()))
     assert [(line["run"], line["nfe"], line["fid"]) for line in lines] == [
         ("ddpm", "50", "7.0"),
@@ -79,12 +82,12 @@ def test_report_compare_json_and_figures_are_written(runs):
         ("drift", "1", "9.0"),
     ]
     names = set(document["figures"])
-    assert {"drift-norm", "loss", "drift-loss", "samples-1", "samples-2"} <= names
+    assert {*drawn, "samples-1", "samples-2"} <= names
     assert any(name.startswith("nfe-") for name in names)
 
 
 def test_report_needs_nothing_but_itself(runs):
-    text = compare([runs / "drift", runs / "ddpm"], runs / "out").report.read_text()
+    text = compare_runs([runs / "drift", runs / "ddpm"], runs / "out").report.read_text()
     page = Page(text)
     assert "http:" not in text
     assert "https:" not in text
@@ -104,9 +107,9 @@ def test_report_needs_nothing_but_itself(runs):
 
 
 def test_embedded_data_is_the_comparison(runs):
-    made = compare([runs / "drift", runs / "ddpm"], runs / "out")
-    data = Page(made.report.read_text()).scripts[0]
-    assert json.loads(data) == json.loads(json.dumps(made.document))
+    result = compare_runs([runs / "drift", runs / "ddpm"], runs / "out")
+    data = json.loads(Page(result.report.read_text()).scripts[0])
+    assert data == {**result.record.document(), "files": {}}
 
 
 def test_hostile_names_are_escaped_everywhere(tmp_path):
@@ -116,7 +119,7 @@ def test_hostile_names_are_escaped_everywhere(tmp_path):
     document["extractor"]["name"] = document["reference"]["spec"] = f'"{HOSTILE}'
     write_json(run.path / "evaluations" / "other.json", document)
     add_samples(run, sampler=HOSTILE)
-    text = compare([run.path, tmp_path / HOSTILE], tmp_path / "out").report.read_text()
+    text = compare_runs([run.path, tmp_path / HOSTILE], tmp_path / "out").report.read_text()
     assert "<script>alert" not in text
     assert [tag for tag, _ in Page(text).elements].count("script") == 2
     assert "&lt;script&gt;alert(1)" in text
@@ -135,24 +138,24 @@ def test_names_with_dollars_and_underscores_are_drawn(tmp_path):
         scored(run, 3.0, nfe=1)
         scored(run, 2.0, nfe=5)
         add_samples(run)
-    assert compare([r.path for r in runs], tmp_path / "out").report.is_file()
+    assert compare_runs([r.path for r in runs], tmp_path / "out").report.is_file()
 
 
 def test_what_is_no_run_is_skipped_with_its_reason(runs):
     (runs / "notes").mkdir()
-    made = compare([runs / "drift", runs / "notes", runs / "gone", runs / "drift"], runs / "out")
-    reasons = [entry["reason"] for entry in made.document["skipped"]]
+    result = compare_runs([runs / "drift", runs / "notes", runs / "gone", runs / "drift"], runs / "out")
+    reasons = [entry["reason"] for entry in result.record.skipped]
     for words, reason in zip(("no manifest.json", "no such run folder", "given before"), reasons, strict=True):
         assert words in reason
-    text = made.report.read_text()
+    text = result.report.read_text()
     assert "no such run folder" in text
 
 
 def test_nothing_to_compare_is_missing(runs):
     with pytest.raises(ArtifactError, match="only encoders"):
-        compare([runs / "mae"], runs / "out")
+        compare_runs([runs / "mae"], runs / "out")
     with pytest.raises(ArtifactError, match="nothing is left"):
-        compare([runs / "nowhere"], runs / "out")
+        compare_runs([runs / "nowhere"], runs / "out")
     assert not (runs / "out").exists()
 
 
@@ -162,62 +165,48 @@ def test_runs_of_one_name_are_told_apart(tmp_path):
         run = make_run(tmp_path / parent / "drift")
         add_samples(run)
         paths.append(run.path)
-    made = compare(paths, tmp_path / "out")
-    assert [r.label for r in made.runs] == ["a/drift", "b/drift"]
+    result = compare_runs(paths, tmp_path / "out")
+    assert [r.label for r in result.record.runs] == ["a/drift", "b/drift"]
 
 
 def test_inequalities_and_missing_scores_are_noted(tmp_path):
     first, second = make_run(tmp_path / "drift"), make_run(tmp_path / "ddpm", "ddpm", parameters=5, steps=20)
     for run in (first, second):
         add_samples(run)
-    notes = " ".join(compare([first.path, second.path], tmp_path / "out").document["notes"])
+    notes = " ".join(compare_runs([first.path, second.path], tmp_path / "out").record.notes)
     for words in ("sizes of network", "numbers of images seen", "driftkit fid"):
         assert words in notes
 
 
 def test_run_without_samples_and_checkpoint_has_no_grid_and_no_speed_and_says_so(tmp_path):
-    from driftkit.comparison.speed import SpeedSettings
-
     run = make_run(tmp_path / "drift")
-    speed = SpeedSettings(torch.device("cpu"), torch.float32, batch_size=2)
-    notes = compare([run.path], tmp_path / "out", speed=speed).document["notes"]
+    notes = compare_runs([run.path], tmp_path / "out", speed=True, speed_batch=2).record.notes
     assert any("has no grid" in n for n in notes)
     assert any("speed of drift was not measured" in n for n in notes)
 
 
 def test_measured_speed_is_shown_with_its_settings(runs, monkeypatch):
-    from driftkit.comparison.speed import SpeedSettings
-
     speeds = [Speed("drift", "one-step", 1, 1, 200.0, 0.08, 1.0), Speed("ddpm", "ddim", 100, 20, 2.0, 8.0, 1.1)]
     monkeypatch.setattr(stage, "time_runs", lambda *_: speeds)
-    settings = SpeedSettings(torch.device("cpu"), torch.float32, batch_size=16)
-    text = compare([runs / "drift", runs / "ddpm"], runs / "out", speed=settings).report.read_text()
+    text = compare_runs([runs / "drift", runs / "ddpm"], runs / "out", speed=True).report.read_text()
     for words in ("16 images at a time", "not compiled", "float32", "is scaled by their ratio", "<strong>200</strong>"):
         assert words in text
 
 
-def test_grids_enlarge_small_images_and_shrink_large_ones():
-    for size, tile in ((8, 64), (32, 64), (100, 100), (256, 64)):
-        figure = grid_figure(random_images(9, size=size), name="g", alt="a", caption="c")
-        width, height = Image.open(io.BytesIO(figure.light)).size
-        assert (width, height) == (8 * (tile + 3) + 3, 2 * (tile + 3) + 3)
-    assert Image.open(io.BytesIO(on_white(figure.light))).mode == "RGB"
-
-
 def test_figures_of_an_earlier_comparison_leave_and_other_files_stay(runs):
-    compare([runs / "drift", runs / "ddpm"], runs / "out")
+    compare_runs([runs / "drift", runs / "ddpm"], runs / "out")
     (runs / "out" / "figures" / "mine.png").write_text("")
-    compare([runs / "ddpm"], runs / "out")
+    compare_runs([runs / "ddpm"], runs / "out")
     left = {path.name for path in (runs / "out" / "figures").iterdir()}
     assert not {"drift-norm.png", "drift-norm.svg", "samples-2.png", "evolution-2.webp"} & left
-    assert {"mine.png", "loss.png", "loss.svg"} <= left
+    assert {"mine.png", "noise-prediction-loss.png", "noise-prediction-loss.svg"} <= left
 
 
 def test_differing_configs_are_shown_and_escaped(runs):
     run = make_run(runs / "other")
     config = run.manifest().config
     run.update(config={**config, "trainer": {**config["trainer"], "note": HOSTILE}})
-    text = compare([runs / "drift", run.path], runs / "out").report.read_text()
+    text = compare_runs([runs / "drift", run.path], runs / "out").report.read_text()
     assert "trainer.note" in text
     assert "<script>alert" not in text
 
@@ -226,9 +215,30 @@ def test_steps_that_were_scored_give_curves_over_steps_and_time(runs):
     run = make_run(runs / "kept")
     for step, fid in ((10, 9.0), (20, 6.0), (30, 4.0)):
         scored(run, fid, step=step, nfe=1, sampler="one-step")
-    document = compare([run.path, runs / "ddpm"], runs / "out").document
-    key = document["score_tables"][0]["key"]
-    assert {f"step-{key}", f"seconds-{key}"} <= set(document["figures"])
-    at_10 = next(b for b in document["budgets"][key] if b["cost"] == "step")
-    assert at_10["amount"] == 30
-    assert at_10["cells"]["kept"]["fid"] == 4.0
+    record = compare_runs([run.path, runs / "ddpm"], runs / "out").record
+    key = record.score_tables[0].key
+    assert {f"step-{key}", f"seconds-{key}"} <= set(record.figures)
+    budget = next(b for b in record.budgets[key] if b.cost == "step")
+    assert budget.amount == 30
+    assert budget.cells["kept"].score == 4.0
+
+
+def test_a_new_method_and_a_new_metric_show_by_themselves(tmp_path, monkeypatch):
+    curve = Curve("loss", "toy loss", "What the toy minimises.")
+    toy = replace(METHODS["ddpm"], name="toy", label="Toy method", curves=(curve,), curves_note="Toys learn fast.")
+    monkeypatch.setitem(METHODS, "toy", toy)
+    quantity = Quantity("toy_score", "Toy score", "higher", "share", "How toy-like samples are.")
+    monkeypatch.setitem(METRICS, "toy", replace(METRICS["kid"], name="toy", quantities=(quantity,)))
+    for name, method, values in (("a", "toy", (3.0, 0.125)), ("b", "ddpm", (5.0, 0.875))):
+        run = make_run(tmp_path / name, method)
+        scored(run, values[0], metrics={"fid": values[0], "toy_score": values[1]})
+        add_samples(run)
+    result = compare_runs([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
+    page = result.report.read_text()
+    for words in ("1 Toy method run", "Toy score</button>", "0.125", "How toy-like samples are.", "Toys learn fast.",
+                  "What the toy minimises."):  # fmt: skip
+        assert words in page
+    assert "toy-loss" in result.record.figures
+    assert any("Toy score of encoder:tiny orders" in caution for caution in result.record.cautions)
+    lines = list(csv.DictReader((tmp_path / "out" / "compare.csv").open()))
+    assert [(line["method"], line["toy_score"]) for line in lines] == [("toy", "0.125"), ("ddpm", "0.875")]

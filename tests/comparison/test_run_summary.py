@@ -2,28 +2,37 @@
 
 import pytest
 
-from driftkit.comparison.run_summary import differences, equality_notes, summarise, thin, unique_labels
-from driftkit.storage.files import write_json
+from driftkit.comparison.run_summary import differences, equality_notes, open_runs, summarise, thin, unique_labels
+from driftkit.errors import ArtifactError
 from tests.scoring.fakes import make_run
 
 
 def test_summary_of_a_drifting_run(tmp_path):
     summary = summarise(make_run(tmp_path / "drift"), label="drift")
     assert (summary.method, summary.encoder, summary.steps, summary.images_seen) == ("drift", "mae", 30, 120)
-    assert summary.drift_norm == pytest.approx(1 / 30)
+    assert summary.signals["drift_norm"] == pytest.approx(1 / 30)
     assert [p["step"] for p in summary.curve] == [10, 20, 30]
     assert summary.warnings == []
 
 
-def test_summary_bears_a_manifest_that_tells_nothing(tmp_path):
+def test_a_manifest_with_odd_values_is_refused_and_odd_metrics_are_passed_over(tmp_path):
     run = make_run(tmp_path / "bare")
-    write_json(run.manifest_path, {"kind": "run", "format_version": 1, "id": "1", "created": "",
-                                    "config": {"objective": "odd", "data": None}})  # fmt: skip
     run.metrics_path.write_text('{"step": "x", "loss": null, "health": 3}\n')
-    summary = summarise(run, label="bare")
-    assert summary.method == "unknown"
-    assert summary.parameters is None
-    assert summary.loss is None
+    assert summarise(run, label="bare").signals["loss"] is None
+    run.update(config={"objective": {"name": 3}})
+    with pytest.raises(ArtifactError, match=r"config\.objective\.name"):
+        summarise(run, label="bare")
+
+
+def test_folders_that_are_no_runs_are_skipped_with_a_reason(tmp_path):
+    for name, method in (("drift", "drift"), ("ddpm", "ddpm"), ("mae", "mae"), ("other", "other")):
+        make_run(tmp_path / name, method)
+    (tmp_path / "notes").mkdir()
+    opened = open_runs(sorted(tmp_path.iterdir()))
+    assert [run.label for run in opened.generators] == ["ddpm", "drift"]
+    assert [run.label for run in opened.encoders] == ["mae"]
+    assert [(tmp_path / "notes").samefile(entry["path"]) for entry in opened.skipped] == [True, False]
+    assert "unknown method 'other'" in opened.skipped[1]["reason"]
 
 
 def test_random_weights_and_unfinished_training_are_warned_about(tmp_path):
@@ -38,7 +47,7 @@ def test_scores_on_the_way_are_read_with_what_made_them(tmp_path):
     run = make_run(tmp_path / "drift")
     assert summarise(run, label="drift").scored_by is None
     config = run.manifest().config
-    how = {"every": 10, "features": "inception", "num_images": 500, "reference": "photos.zip"}
+    how = {"every": 10, "extractor": "inception", "num_images": 500, "reference": "photos.zip"}
     run.update(config={**config, "evaluation": how})
     run.append_metrics({"step": 40, "health": {"fid@500": 3.5}})
     summary = summarise(run, label="drift")
@@ -47,10 +56,10 @@ def test_scores_on_the_way_are_read_with_what_made_them(tmp_path):
 
 
 def test_curves_are_thinned_by_averaging():
-    points = thin([{"step": i, "loss": float(i), "health": {}} for i in range(1, 1001)], most=100)
+    points = thin([{"step": i, "loss": float(i), "health": {"a": 2}} for i in range(1, 1001)], ["loss", "a"], limit=100)
     assert len(points) == 100
     assert points[0] == {
-        "step": 10.0, "images": None, "seconds": None, "loss": 5.5, "drift_norm": None, "spread": None, "score": None
+        "step": 10.0, "images": None, "seconds": None, "loss": 5.5, "a": 2.0, "score": None
     }  # fmt: skip
 
 

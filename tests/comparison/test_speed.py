@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from driftkit.comparison.speed import SpeedCase, SpeedSettings, measure_speeds
+from driftkit.comparison.speed import Speed, SpeedCase, SpeedSettings, measure_speeds, speed_of
 
 
 class Counting(nn.Module):
@@ -61,3 +61,10 @@ def test_settings_are_described_as_json():
     assert described["batch_size"] == 4
     assert described["compiled"] is False
     assert described["device"].startswith("cpu")
+
+
+def test_options_of_a_sampler_do_not_hide_its_speed():
+    speeds = [Speed("a", "ddim", 50, 50, 8.5, 1.9, 1.0)]
+    assert speed_of(speeds, "a", "ddim eta=1.0", 50) is speeds[0]
+    assert speed_of(speeds, "a", "ddim", 10) is None
+    assert speed_of(speeds, "b", "ddim", 50) is None

@@ -14,12 +14,11 @@ import torch
 from PIL import Image
 
 from driftkit.cli.app import check
-from driftkit.comparison.agreement import pairs_of
-from driftkit.comparison.conclusions import cautions, findings, scored_runs
-from driftkit.comparison.report import embedded_json, render_report
-from driftkit.comparison.run_summary import differences, equality_notes, summarise
-from driftkit.comparison.score_records import score_records, to_csv
-from driftkit.comparison.score_table import read_evaluations, score_tables
+from driftkit.comparison.agreement import pairs_of, scored_runs
+from driftkit.comparison.conclusions import cautions, findings
+from driftkit.comparison.report import ComparisonRecord, render_report
+from driftkit.comparison.run_summary import differences, equality_notes, open_runs, summarise
+from driftkit.comparison.score_table import score_records, score_tables, to_csv
 from driftkit.config.layers import parse_assignments
 from driftkit.config.pipeline_file import load_pipeline
 from driftkit.config.sampling_config import SamplingConfig
@@ -35,6 +34,7 @@ from driftkit.encoders.weights import read_weights
 from driftkit.errors import DriftkitError
 from driftkit.models.mae_resnet import MAEResNet, MAEResNetConfig
 from driftkit.models.registry import build_network
+from driftkit.scoring.evaluation_record import read_evaluations
 from driftkit.scoring.extraction import extract
 from driftkit.scoring.image_set import ImageSet, ScoringExecution, is_run, open_target
 from driftkit.scoring.statistics_file import (
@@ -43,7 +43,6 @@ from driftkit.scoring.statistics_file import (
     open_statistics_file,
     read_foreign_statistics,
 )
-from driftkit.stages.compare import collect
 from driftkit.stages.model_card import describe_run, to_markdown
 from driftkit.stages.run import is_done
 from driftkit.storage.files import state_digest, write_json, write_tensors
@@ -114,7 +113,7 @@ def manifest(folder: Path) -> Target:
     def read(content: bytes) -> None:
         run.manifest_path.write_bytes(content)
         each(
-            lambda: collect([run.path]),
+            lambda: open_runs([run.path]),
             lambda: can_sample(Run.open(run.path)),
             lambda: trained_image_size(str(run.path)),
             lambda: load(str(run.path)),
@@ -154,13 +153,12 @@ def evaluations(folder: Path) -> Target:
         tables = score_tables([("run", d) for d in documents], summaries)
         records = score_records(tables, summaries, [])
         pairs = pairs_of(tables, scored_runs(tables))
-        said = {"findings": findings(tables, pairs, []), "cautions": cautions(tables, pairs, summaries)}
-        document = {**said, "notes": [], "skipped": [], "differences": {}, "created": "", "driftkit": "0",
-                    "speed": {"settings": None}, "records": records, "tables": [asdict(t) for t in tables]}  # fmt: skip
-        embedded_json(document)
+        record = ComparisonRecord(
+            driftkit="0", created="", runs=summaries, score_tables=tables, pairs=pairs, records=records,
+            findings=findings(tables, pairs, []), cautions=cautions(tables, pairs, summaries),
+        )  # fmt: skip
         to_csv(records)
-        render_report(document, runs=summaries, encoders=[], tables=tables, speeds=[],
-                      figures={t.key: [] for t in tables}, colours={"run": 0})  # fmt: skip
+        render_report(record, figures={t.key: [] for t in tables}, colours={"run": 0})
 
     seeds = [json_bytes(evaluation(3.0)), json_bytes(evaluation(3.0, options={"eta": 1.0}))]
     return Target(seeds, "json", read)

@@ -143,3 +143,8 @@ def evaluation(fid: float, **changes: Any) -> dict[str, Any]:
         "warnings": ["100 images are few"],
         **changes,
     }  # fmt: skip
+
+
+def evaluation_record(fid: float, **changes: Any) -> EvaluationRecord:
+    """The same as a record."""
+    return EvaluationRecord.of(evaluation(fid, **changes), Path("evaluation.json"))

@@ -392,7 +392,8 @@ def test_all_checkpoints_give_a_curve_and_are_not_scored_twice(tmp_path, real, s
     with Image.open(first.path.with_suffix(".png")) as figure:
         assert figure.width > 400
     weights = {"w": torch.tensor([99.0])}
-    run.save_checkpoint(20, raw=weights, ema=weights, optimizer={}, state={"step": 20}, header={})
+    state = {"step": 20, "images_seen": 80, "train_seconds": 20.0}
+    run.save_checkpoint(20, raw=weights, ema=weights, optimizer={}, state=state, header={})
     evaluate_checkpoints([evaluator], run.path, num_images=20)
     assert [r["step"] for r in sampled] == [10, 20, 30, 20]
     with pytest.raises(UsageError, match="`step`"):

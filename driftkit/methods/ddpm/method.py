@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from driftkit.methods.base import (
     CURVE_NFES,
     BuiltObjective,
+    Curve,
     Graph,
     Method,
     SamplerSpec,
@@ -105,5 +106,6 @@ METHOD = register(
             ),
         ),
         graph=_graph,
+        curves=(Curve("loss", "noise prediction loss", "Loss of DDPM: squared error of the predicted noise."),),
     )
 )  # fmt: skip

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from driftkit.methods.base import (
     CURVE_NFES,
     BuiltObjective,
+    Curve,
     Graph,
     Method,
     SamplerSpec,
@@ -88,5 +89,6 @@ METHOD = register(
             SamplerSpec("heun", _heun, lambda config: HEUN_NFE, "velocity", curve_nfes=CURVE_NFES),
         ),
         graph=_graph,
+        curves=(Curve("loss", "velocity prediction loss", "Loss of flow matching: squared error of the velocity."),),
     )
 )

@@ -1,0 +1,81 @@
+"""Settings of `driftkit compare`. Help texts read them, so nothing here loads torch."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+
+from driftkit.config.settings import Option, Settings
+
+SCORES, SPEED, PICTURES, FILES = "Missing scores", "Speed", "Pictures", "Output"
+
+
+class CompareConfig(Settings):
+    """Settings of `driftkit compare`."""
+
+    evaluate: Annotated[bool, Option(SCORES)] = Field(
+        False, description="first score what has no score yet, into the runs; needs a reference"
+    )
+    reference: Annotated[str | None, Option(SCORES, ("--reference", "-r"), default="none")] = Field(
+        None, description="real images to score against, or a file of statistics, as in fid"
+    )
+    extractor: Annotated[tuple[str, ...], Option(SCORES)] = Field(
+        ("inception",), min_length=1, description="feature extractor of the scores, as in fid; repeatable"
+    )
+    extractor_weights: Annotated[Path | None, Option(SCORES, default="as in fid")] = Field(
+        None, description="local weights file of the extractor"
+    )
+    num_images: Annotated[int | None, Option(SCORES, ("--num-images", "-n"), default="50000")] = Field(
+        None, ge=10, description="images per score"
+    )
+    nfe: Annotated[str | None, Option(SCORES, default="the sampler's own, mostly 1,2,5,10,20,50,100")] = Field(
+        None, description="network evaluations at which samplers of many steps are scored"
+    )
+    all_checkpoints: Annotated[bool, Option(SCORES)] = Field(
+        False, description="score every kept checkpoint, not only the last"
+    )
+    allow_collapsed: Annotated[bool, Option(SCORES)] = Field(
+        False, description="score images even where all of them are alike"
+    )
+    neighbours: Annotated[bool, Option(PICTURES)] = Field(True, description="show the real images nearest to samples")
+    neighbours_in: Annotated[str | None, Option(PICTURES, default="each run's training images")] = Field(
+        None, description="images among which neighbours are searched"
+    )
+    neighbours_by: Annotated[Literal["pixels", "features"], Option(PICTURES)] = Field(
+        "pixels", description="distance between images; features: those of the first extractor"
+    )
+    speed: Annotated[bool, Option(SPEED)] = Field(
+        True, description="time every sampler setup that was scored, and the usual NFEs of each method"
+    )
+    speed_batch: Annotated[int | None, Option(SPEED, default="16, or 256 on CUDA")] = Field(
+        None, ge=1, description="images at a time, for all runs"
+    )
+    speed_seconds: Annotated[float, Option(SPEED)] = Field(
+        20.0, gt=0, description="longest time to measure one run; beyond it times are scaled"
+    )
+    speed_compile: Annotated[bool, Option(SPEED)] = Field(
+        False, description="compile all networks before they are timed"
+    )
+    device: Annotated[str, Option(SPEED)] = Field("auto", description="auto, cpu or cuda")
+    output: Annotated[Path, Option(FILES, ("--output", "-o"))] = Field(
+        Path("outputs/comparison"), description="folder of report.html, its data and its figures"
+    )
+
+    @field_validator("extractor", mode="before")
+    @classmethod
+    def _distinct(cls, value: Any) -> Any:
+        names = (value,) if isinstance(value, str) else value
+        return tuple(dict.fromkeys(names)) if isinstance(names, list | tuple) else names
+
+    @field_validator("nfe")
+    @classmethod
+    def _check_nfe(cls, value: str | None) -> str | None:
+        words = [] if value is None else value.split(",")
+        if not all(word.strip().isdecimal() and int(word) >= 1 for word in words):
+            raise ValueError("expected whole numbers from 1 on with commas between, for example 1,10,50")
+        return value
+
+    @property
+    def nfes(self) -> tuple[int, ...] | None:
+        """The numbers of `nfe`, sorted."""
+        return None if self.nfe is None else tuple(sorted({int(word) for word in self.nfe.split(",")}))
