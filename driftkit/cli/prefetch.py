@@ -1,4 +1,4 @@
-"""`driftkit prefetch`: weights and CIFAR-10, brought before they are needed."""
+"""`driftkit prefetch`: fetch weights and CIFAR-10 before they are needed."""
 
 from typing import Annotated, Any
 
@@ -26,15 +26,15 @@ def command(
     [bold]Examples[/bold]
 
       driftkit prefetch mocov2 inception cifar10
-      driftkit prefetch evaluator:dinov2     a judge of driftkit fid, no encoder
+      driftkit prefetch evaluator:dinov2     an evaluator of driftkit fid, no encoder
       driftkit prefetch --all --json
     """
     from driftkit.errors import NotFoundError
-    from driftkit.stages.prefetch import prefetch, select
+    from driftkit.stages.prefetch import PrefetchRecord, prefetch, select
 
     done = prefetch(select(names or (), everything=everything), force=force, report=note)
     failed = [one.item.name for one in done if one.state == "failed"]
-    document = {"ok": not failed, "files": [one.document() for one in done]}
+    document = PrefetchRecord.of_items(done).document()
     emit(document, as_json=as_json, show=lambda: _show(document))
     if failed:
         raise NotFoundError(f"{len(failed)} of {len(done)} are missing: {', '.join(failed)}; the reasons stand above")

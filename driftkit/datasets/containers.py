@@ -44,15 +44,15 @@ class Container(Protocol):
         ...
 
     def names(self) -> list[str]:
-        """Names of all files, with forward slashes, hidden ones left out; in no special order."""
+        """Names of all files, with forward slashes, hidden ones skipped; in no special order."""
         ...
 
     def digest(self) -> str:
-        """Hex digest that changes when a file does, found without reading contents."""
+        """Hex digest that changes when a file does, computed without reading contents."""
         ...
 
-    def contents(self, wanted: Holds[str]) -> Iterator[tuple[str, bytes]]:
-        """Name and content of the wanted files, in the order that is cheapest to read."""
+    def contents(self, names: Holds[str]) -> Iterator[tuple[str, bytes]]:
+        """Name and content of the files of those names, in the order that is cheapest to read."""
         ...
 
 
@@ -100,9 +100,9 @@ class Folder:
     def digest(self) -> str:
         return digest_json(sorted((name, *facts) for name, facts in self._files.items()))
 
-    def contents(self, wanted: Holds[str]) -> Iterator[tuple[str, bytes]]:
+    def contents(self, names: Holds[str]) -> Iterator[tuple[str, bytes]]:
         for name in sorted(self._files):
-            if name in wanted:
+            if name in names:
                 path = self.path / name
                 _check_size(str(path), self._files[name][0])
                 try:
@@ -142,10 +142,10 @@ class Zip:
     def digest(self) -> str:
         return digest_json(sorted((name, m.CRC, m.file_size) for name, m in self._members.items()))
 
-    def contents(self, wanted: Holds[str]) -> Iterator[tuple[str, bytes]]:
+    def contents(self, names: Holds[str]) -> Iterator[tuple[str, bytes]]:
         with zipfile.ZipFile(self.path) as archive:
             for name, member in self._members.items():
-                if name in wanted:
+                if name in names:
                     _check_size(f"{self.path}: {name}", member.file_size)
                     try:
                         data = archive.read(member)  # compares the CRC, too
@@ -216,10 +216,10 @@ class Tar:
         status = self.path.stat()
         return digest_json([status.st_size, status.st_mtime_ns])
 
-    def contents(self, wanted: Holds[str]) -> Iterator[tuple[str, bytes]]:
+    def contents(self, names: Holds[str]) -> Iterator[tuple[str, bytes]]:
         for archive, member in self._walk():
             name = re.sub(r"^(\./)+", "", member.name)
-            if name in wanted:
+            if name in names:
                 stream = archive.extractfile(member)
                 assert stream is not None, "_walk gives plain files"
                 yield name, stream.read()

@@ -1,4 +1,4 @@
-"""Packs: uint8 images and int64 labels in one memory-mapped safetensors file, beside a JSON card that describes them.
+"""Packs: uint8 images and int64 labels in one memory-mapped safetensors file, and a JSON card that describes them.
 
 How images get into a pack stands in the modules of their sources; which source a text names stands in `sources`.
 """
@@ -46,8 +46,8 @@ class PackCard(Record):
     width: int = Field(ge=1, description="in pixels")
     sha256: str = Field(pattern="^[0-9a-f]{64}$", description="over the bytes of images [N, 3, H, W], then of labels")
     source: PackSource
-    label: str = Field(description="how to name these images beside a figure measured on them")
-    notes: tuple[str, ...] = Field((), description="what a reader should know, for example files that were left out")
+    label: str = Field(description="name of these images next to a number measured on them")
+    notes: tuple[str, ...] = Field((), description="what a reader should know, for example skipped files")
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class ImagePack:
 
     @property
     def digest(self) -> str:
-        """Hex sha256 of the content, as the card has it; `verify` computes it anew."""
+        """Hex sha256 of the content, as the card has it; `verify` computes it again."""
         return self.card.sha256
 
     @property
@@ -168,7 +168,7 @@ def pack_path(path: Path) -> Path:
 
 
 def card_path(path: Path) -> Path:
-    """The JSON card beside a pack."""
+    """The JSON card next to a pack."""
     return pack_path(path).with_suffix(".json")
 
 
@@ -190,12 +190,12 @@ def write_pack(
     """Write a pack and open it.
 
     Args:
-        path: the safetensors file, with or without its suffix; the card goes beside it.
+        path: the safetensors file, with or without its suffix; the card goes next to it.
         images: uint8 [N, 3, H, W].
         labels: int64 [N], an index into `classes`, or -1 where unlabelled.
         classes: names, in the order of the labels.
         source: where the images came from.
-        label: how to name these images beside a figure.
+        label: name of these images next to a number.
         notes: what a reader should know.
 
     Raises:
@@ -218,8 +218,8 @@ def write_pack(
     side = card_path(path)
     with locked_file(path):
         if side.exists() and _header_sha256(path) != sha256:
-            # The old card must not stand beside the new tensors. Equal content keeps its card, so that a reader beside
-            # a second writer of the same import finds a whole pack at every moment.
+            # The old card must not stand next to the new tensors. Equal content keeps its card, so that readers
+            # always find a whole pack while the same images are imported again.
             side.unlink()
         write_tensors(path, {"images": images, "labels": labels}, header={"driftkit": "pack", "sha256": sha256})
         card.write(side)
@@ -253,9 +253,9 @@ def open_pack(path: Path) -> ImagePack:
         ("shape of labels", list(labels.shape), [card.count]),
         ("sha256", header.get("sha256", "none"), card.sha256),
     )
-    for what, got, expected in facts:
+    for name, got, expected in facts:
         if got != expected:
-            raise ArtifactError(f"{path}: {what} is {got}, expected {expected} as in {side.name}; import it again")
+            raise ArtifactError(f"{path}: {name} is {got}, expected {expected} as in {side.name}; import it again")
     low, high = int(labels.min()), int(labels.max())
     if low < UNLABELLED or high >= len(card.classes):
         raise ArtifactError(

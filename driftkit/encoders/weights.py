@@ -21,7 +21,7 @@ HUB_FILE = "model.safetensors"
 SHORTEST_PREFIX = 8
 
 DIGESTS = {"moco_v2_800ep_pretrain.pth.tar": "md5:a04e12f8"}
-"""Beginnings of digests that the authors publish beside a file whose name holds none."""
+"""Beginnings of digests that the authors publish next to a file whose name holds none."""
 
 
 class PublishedFile(Protocol):
@@ -272,14 +272,14 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _check_digest(path: Path, digest: str) -> None:
-    algorithm, _, wanted = digest.partition(":")
+    algorithm, _, expected = digest.partition(":")
     if algorithm == "sha256":
         got = sha256_file(path)
     else:
         with open(path, "rb") as file:
             got = hashlib.file_digest(file, algorithm).hexdigest()
-    if not got.startswith(wanted):
-        raise ArtifactError(f"{path}: {algorithm} is {got[:12]}..., expected {wanted[:12]}...; it is another file")
+    if not got.startswith(expected):
+        raise ArtifactError(f"{path}: {algorithm} is {got[:12]}..., expected {expected[:12]}...; it is another file")
 
 
 def _require_reachable(url: str, what: str) -> None:

@@ -67,7 +67,7 @@ def room(device: torch.device) -> int:
     """Bytes that this process may still take: on a GPU, or on the machine within its limits (ulimit -v, cgroup)."""
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
-        return int(free) + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
     left = [psutil.virtual_memory().available]
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     if limit != resource.RLIM_INFINITY:
@@ -75,7 +75,7 @@ def room(device: torch.device) -> int:
     group = Path("/sys/fs/cgroup")
     with contextlib.suppress(OSError, ValueError):  # "max", or no cgroup of version 2: no limit
         left.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    return max(0, min(left))
+    return max(0, int(min(left)))
 
 
 def release(error: BaseException, device: torch.device) -> None:
@@ -94,8 +94,8 @@ def gib(count: float) -> str:
 def describe_shortage(error: BaseException, device: torch.device) -> str:
     """The beginning of an explanation: where it happened, what was asked for, and what is free."""
     asked = asked_bytes(error)
-    wanted = f" ({gib(asked)} at once)" if asked else ""
-    return f"out of memory in {phase_of(error)}{wanted}, with {gib(room(device))} left on {device.type}"
+    size = f" ({gib(asked)} at once)" if asked else ""
+    return f"out of memory in {phase_of(error)}{size}, with {gib(room(device))} left on {device.type}"
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from driftkit.methods.registry import METHODS
 from driftkit.runtime.progress import warn
 from driftkit.runtime.terminal import say
 from driftkit.scoring.evaluator import Judging, open_judge
+from driftkit.storage.records import RunManifest
 from driftkit.training.sampling import SAMPLE_BATCH, draw_images
 from driftkit.training.train_config import TrainConfig
 from driftkit.training.trainer import Scoring
@@ -57,7 +58,8 @@ def open_scoring(
         check_size=lambda size: _require_size(config, size),
         tell=say,
     )
-    kin = kinship(training_encoders_of({"encoder": encoder}), judge.bench.extractor.lineage)
+    manifest = RunManifest(id="", created="", config=config.model_dump(mode="json"), encoder=encoder and dict(encoder))
+    kin = kinship(training_encoders_of(manifest), judge.bench.extractor.lineage)
     if not kin.counts:
         warn(f"{wanted.features} is no independent evaluator of this run, whose scores it flatters: {kin.reason}")
     name = f"fid@{wanted.num_images}"

@@ -1,11 +1,13 @@
-"""Bringing the files that others publish (weights of encoders and evaluators, CIFAR-10) before they are needed."""
+"""Fetching published files (weights of encoders and evaluators, CIFAR-10) before they are needed."""
 
 import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
+
+from pydantic import BaseModel
 
 from driftkit.datasets import cifar10
 from driftkit.datasets.sources import data_directory
@@ -18,6 +20,7 @@ from driftkit.errors import ArtifactError, NotFoundError, UsageError
 from driftkit.scoring import extractors
 from driftkit.storage.download import host_of, unreachable_hosts
 from driftkit.storage.files import sha256_file
+from driftkit.storage.records import Record
 
 EVALUATOR_PREFIX = "evaluator:"
 EVALUATORS = {"inception": "Inception v3", "dinov2": "DINOv2 ViT-L/14", "clip": "CLIP ViT-L/14, DataComp-XL"}
@@ -80,6 +83,35 @@ class Cifar10Archive:
         return cifar10.placing_advice(data_directory() / self.file)
 
 
+class FetchedFile(BaseModel):
+    """What `driftkit prefetch` says of one file; see `Fetched`."""
+
+    name: str
+    kind: str
+    state: str
+    file: str
+    url: str
+    path: str | None
+    bytes: int | None
+    sha256: str | None
+    checked: str | None
+    licence: str | None
+    reason: str | None
+
+
+class PrefetchRecord(Record):
+    """The result of `driftkit prefetch`."""
+
+    kind: ClassVar[str] = "prefetch"
+
+    ok: bool
+    files: list[FetchedFile]
+
+    @classmethod
+    def of_items(cls, done: "Sequence[Fetched]") -> "PrefetchRecord":
+        return cls(ok=all(one.state != "failed" for one in done), files=[one.describe() for one in done])
+
+
 @dataclass(frozen=True)
 class Fetched:
     """What became of one item.
@@ -100,21 +132,21 @@ class Fetched:
     checked: str | None = None
     reason: str | None = None
 
-    def document(self) -> dict[str, Any]:
-        """As JSON."""
-        return {
-            "name": self.item.name,
-            "kind": self.item.kind,
-            "state": self.state,
-            "file": self.item.published.file,
-            "url": self.item.published.url,
-            "path": None if self.path is None else str(self.path),
-            "bytes": None if self.path is None else size_of(self.path),
-            "sha256": self.sha256,
-            "checked": self.checked,
-            "licence": self.item.licence,
-            "reason": self.reason,
-        }
+    def describe(self) -> FetchedFile:
+        """What the command prints of it."""
+        return FetchedFile(
+            name=self.item.name,
+            kind=self.item.kind,
+            state=self.state,
+            file=self.item.published.file,
+            url=self.item.published.url,
+            path=None if self.path is None else str(self.path),
+            bytes=None if self.path is None else size_of(self.path),
+            sha256=self.sha256,
+            checked=self.checked,
+            licence=self.item.licence,
+            reason=self.reason,
+        )
 
 
 def items() -> dict[str, Item]:
@@ -166,35 +198,35 @@ def select(names: Sequence[str], *, everything: bool = False) -> list[Item]:
 
 
 def prefetch(
-    wanted: Sequence[Item], *, force: bool = False, report: Callable[[str], None] | None = None
+    chosen: Sequence[Item], *, force: bool = False, report: Callable[[str], None] | None = None
 ) -> list[Fetched]:
     """Fetch what is not here and check all of it; one that fails does not keep the others from coming.
 
     Args:
-        wanted: see `select`.
+        chosen: see `select`.
         force: fetch again what is here.
-        report: is told in one line of each file that is about to be fetched.
+        report: called with one line for each file that is about to be fetched.
     """
-    for item in wanted:
-        judge = evaluator_name(item.name)
-        if report and item.kind == "encoder" and item.name in EVALUATORS and judge not in {i.name for i in wanted}:
-            report(f"{item.name} is the encoder; what driftkit fid --features {item.name} judges by is {judge}")
-    silent = unreachable_hosts(item.published.url for item in wanted if force or not _is_here(item))
+    for item in chosen:
+        evaluator = evaluator_name(item.name)
+        if report and item.kind == "encoder" and item.name in EVALUATORS and evaluator not in {i.name for i in chosen}:
+            report(f"{item.name} is the encoder; the evaluator of that name is {evaluator}")
+    silent = unreachable_hosts(item.published.url for item in chosen if force or not _is_here(item))
     # Asked once: ten files of a host that never answers must not take ten timeouts.
     done: list[Fetched] = []
-    for number, item in enumerate(wanted, start=1):
+    for number, item in enumerate(chosen, start=1):
         try:
             path = item.locate()
             # Several encoders read one network: even --force fetches its file once.
-            came = any(one.state == "fetched" and one.item.published == item.published for one in done)
-            if path is not None and (came or not force):
+            fetched = any(one.state == "fetched" and one.item.published == item.published for one in done)
+            if path is not None and (fetched or not force):
                 done.append(_present(item, path))
                 continue
             host = host_of(item.published.url)
             if host in silent:
                 raise NotFoundError(f"{host} cannot be reached ({silent[host]}); {item.published.by_hand(item.option)}")
             if report:
-                report(f"{number} of {len(wanted)}: {item.name} from {item.published.url}")
+                report(f"{number} of {len(chosen)}: {item.name} from {item.published.url}")
             done.append(_fetch(item))
         except ArtifactError as error:
             done.append(Fetched(item, "failed", reason=str(error)))
@@ -210,7 +242,7 @@ def _is_here(item: Item) -> bool:
     try:
         return item.locate() is not None
     except ArtifactError:
-        return True  # it is kept elsewhere, where it is not: nothing that a download mends
+        return True  # it is kept elsewhere, where it is not: no download fixes that
 
 
 def _present(item: Item, path: Path) -> Fetched:
@@ -235,7 +267,7 @@ def _checked(item: Item, state: str, path: Path) -> Fetched:
 def _unknown(name: str, known: list[str]) -> str:
     if name in WITHOUT_FILES:
         return f"{name} needs no files ({WITHOUT_FILES[name]}); leave it out"
-    judge = difflib.get_close_matches(name.partition(":")[2], EVALUATORS, n=1)
-    close = [evaluator_name(judge[0])] if judge else difflib.get_close_matches(name, known, n=1)
+    evaluator = difflib.get_close_matches(name.partition(":")[2], EVALUATORS, n=1)
+    close = [evaluator_name(evaluator[0])] if evaluator else difflib.get_close_matches(name, known, n=1)
     hint = f" (did you mean {close[0]}?)" if close else ""
     return f"{name}: nothing of that name can be fetched{hint}; expected {', '.join(known)}"

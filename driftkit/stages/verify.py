@@ -6,12 +6,13 @@ Everything is read, nothing is changed. Folders are searched for what driftkit k
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 from PIL import Image
-from pydantic import BaseModel
 
+from driftkit.config.layers import flatten
 from driftkit.datasets.packs import card_path, open_pack
 from driftkit.encoders import feature_cache as cache
 from driftkit.errors import ArtifactError, DriftkitError
@@ -22,11 +23,17 @@ from driftkit.storage.files import read_json, read_tensors, sha256_file, state_d
 from driftkit.storage.images import read_samples
 from driftkit.storage.json_text import from_json
 from driftkit.storage.lock import holder_of, is_lock
-from driftkit.storage.records import CheckpointState, Record, RunManifest
+from driftkit.storage.records import (
+    NoteKind,
+    Problem,
+    ProblemKind,
+    Record,
+    RunManifest,
+    Verification,
+    VerificationNote,
+)
 from driftkit.storage.run_folder import CHECKPOINTS, METRICS_FILE, Checkpoint, Run, checkpoints_in
 
-ProblemKind = Literal["damaged", "missing", "swapped", "future"]
-NoteKind = Literal["unfinished", "leftover", "in use", "unknown"]
 NAMED = 3  # unknown files of a folder that are named
 ATTEMPTS = 3  # at a run that is trained meanwhile
 COPY = "restore it from a copy"
@@ -40,45 +47,6 @@ AGAIN = {
     "comparison": "driftkit compare makes it again",
     "evaluation": "driftkit fid makes it again",
 }
-
-
-class Problem(BaseModel):
-    """A file that must not be used as it is.
-
-    Attributes:
-        problem: what is wrong with it, got and expected.
-        fix: one thing to do about it.
-    """
-
-    path: str
-    kind: ProblemKind
-    problem: str
-    fix: str
-
-
-class Note(BaseModel):
-    """Something to know of a file that may be used, or that driftkit does not know."""
-
-    path: str
-    kind: NoteKind
-    note: str
-
-
-class Verification(Record):
-    """The result of `driftkit verify`.
-
-    Attributes:
-        checked: number of products by kind (checkpoint, pack, evaluation, ...) that are as they were written.
-        bytes: of the files whose content was compared with a checksum.
-    """
-
-    kind: ClassVar[str] = "verification"
-
-    ok: bool
-    checked: dict[str, int]
-    bytes: int
-    problems: list[Problem]
-    notes: list[Note]
 
 
 def verify(paths: Sequence[Path]) -> Verification:
@@ -104,7 +72,7 @@ def verify(paths: Sequence[Path]) -> Verification:
 class _Verifier:
     def __init__(self) -> None:
         self.problems: list[Problem] = []
-        self.notes: list[Note] = []
+        self.notes: list[VerificationNote] = []
         self.checked: Counter[str] = Counter()
         self.num_bytes = 0
 
@@ -118,7 +86,7 @@ class _Verifier:
         self.problems.append(Problem(path=str(path), kind=kind, problem=problem.removeprefix("is "), fix=fix))
 
     def note(self, path: Path, kind: NoteKind, note: str) -> None:
-        self.notes.append(Note(path=str(path), kind=kind, note=note))
+        self.notes.append(VerificationNote(path=str(path), kind=kind, note=note))
 
     def good(self, kind: str, num_bytes: int = 0) -> None:
         self.checked[kind] += 1
@@ -138,34 +106,35 @@ class _Verifier:
             return False
         return True
 
-    def folder(self, folder: Path, run: Path | None = None) -> None:
+    def folder(self, folder: Path) -> None:
         """A folder of any kind, and all folders below it."""
-        skipped: set[Path] = set()
-        if (folder / "manifest.json").is_file():
-            run = folder
+        holds = {path.name for path in folder.iterdir()}
+        done: set[Path] = set()
+        if "manifest.json" in holds:
             self.run(folder)
-        elif (folder / "card.json").is_file():
-            return self.feature_cache(folder)
-        elif (folder / "model.json").is_file():
-            return self.listed_files(folder / "model.json", "export")
-        elif (folder / "state.json").is_file():
-            return self.checkpoint_alone(folder)
-        elif (folder / "compare.json").is_file():
-            skipped = self.comparison(folder)
+            done = {folder / CHECKPOINTS, folder / METRICS_FILE}
+        elif "card.json" in holds:
+            self.feature_cache(folder)
+            return
+        elif "state.json" in holds and folder.resolve().parent.name == CHECKPOINTS:
+            self.checkpoint_alone(folder)
+            return
+        for name, kind in (("model.json", "export"), ("compare.json", "comparison")):
+            if name in holds:
+                done |= self.listed_files(folder / name, kind)
         unknown: list[str] = []
-        for path in sorted(folder.iterdir()):
+        for path in sorted(set(folder.iterdir()) - done):
             if is_temporary(path):
                 self.leftover(path)
-            elif is_lock(path) or path in skipped or (run == folder and path.name in (CHECKPOINTS, METRICS_FILE)):
+            elif is_lock(path) or (path.name == "README.md" and "model.json" in holds):
                 continue
             elif path.is_dir():
-                self.folder(path, run)
+                self.folder(path)
             elif not self.file(path):
                 unknown.append(path.name)
         if unknown:
             more = f" and {len(unknown) - NAMED} more" if len(unknown) > NAMED else ""
             self.note(folder, "unknown", f"files that are not driftkit's: {', '.join(unknown[:NAMED])}{more}")
-        return None
 
     def file(self, path: Path) -> bool:
         """One file; returns whether it is of a kind that driftkit writes."""
@@ -270,23 +239,22 @@ class _Verifier:
         """A JSON record that names files of its folder by sha256 and bytes; returns the paths that were looked at."""
         document = self.json(record) or {}
         single = {str(document.get("file")): document} if "file" in document else {}
-        files = {record.parent / name: entry for name, entry in document.get("files", single).items()}
+        listed = document.get("files", single)
+        entries = listed.items() if isinstance(listed, dict) else ()
+        files = {record.parent / name: entry for name, entry in entries if isinstance(entry, dict)}
         for path, entry in files.items():
-            expected, size = entry.get("sha256", ""), entry.get("bytes")
+            expected, size = str(entry.get("sha256")), entry.get("bytes")
             if self.passes(lambda p=path, e=expected, s=size: require_checksum(p, e, num_bytes=s), path, kind):  # type: ignore[misc]
                 self.good(kind if single else f"file of a {kind}", path.stat().st_size)
         return {record, *files}
 
-    def comparison(self, folder: Path) -> set[Path]:
-        return self.listed_files(folder / "compare.json", "comparison")
-
     def run(self, folder: Path) -> None:
         """What training wrote into a run folder. A run that is trained meanwhile is read again where it changed."""
-        for attempt in range(ATTEMPTS):
-            before = _snapshot(folder)
-            trial = _Verifier()
-            trial._run(folder)
-            if not trial.problems or attempt + 1 == ATTEMPTS or _snapshot(folder) == before:
+        for _ in range(ATTEMPTS):
+            before, trial = _snapshot(folder), _Verifier()
+            with contextlib.suppress(FileNotFoundError):  # a checkpoint that was removed meanwhile
+                trial.run_once(folder)
+            if not trial.problems or _snapshot(folder) == before:
                 break
         self.problems += trial.problems
         self.notes += trial.notes
@@ -295,28 +263,32 @@ class _Verifier:
         if holder := holder_of(folder):
             self.note(folder, "in use", f"being written by {holder}")
 
-    def _run(self, folder: Path) -> None:
-        try:
-            manifest: RunManifest | None = Run(folder).manifest()
-        except ArtifactError:  # reported as a file of the folder
-            manifest = None
+    def run_once(self, folder: Path) -> None:
+        manifest = _manifest(folder)
         saved = checkpoints_in(folder, manifest.id if manifest else None)
         if manifest and max((c.step for c in saved), default=0) < manifest.step:
             path = folder / CHECKPOINTS / f"step-{manifest.step:08d}"
             fix = f"{COPY}; the same train command resumes from the last that is there"
             self.problem(path, "missing", "the checkpoint is not there", fix)
+        before = len(self.problems)
         for checkpoint in saved:
             self.checkpoint(checkpoint, saved)
+        if manifest and saved and len(self.problems) == before and (keys := _other_settings(manifest, saved[-1])):
+            problem = f"its config has another {', '.join(keys)} than the last checkpoint was trained with"
+            self.problem(folder / "manifest.json", "damaged", problem, COPY)
         if (folder / CHECKPOINTS).is_dir():
             for path in filter(is_temporary, sorted((folder / CHECKPOINTS).iterdir())):
                 self.leftover(path)
-        self.metrics(folder / METRICS_FILE, expected=manifest is not None and manifest.state == "done")
+        self.metrics(
+            folder / METRICS_FILE, expected=manifest is not None and manifest.state == "done" and manifest.step > 0
+        )
 
     def checkpoint_alone(self, folder: Path) -> None:
         run = folder.resolve().parent.parent
-        for checkpoint in checkpoints_in(run, Run(run).manifest().id if (run / "manifest.json").is_file() else None):
-            if checkpoint.path.name == folder.resolve().name:
-                self.checkpoint(Checkpoint(folder, checkpoint.step, checkpoint.run_id), [])
+        manifest = _manifest(run)
+        for saved in checkpoints_in(run, manifest.id if manifest else None):
+            if saved.path.name == folder.resolve().name:
+                self.checkpoint(replace(saved, path=folder), [])
 
     def checkpoint(self, checkpoint: Checkpoint, others: Sequence[Checkpoint]) -> None:
         """All files of a checkpoint by its checksum file; `others` are those whose files may have been swapped in."""
@@ -339,13 +311,11 @@ class _Verifier:
                     self.refused(path, error, fix)
         if len(self.problems) > before:
             return
-        state = CheckpointState.read(checkpoint.state_path)
-        if state.step != checkpoint.step:
-            self.problem(folder, "swapped", f"holds the checkpoint of step {state.step}", fix)
-        elif checkpoint.run_id is not None and state.run != checkpoint.run_id:
-            self.problem(folder, "swapped", "is the checkpoint of another run", fix)
-        else:
+        try:
+            checkpoint.state()
             self.good("checkpoint")
+        except ArtifactError as error:  # it is of another step or run
+            self.problem(folder, "swapped", str(error).removeprefix(f"{folder} "), fix)
         for path in sorted(folder.iterdir()):
             if path.name not in (*listed, CHECKSUM_FILE):
                 self.note(path, "unknown", "no file of a checkpoint")
@@ -367,9 +337,29 @@ class _Verifier:
         self.good("metrics", path.stat().st_size)
 
 
+def _manifest(run: Path) -> RunManifest | None:
+    """None where it cannot be read, which is reported as a file of the folder."""
+    try:
+        return Run(run).manifest()
+    except ArtifactError:
+        return None
+
+
+def _other_settings(manifest: RunManifest, checkpoint: Checkpoint) -> list[str]:
+    """Settings of network and objective, which never change, that differ from those in the header of the weights."""
+    header = read_tensors(checkpoint.path / "ema.safetensors")[1]
+    trained, recorded = (
+        {k: v for k, v in flatten(config).items() if k == "seed" or k.startswith(("model.", "objective."))}
+        for config in (from_json(header.get("config", "{}")), manifest.config)
+    )
+    moved = ("objective.encoder", "objective.encoder_weights")  # where things lie may change
+    return [key for key in trained if key not in moved and recorded.get(key) != trained[key]]
+
+
 def _records() -> dict[str, type[Record]]:
     """Kind -> class of all records that are imported."""
-    classes, found = [Record], {}
+    classes: list[type[Record]] = [Record]
+    found: dict[str, type[Record]] = {}
     while classes:
         subclasses = classes.pop().__subclasses__()
         classes += subclasses

@@ -141,7 +141,7 @@ def writer_lives(path: Path) -> bool | None:
     match = _TEMPORARY.fullmatch(path.name)
     if match is None or match["host"] != _host():
         return None
-    return psutil.pid_exists(int(match["pid"]))
+    return bool(psutil.pid_exists(int(match["pid"])))
 
 
 def remove_abandoned(target: Path) -> None:
@@ -193,7 +193,7 @@ def require_free(target: Path, num_bytes: int, what: str) -> None:
 def free_bytes(target: Path) -> int:
     """Bytes free for this user on the disk where `target` lies or will lie."""
     folder = next(parent for parent in (target.absolute(), *target.absolute().parents) if parent.exists())
-    return psutil.disk_usage(str(folder)).free
+    return int(psutil.disk_usage(str(folder)).free)
 
 
 def megabytes(count: int) -> str:

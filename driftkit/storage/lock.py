@@ -1,7 +1,7 @@
 """Locks on folders and files that only one process may write at a time.
 
 The lock is `filelock`'s: the system releases it when its holder ends, however it ends. A small JSON file next to it
-says who holds it. Lock files stay behind, empty, in folders that hold something else.
+says who holds it. A killed holder leaves both files, which hold nothing.
 """
 
 import contextlib
@@ -123,8 +123,7 @@ def _lock(path: Path, target: Path, *, wait: bool) -> Iterator[None]:
     finally:
         if first and lock.is_locked:
             _holder_path(path).unlink(missing_ok=True)
-            if made and [p.name for p in made[0].iterdir()] == [path.name]:
-                path.unlink()
+            path.unlink(missing_ok=True)  # still held: `filelock` lets nobody take a file that has lost its name
         lock.release()
         with contextlib.suppress(OSError):  # not empty: they were for something
             for folder in made:

@@ -5,7 +5,7 @@ minor version may add some; another `format_version` is refused.
 """
 
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -89,7 +89,7 @@ class RunManifest(Record):
     peak_memory_gib: float | None = None
     compilation: dict[str, Any] | None = None
     collapse: dict[str, Any] | None = Field(None, description="the last episode of collapsed features")
-    scored_on_the_way: dict[str, Any] | None = Field(None, description="kinship of the evaluator of `--eval-every`")
+    scored_on_the_way: dict[str, Any] | None = Field(None, description="kinship of the evaluator during training")
 
     @property
     def data_digest(self) -> str | None:
@@ -99,13 +99,13 @@ class RunManifest(Record):
 
 
 class CheckpointState(Record):
-    """What resuming needs beside tensors; all random draws follow from the seed and the step."""
+    """What resuming needs besides tensors; all random draws follow from the seed and the step."""
 
     kind: ClassVar[str] = "checkpoint"
 
     step: int = Field(ge=0)
-    images_seen: int = Field(ge=0)
-    train_seconds: float = Field(ge=0)
+    images_seen: int = Field(0, ge=0)
+    train_seconds: float = Field(0.0, ge=0)
     run: str | None = Field(None, description="id of the run")
     collapse: dict[str, Any] = Field({}, description="what is known of collapsed features")
 
@@ -130,3 +130,46 @@ class SampleRecord(Record):
     precision: str | None = Field(None, description="number format of the network")
     sha256: str = Field(description="of the safetensors file")
     bytes: int = Field(description="size of the safetensors file")
+
+
+ProblemKind = Literal["damaged", "missing", "swapped", "future"]
+NoteKind = Literal["unfinished", "leftover", "in use", "unknown"]
+
+
+class Problem(BaseModel):
+    """A file that must not be used as it is.
+
+    Attributes:
+        problem: what is wrong with it, got and expected.
+        fix: one thing to do about it.
+    """
+
+    path: str
+    kind: ProblemKind
+    problem: str
+    fix: str
+
+
+class VerificationNote(BaseModel):
+    """Something to know of a file that may be used, or that driftkit does not know."""
+
+    path: str
+    kind: NoteKind
+    note: str
+
+
+class Verification(Record):
+    """The result of `driftkit verify`.
+
+    Attributes:
+        checked: number of products by kind (checkpoint, pack, evaluation, ...) that are as they were written.
+        bytes: of the files whose content was compared with a checksum.
+    """
+
+    kind: ClassVar[str] = "verification"
+
+    ok: bool
+    checked: dict[str, int]
+    bytes: int
+    problems: list[Problem]
+    notes: list[VerificationNote]

@@ -17,7 +17,8 @@ def test_summary_of_a_drifting_run(tmp_path):
 
 def test_summary_bears_a_manifest_that_tells_nothing(tmp_path):
     run = make_run(tmp_path / "bare")
-    write_json(run.manifest_path, {"format": 1, "kind": "run", "config": {"objective": "odd", "data": None}})
+    write_json(run.manifest_path, {"kind": "run", "format_version": 1, "id": "1", "created": "",
+                                    "config": {"objective": "odd", "data": None}})  # fmt: skip
     run.metrics_path.write_text('{"step": "x", "loss": null, "health": 3}\n')
     summary = summarise(run, label="bare")
     assert summary.method == "unknown"

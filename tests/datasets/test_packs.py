@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from driftkit.datasets.packs import PackSource, balanced_indices, open_pack, write_pack
+from driftkit.datasets.packs import PackCard, PackSource, balanced_indices, open_pack, write_pack
 from driftkit.errors import ArtifactError
 from driftkit.storage.files import read_json, write_json
 
@@ -59,7 +59,7 @@ def test_card_of_other_tensors_is_refused(pack, key, value, named):
         open_pack(pack.path)
 
 
-@pytest.mark.parametrize("change", [{"format": 2}, {"kind": "samples"}, {"surprise": 1}])
+@pytest.mark.parametrize("change", [{"format_version": 2}, {"kind": "samples"}, {"count": "many"}])
 def test_card_of_another_kind_is_refused(pack, change):
     side = pack.path.with_suffix(".json")
     write_json(side, {**read_json(side), **change})
@@ -85,7 +85,7 @@ def test_replacing_a_pack_never_leaves_the_old_card(pack, monkeypatch):
     def fail(*_, **__):
         raise OSError("disk full")
 
-    monkeypatch.setattr("driftkit.datasets.packs.write_json", fail)
+    monkeypatch.setattr(PackCard, "write", fail)
     with pytest.raises(OSError, match="disk full"):
         write_pack(pack.path, pack.images[:, :, :, :4], pack.labels, pack.classes, source=SOURCE, label="other")
     with pytest.raises(ArtifactError, match="unfinished import"):

@@ -114,6 +114,10 @@ def test_every_row_of_the_table_says_what_trained_it():
         assert spec.data, spec.name
 
 
+def manifest(config, **data):
+    return RunManifest(id="1", created="", config=config, inputs={"data": data})
+
+
 def test_runs_say_what_taught_them_and_what_they_are(tmp_path):
     drift = make_run(tmp_path / "drift", encoder={"name": "e", "lineage": [LITE0.describe(), PIXEL_TERM.describe()]})
     assert training_encoders_of(drift.manifest()) == [LITE0, PIXEL_TERM]

@@ -14,7 +14,7 @@ from driftkit.storage.lock import is_lock
 VARYING = {
     "created", "updated", "written", "since", "seconds", "train_seconds", "seconds_by_part", "seconds_per_step",
     "images_per_second", "images_per_second_of_steps", "peak_memory_gib", "id", "run_id", "run", "age",
-    "sha256", "bytes", "fingerprint", "identity", "result",
+    "sha256", "bytes", "fingerprint", "identity", "result", "products",
 }  # fmt: skip
 TEXTS_WITH_TIMES = {".html", ".svg", ".csv"}
 

@@ -40,20 +40,20 @@ NAMES = ["mocov2", "inception", "cifar10"]
 
 
 def test_what_is_fetched_is_present_the_next_time(site):
-    said = []
-    first = prefetch(select(NAMES), report=said.append)
+    reported = []
+    first = prefetch(select(NAMES), report=reported.append)
     assert [one.state for one in first] == ["fetched"] * 3
     assert [one.checked for one in first] == ["readable", "published sha256", "published md5"]
-    assert len(said) == 3
+    assert len(reported) == 3
     for one in first:
-        document = one.document()
+        document = one.describe().model_dump()
         content = site.files["/" + document["url"].rsplit("/", 1)[1]]
         assert document["sha256"] == hashlib.sha256(content).hexdigest()
         assert document["bytes"] == len(content)
     asked = len(site.asked)
-    again = prefetch(select(NAMES), report=said.append)
+    again = prefetch(select(NAMES), report=reported.append)
     assert [(one.state, one.sha256) for one in again] == [("present", one.sha256) for one in first]
-    assert (len(site.asked), len(said)) == (asked, 3)
+    assert (len(site.asked), len(reported)) == (asked, 3)
 
 
 def test_one_that_fails_does_not_keep_the_others_from_coming(site):
@@ -94,17 +94,17 @@ def test_a_host_that_does_not_answer_is_asked_once_for_all(monkeypatch, tmp_path
         assert "\n" not in one.reason
 
 
-def test_a_broken_file_is_named_and_force_mends_it(site):
+def test_a_broken_file_is_named_and_force_fixes_it(site):
     (before,) = prefetch(select(["mocov2"]))
     before.path.write_bytes(b"half")
     (broken,) = prefetch(select(["mocov2"]))
     assert broken.state == "failed"
     assert "driftkit prefetch mocov2 --force" in broken.reason
-    (mended,) = prefetch(select(["mocov2"]), force=True)
-    assert (mended.state, mended.sha256) == ("fetched", before.sha256)
+    (fixed,) = prefetch(select(["mocov2"]), force=True)
+    assert (fixed.state, fixed.sha256) == ("fetched", before.sha256)
 
 
-def test_a_variable_that_names_no_file_is_not_mended_by_a_download(site, monkeypatch, tmp_path):
+def test_a_variable_that_names_no_file_is_not_fixed_by_a_download(site, monkeypatch, tmp_path):
     monkeypatch.setenv("DRIFTKIT_INCEPTION_WEIGHTS", str(tmp_path / "absent.pth"))
     (one,) = prefetch(select(["inception"]))
     assert one.state == "failed"
@@ -127,13 +127,13 @@ def test_names_in_their_order_and_once():
 def test_the_bare_name_is_the_encoder_and_says_what_it_is_not(monkeypatch, site):
     (item,) = select(["dinov2"])
     assert item.kind == "encoder"
-    said = []
+    reported = []
     monkeypatch.setattr(prefetching, "unreachable_hosts", lambda _: {"https://huggingface.co": "no network"})
-    prefetch([item], report=said.append)
-    assert "evaluator:dinov2" in said[0]
-    said.clear()
-    prefetch(select(["dinov2", "evaluator:dinov2"]), report=said.append)
-    assert not said
+    prefetch([item], report=reported.append)
+    assert "evaluator:dinov2" in reported[0]
+    reported.clear()
+    prefetch(select(["dinov2", "evaluator:dinov2"]), report=reported.append)
+    assert not reported
 
 
 def test_any_timm_model_can_be_fetched_for_the_encoders_that_need_no_row():

@@ -120,6 +120,11 @@ def state_edited():
     path.write_text(path.read_text().replace('"images_seen": 16', '"images_seen": 17'))
 
 
+def manifest_edited():
+    path = Path("run/manifest.json")
+    path.write_text(path.read_text().replace('"base_channels": 8', '"base_channels": 9'))
+
+
 def manifest_no_json():
     os.truncate("run/manifest.json", 300)
 
@@ -136,6 +141,7 @@ DAMAGE = [
     (lambda: os.unlink(f"{LAST}/SHA256SUMS"), f"{LAST}/SHA256SUMS", "missing"),
     (lambda: os.truncate(f"{LAST}/SHA256SUMS", 100), f"{LAST}/SHA256SUMS", "damaged"),
     (state_edited, f"{LAST}/state.json", "damaged"),
+    (manifest_edited, "run/manifest.json", "damaged"),
     (manifest_no_json, "run/manifest.json", "damaged"),
     (lambda: edit("run/manifest.json", step="many"), "run/manifest.json", "damaged"),
     (lambda: edit("run/manifest.json", format_version=2), "run/manifest.json", "future"),

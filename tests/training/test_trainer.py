@@ -61,7 +61,7 @@ def test_a_run_folder_holds_what_its_documentation_says(tmp_path):
     assert len(manifest["inputs"]["data"]["digest"]) == 64
     checkpoint = tmp_path / "run" / "checkpoints" / "step-00000003"
     assert sorted(p.name for p in checkpoint.iterdir()) == [
-        "ema.safetensors", "optimizer.safetensors", "raw.safetensors", "state.json",
+        "SHA256SUMS", "ema.safetensors", "optimizer.safetensors", "raw.safetensors", "state.json",
     ]  # fmt: skip
     _, header = read_tensors(checkpoint / "ema.safetensors")
     assert json.loads(header["config"]) == manifest["config"]
