@@ -114,7 +114,7 @@ def _network(examination: "Examination") -> list[tuple[str, str]]:
     silent: dict[str, list[str]] = {}
     for host in examination.hosts:
         if not host.reachable:
-            silent.setdefault(host.reason, []).append(host.host.partition("://")[2])
+            silent.setdefault(host.reason or "no reason given", []).append(host.host.partition("://")[2])
     texts = [f"[green]reached[/] {', '.join(answers)}"] if answers else []
     texts += [f"[yellow]no answer[/] from {', '.join(names)} ({escape(reason)})" for reason, names in silent.items()]
     return [("network", "; ".join(texts))]
@@ -148,7 +148,7 @@ def _files(files: "list[PublishedItem]") -> Any:
         else:
             # The hub's names for snapshots take three lines in a terminal and tell nobody anything.
             path = file.path.partition("/snapshots/")[0]
-            table.add_row(file.name, file.kind, f"[green]{decimal(file.bytes)}[/]", escape(_short(path)))
+            table.add_row(file.name, file.kind, f"[green]{decimal(file.bytes or 0)}[/]", escape(_short(path)))
     return table
 
 

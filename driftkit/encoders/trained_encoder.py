@@ -244,7 +244,7 @@ TRAINED_KIND = EncoderKind(
     pattern="the folder of a MAE or classifier run",
     accepts=lambda name: bool(name.strip()) and (Path(name).is_dir() or Path(name).is_file()),
     load=_load,
-    licence=lambda name: "that of the run it was trained in: a MAE of driftkit, without weights from elsewhere",
+    licence=lambda name: "that of its run: an encoder trained with driftkit, without weights from elsewhere",
     image_size=_trained_image_size,
     is_place=True,
 )
