@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from driftkit.encoders.networks import PixelEncoder
+from driftkit.encoders.pixel import PixelEncoder
 
 from driftkit.comparison.run_summary import summarise
 from driftkit.errors import NonFiniteStepError
