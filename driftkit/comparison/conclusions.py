@@ -18,7 +18,7 @@ from driftkit.comparison.score_table import (
 )
 from driftkit.comparison.speed import Speed, speed_of
 from driftkit.encoders.lineage import Lineage, kinship
-from driftkit.encoders.loading import MAE_RESNET
+from driftkit.encoders.trained_encoder import MAE_RESNET
 from driftkit.metrics.appearance import PROPERTIES
 from driftkit.metrics.registry import quantities
 from driftkit.scoring.extractors import DINOV2_LINEAGE, INSTALLED, INSTALLED_LINEAGE
