@@ -105,7 +105,7 @@ def setups_of(
     ]
     if all_checkpoints:
         spec = method.default_sampler
-        default = spec.default_nfe(method.config())
+        default = spec.default_nfe(method.config(name=method.name))
         nfe = default if spec.fixed_nfe else max(nfes or (default,))
         setups += [SamplerSetup(spec.name, nfe, c.step) for c in run.folder.checkpoints() if c.step != last]
     return setups

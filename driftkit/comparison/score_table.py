@@ -183,7 +183,8 @@ def _table(
     setups: dict[tuple[Any, ...], list[EvaluationRecord]] = {}
     for label, record in members:
         setups.setdefault(_setup_key(label, record), []).append(record)
-    history, latest = [], {}
+    history: list[ScoreRow] = []
+    latest: dict[tuple[Any, ...], ScoreRow] = {}
     for setup, records in setups.items():
         records = _one_per_seed(records)
         copies = any(_images_key(setup[0], record) in copying for record in records)
