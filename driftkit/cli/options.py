@@ -57,11 +57,13 @@ def with_settings(command: str, model: type[BaseModel]) -> Callable[[Callable[..
         command: its name on the command line.
         model: whose option fields the command gets, where that parameter stands.
     """
-    fields = list(option_fields(model))
+    fields = list({key: (key, field, option) for key, field, option in option_fields(model)}.values())
     FLAGS[command] = {key: flags_of(key, option)[0] for key, _, option in fields}
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         signature = inspect.signature(function, eval_str=True)
+        for name, flag in _explicit_flags(signature):
+            FLAGS[command].setdefault(name, flag)
         place = "settings" if "settings" in signature.parameters else "given"
 
         @functools.wraps(function)
@@ -83,9 +85,18 @@ def with_settings(command: str, model: type[BaseModel]) -> Callable[[Callable[..
     return decorate
 
 
+def _explicit_flags(signature: inspect.Signature) -> Iterator[tuple[str, str]]:
+    """Name and flag of the options that the command has beside its settings."""
+    for parameter in signature.parameters.values():
+        for info in getattr(parameter.annotation, "__metadata__", ()):
+            if isinstance(info, typer.models.OptionInfo):
+                flags = [str(word) for word in (info.default, *(info.param_decls or ()))]
+                yield parameter.name, next(word for word in flags if word.startswith("--")).partition("/")[0]
+
+
 def _parameters(fields: list[tuple[str, FieldInfo, Option]]) -> Iterator[inspect.Parameter]:
     for key, info, option in fields:
-        kind: Any = _value_type(info)
+        kind: Any = bool if option.switch else _value_type(info)
         yield _keyword(_name(key), Annotated[kind | None, _typer_option(key, info, option)])
     config = typer.Option("--config", help="TOML file with these settings.", rich_help_panel=CONFIG_PANEL)
     yield _keyword("config", Annotated[Path | None, config])
@@ -111,10 +122,10 @@ def flags_of(key: str, option: Option) -> tuple[str, ...]:
 
 def _typer_option(key: str, info: FieldInfo, option: Option) -> Any:
     flags = list(flags_of(key, option))
-    kind = _value_type(info)
-    default = option.default if info.default is None else _shown(info.default)
+    kind = bool if option.switch else _value_type(info)
+    default = option.default or _shown(info.default)
     if kind is bool:
-        default = f"{'' if info.default else 'no-'}{flags[0].removeprefix('--')}" if default is None else default
+        default = default or f"{'' if info.default else 'no-'}{flags[0].removeprefix('--')}"
         flags[0] = f"{flags[0]}/--no-{flags[0].removeprefix('--')}"
     choices = _choices(info)
     limits: dict[str, Any] = {n: getattr(m, n) for m in info.metadata for n in ("ge", "le") if hasattr(m, n)}

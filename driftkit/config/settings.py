@@ -40,11 +40,13 @@ class Option:
         panel: heading of its group in the help text.
         flags: names, for example ("--num-images", "-n"); empty: the field's name with dashes.
         default: text that the help shows as default where the field's default is None.
+        switch: whether it is given as --NAME and --no-NAME although the field is no truth value.
     """
 
     panel: str
     flags: tuple[str, ...] = ()
     default: str | None = None
+    switch: bool = False
 
 
 def option_fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo, Option]]:

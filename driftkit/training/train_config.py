@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Union
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, create_model
+from pydantic import BaseModel, Field, SerializeAsAny, create_model
 
 from driftkit.config.layers import (
     Layer,
@@ -18,22 +18,23 @@ from driftkit.config.layers import (
     validate,
 )
 from driftkit.config.on_resume import OnResume
+from driftkit.config.settings import Option, Settings
 from driftkit.errors import UsageError
 from driftkit.methods.registry import DEFAULT_METHOD, METHODS, find_method
 from driftkit.models.contract import NetworkConfig
-from driftkit.training.trainer_config import TrainerConfig
+from driftkit.training.trainer_config import FILES, TRAINING, TrainerConfig
+
+IMAGES = "Images"
 
 
-class DataConfig(BaseModel):
+class DataConfig(Settings):
     """Which images to train on."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    spec: Annotated[str, OnResume.PLACE] = Field(
-        "cifar10", description="shapes, cifar10, a folder, an archive or a pack"
+    spec: Annotated[str, OnResume.PLACE, Option(IMAGES, ("--data", "-d"))] = Field(
+        "cifar10", description="images: shapes, cifar10, a folder, a .zip or .tar, or a pack"
     )
-    image_size: Annotated[int | None, OnResume.FROM_DATA] = Field(
-        None, ge=8, le=1024, description="side in pixels; None: that of the images"
+    image_size: Annotated[int | None, OnResume.FROM_DATA, Option(IMAGES, default="as they are")] = Field(
+        None, ge=8, le=1024, description="side in pixels to which images are resized"
     )
     limit: int | None = Field(None, ge=1, description="use only this many images; None: all")
     holdout: Annotated[int | None, OnResume.FROM_DATA] = Field(
@@ -44,12 +45,15 @@ class DataConfig(BaseModel):
     horizontal_flip: bool = Field(True, description="mirror half of the images")
 
 
-class EvaluationConfig(BaseModel):
+class EvaluationConfig(Settings):
     """The score of the averaged weights while a generator trains, logged with its other signals of health."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    every: Annotated[int, OnResume.FREE] = Field(0, ge=0, description="steps between scores; 0: none")
+    every: Annotated[int, OnResume.FREE, Option(FILES, ("--eval-every",))] = Field(
+        0,
+        ge=0,
+        description="steps between FID scores of the averaged weights (see evaluation.extractor, .reference, "
+        ".num_images); 0: none",
+    )
     reference: Annotated[str | None, OnResume.FREE, OnResume.PLACE] = Field(
         None, description="data SPEC or statistics file of the real images; None: the training images"
     )
@@ -64,12 +68,10 @@ class EvaluationConfig(BaseModel):
     )
 
 
-class TrainConfig(BaseModel):
+class TrainConfig(Settings):
     """Everything that decides a run. A run's own config is of `config_class`, which knows its method and network."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    seed: int = Field(0, ge=0, description="all random draws follow from it")
+    seed: Annotated[int, Option(TRAINING)] = Field(0, ge=0, description="seed of all random draws")
     data: DataConfig = DataConfig()
     objective: Annotated[
         Union[tuple(method.config for method in METHODS.values())], Field(discriminator="name")  # type: ignore[valid-type]  # noqa: UP007

@@ -2,9 +2,12 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from driftkit.config.on_resume import OnResume
+from driftkit.config.settings import Option, Settings
+
+TRAINING, FILES = "Training", "Files"
 
 
 def _from_flag(value: Any) -> Any:
@@ -16,16 +19,16 @@ CompileSetting = Annotated[Literal["auto", "on", "off"], BeforeValidator(_from_f
 TrackerName = Literal["none", "tensorboard", "wandb"]
 
 
-class TrainerConfig(BaseModel):
+class TrainerConfig(Settings):
     """How a network is trained, whatever is minimised."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    steps: Annotated[int, OnResume.FREE] = Field(
+    steps: Annotated[int, OnResume.FREE, Option(TRAINING)] = Field(
         50_000, ge=0, description="optimizer steps of the whole run; 0 saves the untrained network"
     )
-    batch_size: int = Field(128, ge=1, le=2**20, description="images per rank and step")
-    learning_rate: float = Field(2e-4, gt=0, description="AdamW learning rate")
+    batch_size: Annotated[int, Option(TRAINING, ("--batch-size", "-b"))] = Field(
+        128, ge=1, le=2**20, description="images per rank and step"
+    )
+    learning_rate: Annotated[float, Option(TRAINING)] = Field(2e-4, gt=0, description="AdamW learning rate")
     warmup_steps: int = Field(0, ge=0, description="steps over which the learning rate rises linearly from 0")
     betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW moment decays")
     weight_decay: float = Field(0.01, ge=0, description="AdamW weight decay")
@@ -34,22 +37,25 @@ class TrainerConfig(BaseModel):
     ema_warmup: float = Field(
         9.0, ge=0, description="EMA warm-up W: the decay of step n is at most (n - 1) / (n - 1 + W); 0: none"
     )
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="float32, bfloat16, or auto: bfloat16 on GPUs that have it"
+    precision: Annotated[Literal["auto", "float32", "bfloat16"], Option(TRAINING)] = Field(
+        "auto", description="number format of the networks; auto: bfloat16 on GPUs that have it"
     )
-    compile: Annotated[CompileSetting, OnResume.FREE] = Field(
-        "auto", description="compile the trained network and the frozen encoder: on, off, or auto: where that is faster"
-    )
-    micro_batch: Annotated[int | None, OnResume.FREE] = Field(
-        None, ge=1, description="images per forward pass, with the gradient of the whole batch; None: all"
+    compile: Annotated[
+        CompileSetting, OnResume.FREE, Option(TRAINING, default="on a GPU with 2,000 steps left", switch=True)
+    ] = Field("auto", description="compile the trained network and the frozen encoder")
+    micro_batch: Annotated[int | None, OnResume.FREE, Option(TRAINING, default="the whole batch")] = Field(
+        None,
+        ge=1,
+        description="images per forward pass: less memory, and still the gradient of the whole batch (dropout "
+        "draws other masks)",
     )
     log_every: Annotated[int, OnResume.FREE] = Field(
         10, ge=1, description="steps between metric records; doubles after 100,000 records"
     )
-    sample_every: Annotated[int, OnResume.FREE] = Field(
+    sample_every: Annotated[int, OnResume.FREE, Option(FILES)] = Field(
         500, ge=0, description="steps between sample grids; doubles after 1,000 grids; 0: none"
     )
-    checkpoint_every: Annotated[int, OnResume.FREE] = Field(
+    checkpoint_every: Annotated[int, OnResume.FREE, Option(FILES)] = Field(
         1000, ge=0, description="steps between checkpoints; 0: only the last"
     )
     measure_every: Annotated[int, OnResume.FREE] = Field(
@@ -71,7 +77,11 @@ class TrainerConfig(BaseModel):
     collapse_patience: Annotated[int, OnResume.FREE] = Field(
         500, ge=0, description="steps below collapse_spread before collapse is reported"
     )
-    fail_on_collapse: Annotated[bool, OnResume.FREE] = Field(False, description="save and stop on collapse")
+    fail_on_collapse: Annotated[bool, OnResume.FREE, Option(TRAINING)] = Field(
+        False,
+        description="save and end with exit code 5 on collapse (see trainer.collapse_spread, .collapse_patience); "
+        "else it is a warning",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 import torch
-from driftkit.encoders.pixel import PixelEncoder
 
 from driftkit.comparison.run_summary import summarise
+from driftkit.encoders.pixel import PixelEncoder
 from driftkit.errors import NonFiniteStepError
 from driftkit.protocols import StepLoss
 from driftkit.runtime.ranks import Ranks

@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from driftkit.encoders.encoder_config import EncoderConfig
+from driftkit.config.settings import Option
+from driftkit.encoders.encoder_config import ENCODER, EncoderConfig
 from driftkit.methods.base import MethodConfig
 
 
@@ -12,7 +13,7 @@ class DriftingConfig(EncoderConfig, MethodConfig):
     """The drifting objective."""
 
     name: Literal["drift"] = "drift"
-    cache_features: bool = Field(
+    cache_features: Annotated[bool, Option(ENCODER)] = Field(
         False, description="compute the features of real images once and map them from disk, in bfloat16"
     )
     taus: tuple[Annotated[float, Field(gt=0)], ...] = Field(
