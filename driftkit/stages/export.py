@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from driftkit import __version__
-from driftkit.config.layers import did_you_mean
 from driftkit.encoders.trained_encoder import ENCODER_FILE
 from driftkit.errors import ArtifactError, NotFoundError, RefusedError, UsageError
 from driftkit.methods.base import Graph
@@ -63,8 +62,6 @@ def export(
         ArtifactError: no checkpoint, or packages of the extra that are absent.
         RefusedError: the graph computes something else than the network.
     """
-    if format not in SUFFIXES:
-        raise UsageError(f"`format` {format}: expected {', '.join(SUFFIXES)}{did_you_mean(format, SUFFIXES)}")
     name = run.objective
     graph_of = METHODS[name].graph if name in METHODS else None
     if graph_of is None:

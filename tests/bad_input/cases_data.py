@@ -115,7 +115,7 @@ DATA = [
         "data-output-a-folder",
         "data 'shapes?count=8&image_size=8' -o p.safetensors --force",
         2,
-        ["found a folder"],
+        ["got a folder"],
         folder_named("p.safetensors"),
     ),
     Case(
@@ -124,7 +124,7 @@ DATA = [
         2,
         ["--output /proc/x/p", "cannot be written"],
     ),
-    Case("data-output-below-a-file", "data 'shapes?count=8&image_size=8' -o {pack}/p", 2, ["--output", "found a file"]),
+    Case("data-output-below-a-file", "data 'shapes?count=8&image_size=8' -o {pack}/p", 2, ["--output", "got a file"]),
     Case("data-grid-no-png", "data shapes --grid g.jpg", 2, ["--grid", ".png"]),
     Case("data-grid-in-proc", "data shapes --grid /proc/x/g.png", 2, ["--grid /proc/x/g.png", "cannot be written"]),
     Case("data-set-is-no-option", "data shapes --set a=1", 2, ["--set"]),

@@ -64,7 +64,7 @@ PROBE = [
     Case("probe-taus-negative", "probe-encoder {mae} --taus=-0.1", 2, ["--taus", "-0.1"]),
     Case("probe-speed-seconds-infinite", "probe-encoder {mae} --speed-seconds inf", 2, ["--speed-seconds", "inf"]),
     Case("probe-device-unknown", "probe-encoder {mae} --device xpu", 2, ["--device xpu"]),
-    Case("probe-output-a-file", "probe-encoder {mae} -o {pack}", 2, ["expected a folder, found a file"]),
+    Case("probe-output-a-file", "probe-encoder {mae} -o {pack}", 2, ["expected a folder, got a file"]),
     Case("probe-output-in-proc", "probe-encoder {mae} -o /proc/x", 2, ["--output /proc/x", "cannot be written"]),
 ]
 
@@ -149,6 +149,6 @@ RUN = [
     Case("run-stage-misspelt", "run p.toml --stage b", 2, ["--stage b", "p has a"], _pipeline(GRID)),
     Case("run-dry-stage-misspelt", "run p.toml --dry-run --stage b", 2, ["--stage b", "p has a"], _pipeline(GRID)),
     Case("run-nproc-zero", "run p.toml --nproc 0", 2, ["--nproc", "'0'"], _pipeline(GRID)),
-    Case("run-output-a-file", "run p.toml -o {pack}", 2, ["expected a folder, found a file"], _pipeline(GRID)),
+    Case("run-output-a-file", "run p.toml -o {pack}", 2, ["expected a folder, got a file"], _pipeline(GRID)),
     Case("run-output-in-proc", "run p.toml -o /proc/x", 2, ["--output /proc/x", "cannot be written"], _pipeline(GRID)),
 ]

@@ -27,7 +27,7 @@ SAMPLE = [
         "sample-manifest-of-another",
         "sample run",
         3,
-        ["manifest of a run"],
+        ["record of kind run"],
         text('{"kind": "pack"}', "run/manifest.json"),
     ),
     Case("sample-none", "sample {drift} -n 0", 2, ["--num-images", "greater than or equal to"]),
@@ -55,7 +55,7 @@ SAMPLE = [
         "sample-output-a-folder",
         "sample {drift} -o s.safetensors",
         2,
-        ["found a folder"],
+        ["got a folder"],
         folder_named("s.safetensors"),
     ),
     Case(
@@ -151,7 +151,7 @@ FID_CASES = [
         "fid-extractor-is-a-drifting-run",
         "fid {samples} -r {pack} --extractor encoder:{drift} --device cpu",
         2,
-        ["objective drift"],
+        ["trained no encoder"],
     ),
     Case("fid-extractor-weights-not-here", "fid {samples} -r {pack} --device cpu", 3, ["inception"]),
     Case(
@@ -192,7 +192,7 @@ FID_CASES = [
     Case("fid-training-missing", f"{FID} --training nothing", 3, ["nothing"]),
     Case("fid-output-suffix", f"{FID} -o e.txt", 2, ["--output e.txt", ".json"]),
     Case("fid-output-in-proc", f"{FID} -o /proc/x/e.json", 2, ["--output /proc/x/e.json", "cannot be written"]),
-    Case("fid-output-a-folder", f"{FID} -o e.json", 2, ["found a folder"], folder_named("e.json")),
+    Case("fid-output-a-folder", f"{FID} -o e.json", 2, ["got a folder"], folder_named("e.json")),
     Case("fid-output-is-the-record", f"{FID} -o {{root}}/samples.json", 2, ["--output", "evaluation"]),
     Case("fid-output-is-a-manifest", f"{RUN} -o {{drift}}/manifest.json", 2, ["--output", "evaluation"]),
     Case("fid-statistics-to-a-pack", f"{FID} --write-statistics {{pack}}", 2, ["--write-statistics", "statistics"]),
@@ -228,7 +228,7 @@ COMPARE = [
         2,
         ["did you mean inception?"],
     ),
-    Case("compare-output-a-file", "compare {drift} -o {pack}", 2, ["expected a folder, found a file"]),
+    Case("compare-output-a-file", "compare {drift} -o {pack}", 2, ["expected a folder, got a file"]),
     Case("compare-output-in-proc", "compare {drift} -o /proc/x", 2, ["--output /proc/x", "cannot be written"]),
     Case("compare-device-unknown", "compare {drift} --device mps", 2, ["mps"]),
 ]
@@ -239,12 +239,12 @@ EXPORT = [
     Case("export-samples-file", "export {samples}", 3, ["samples.safetensors"]),
     Case("export-mae", "export {mae}", 2, ["mae", "no images"]),
     Case("export-format-misspelt", "export {drift} --format onx", 2, ["onx", "did you mean onnx?"]),
-    Case("export-weights-misspelt", "export {drift} --weights best", 2, ["--weights best", "ema or raw"]),
+    Case("export-weights-misspelt", "export {drift} --weights best", 2, ["--weights", "best", "ema or raw"]),
     Case("export-step-not-kept", "export {drift} --step 5", 3, ["step 5"]),
     Case(
-        "export-output-another-folder", "export {drift} -o photos --force", 2, ["found something else"], images(count=1)
+        "export-output-another-folder", "export {drift} -o photos --force", 2, ["got something else"], images(count=1)
     ),
-    Case("export-output-a-file", "export {drift} -o {pack}", 2, ["found a file"]),
+    Case("export-output-a-file", "export {drift} -o {pack}", 2, ["got a file"]),
     Case("export-output-in-proc", "export {drift} -o /proc/x", 2, ["--output /proc/x", "cannot be written"]),
-    Case("export-output-is-the-run", "export {drift} -o {drift} --force", 2, ["found something else"]),
+    Case("export-output-is-the-run", "export {drift} -o {drift} --force", 2, ["got something else"]),
 ]

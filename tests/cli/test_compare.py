@@ -62,7 +62,7 @@ def test_settings_come_from_a_file_and_from_set_too(runs, tmp_path):
         ([], 2, "RUN"),
         (["ddpm", "--speed-batch", "0"], 2, "--speed-batch"),
         (["ddpm", "--speed-seconds", "0"], 2, "--speed-seconds"),
-        (["ddpm", "--output", "file"], 2, "found a file"),
+        (["ddpm", "--output", "file"], 2, "got a file"),
         (["ddpm", "--set", "speed_batsh=2"], 2, "did you mean speed_batch"),
         (["ddpm", "--neighbours-by", "colour"], 2, "--neighbours-by"),
         (["ddpm", "--nfe", "1,ten"], 2, "--nfe"),

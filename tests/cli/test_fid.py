@@ -211,5 +211,5 @@ def test_no_evaluator_writes_over_what_is_no_evaluation(invoke, tmp_path):
     words = ["-r", "real", "--extractor", "one", "--extractor", "other", "--output", tmp_path / "score.json"]
     result = invoke(path, *words, "--device", "cpu")
     assert result.exit_code == 2, result.output
-    assert "found the record of a notes; give another name" in result.stderr
+    assert "got the record of a notes; give another name" in result.stderr
     assert mine.read_text() == '{"kind": "notes"}'

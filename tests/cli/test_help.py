@@ -46,7 +46,7 @@ def test_help_leads_with_examples_and_does_not_import_torch(command):
         (["trian"], 2, "Did you mean 'train'"),
         (["train", "--stepz", "3"], 2, "--stepz"),
         (["train", "--steps", "many"], 2, "many"),
-        (["train", "--steps", "-1"], 2, "trainer.steps"),
+        (["train", "--steps", "-1"], 2, "--steps"),
         (["train", "--objective", "drifft"], 2, "did you mean drift"),
         (["train", "--set", "trainer.stepz=3"], 2, "did you mean trainer.steps"),
         (["train", "--set", "nonsense"], 2, "section.key=value"),

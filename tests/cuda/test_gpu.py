@@ -146,7 +146,7 @@ def test_samples_of_a_gpu_are_those_of_the_cpu(tmp_path):
 def test_scores_of_a_gpu_are_those_of_the_cpu_and_are_compared(tmp_path):
     train(tmp_path / "run", "ddpm", CUDA)
     words = ["fid", tmp_path / "run", "--reference", "shapes?image_size=8&count=256", "--num-images", 256,
-             "--features", "pixels", "--nfe", 4, "--allow-collapsed"]  # fmt: skip
+             "--extractor", "pixels", "--nfe", 4, "--allow-collapsed"]  # fmt: skip
     scores = {}
     for device in ("cpu", CUDA):
         result = driftkit(*words, "--device", device, "--output", tmp_path / f"{device}.json")

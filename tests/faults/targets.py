@@ -43,7 +43,7 @@ def _train(objective: str, output: str, *more: str) -> tuple[str, ...]:
     return ("train", "--objective", objective, "--output", output, *SHAPES, *model, *LOOP, *more, "--json")
 
 
-_FID = ("--reference", TEST_SHAPES, "--features", "encoder:mae", "-n", "24", "--device", "cpu", "--allow-collapsed")
+_FID = ("--reference", TEST_SHAPES, "--extractor", "encoder:mae", "-n", "24", "--device", "cpu", "--allow-collapsed")
 _SCORED = (("sample", "drift", "-n", "24", "--device", "cpu"), ("fid", "drift", *_FID))
 
 TARGETS = (

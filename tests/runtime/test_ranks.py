@@ -121,7 +121,7 @@ def test_traffic_counts_what_comes_from_others(told):
 def test_ranks_that_disagree_are_all_refused(told):
     for rank, out in enumerate(told):
         rows, positives, channels, number, types, agreed = out["messages"]
-        assert rows == "ranks hold different batch sizes [3, 2]; give every rank the same --batch-size"
+        assert rows == "ranks hold different batch sizes [3, 2]; give every rank the same `trainer.batch_size`"
         head = f"ranks hold features of different shapes or types; rank {rank} has "
         assert positives == f"{head}float32 [2, 3, 4] and [2, {3 - rank}, 4]"
         assert channels == f"{head}float32 [2, 3, {4 - rank}]"

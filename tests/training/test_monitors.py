@@ -265,7 +265,7 @@ def test_a_checkpoint_that_is_not_finite_is_not_resumed(which, tmp_path):
 def test_weights_that_are_not_finite_are_neither_sampled_nor_scored_nor_an_encoder(tmp_path):
     train_tiny(tmp_path / "run", "ddpm", steps=2)
     name = spoil(tmp_path / "run", "ema")
-    shapes = ["--reference", "shapes?image_size=8&count=64", "--features", "encoder:mae", "-n", 16]
+    shapes = ["--reference", "shapes?image_size=8&count=64", "--extractor", "encoder:mae", "-n", 16]
     train_tiny(tmp_path / "mae", "mae", steps=2)
     for line in (["sample", tmp_path / "run"], ["fid", tmp_path / "run", *shapes]):
         result = driftkit(*line)

@@ -227,7 +227,7 @@ def test_ranks_with_other_initial_weights_do_not_train(tmp_path):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--batch-size", "6"], "was begun with 4 images per step, and `trainer.batch_size` 6 makes 6"),
+        (["--batch-size", "6"], "was begun with 4 images per step, and --batch-size 6 makes 6"),
         (["--set", "model.dropout=0.5"], "another config (`model.dropout` was 0.1 and is 0.5 now)"),
     ],
 )

@@ -102,9 +102,9 @@ def test_checkpoints_are_kept_as_asked(tmp_path):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (["--seed", "5"], "`seed` was 0 and is 5 now"),
+        (["--seed", "5"], "--seed was 0 and is 5 now"),
         (["--resume", "never"], "already holds a run"),
-        (["--set", "trainer.learning_rate=1"], "trainer.learning_rate"),
+        (["--set", "trainer.learning_rate=1"], "--learning-rate was 0.0002 and is 1.0 now"),
         (["--steps", "1"], "is at step 2, past"),
     ],
 )

@@ -1,0 +1,28 @@
+"""Settings of `driftkit export`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from driftkit.config.settings import Option, Settings
+
+MODEL, FILES = "Model", "Output"
+
+
+class ExportConfig(Settings):
+    """What is exported, and where to."""
+
+    format: Annotated[Literal["safetensors", "onnx", "torchscript"], Option(MODEL)] = Field(
+        "safetensors", description="file format; onnx needs the extra onnx"
+    )
+    weights: Annotated[Literal["ema", "raw"], Option(MODEL)] = Field(
+        "ema", description="averaged weights, or raw: the last ones"
+    )
+    step: Annotated[int | None, Option(MODEL, default="the last one")] = Field(
+        None, description="step of the checkpoint"
+    )
+    output: Annotated[Path | None, Option(FILES, ("--output", "-o"), default="RUN/exports/FORMAT")] = Field(
+        None, description="folder of the model, README.md and model.json"
+    )
+    force: Annotated[bool, Option(FILES)] = Field(False, description="replace an earlier export in that folder")
