@@ -155,7 +155,8 @@ def _describe(model: type[BaseModel], error: Any, origins: Mapping[str, str], ot
         return f"`{key}`: is required"
     message = error["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
     if error["type"] == "literal_error":
-        message = message.replace("'", "")
+        words = str(error["ctx"]["expected"]).replace("'", "")
+        message = f"expected {words}{did_you_mean(str(error['input']), words.replace(' or ', ', ').split(', '))}"
     got = "" if isinstance(error["input"], dict) else f", got {error['input']!r}"
     return f"{shown}{where}: {message}{got}"
 

@@ -79,7 +79,7 @@ def export(
     graph = graph_of(config.objective, network, size)
     graph.module.eval().requires_grad_(False)
     document = {
-        "format": FORMAT,
+        "format_version": FORMAT,
         "kind": "export",
         "driftkit": __version__,
         "created": now(),

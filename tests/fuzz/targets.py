@@ -32,6 +32,7 @@ from driftkit.encoders.registry import trained_image_size
 from driftkit.encoders.trained_encoder import load_trained_encoder
 from driftkit.encoders.weights import read_weights
 from driftkit.errors import DriftkitError
+from driftkit.methods.registry import METHODS
 from driftkit.models.mae_resnet import MAEResNet, MAEResNetConfig
 from driftkit.models.registry import build_network
 from driftkit.scoring.evaluation_record import read_evaluations
@@ -121,11 +122,13 @@ def manifest(folder: Path) -> Target:
         opened = Run.open(run.path)
         summary = summarise(opened, label="run")
         json.dumps([asdict(summary), differences([summary]), equality_notes([summary])], allow_nan=False)
-        _, resolved, checkpoint = load_network(opened)
+        network, resolved, checkpoint = load_network(opened)
         card = describe_run(opened, resolved, weights="ema", step=checkpoint.step)
         about = {"created": "", "inputs": {}, "output": {}, "difference": None, "file": "f", "sha256": "0" * 64}
-        graph = "denoiser" if resolved.objective.name == "ddpm" else "generator"
-        to_markdown({**card, **about, "graph": graph, "file_format": "onnx", "driftkit": "0"})
+        graph = METHODS[resolved.objective.name].graph(resolved.objective, network, resolved.data.image_size)
+        about |= {"graph": graph.kind, "title": graph.title, "notes": graph.notes, "file_format": "onnx"}
+        about |= {"start_time": graph.start_time, "network_time": graph.network_time, "driftkit": "0"}
+        to_markdown({**card, **about})
 
     return Target([run.manifest_path.read_bytes()], "json", read)
 

@@ -162,8 +162,3 @@ def test_absent_packages_are_named_with_the_extra_before_anything_is_read(runs, 
     monkeypatch.setattr(importlib.util, "find_spec", lambda n, *a: None if n == "onnxscript" else found(n, *a))
     with pytest.raises(ArtifactError, match=r"needs onnxscript; .*driftkit\[onnx\]"):
         export(runs["drift"], format="onnx")
-
-
-def test_unknown_formats_are_named():
-    with pytest.raises(UsageError, match="expected safetensors, onnx, torchscript"):
-        export(Run(stage.Path("absent")), format="pickle")

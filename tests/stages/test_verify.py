@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from driftkit.comparison.report import ComparisonRecord
 from driftkit.errors import ArtifactError
 from driftkit.stages import verify as verifying
 from driftkit.stages.verify import verify
@@ -282,7 +283,7 @@ def test_single_files_and_checkpoints_can_be_named(world):
 def test_the_files_of_a_comparison_are_compared_with_its_record(tmp_path):
     write_bytes(Path("out/report.html"), b"<html>")
     files = {"report.html": {"sha256": sha256(b"<html>"), "bytes": 6}}
-    write_json(Path("out/compare.json"), {"format": 2, "kind": "comparison", "files": files})
+    ComparisonRecord(driftkit="0", created="now", runs=[], files=files).write(Path("out/compare.json"))
     assert verify([Path("out")]).notes == []
     assert verify([Path("out")]).checked["file of a comparison"] == 1
     Path("out/report.html").write_text("<hxml>")
