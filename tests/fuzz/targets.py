@@ -124,10 +124,12 @@ def manifest(folder: Path) -> Target:
         json.dumps([asdict(summary), differences([summary]), equality_notes([summary])], allow_nan=False)
         network, resolved, checkpoint = load_network(opened)
         card = describe_run(opened, resolved, weights="ema", step=checkpoint.step)
-        about = {"created": "", "inputs": {}, "output": {}, "difference": None, "file": "f", "sha256": "0" * 64}
         graph = METHODS[resolved.objective.name].graph(resolved.objective, network, resolved.data.image_size)
+        about = {"created": "", "difference": None, "file": "f", "sha256": "0" * 64, "driftkit": "0"}
         about |= {"graph": graph.kind, "title": graph.title, "notes": graph.notes, "file_format": "onnx"}
-        about |= {"start_time": graph.start_time, "network_time": graph.network_time, "driftkit": "0"}
+        about |= {"start_time": graph.start_time, "network_time": graph.network_time}
+        tensor = {"dtype": "float32", "shape": ["N", 3, 8, 8]}
+        about |= {"inputs": dict.fromkeys(graph.inputs, tensor), "output": {graph.output: ["N", 3, 8, 8]}}
         to_markdown({**card, **about})
 
     return Target([run.manifest_path.read_bytes()], "json", read)
