@@ -26,6 +26,10 @@ types:
 test *ARGS:
     uv run pytest {{ARGS}}
 
+# the slow tests: processes, kills, compilers, and the long tables; about ten minutes
+campaigns *ARGS:
+    uv run pytest -m slow {{ARGS}}
+
 # what a change must pass
 check: lint types test
 
@@ -39,7 +43,7 @@ pipeline NAME *ARGS:
 
 # tests that need a CUDA device
 gpu-test:
-    uv run pytest -m gpu
+    uv run pytest -m gpu -n 0
 
 # give readers of files what breaks them, guided by coverage; for example: just fuzz --seconds 600 manifest
 fuzz *ARGS:

@@ -3,6 +3,10 @@
 import os
 from pathlib import Path
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # torch reads it when it is imported, and so do the commands that tests start
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -51,6 +55,13 @@ def setting(images: torch.Tensor, ranks: Ranks | None = None, **changes: object)
     known = {"training": torch.arange(len(images)), "held_out": torch.arange(0), "flips": True, "dtype": torch.float32,
              "compile": False, "device": torch.device("cpu"), "ranks": ranks or Ranks()}  # fmt: skip
     return Setting(pack, **{**known, **changes})
+
+
+def first_is_fast(*values: object) -> list[object]:
+    """Values of a parametrization of which the default run takes the first alone; the others are slow."""
+    first, *others = values
+    wrap = [pytest.param(*(v if isinstance(v, tuple) else (v,)), marks=pytest.mark.slow) for v in others]
+    return [first, *wrap]
 
 
 def driftkit(*words: object):

@@ -13,12 +13,21 @@ from tests.conftest import driftkit
 CASES: list[Case] = [*APP, *DATA, *PROBE, *TRAIN, *SAMPLE, *FID_CASES, *COMPARE, *EXPORT, *RUN, *VERIFY]
 
 
+def one_per_kind(cases):
+    """The cases, of which all but the first of a kind (command and option, as the id begins) are slow."""
+    kinds = set()
+    for case in cases:
+        kind = tuple(case.id.split("-")[:2])
+        yield pytest.param(case, marks=pytest.mark.slow if kind in kinds else ())
+        kinds.add(kind)
+
+
 def test_ids_are_unique():
     ids = [case.id for case in CASES]
     assert sorted(set(ids)) == sorted(ids)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+@pytest.mark.parametrize("case", [*one_per_kind(CASES)], ids=lambda case: case.id)
 def test_refused(case, world, tmp_path, monkeypatch):
     for name, value in case.environment:
         monkeypatch.setenv(name, value)

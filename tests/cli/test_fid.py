@@ -150,6 +150,7 @@ def test_repeats_and_curves_are_printed(tmp_path, runs):
     assert (tmp_path / "drift/evaluations/curves").is_dir()
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_number_of_one(tmp_path, runs):
     """Real processes over gloo; sampling and features are shared, rank 0 alone prints and writes."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -169,6 +170,7 @@ def test_two_processes_give_the_number_of_one(tmp_path, runs):
     assert pictures[0] == pictures[1]
 
 
+@pytest.mark.slow
 def test_a_refusal_of_one_process_ends_both(tmp_path, runs):
     words = [w if w != "48" else "4" for w in runs]
     line = [*TWO_PROCESSES, "-m", "driftkit", "fid", str(tmp_path / "drift"), *words, "--json"]

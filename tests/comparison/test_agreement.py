@@ -75,6 +75,7 @@ def crisp_on_grey(images):
     return images.clamp(min=48)
 
 
+@pytest.mark.slow
 def test_sample_sets_like_those_of_the_demo_are_not_ranked(tmp_path):
     """The kin of the training encoder and the pixels prefer the blobs, an ImageNet network the shapes."""
     real = str(make_pack(tmp_path / "real.safetensors", shapes("test", 240)).path)

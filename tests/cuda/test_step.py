@@ -42,6 +42,10 @@ BOUNDS = {
 }
 
 
+# One of each method and each kind of exchange; the others run with the campaigns.
+FAST = {("ddpm", 1), ("classifier", 8), ("drift mae", 1), ("drift dinov2-multires", 8)}
+
+
 def networks(method: str) -> tuple[torch.nn.Module, torch.nn.Module | None]:
     """The network that is trained and the frozen encoder, without memory."""
     with torch.device("meta"):
@@ -114,8 +118,14 @@ def counted(method: str, *, world_size: int) -> Watched:
     return watched
 
 
-@pytest.mark.parametrize("world_size", [1, 8])
-@pytest.mark.parametrize("method", BOUNDS)
+@pytest.mark.parametrize(
+    ("method", "world_size"),
+    [
+        pytest.param(method, world_size, marks=() if (method, world_size) in FAST else pytest.mark.slow)
+        for method in BOUNDS
+        for world_size in (1, 8)
+    ],
+)
 def test_the_host_waits_for_nothing_and_all_is_on_the_device(method, world_size):
     watched = counted(method, world_size=world_size)
     print(f"{method}, world size {world_size}: {watched}")

@@ -131,6 +131,7 @@ def test_failure_of_the_first_rank_reaches_all(tmp_path):
         assert ranks.waited == [rank]
 
 
+@pytest.mark.slow
 def test_two_processes_that_import_at_once_end_with_one_pack(tmp_path):
     code = (
         "from driftkit.datasets.sources import open_dataset; open_dataset('shapes?count=3000&image_size=16').verify()"

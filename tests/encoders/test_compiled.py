@@ -12,7 +12,7 @@ from driftkit.methods.drifting.objective import Drifting
 from driftkit.methods.registry import METHODS
 from driftkit.models.mae_resnet import MAEResNet, MAEResNetConfig
 from driftkit.runtime.ranks import Ranks
-from tests.conftest import setting
+from tests.conftest import first_is_fast, setting
 from tests.encoders.loading import load
 
 # One of each architecture: residual with batch norms, transformer, ConvNeXt with layer norms, convolutions with "same".
@@ -28,7 +28,7 @@ def mae_encoder(*, input_size: int) -> MAEEncoder:
     return encoder
 
 
-@pytest.mark.parametrize("name", [*SIZES, "mae"])
+@pytest.mark.parametrize("name", first_is_fast("mae", *SIZES))
 def test_resizing_network_and_feature_set_are_one_graph(name):
     size = SIZES.get(name, 48)
     encoder = load(name, random_weights=True, input_size=size) if name in SIZES else mae_encoder(input_size=size)
@@ -38,6 +38,7 @@ def test_resizing_network_and_feature_set_are_one_graph(name):
     assert (found.graph_count, found.graph_break_count) == (1, 0), found.break_reasons
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [16, 24])  # as they come, and resized
 def test_compiled_features_and_their_gradients_are_the_eager_ones(monkeypatch, size):
     torch._dynamo.reset()
@@ -57,7 +58,7 @@ def test_compiled_features_and_their_gradients_are_the_eager_ones(monkeypatch, s
             torch.testing.assert_close(compiled._features(images[1])[0].values, groups[0][0].values, **ROUNDING)
 
 
-@pytest.mark.parametrize("name", [*SIZES, "mae"])
+@pytest.mark.parametrize("name", first_is_fast("mae", *SIZES))
 def test_weights_stored_in_bfloat16_give_the_features_of_autocast(name):
     size = SIZES.get(name, 32)
     encoder = load(name, random_weights=True, input_size=size) if name in SIZES else mae_encoder(input_size=size)

@@ -95,6 +95,7 @@ def test_maps_have_the_strides_of_the_row():
     assert replace(spec, packaged=None) != spec
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 @pytest.mark.parametrize("name", ["efficientnet-lite0", "efficientnet-lite2"])
 def test_enlarged_cifar_images_get_imagenet_classes_of_the_right_kind(name):

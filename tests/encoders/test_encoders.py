@@ -255,6 +255,7 @@ def check_compiled(encoder, *, side):
         assert gradients[1][1].abs().sum() > 0
 
 
+@pytest.mark.slow
 def test_a_network_of_timm_compiles_as_one_graph_with_its_resizing():
     check_compiled(load("timm:test_vit2", random_weights=True, input_size=64), side=32)
 

@@ -87,6 +87,7 @@ def giant_header(path: Path, length: int) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="no /proc to read the peak of memory from")
 def test_bombs_are_refused_before_memory_is_spent(tmp_path):
     """Each would take 128 MiB to gigabytes: a member of 300 MiB, headers of 128 MiB, 286 MiB of pixels."""

@@ -67,6 +67,7 @@ def needs_less_than(most):
     return attempt, tried
 
 
+@pytest.mark.slow
 def test_halves_are_tried_until_one_fits():
     attempt, tried = needs_less_than(20)
     assert largest_fitting(attempt, 128, CPU) == 16

@@ -8,6 +8,8 @@ import time
 
 import pytest
 
+from tests.conftest import first_is_fast
+
 WAIT = """
 import signal, sys, time
 from driftkit.runtime.signals import {what}
@@ -34,7 +36,9 @@ def start(what, name, condition):
     return process
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize(
+    ("number", "code"), first_is_fast((signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129))
+)
 def test_a_second_signal_ends_at_once_and_copies_of_the_first_do_not(number, code):
     process = start("StopRequest", " as stop", "stop.signal is None")
     process.send_signal(number)
@@ -62,7 +66,7 @@ def test_a_signal_that_is_ignored_from_outside_stays_ignored():
     process.wait()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), first_is_fast((signal.SIGTERM, 143), (signal.SIGINT, 130)))
 def test_any_command_ends_with_one_line_and_leaves_nothing(number, code, tmp_path):
     words = ["data", "shapes?image_size=64&count=200000", "--output", str(tmp_path / "out" / "pack.safetensors")]
     process = subprocess.Popen(

@@ -77,6 +77,7 @@ def test_what_does_not_fit_stops_the_run_before_it_begins(tmp_path, scored_by_ma
     assert "generates no images" in mae.stderr
 
 
+@pytest.mark.slow
 def test_ranks_keep_step_while_the_first_one_scores(tmp_path, scored_by_mae):
     line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "driftkit",
             "train", "--encoder", "pixel", *TINY_DATA, *TINY_UNET, *TINY_LOOP, *scored_by_mae, "--eval-every", "1",

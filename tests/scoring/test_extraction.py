@@ -14,6 +14,7 @@ from driftkit.metrics.moments import Moments
 from driftkit.runtime.ranks import Ranks
 from driftkit.scoring.extraction import Extractor, extract, gather_rows, kept_indices, together
 from driftkit.scoring.image_set import ImageSet, ScoringExecution, Share, default_batch_size
+from tests.conftest import first_is_fast
 from tests.cuda.fake import CUDA, fake_cuda, watching
 from tests.scoring.fakes import random_images, tiny_extractor
 
@@ -106,7 +107,7 @@ def work(rank, world, folder):
     ranks.stop()
 
 
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", first_is_fast(2, 3))
 def test_ranks_together_make_what_one_process_makes(tmp_path, monkeypatch, world):
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", str(28500 + (os.getpid() + 17 * world) % 1000))

@@ -151,6 +151,7 @@ def write_again_and_again(number, folder):
         assert torch.equal(cached.stats.rows, stats.rows)
 
 
+@pytest.mark.slow
 def test_two_writers_at_once_never_show_a_reader_half_a_file(tmp_path):
     folder = str(tmp_path / "shared")
     mp.start_processes(write_again_and_again, args=(folder,), nprocs=2, start_method="spawn")

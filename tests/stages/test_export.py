@@ -15,7 +15,7 @@ from driftkit.stages.model_card import code
 from driftkit.storage.files import read_json, read_tensors, write_json
 from driftkit.storage.run_folder import Run
 from driftkit.training.sampling import load_network
-from tests.conftest import replace_weights, train_tiny
+from tests.conftest import first_is_fast, replace_weights, train_tiny
 from tests.scoring.fakes import KIN, evaluation
 
 
@@ -47,7 +47,7 @@ def call(made, *inputs):
     return torch.jit.load(str(made.model))(*inputs).detach()
 
 
-@pytest.mark.parametrize("format", ["onnx", "torchscript"])
+@pytest.mark.parametrize("format", first_is_fast("torchscript", "onnx"))
 def test_a_generator_gives_the_images_of_the_run_at_any_batch_size(runs, format):
     made = export(runs["drift"], format=format)
     network, _, _ = load_network(runs["drift"])
@@ -60,6 +60,7 @@ def test_a_generator_gives_the_images_of_the_run_at_any_batch_size(runs, format)
     assert made.model.parent == runs["drift"].path / "exports" / format
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["onnx", "torchscript"])
 def test_a_denoiser_takes_times_of_its_own_for_every_image(runs, format):
     made = export(runs["ddpm"], format=format)
@@ -82,7 +83,7 @@ def test_safetensors_hold_the_averaged_weights_and_the_config(runs):
     assert raw.document["weights"] == "raw"
 
 
-@pytest.mark.parametrize("objective", ["drift", "ddpm"])
+@pytest.mark.parametrize("objective", first_is_fast("ddpm", "drift"))
 @pytest.mark.parametrize("format", list(SUFFIXES))
 def test_the_code_on_the_card_runs(runs, objective, format, monkeypatch):
     made = export(runs[objective], format=format)

@@ -142,6 +142,7 @@ def test_state_is_that_of_a_trained_network():
 SMALL_UNET = ["data.image_size=32", "model.base_channels=32", "model.dropout=0"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_gpu_keeps_what_its_autocast_and_attention_keep(precision):
     """Of a GPU that is not here: norms in float32 beside bfloat16 products, and no matrix of attention weights."""
@@ -174,6 +175,7 @@ def test_frozen_weights_count_in_the_type_they_are_kept_in(tmp_path):
     assert 0.5 * cpu.encoder_bytes < gpu.encoder_bytes < 0.55 * cpu.encoder_bytes
 
 
+@pytest.mark.slow
 def test_steps_too_large_for_common_gpus_come_with_a_micro_batch():
     config, _ = resolve_config(objective="drift", assignments=["objective.encoder=convnextv2", "data.image_size=32"])
     advice = training_budget(config, ranks=1, device="cuda")["advice"]

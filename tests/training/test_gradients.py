@@ -11,6 +11,7 @@ import torch.multiprocessing as mp
 from driftkit.runtime.ranks import Ranks
 from driftkit.training.gradients import GradientExchange
 from driftkit.training.optimizer import adamw
+from tests.conftest import first_is_fast
 
 WORLD, LAYERS, BATCH = 2, 6, 8
 
@@ -92,7 +93,7 @@ def ranks(tmp_path_factory):
     return [torch.load(f"{folder}/{rank}.pt", weights_only=True) for rank in range(WORLD)]
 
 
-@pytest.mark.parametrize("which", ["signalled", "afterwards"])
+@pytest.mark.parametrize("which", first_is_fast("afterwards", "signalled"))
 def test_they_are_those_of_one_process_with_the_joint_batch(ranks, which):
     want, weights, _ = train(Ranks())
     for out in ranks:

@@ -12,7 +12,7 @@ import torch
 from driftkit.methods.drifting.objective import Drifting
 from driftkit.models.unet import UNet
 from driftkit.storage.run_folder import Run
-from tests.conftest import TINY_DATA, TINY_LOOP, TINY_UNET, driftkit, train_tiny
+from tests.conftest import TINY_DATA, TINY_LOOP, TINY_UNET, driftkit, first_is_fast, train_tiny
 
 PROGRAM = """
 import json, resource, sys
@@ -61,7 +61,7 @@ def limited():
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits of the address space are Linux's")
-@pytest.mark.parametrize("objective", ["drift", "ddpm"])
+@pytest.mark.parametrize("objective", first_is_fast("ddpm", "drift"))
 def test_a_step_without_memory_is_explained_and_the_advice_fits(objective, limited, tmp_path):
     words = [*TRAIN, "--objective", objective, *(["--encoder", "pixel"] if objective == "drift" else [])]
     words += ["--batch-size", 1024, "--output", tmp_path / "run"]
@@ -96,6 +96,7 @@ def test_sampling_without_memory_names_a_batch_that_fits(limited, tmp_path):
     assert done["code"] == 0, done
 
 
+@pytest.mark.slow
 def test_a_gpu_without_memory_is_explained_like_a_cpu(tmp_path, monkeypatch):
     train_tiny(tmp_path / "run", steps=2)
 

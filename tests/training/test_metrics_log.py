@@ -11,6 +11,8 @@ import termios
 
 import pytest
 
+from tests.conftest import first_is_fast
+
 PROGRAM = """
 import time
 from driftkit.training.metrics_log import TrainingProgress
@@ -59,7 +61,7 @@ def shown_lines(written):
     return re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written))
 
 
-@pytest.mark.parametrize("columns", [20, 40, 79])
+@pytest.mark.parametrize("columns", first_is_fast(40, 20, 79))
 def test_a_narrow_terminal_keeps_the_count_and_its_width(columns):
     lines = shown_lines(on_terminal(columns))
     drawn = [line for line in lines if "/3000" in line]
@@ -68,16 +70,19 @@ def test_a_narrow_terminal_keeps_the_count_and_its_width(columns):
     assert "warning: collapse: [bold]look[/bold]" in lines
 
 
+@pytest.mark.slow
 def test_a_wide_terminal_shows_everything():
     written = on_terminal(200)
     assert COLOUR.search(written)
     assert any("generator 60%" in line and "3000/3000" in line for line in shown_lines(written))
 
 
+@pytest.mark.slow
 def test_no_color_is_heard():
     assert not COLOUR.search(on_terminal(120, NO_COLOR="1"))
 
 
+@pytest.mark.slow
 def test_a_dumb_terminal_gets_plain_lines():
     written = on_terminal(80, TERM="dumb").replace("\r\n", "\n")
     assert not CONTROL.search(written)

@@ -179,6 +179,7 @@ def test_ranks_stop_at_one_step_and_go_on_as_other_numbers_of_them(tmp_path, und
     assert [r["images"] for r in Run(tmp_path / "one").metrics()] == [8 * step for step in range(1, STEPS + 1)]
 
 
+@pytest.mark.slow
 def test_another_number_of_processes_keeps_the_global_batch(tmp_path):
     """Resumed alone, steps with 2 x 4 images are steps with 8: the numbers differ by rounding (no dropout here)."""
     sets = ["--set", "model.dropout=0.0", "--set", "trainer.checkpoint_every=0"]
@@ -215,6 +216,7 @@ def train_unlike(rank, world, output):
     Path(f"{output}.{rank}").write_text(f"{result.exit_code} {result.stderr}")
 
 
+@pytest.mark.slow
 def test_ranks_with_other_initial_weights_do_not_train(tmp_path):
     mp.start_processes(train_unlike, args=(2, str(tmp_path / "run")), nprocs=2, start_method="spawn")
     said = [(tmp_path / f"run.{rank}").read_text() for rank in range(2)]

@@ -17,7 +17,7 @@ from driftkit.datasets.sources import open_dataset
 from driftkit.storage.files import read_json, read_tensors
 from driftkit.storage.run_folder import Run
 from driftkit.training.feed import Feed, hold_out
-from tests.conftest import TINY_DATA, TINY_LOOP, TINY_MAE, TINY_UNET, driftkit, train_tiny
+from tests.conftest import TINY_DATA, TINY_LOOP, TINY_MAE, TINY_UNET, driftkit, first_is_fast, train_tiny
 
 
 def contents(run: Path) -> dict[str, object]:
@@ -155,7 +155,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path, monkeypatch
     assert all(torch.equal(v, saved[k]) for k, v in after.weights("raw").items())
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), first_is_fast((signal.SIGTERM, 143), (signal.SIGINT, 130)))
 def test_a_signal_saves_and_the_same_command_goes_on(number, code, tmp_path):
     line = [sys.executable, "-m", "driftkit", "train", "--encoder", "pixel", *TINY_DATA, *TINY_UNET, *TINY_LOOP,
             "--steps", "100000", "--sample-every", "0", "--output", str(tmp_path / "run")]  # fmt: skip
