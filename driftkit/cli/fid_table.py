@@ -8,13 +8,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from driftkit.metrics.base import Quantity
-    from driftkit.scoring.evaluation_record import (
-        CurveRecord,
-        EvaluationRecord,
-        RepeatsRecord,
-        ScoredRecord,
-        Spread,
-    )
+    from driftkit.scoring.evaluation_record import CurveRecord, EvaluationRecord, RepeatsRecord, ScoredRecord, Spread
 
 WIDTH = 100
 DIGITS = {"distance": "{:.4g}", "share": "{:.3f}", "ratio": "{:.3f}", "score": "{:.3f}", "nats": "{:.3f}"}

@@ -8,14 +8,7 @@ from collections.abc import Sequence
 from driftkit.comparison.agreement import NEAR_FLOOR, Opinion, Pair, leader_of, noise_of
 from driftkit.comparison.formats import format_rate, format_score, format_spread, sampler_label
 from driftkit.comparison.run_summary import OpenedRuns, RunSummary
-from driftkit.comparison.score_table import (
-    ON_TRAINING_DATA,
-    RANDOM_WEIGHTS,
-    RAW_WEIGHTS,
-    SMALL_N,
-    ScoreRow,
-    ScoreTable,
-)
+from driftkit.comparison.score_table import ON_TRAINING_DATA, RANDOM_WEIGHTS, RAW_WEIGHTS, SMALL_N, ScoreRow, ScoreTable
 from driftkit.comparison.speed import Speed, speed_of
 from driftkit.encoders.lineage import Lineage, kinship
 from driftkit.encoders.trained_encoder import MAE_RESNET

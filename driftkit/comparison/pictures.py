@@ -94,12 +94,7 @@ def same_noise_samples(run: RunSummary, device: torch.device) -> tuple[torch.Ten
     """
     from driftkit.training.sampling import generate
 
-    expected = {
-        "seed": SEED,
-        "step": run.steps,
-        "weights": "ema",
-        "sampler": METHODS[run.method].default_sampler.name,
-    }
+    expected = {"seed": SEED, "step": run.steps, "weights": "ema", "sampler": METHODS[run.method].default_sampler.name}
     best: SampleSet | None = None
     for path in sorted(Path(run.path, "samples").glob("[!.]*.safetensors")):
         try:

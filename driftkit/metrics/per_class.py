@@ -41,11 +41,7 @@ class ClassScores:
 
 
 def class_scores(
-    generated: FeatureStats,
-    reference: FeatureStats,
-    *,
-    classes: Sequence[str],
-    device: torch.device | str = "cpu",
+    generated: FeatureStats, reference: FeatureStats, *, classes: Sequence[str], device: torch.device | str = "cpu"
 ) -> ClassScores | None:
     """Class histograms with their entropies, and the Fréchet distance of each class; None where no classes are known.
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -62,6 +62,11 @@ class SamplingInfo(Info):
     step: int | None = None
     seed: int | None = None
     precision: str | None = None
+
+    @classmethod
+    def of(cls, info: Mapping[str, Any]) -> "SamplingInfo":
+        """What a record of samples says."""
+        return cls.model_validate({**info, "options": info.get("sampler_options") or {}})
 
     @property
     def label(self) -> str | None:

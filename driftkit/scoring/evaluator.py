@@ -17,12 +17,7 @@ from driftkit.metrics.base import FeatureStats, Metric, MetricInputs
 from driftkit.metrics.frechet import frechet_distance
 from driftkit.metrics.memorization import NUM_PAIRS
 from driftkit.metrics.registry import METRICS, Scores, compute_metrics
-from driftkit.scoring.evaluation_record import (
-    AppearanceInfo,
-    EvaluationRecord,
-    ReferenceInfo,
-    default_path,
-)
+from driftkit.scoring.evaluation_record import AppearanceInfo, EvaluationRecord, ReferenceInfo, default_path
 from driftkit.scoring.extraction import Extractor, extract, together
 from driftkit.scoring.extractors import load_extractor
 from driftkit.scoring.image_set import (
@@ -30,7 +25,7 @@ from driftkit.scoring.image_set import (
     ScoringExecution,
     is_run,
     open_target,
-    require_same_size,
+    require_size,
     require_target,
 )
 from driftkit.scoring.reference import (
@@ -126,7 +121,7 @@ class Evaluator:
         """
         images, ranks = target.images, self.execution.ranks
         seconds = {"images": target.seconds}
-        require_same_size(images, self.reference.info.image_size)
+        require_size(*images.images.shape[-2:], self.reference.info.image_size)
         with timed(seconds, "features"):
             generated = extract(self.extractor, images, self.execution)
         with timed(seconds, "training images"):

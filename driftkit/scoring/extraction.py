@@ -207,11 +207,7 @@ def _advance(execution: ScoringExecution, task: str, total: int, count: int) -> 
 
 
 def _extract_share(
-    extractor: Extractor,
-    images: torch.Tensor,
-    is_kept: torch.Tensor,
-    batch_size: int,
-    advance: Callable[[int], None],
+    extractor: Extractor, images: torch.Tensor, is_kept: torch.Tensor, batch_size: int, advance: Callable[[int], None]
 ) -> FeatureStats:
     """Features of one rank's images, with logits of no classes where the extractor has no classifier."""
     moments = Moments(extractor.dim, device=extractor.device)
