@@ -12,7 +12,7 @@ from driftkit.errors import DriftkitError
 from driftkit.methods.registry import METHODS
 from driftkit.runtime.progress import Report
 from driftkit.scoring.evaluation_record import read_evaluations
-from driftkit.scoring.evaluator import Evaluator, ScoringOptions, evaluate, open_evaluator
+from driftkit.scoring.evaluator import Evaluator, ScoringOptions, evaluate, open_evaluators
 from driftkit.scoring.image_set import DEFAULT_NUM_IMAGES, ScoringExecution, default_batch_size
 from driftkit.storage.run_folder import Run
 
@@ -37,10 +37,6 @@ def fill_missing(
 ) -> list[str]:
     """Make the evaluations that do not exist yet; they are written into the runs, where `fid` writes them.
 
-    Args:
-        config: says which scores are made, the same for all runs.
-        report, notify: called with the progress, and with sentences for the user.
-
     Returns:
         One sentence for every score that could not be made.
 
@@ -49,19 +45,13 @@ def fill_missing(
         UsageError: a wrong name of either.
     """
     assert config.reference is not None
-    options = ScoringOptions(allow_collapsed=config.allow_collapsed)
-    execution = ScoringExecution(default_batch_size(device), device, report=report, notify=notify)
-    evaluators = [
-        open_evaluator(
-            config.reference,
-            extractor=name,
-            extractor_weights=config.extractor_weights,
-            # Copies are the same for all: they are searched in the features of the first extractor alone.
-            options=options if number == 0 else options.without_memorization(),
-            execution=execution,
-        )
-        for number, name in enumerate(config.extractor)
-    ]
+    evaluators = open_evaluators(
+        config.reference,
+        config.extractor,
+        options=ScoringOptions(allow_collapsed=config.allow_collapsed),
+        extractor_weights=config.extractor_weights,
+        execution=ScoringExecution(default_batch_size(device), device, report=report, notify=notify),
+    )
     num_images = config.num_images or DEFAULT_NUM_IMAGES
     missing: list[tuple[RunSummary, SamplerSetup, list[Evaluator]]] = []
     problems = []

@@ -48,11 +48,7 @@ def measure_appearance(images: torch.Tensor) -> torch.Tensor:
 
 
 def compare_appearance(generated: torch.Tensor, real: torch.Tensor) -> dict[str, dict[str, Any]]:
-    """Means of both sets [N, 5] and [M, 5], and how far their distributions are apart.
-
-    Returns:
-        property -> `generated` and `real` (means), and `distance`: the 1-Wasserstein distance, in the property's unit.
-    """
+    """Property -> means of both sets [N, 5] and [M, 5], and the 1-Wasserstein `distance`, in the property's unit."""
     return {
         name: {
             "generated": float(fake.double().mean()),

@@ -52,14 +52,12 @@ class FeatureStats:
 
 @dataclass(frozen=True)
 class Quantity:
-    """One number that a metric gives.
+    """One number that a metric gives, with one sentence about what it means.
 
     Attributes:
-        key: its name in records and CSV.
-        label: its name in tables and figures, for example "KID".
+        key, label: its name in records and CSV, and in tables and figures, for example "KID".
         direction: which values are better: lower, higher, nearer to one; or none.
-        unit: what it is measured in, which decides how it is formatted.
-        help: one sentence about what it means.
+        unit: decides how it is formatted.
         column: whether it has a column in tables of runs; the others stand in the record alone.
         spread: key of its standard deviation, where the metric gives one.
     """
@@ -75,13 +73,10 @@ class Quantity:
 
 @dataclass(frozen=True)
 class Baseline:
-    """How far real images are from the nearest training image.
+    """How far real images are from the nearest training image: the median, and the 1 % quantile `near`.
 
     Attributes:
-        median: of the distances.
-        near: their 1 % quantile.
-        num_images: real images asked.
-        of: which those are, in words.
+        num_images, of: how many real images were asked, and which, in words.
     """
 
     median: float
@@ -96,7 +91,6 @@ class MetricInputs:
 
     Attributes:
         generated, reference: of one extractor.
-        device: where scores are computed.
         inception_logits: whether the generated logits are those that the Inception Score is defined with.
         classes: names of the classes that both sets share; empty where there are none.
         training: features of the training images, where copies are looked for.
@@ -150,12 +144,10 @@ class Metric:
 
     Attributes:
         name: by which `fid` selects it.
-        label: what it is called in sentences.
-        help: one sentence.
+        label, help: what it is called in sentences, and one sentence about it.
         quantities: the numbers it gives, in the order in which they are shown.
-        needs: what it is computed from.
-        min_images: least number of images of that on either side; fewer of them skip the metric with a warning.
-        compute: the numbers; called only where `needs` and `min_images` are met.
+        min_images: least number of images of what it needs, on either side; fewer skip the metric with a warning.
+        compute: called only where `needs` and `min_images` are met.
         in_floor: whether it is also computed between two halves of the real images.
     """
 

@@ -20,7 +20,7 @@ def kernel_distance(
     subsets: int = KID_SUBSETS,
     device: torch.device | str = "cpu",
 ) -> dict[str, float]:
-    """Squared maximum mean discrepancy with the kernel (x.y / D + 1)^3, over random subsets.
+    """`kid_mean` and `kid_std` over random subsets: squared maximum mean discrepancy with the kernel (x.y / D + 1)^3.
 
     Products are float32, of features less their mean, and the constant that all kernel values share is left out, so
     that rounding is relative to how far kernel values differ; sums over them are float64.
@@ -28,13 +28,8 @@ def kernel_distance(
     Args:
         generated, reference: float32 [N, D] and [M, D], at least `subset_size` rows each.
         subset_size: rows of either set in a subset, >= 2.
-        subsets: how many.
-        device: where it is computed; a device without float64 leaves it to the CPU.
 
-    Returns:
-        `kid_mean` and `kid_std` over the subsets; the mean has no bias and may be below 0.
-
-    Source: Binkowski et al. 2018 (arXiv 1801.01401), Eq. (4). Differs: nothing; subsets are torch-fidelity's.
+    Source: Binkowski et al. 2018 (arXiv 1801.01401), Eq. (4), without bias. Differs: nothing; subsets are torch-fidelity's.
     """
     place = float64_device(device)
     dim = reference.shape[1]

@@ -15,11 +15,9 @@ ROW_SEED = 2020  # of the choice of rows where one side has more
 
 
 class PointCloud:
-    """Feature vectors, prepared so that one matrix product gives squared distances between two sets.
+    """Feature vectors [N, D], prepared so that one matrix product gives squared distances between two sets.
 
-    Args:
-        rows: float32 [N, D].
-        centre: a vector near both sets, [D]; distances to it are what rounding is relative to.
+    Rounding is relative to the distance to `centre` [D], which lies near both sets.
     """
 
     def __init__(self, rows: torch.Tensor, centre: torch.Tensor, device: torch.device | str):
@@ -60,16 +58,12 @@ def manifold_scores(
     density_neighbours: int = DENSITY_NEIGHBOURS,
     device: torch.device | str = "cpu",
 ) -> dict[str, float]:
-    """Precision, recall, density and coverage.
+    """Precision, recall, density and coverage of float32 [N, D] against [M, D].
 
     With B_k(y) the closed ball around y that reaches its k-th nearest neighbour in y's own set: precision is the share
     of generated points in some B_k(real), recall that of real points in some B_k(generated), density the mean number of
     B_k(real) that a generated point lies in over k, coverage the share of real points whose ball holds a generated one.
-
-    Args:
-        generated, reference: float32 [N, D] and [M, D], more rows each than either number of neighbours.
-        neighbours: k of precision and recall.
-        density_neighbours: k of density and coverage.
+    The k of the last two is `density_neighbours`; either set has more rows than that.
 
     Source: Kynkäänniemi et al. 2019 (arXiv 1904.06991), Eq. (1)-(2), and Naeem et al. 2020 (arXiv 2002.09797),
     Eq. (3)-(4). Differs: balls are closed for all four, as torch-fidelity has them for the first two.

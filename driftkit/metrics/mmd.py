@@ -15,18 +15,10 @@ ROW_SEED = 2020
 def gaussian_mmd(
     generated: torch.Tensor, reference: torch.Tensor, *, sigma: float = SIGMA, device: torch.device | str = "cpu"
 ) -> float:
-    """1000 times the squared maximum mean discrepancy, with the kernel exp(-|x - y|^2 / (2 sigma^2)).
+    """1000 times the squared maximum mean discrepancy, with the kernel exp(-|x - y|^2 / (2 sigma^2)), biased, >= 0.
 
-    Rows are divided by their length first. Squared distances are float32; sums of kernel values are float64, of
-    expm1 instead of exp, since the constant 1 that all kernel values share cancels.
-
-    Args:
-        generated, reference: features, float32 [N, D] and [M, D].
-        sigma: width of the kernel, > 0.
-        device: where it is computed.
-
-    Returns:
-        The biased estimate (each set's own diagonal counts), >= 0.
+    Rows [N, D] and [M, D] are divided by their length first. Squared distances are float32; sums of kernel values are
+    float64, of expm1 instead of exp, since the constant 1 that all kernel values share cancels.
 
     Source: Jayasumana et al. 2023 (arXiv 2401.09603), CMMD with its sigma of 10 and its factor of 1000, estimated as in
     the authors' code. Differs: features are those of any extractor, up to 10,000 rows of either side. Only the

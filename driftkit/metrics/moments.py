@@ -6,19 +6,10 @@ from driftkit.runtime.device import float64_device
 
 
 class Moments:
-    """Count, mean and scatter of the feature vectors seen so far.
+    """Count, mean [D] and scatter [D, D] (of the centred vectors) of the features seen so far, in float64.
 
     Two of them merge exactly as if one had seen everything, so neither batches nor ranks change the result beyond
-    float64 rounding.
-
-    Args:
-        dim: D.
-        device: of the features to come. Sums stay there, or on the CPU where the device has no float64.
-
-    Attributes:
-        count: vectors seen.
-        mean: float64 [D].
-        scatter: sum of outer products of the centred vectors, float64 [D, D].
+    float64 rounding. Sums stay on the device, or on the CPU where the device has no float64.
 
     Source: Chan, Golub and LeVeque 1979, pairwise update. Differs: nothing.
     """
@@ -31,11 +22,7 @@ class Moments:
 
     @classmethod
     def of(cls, features: torch.Tensor, *, chunk: int = 4096, device: torch.device | str | None = None) -> "Moments":
-        """Moments of all rows of [N, D], taken `chunk` rows at a time to bound the float64 copy.
-
-        Args:
-            device: where they are computed; None: where the features are.
-        """
+        """Moments of all rows of [N, D], taken `chunk` rows at a time to bound the float64 copy."""
         if features.ndim != 2:
             raise ValueError(f"features: expected [N, D], got {list(features.shape)}")
         moments = cls(features.shape[1], device=features.device if device is None else device)
@@ -51,11 +38,7 @@ class Moments:
         return moments
 
     def update(self, features: torch.Tensor) -> None:
-        """Add the rows of [n, D].
-
-        Raises:
-            ValueError: the rows have another length.
-        """
+        """Add the rows of [n, D]."""
         if features.ndim != 2 or features.shape[1] != len(self.mean):
             raise ValueError(f"features: expected [n, {len(self.mean)}], got {list(features.shape)}")
         if len(features) == 0:
@@ -69,7 +52,6 @@ class Moments:
         self.merge(other)
 
     def merge(self, other: "Moments") -> None:
-        """Add all that `other` has seen."""
         if other.count == 0:
             return
         total = self.count + other.count
@@ -86,11 +68,7 @@ class Moments:
         return moved
 
     def covariance(self) -> torch.Tensor:
-        """Unbiased covariance, float64 [D, D].
-
-        Raises:
-            ValueError: fewer than two vectors.
-        """
+        """Unbiased covariance, float64 [D, D]; ValueError for fewer than two vectors."""
         if self.count < 2:
             raise ValueError(f"a covariance needs at least 2 vectors, got {self.count}")
         return self.scatter / (self.count - 1)

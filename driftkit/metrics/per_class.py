@@ -50,10 +50,6 @@ def class_scores(
     the features predicts, which is fitted to the reference (its predictions for real images are those of a fit to the
     other half of them). Per-class distances need classes that are those of the reference: a classifier of others gives
     histograms alone.
-
-    Args:
-        classes: names of the reference's classes; empty where it has none.
-        device: where the classifier is fitted and distances are computed.
     """
     labelled = _is_labelled(generated.labels) and _is_labelled(reference.labels) and bool(classes)
     by = "labels" if labelled else "predictions"

@@ -26,15 +26,7 @@ REQUIRED = "fid"  # what tables of runs are sorted by
 
 @dataclass(frozen=True)
 class Scores:
-    """What the metrics gave.
-
-    Attributes:
-        values: the numbers by key.
-        settings: what they depend on, for example subset sizes.
-        real: what real images give in their place, for those metrics that know it without a floor.
-        details: what a metric gave next to numbers, by its name.
-        warnings: sentences of the metrics, and one for each metric that was skipped for want of images.
-    """
+    """What the metrics gave, as in `MetricResult`; `details` by metric, `warnings` also of skipped metrics."""
 
     values: dict[str, float] = field(default_factory=dict)
     settings: dict[str, int] = field(default_factory=dict)
@@ -45,13 +37,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Floor:
-    """The real-vs-real floor: scores of one random half of the reference against the other.
-
-    Attributes:
-        num_images: on each side.
-        seed: of the split.
-        metrics: the numbers by key.
-    """
+    """The real-vs-real floor: scores of one random half of the reference against the other, `num_images` each."""
 
     num_images: int
     seed: int
@@ -64,11 +50,7 @@ def quantities() -> dict[str, Quantity]:
 
 
 def select_metrics(names: Iterable[str] | None) -> tuple[Metric, ...]:
-    """The metrics of these names, always with FID; all of them for None.
-
-    Raises:
-        UsageError: no such metric.
-    """
+    """The metrics of these names, always with FID; all of them for None. UsageError: no such metric."""
     if names is None:
         return tuple(METRICS.values())
     chosen = {REQUIRED, *names}
@@ -107,13 +89,11 @@ def real_floor(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> Floor | None:
-    """What perfect samples would score: two disjoint random halves of the reference against each other.
+    """What perfect samples would score: two disjoint random halves of features [M, D] against each other.
 
     Args:
-        rows: features of real images, [M, D].
         num_images: on each side, at most M / 2.
         metrics: which are computed; None: all that two sets of real images have.
-        seed: of the split.
 
     Returns:
         The floor; None where there are fewer than 4 images.

@@ -35,14 +35,10 @@ class Extractor:
     """A frozen network in whose features images are compared.
 
     Attributes:
-        name: inception, dinov2, clip, efficientnet-lite2, pixels, "timm:MODEL", or "encoder:" and the run's folder
-            name.
+        name: inception, dinov2, clip, efficientnet-lite2, pixels, "timm:MODEL", or "encoder:" and the run's folder name.
         version: which implementation made the features.
         weights_digest: sha256 of its weights; with `name` and `resize` it says which numbers may be compared.
-        resize: how images get to the network's size.
         dim: length of a feature vector.
-        embed: the network with its resizing.
-        device: where `embed` expects its images.
         num_classes: of its classifier; 0 where it has none.
         inception_logits: whether its logits are those that the Inception Score is defined with.
         lineage: what its features come from; None where nobody knows.
@@ -71,7 +67,7 @@ class Extractor:
     def blocks(
         self, images: torch.Tensor, *, batch_size: int | None = None, advance: Callable[[int], None] | None = None
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
-        """Features of `block_rows` images after another, on the extractor's device; the last block may be smaller.
+        """Features float32 [n, dim] and logits [n, K] or None of `block_rows` images after another, on the device.
 
         The host waits for the device once per block, to learn whether its features are finite.
 
@@ -79,9 +75,6 @@ class Extractor:
             images: uint8 [N, 3, H, W].
             batch_size: images at a time; changes nothing beyond float32 rounding. None: `default_batch_size`.
             advance: called with the number of images just handed to the device.
-
-        Yields:
-            float32 [n, dim], and the logits [n, K] or None.
 
         Raises:
             RefusedError: a feature is not finite.
@@ -115,13 +108,12 @@ class Extractor:
             raise RefusedError(f"{self.name} gives features that are not finite for these images; nothing was scored")
 
     def features(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Features of all images, float32 [N, dim] on the CPU, and the logits [N, K] or None; as `blocks` otherwise."""
+        """Features of all images, float32 [N, dim] on the CPU, and the logits [N, K] or None."""
         values, logits = _joined([(v.cpu(), None if s is None else s.cpu()) for v, s in self.blocks(images)])
         return values, logits
 
 
 def _joined(parts: list[tuple[torch.Tensor, torch.Tensor | None]]) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Features and logits of several batches as those of all their images, float32."""
     logits = [scores.float() for _, scores in parts if scores is not None]
     return torch.cat([values.float() for values, _ in parts]), torch.cat(logits) if logits else None
 
@@ -130,12 +122,7 @@ Result = TypeVar("Result")
 
 
 def together(work: Callable[[], Result], ranks: Ranks) -> Result:
-    """Do something on every rank that needs no other rank; where one fails, all stop instead of waiting for it.
-
-    Raises:
-        Exception: what `work` raised here.
-        RefusedError, DriftkitError: it was refused, or failed, elsewhere.
-    """
+    """Do something on every rank that needs no other rank; where one fails, all raise instead of waiting for it."""
     problem: Exception | None = None
     try:
         result = work()
@@ -240,10 +227,7 @@ def _merge(moments: Moments, ranks: Ranks) -> Moments:
 
 
 def gather_rows(rows: torch.Tensor, ranks: Ranks) -> torch.Tensor:
-    """Rows [n_r, *] of all ranks one after another, on the CPU of rank 0; none of them elsewhere.
-
-    Ranks may differ in n_r.
-    """
+    """Rows [n_r, *] of all ranks one after another, on the CPU of rank 0; none elsewhere. Ranks may differ in n_r."""
     if ranks.world_size == 1:
         return rows
     counts = [torch.zeros(1, dtype=torch.int64) for _ in range(ranks.world_size)]

@@ -43,12 +43,10 @@ HUB_MODELS = {"dinov2": DINOV2_MODEL, "clip": CLIP_MODEL}
 
 
 def load_extractor(name: str, *, weights: Path | None = None, device: torch.device | str = "cpu") -> Extractor:
-    """The extractor of that name.
+    """The extractor of that name: one of NAMES, with RUN the folder of a MAE or classifier run.
 
     Args:
-        name: one of NAMES, with RUN the folder of a MAE or classifier run.
         weights: a local weights file; None looks where they are kept and then downloads.
-        device: where it runs.
 
     Raises:
         UsageError: no such extractor, or weights for one that has its own.
@@ -84,11 +82,7 @@ def published_weights(name: str) -> HubFile | UrlFile:
 
 
 def locate_weights(name: str) -> Path | None:
-    """Where the weights of inception, dinov2 or clip lie on this machine, or None; no network is asked.
-
-    Raises:
-        ArtifactError: the variable that names the file names none.
-    """
+    """Where the weights of inception, dinov2 or clip lie on this machine, or None; no network is asked."""
     named = _named_inception() if name == "inception" else None
     if named is not None:
         return _require_file(named, f"the Inception weights, as {INCEPTION_VARIABLE} says")
@@ -96,11 +90,7 @@ def locate_weights(name: str) -> Path | None:
 
 
 def fetch_weights(name: str) -> Path:
-    """The weights of inception, dinov2 or clip from where they are kept, or downloaded to there.
-
-    Raises:
-        ArtifactError: they are not here and cannot be downloaded, or are not the published ones.
-    """
+    """The weights of inception, dinov2 or clip from where they are kept, or downloaded; ArtifactError where neither."""
     file = published_weights(name)
     path = file.locate()
     if path is not None:

@@ -72,15 +72,11 @@ class ImageSet:
     """A set of images that ranks share, and where they come from.
 
     Attributes:
-        name: the path or SPEC that named it.
         images: this rank's, uint8 [len(share), 3, H, W].
-        share: which they are.
         digest: of a whole pack; None for anything else.
         labels: classes of all images, int64 [N], -1 where unlabelled; None where there are none.
-        classes: their names.
         formats: image files by format ("jpeg", "png", ...), where images came from files.
         run: the run that generated them, if it is there.
-        sampling: how they were sampled, where that is recorded.
         notes: warnings from opening them.
     """
 
@@ -238,13 +234,7 @@ def file_formats(spec: str) -> dict[str, int]:
 
 
 def require_target(target: Path, sampling: SamplingConfig, *, reference_size: int | None) -> None:
-    """What can be refused before anything is sampled.
-
-    Raises:
-        ArtifactError: nothing there.
-        UsageError: sampling settings for images that exist already.
-        RefusedError: a run of another image size than the reference.
-    """
+    """Refuse before anything is sampled: nothing there, settings that do not fit, another size than the reference."""
     from driftkit.methods.registry import find_sampler
 
     if not target.exists():

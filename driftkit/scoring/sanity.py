@@ -26,10 +26,7 @@ LOSSY = "jpeg"
 
 
 def require_uint8(images: torch.Tensor, what: str) -> tuple[torch.Tensor, list[str]]:
-    """uint8 images [N, 3, H, W] of uint8 or of float ones in [-1, 1].
-
-    Returns:
-        The images, and a warning where they had to be rounded.
+    """uint8 images [N, 3, H, W] of uint8 or of float ones in [-1, 1], and a warning where they had to be rounded.
 
     Raises:
         RefusedError: values that are not finite, or another range than [-1, 1].
@@ -59,14 +56,7 @@ def check_images(
     allow_collapsed: bool,
     allow_jpeg: bool,
 ) -> tuple[CompressionInfo, list[str]]:
-    """All checks of generated images themselves, without features.
-
-    Args:
-        survey: of the images.
-        reference, reference_survey: the real images.
-
-    Returns:
-        The marks of compression, and warnings.
+    """All checks of generated images themselves, without features: the marks of compression, and warnings.
 
     Raises:
         RefusedError: no score means anything for the images.
@@ -90,12 +80,8 @@ def require_scorable(survey: Survey, what: str, *, allow_collapsed: bool = False
     """Refuse images that no distance between distributions means anything for.
 
     Args:
-        survey: of the images.
         what: how the message names them.
         allow_collapsed: warn instead where most are identical or all are flat, as those of an untrained network are.
-
-    Returns:
-        Warnings, where something was allowed.
 
     Raises:
         RefusedError: fewer than 10 images, more than half of them copies of others, or every image of one colour.
@@ -121,7 +107,7 @@ def require_scorable(survey: Survey, what: str, *, allow_collapsed: bool = False
 
 
 def survey_warnings(survey: Survey, what: str) -> list[str]:
-    """Sentences about duplicated and flat images; `what` is how they name them."""
+    """Sentences about duplicated and flat images."""
     warnings = []
     count = len(survey)
     duplicates, flat = count - survey.distinct(), int(survey.flat.sum())
@@ -140,17 +126,13 @@ def compression(
     reference_formats: Mapping[str, int],
     allow_jpeg: bool = False,
 ) -> tuple[CompressionInfo, list[str]]:
-    """Whether one set bears the marks of JPEG and the other does not.
+    """Whether one set bears the marks of JPEG and the other does not: what was measured, and warnings.
 
     Args:
         generated_formats, reference_formats: files by format ("jpeg", "png", ...) where images came from files.
-        allow_jpeg: warn where it would refuse.
-
-    Returns:
-        What was measured, and warnings.
 
     Raises:
-        RefusedError: the generated images were stored as JPEG and the reference was not.
+        RefusedError: the generated images were stored as JPEG and the reference was not, and `allow_jpeg` is not given.
     """
     fake, real = generated.blockiness(), reference.blockiness() if reference is not None else None
     info = CompressionInfo(

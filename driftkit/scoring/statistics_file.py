@@ -10,9 +10,9 @@ import contextlib
 import io
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from pydantic import Field
@@ -20,8 +20,9 @@ from pydantic import Field
 from driftkit import __version__
 from driftkit.errors import ArtifactError, RefusedError, StorageError
 from driftkit.metrics.appearance import PROPERTIES
-from driftkit.metrics.base import FeatureStats
+from driftkit.metrics.base import Baseline, FeatureStats
 from driftkit.metrics.moments import Moments
+from driftkit.metrics.registry import Floor
 from driftkit.metrics.survey import DIGEST_BYTES, Survey
 from driftkit.runtime.folders import cache_folder
 from driftkit.scoring.evaluation_record import ExtractorInfo, Info
@@ -32,14 +33,11 @@ from driftkit.storage.records import Record
 from driftkit.storage.run_folder import now
 
 KIND = "statistics"
+Figures = TypeVar("Figures", Floor, Baseline)
 
 
 class ImagesInfo(Info):
-    """The real images that statistics are of.
-
-    Attributes:
-        count, image_size: None for statistics of another program.
-    """
+    """The real images that statistics are of; count and size are None for statistics of another program."""
 
     spec: str
     digest: str
@@ -69,7 +67,6 @@ class StatisticsRecord(Record):
 
     @property
     def is_foreign(self) -> bool:
-        """Whether another program made them."""
         return self.extractor is None
 
     @property
@@ -81,12 +78,7 @@ class StatisticsRecord(Record):
 
 
 class FiguresRecord(Record):
-    """Numbers that follow from cached statistics alone, such as a floor.
-
-    Attributes:
-        name: of the numbers; says all that they depend on next to the statistics.
-        statistics: key of those.
-    """
+    """Numbers that follow from cached statistics alone, whose key is `statistics`; `name` says what else they depend on."""
 
     kind: ClassVar[str] = "figures"
 
@@ -106,12 +98,10 @@ class Statistics:
 
 
 def statistics_folder() -> Path:
-    """Where statistics are kept: `statistics` in the cache folder."""
     return cache_folder() / "statistics"
 
 
 def cached_path(record: StatisticsRecord) -> Path:
-    """The file that belongs to a record."""
     return statistics_folder() / f"{record.key}.safetensors"
 
 
@@ -130,11 +120,7 @@ def write_statistics(path: Path, stats: FeatureStats, record: StatisticsRecord) 
 
 
 def read_statistics(path: Path) -> Statistics:
-    """Open statistics and check that the tensors are those of the record.
-
-    Raises:
-        ArtifactError: the file is absent, cut off, changed, of another format, or holds something else.
-    """
+    """Open statistics; ArtifactError where the file is absent, damaged, of another format, or holds something else."""
     tensors, header = read_tensors(path)
     if header.get("driftkit") != KIND:
         raise ArtifactError(f"{path} holds no statistics of driftkit")
@@ -197,12 +183,7 @@ def is_statistics_file(path: Path) -> bool:
 
 
 def open_statistics_file(path: Path, extractor: Extractor) -> Statistics:
-    """Statistics that someone names as a reference.
-
-    Raises:
-        RefusedError: they were made by another extractor.
-        ArtifactError: the file is broken.
-    """
+    """Statistics that someone names as a reference; RefusedError for those of another extractor."""
     if path.suffix == ".npz":
         return read_foreign_statistics(path, extractor)
     statistics = read_statistics(path)
@@ -271,13 +252,11 @@ def find_cached(record: StatisticsRecord, notify: Callable[[str], None]) -> Stat
 
 
 def cached_figures(
-    statistics: Statistics, name: str, compute: Callable[[], dict[str, Any] | None], *, use: bool = True
-) -> dict[str, Any] | None:
-    """Figures that follow from statistics in the cache alone, such as a floor, read or computed and kept.
+    statistics: Statistics, name: str, kind: type[Figures], compute: Callable[[], Figures | None], *, use: bool = True
+) -> Figures | None:
+    """A floor or baseline that follows from statistics in the cache, read or computed and kept.
 
-    Args:
-        name: of the figures; says all that they depend on next to the statistics.
-        use: whether the cache is used at all.
+    `name` says all that it depends on next to the statistics.
     """
     path = statistics.path
     if not use or path is None or path.parent != statistics_folder():
@@ -286,9 +265,9 @@ def cached_figures(
     with contextlib.suppress(ArtifactError):  # absent, or cut off: computed now
         kept = FiguresRecord.read(file)
         if (kept.name, kept.statistics, kept.driftkit) == (name, path.stem, __version__):
-            return kept.figures
+            return kind(**kept.figures)
     figures = compute()
     if figures is not None:
         with contextlib.suppress(OSError, StorageError):  # a cache that is full or read-only costs time, not the score
-            FiguresRecord(name=name, statistics=path.stem, figures=figures).write(file)
+            FiguresRecord(name=name, statistics=path.stem, figures=asdict(figures)).write(file)
     return figures

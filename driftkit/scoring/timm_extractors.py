@@ -53,10 +53,7 @@ def _transformer_lineage(
 
 
 def packaged_model(name: str, path: Path, device: torch.device) -> Extractor:
-    """The pooled features of a network whose weights come with a Python package: an extractor every machine has.
-
-    Comparable between runs and machines; no published figure was measured with it.
-    """
+    """The pooled features of a network whose weights come with a Python package: every machine has it."""
     spec = SPECS[name]
     import timm
 
@@ -69,12 +66,7 @@ def packaged_model(name: str, path: Path, device: torch.device) -> Extractor:
 
 
 def timm_weights(name: str, given: Path | None) -> Path:
-    """The weights of timm:MODEL: the given file, or the published one from the cache or the hub.
-
-    Raises:
-        UsageError: timm has no such model.
-        ArtifactError: the weights are not here and do not come.
-    """
+    """The given file, or the published weights of timm:MODEL from the cache or the hub."""
     return given or fetch(timm_spec(name), otherwise=PLACE_FILE)
 
 

@@ -1,6 +1,6 @@
 """Scoring as a command: open extractors and reference, then score a target once, repeatedly or over its checkpoints."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -11,8 +11,8 @@ from driftkit.config.settings import Option
 from driftkit.errors import UsageError
 
 if TYPE_CHECKING:  # torch is loaded when images are scored, not for --help
-    from driftkit.scoring.evaluator import Evaluation, Evaluator
-    from driftkit.scoring.series import Series
+    from driftkit.scoring.evaluation_record import CurveRecord, EvaluationRecord, RepeatsRecord
+    from driftkit.scoring.evaluator import Evaluation
 
 SCORING, FILES = "Scores", "Where it goes"
 
@@ -101,7 +101,7 @@ def fid(
     *,
     report: Callable[[str, int, int], None] = lambda task, done, total: None,
     notify: Callable[[str], None] = lambda line: None,
-) -> "list[Evaluation | Series]":
+) -> "list[Evaluation[EvaluationRecord | RepeatsRecord | CurveRecord]]":
     """Score a run, a samples file or any images against real ones by each extractor, and write the records.
 
     Args:
@@ -120,57 +120,50 @@ def fid(
     from driftkit.metrics.registry import select_metrics
     from driftkit.runtime.device import resolve_device
     from driftkit.runtime.ranks import Ranks, local_rank
-    from driftkit.scoring.evaluator import ScoringOptions, evaluate, open_evaluator
+    from driftkit.scoring.evaluator import ScoringOptions, evaluate, open_evaluators, output_of
     from driftkit.scoring.image_set import ScoringExecution, default_batch_size, require_target
     from driftkit.scoring.series import evaluate_checkpoints, evaluate_repeats
+    from driftkit.storage.writable import require_replaceable
 
     _require_consistent(target, config)
     _require_places(target, config)
     metrics = select_metrics(config.metrics)
-    if not config.memorization:
-        metrics = tuple(metric for metric in metrics if metric.needs != "training")
-    first = ScoringOptions(metrics, config.training, config.allow_collapsed, config.allow_jpeg)
+    options = ScoringOptions(metrics, config.training, config.allow_collapsed, config.allow_jpeg)
+    options = options if config.memorization else options.without_memorization()
     device = resolve_device(config.device, local_rank=local_rank())
     # Features travel between processes as CPU tensors, whatever device makes them.
     ranks = Ranks.start(device_type="cpu")
     try:
-        execution = ScoringExecution(config.batch_size or default_batch_size(device), device, ranks, config.cache)
-        if ranks.is_main:
-            execution = ScoringExecution(execution.batch_size, device, ranks, config.cache, report, notify)
-        evaluators = [
-            open_evaluator(
-                config.reference,
-                extractor=name,
-                extractor_weights=config.extractor_weights,
-                # Copies are the same for all: they are searched in the features of the first extractor alone.
-                options=first if number == 0 else first.without_memorization(),
-                execution=execution,
-                image_size=config.image_size,
-                check_size=lambda size: require_target(target, config, reference_size=size),
-            )
-            for number, name in enumerate(config.extractor)
-        ]
-        _require_replaceable_outputs(evaluators, config.output)
+        shown = {"report": report, "notify": notify} if ranks.is_main else {}
+        batch_size = config.batch_size or default_batch_size(device)
+        execution = ScoringExecution(batch_size, device, ranks, config.cache, **shown)
+        evaluators = open_evaluators(
+            config.reference,
+            config.extractor,
+            options=options,
+            extractor_weights=config.extractor_weights,
+            execution=execution,
+            image_size=config.image_size,
+            check_size=lambda size: require_target(target, config, reference_size=size),
+        )
+        for evaluator in evaluators:  # each of several extractors has a file of its own, whose name is known only now
+            file = output_of(evaluator, config.output, several=len(evaluators) > 1)
+            if file is not None:
+                require_replaceable(file, "`output`", "evaluation")
         if config.write_statistics is not None:
             evaluators[0].write_statistics(config.write_statistics)
+        results: Sequence[Evaluation[EvaluationRecord | RepeatsRecord | CurveRecord]]
         if config.all_checkpoints:
-            return _of_main(evaluate_checkpoints(evaluators, target, num_images=config.num_images, sampling=config))
-        if config.repeats is not None:
-            return _of_main(
-                evaluate_repeats(
-                    evaluators, target, config.repeats, num_images=config.num_images, sampling=config,
-                    output=config.output,
-                )
-            )  # fmt: skip
-        return _of_main(
-            evaluate(evaluators, target, num_images=config.num_images, sampling=config, output=config.output)
-        )
+            results = evaluate_checkpoints(evaluators, target, num_images=config.num_images, sampling=config)
+        elif config.repeats is not None:
+            results = evaluate_repeats(
+                evaluators, target, config.repeats, num_images=config.num_images, sampling=config, output=config.output
+            )
+        else:
+            results = evaluate(evaluators, target, num_images=config.num_images, sampling=config, output=config.output)
+        return [result for result in results if result.record is not None]
     finally:
         ranks.stop()
-
-
-def _of_main(results: "list[Any]") -> "list[Evaluation | Series]":
-    return [result for result in results if result.record is not None]
 
 
 def _require_consistent(target: Path, config: FidConfig) -> None:
@@ -207,14 +200,3 @@ def _require_places(target: Path, config: FidConfig) -> None:
     if config.write_statistics is not None:
         require_writable(config.write_statistics, "`write_statistics`")
         require_replaceable(config.write_statistics, "`write_statistics`", "statistics")
-
-
-def _require_replaceable_outputs(evaluators: "list[Evaluator]", output: Path | None) -> None:
-    """Each of several extractors has a file of its own, whose name is known only now."""
-    from driftkit.scoring.evaluator import output_of
-    from driftkit.storage.writable import require_replaceable
-
-    for evaluator in evaluators:
-        file = output_of(evaluator, output, several=len(evaluators) > 1)
-        if file is not None:
-            require_replaceable(file, "`output`", "evaluation")
