@@ -9,11 +9,7 @@ from driftkit.comparison.score_table import ScoreRow, ScoreTable
 
 @dataclass(frozen=True)
 class BudgetCell:
-    """The best score of a run within a budget.
-
-    Attributes:
-        spent: of the budget, by the checkpoint that was scored.
-    """
+    """The best score of a run within a budget, of which its checkpoint `spent` a part."""
 
     score: float
     spent: float
@@ -24,12 +20,9 @@ class BudgetCell:
 
 @dataclass(frozen=True)
 class EqualBudget:
-    """One budget and what each run reached within it.
+    """A budget ("step", "images", "seconds" or "nfe"), its amount in that unit, and the best score of each run within it.
 
-    Attributes:
-        cost: "step", "images", "seconds" or "nfe".
-        amount: the budget, in that unit.
-        cells: run label -> its best score within the budget; None where no checkpoint within it was scored.
+    `cells` is by the run's label; None where no checkpoint within the budget was scored.
     """
 
     cost: str

@@ -12,8 +12,8 @@ from driftkit.comparison.score_table import ON_TRAINING_DATA, RANDOM_WEIGHTS, RA
 from driftkit.comparison.speed import Speed, speed_of
 from driftkit.encoders.lineage import Lineage, kinship
 from driftkit.encoders.trained_encoder import MAE_RESNET
-from driftkit.metrics.appearance import PROPERTIES
 from driftkit.metrics.registry import quantities
+from driftkit.metrics.survey import PROPERTIES
 from driftkit.scoring.extractors import DINOV2_LINEAGE, INSTALLED, INSTALLED_LINEAGE
 
 MAX_SENTENCES = 4  # on pairs of runs of one kind; more of them are counted
@@ -30,8 +30,6 @@ def findings(
 
     Args:
         tables: the table of most runs first.
-        pairs: what independent evaluators say of every two scored runs.
-        speeds: measured sampling speeds.
         advice: a command that makes a score by an evaluator independent of all runs.
     """
     by_verdict = {v: [p for p in pairs if p.verdict == v] for v in ("ranked", "disputed", "tied", "unknown")}
@@ -98,7 +96,6 @@ def _leading(tables: Sequence[ScoreTable], pairs: Sequence[Pair], speeds: Sequen
 
 
 def _score_in_words(table: ScoreTable, row: ScoreRow, speeds: Sequence[Speed], *, named: bool = True) -> str:
-    """A score, the evaluator where `named`, the sampler setup with its speed, and the floor."""
     speed = speed_of(speeds, row.run, row.sampler, row.nfe)
     rate = f", {format_rate(speed.images_per_second)} images/s" if speed else ""
     by = f" by {table.extractor.name}" if named else ""
@@ -111,7 +108,6 @@ def _score_in_words(table: ScoreTable, row: ScoreRow, speeds: Sequence[Speed], *
 
 
 def _dispute(pair: Pair) -> str:
-    """Which evaluators order two runs differently, and by how much."""
     sides = [_side(pair, o, o.better) for o in pair.opinions if o.better is not None]
     return f"{pair.first} and {pair.second} are not ranked, since evaluators disagree: {'; '.join(sides)}."
 
@@ -184,13 +180,7 @@ def _one_step_against_many(table: ScoreTable, pairs: Sequence[Pair]) -> str | No
 
 
 def cautions(tables: Sequence[ScoreTable], pairs: Sequence[Pair], runs: Sequence[RunSummary]) -> list[str]:
-    """What speaks against taking the numbers at face value; empty where nothing is known to.
-
-    Args:
-        tables: the table of most runs first.
-        pairs: what independent evaluators say of every two scored runs.
-        runs: the compared runs, scored or not.
-    """
+    """What speaks against taking the numbers at face value; empty where nothing is known to."""
     rows = [row for table in tables for row in table.rows]
 
     def with_badge(badge: str) -> str:

@@ -35,10 +35,7 @@ def fill_missing(
     report: Report,
     notify: Callable[[str], None] = lambda line: None,
 ) -> list[str]:
-    """Make the evaluations that do not exist yet; they are written into the runs, where `fid` writes them.
-
-    Returns:
-        One sentence for every score that could not be made.
+    """Make the evaluations that do not exist yet, where `fid` writes them; one sentence for every one that failed.
 
     Raises:
         ArtifactError: an extractor or the reference is absent.
@@ -81,11 +78,7 @@ def fill_missing(
 def setups_of(
     run: RunSummary, nfes: Sequence[int] | None = None, *, all_checkpoints: bool = False
 ) -> list[SamplerSetup]:
-    """The scores of a run: every sampler of the cost curve at the last step, and the default one at the others.
-
-    Raises:
-        ArtifactError: the run has no checkpoint.
-    """
+    """The scores of a run: every sampler of the cost curve at the last step, and the default one at the others."""
     method, last = METHODS[run.method], run.folder.checkpoint().step
     setups = [
         SamplerSetup(spec.name, nfe, last)

@@ -128,13 +128,7 @@ def _neighbours_of_run(
     packs: dict[str, ImagePack | str],
     number: int,
 ) -> Figure:
-    """The figure of one run.
-
-    Args:
-        searched: data SPEC of the real images; None takes the run's training images.
-        extractor: compares features; None compares pixels.
-        packs: opened before, or why one cannot be opened; by SPEC.
-    """
+    """The figure of one run. `packs` holds those opened before by SPEC, or why one cannot be opened."""
     spec = searched or run.data
     if spec is None:
         raise ArtifactError("its manifest names no training images")
@@ -181,11 +175,9 @@ def nearest(
     extractor: Extractor | None = None,
     chunk: int = 4096,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The `count` nearest real images of every generated one.
+    """The `count` nearest real images of every generated one, uint8 [M, 3, H, W] and [N, 3, H, W].
 
     Args:
-        generated: uint8 [N, 3, H, W].
-        real: uint8 [M, 3, H, W], M >= count.
         extractor: compares its features; None compares pixels.
         chunk: real images read at a time, so that a mapped pack need not fit into memory as floats.
 
@@ -237,13 +229,7 @@ def _training_grids(run: RunSummary) -> tuple[list[tuple[int, torch.Tensor]], li
 
 
 def evolution(run: str, grids: Sequence[tuple[int, torch.Tensor]], *, name: str) -> Evolution:
-    """The first 32 images of every grid as frames.
-
-    Args:
-        run: label of the run.
-        grids: (step, uint8 [N, 3, H, W]) of the same noises in the same order, oldest first.
-        name: file name of the animation, without suffix.
-    """
+    """The first 32 images of every grid as frames, of (step, uint8 [N, 3, H, W]) from the same noises, oldest first."""
     pictures = []
     for _, images in grids:
         grid = make_grid(_resized(images[:FRAME_IMAGES], FRAME_TILE), nrow=FRAME_COLUMNS, padding=2, pad_value=255)
@@ -274,12 +260,7 @@ def grid_figure(images: torch.Tensor, *, name: str, alt: str, caption: str) -> F
 
 
 def neighbour_figure(generated: torch.Tensor, neighbours: torch.Tensor, *, name: str, alt: str, caption: str) -> Figure:
-    """Generated images in the upper row, under each its nearest real ones, the nearest first.
-
-    Args:
-        generated: uint8 [N, 3, H, W].
-        neighbours: uint8 [N, K, 3, H, W].
-    """
+    """Generated images [N, 3, H, W] in the upper row, under each its nearest real ones, of [N, K, 3, H, W]."""
     tiles = _resized(torch.cat([generated, *neighbours.unbind(1)]), GRID_TILE)
     return _tiled(tiles, len(generated), name=name, alt=alt, caption=caption, gap_after_first_row=True)
 

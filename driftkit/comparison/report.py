@@ -49,9 +49,6 @@ class ComparisonRecord(Record):
     """compare.json: everything the report shows.
 
     Attributes:
-        findings, cautions: what the numbers say, and what speaks against them.
-        pairs: opinions of evaluators on every two scored runs.
-        runs, encoders: the compared runs, and runs that train encoders.
         differences: config key -> value of each run.
         skipped: arguments that are no runs, with `path` and `reason`.
         records: one flat record per score, the rows of compare.csv.
@@ -81,14 +78,9 @@ class ComparisonRecord(Record):
 
 
 def write_comparison(output: Path, record: ComparisonRecord, content: Mapping[str, bytes]) -> ComparisonRecord:
-    """Write the files of a comparison and then compare.json, and remove figures of an earlier comparison.
+    """Write files by their name in the folder, then compare.json with checksums; remove figures of an earlier comparison.
 
-    Args:
-        output: a folder that no other process writes.
-        content: file name relative to the folder -> content.
-
-    Returns:
-        The record as written, with the checksums of the files.
+    No other process may write the folder.
     """
     path = output / "compare.json"
     try:
@@ -122,17 +114,13 @@ def render_report(
     colours: Mapping[str, int],
     evolutions: Sequence[Evolution] = (),
 ) -> str:
-    """The page.
+    """The page: HTML in which every name and number that came from a file is escaped.
+
+    Its policy runs no script but its own and loads nothing. The record is embedded as JSON for reuse.
 
     Args:
-        record: what is shown, embedded as JSON for reuse.
         figures: section ("curves", "grids", "neighbours", or the key of a score table) -> its pictures.
         colours: run label -> index in the palette.
-        evolutions: frames of the runs' trainings.
-
-    Returns:
-        HTML in which every name and number that came from a file is escaped, and whose policy runs no script but its
-        own and loads nothing.
     """
     environment = Environment(
         loader=PackageLoader("driftkit.comparison"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -283,5 +271,4 @@ def embedded_json(document: Mapping[str, Any]) -> Markup:
 
 
 def data_uri(content: bytes, media_type: str = "image/png") -> str:
-    """A picture as part of the page."""
     return f"data:{media_type};base64," + base64.b64encode(content).decode("ascii")

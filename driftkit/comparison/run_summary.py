@@ -33,14 +33,12 @@ class RunSummary:
 
     Attributes:
         label: name, made unique among the runs that are compared.
-        path: the folder as it was given.
         group: equal for runs that differ in their seed alone.
         kind: method, encoder and feature set in words.
         signals: last values of the method's training curves, by key.
         scored_by: score, extractor and reference of `evaluation.every`: equal for runs whose curves may be compared.
         curve: at most 300 points of step, images, seconds, score and the keys of the method's training curves.
         config: the resolved config, dotted key -> value.
-        warnings: sentences on the run itself.
         training_encoders: what its training signal was computed with; see `lineage.training_encoders_of`.
         lineage: of an encoder, what its features come from.
     """
@@ -87,12 +85,7 @@ class RunSummary:
         return self.state == "done"
 
     def cost_at(self, step: int, cost: str) -> float | None:
-        """Steps, images seen or seconds of training after `step` steps, by interpolation between metric records.
-
-        Args:
-            step: of a checkpoint.
-            cost: one of COSTS.
-        """
+        """Steps, images or seconds (one of COSTS) after `step` steps, by interpolation between metric records."""
         if step <= 0 or cost == "step":
             return float(max(step, 0))
         total = {"images": self.images_seen, "seconds": self.train_seconds}[cost]
@@ -180,11 +173,7 @@ class _Facts(BaseModel):
 
 
 def summarise(run: Run, *, label: str) -> RunSummary:
-    """Read a run's manifest and metrics.
-
-    Raises:
-        ArtifactError: either cannot be read.
-    """
+    """Read a run's manifest and metrics; ArtifactError where either cannot be read."""
     manifest = run.manifest()
     try:
         facts = _Facts.model_validate(flatten(manifest.model_dump()))
@@ -246,7 +235,6 @@ def _warnings(facts: _Facts, state: str, *, random_weights: bool) -> list[str]:
 
 
 def _scored_by(facts: _Facts, kinship: Any) -> str | None:
-    """What the scores during training are, in words; None where there are none."""
     if not facts.scoring_every:
         return None
     reference = facts.scoring_reference or facts.data
@@ -275,12 +263,7 @@ def _group(config: Mapping[str, Any], encoder_digest: str | None, data_digest: s
 def thin(
     records: Sequence[Mapping[str, Any]], keys: Sequence[str], *, limit: int = MAX_CURVE_POINTS
 ) -> list[CurvePoint]:
-    """At most `limit` points: averages over equally many neighbouring records, at the position of the last of them.
-
-    Args:
-        records: of metrics.jsonl.
-        keys: signals, "loss" or keys of `health`.
-    """
+    """At most `limit` points: averages over equally many neighbouring records, at the position of the last of them."""
     size = max(1, math.ceil(len(records) / limit))
     points = []
     for first in range(0, len(records), size):
@@ -331,12 +314,7 @@ def differences(runs: Sequence[RunSummary]) -> dict[str, list[Any]]:
 
 
 def equality_notes(runs: Sequence[RunSummary], *, scored: bool = False) -> list[str]:
-    """Sentences on what the runs do not have in common, and the warnings of each.
-
-    Args:
-        runs: what is compared.
-        scored: skip what `conclusions.cautions` says of runs that have scores.
-    """
+    """What the runs do not have in common, and the warnings of each; `scored`: less what `conclusions.cautions` says."""
     method = "differences between them are not those of the methods alone"
     machine = "their training times are those of different machines"
     unequal: list[tuple[str, set[Any], str]] = [

@@ -41,12 +41,11 @@ class ScoreRow:
     Attributes:
         metrics: means over the seeds.
         spread: standard deviations over the seeds; of one seed, those that metrics give themselves.
-        scores: values of the ranking metric, one per seed.
+        scores: values of the ranking metric, lower is better, one per seed.
         floor: the real-vs-real floor of the ranking metric, by the same evaluator.
         badges: short warnings that stand next to the number wherever it is shown.
-        warnings: those of the evaluations.
         kinship: how near the evaluator is to the run's training encoder.
-        appearance: plain properties of the images beside those of real ones; see `metrics.appearance`.
+        appearance: plain properties of the images beside those of real ones; see `metrics.survey`.
     """
 
     run: str
@@ -132,11 +131,9 @@ class ScoreTable:
 
 
 def score_tables(evaluations: Iterable[LabelledEvaluation], runs: Sequence[RunSummary] = ()) -> list[ScoreTable]:
-    """Group evaluations into one table per evaluator, reference and count of images; the fullest table first.
+    """One table per evaluator, reference and count of images, the fullest first, of evaluations by label of the run.
 
-    Args:
-        evaluations: of runs by label.
-        runs: their summaries: warnings become badges, and runs of one group share a group row.
+    Warnings in the runs' summaries become badges, and runs of one group share a group row.
     """
     summaries = {run.label: run for run in runs}
     groups: dict[str, list[LabelledEvaluation]] = {}

@@ -20,16 +20,16 @@ def kernel_distance(
     subsets: int = KID_SUBSETS,
     device: torch.device | str = "cpu",
 ) -> dict[str, float]:
-    """`kid_mean` and `kid_std` over random subsets: squared maximum mean discrepancy with the kernel (x.y / D + 1)^3.
+    """`kid_mean`, without bias, and `kid_std` of the squared maximum mean discrepancy with the kernel (x.y / D + 1)^3.
 
     Products are float32, of features less their mean, and the constant that all kernel values share is left out, so
     that rounding is relative to how far kernel values differ; sums over them are float64.
 
     Args:
         generated, reference: float32 [N, D] and [M, D], at least `subset_size` rows each.
-        subset_size: rows of either set in a subset, >= 2.
+        subset_size: rows of either set in a random subset, >= 2.
 
-    Source: Binkowski et al. 2018 (arXiv 1801.01401), Eq. (4), without bias. Differs: nothing; subsets are torch-fidelity's.
+    Source: Binkowski et al. 2018 (arXiv 1801.01401), Eq. (4). Differs: nothing; subsets are torch-fidelity's.
     """
     place = float64_device(device)
     dim = reference.shape[1]

@@ -20,12 +20,10 @@ LABEL = 40  # characters of a run's name beside a chart; the middle of longer on
 
 @dataclass(frozen=True)
 class Figure:
-    """One picture.
+    """One picture, with a text for those who do not see it.
 
     Attributes:
         name: file name without suffix.
-        alt: what it shows, for those who do not see it.
-        caption: what a reader should know.
         light, dark: what the page embeds, with `media_type`; `dark` is None where one edition serves both.
         png, svg: what lies beside the page; `svg` is None for pictures made of pixels.
         width, height: in CSS pixels.

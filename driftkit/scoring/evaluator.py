@@ -13,11 +13,11 @@ from driftkit import __version__
 from driftkit.config.sampling_config import SamplingConfig
 from driftkit.encoders.lineage import kinship, training_encoders_of
 from driftkit.errors import RefusedError, UsageError
-from driftkit.metrics.appearance import compare_appearance
 from driftkit.metrics.base import FeatureStats, Metric, MetricInputs
 from driftkit.metrics.frechet import frechet_distance
 from driftkit.metrics.memorization import NUM_PAIRS
 from driftkit.metrics.registry import METRICS, compute_metrics
+from driftkit.metrics.survey import compare_appearance
 from driftkit.scoring.evaluation_record import (
     AppearanceInfo,
     EvaluationRecord,
@@ -163,7 +163,7 @@ class Evaluator:
             write_statistics(path, statistics.stats, statistics.record)
 
     def fid(self, images: torch.Tensor) -> float:
-        """The Fréchet distance of uint8 images [N, 3, H, W], in this process alone; RefusedError where none has a meaning."""
+        """The Fréchet distance of uint8 images [N, 3, H, W], in this process alone; RefusedError for unscorable ones."""
         allow, real = self.options.allow_collapsed, self.reference.stats.moments
         alone = ScoringExecution(self.execution.batch_size, self.execution.device)
         generated = extract(self.extractor, ImageSet.of_tensor(images), alone)

@@ -35,7 +35,7 @@ class Extractor:
     """A frozen network in whose features images are compared.
 
     Attributes:
-        name: inception, dinov2, clip, efficientnet-lite2, pixels, "timm:MODEL", or "encoder:" and the run's folder name.
+        name: inception, dinov2, clip, efficientnet-lite2, pixels, "timm:MODEL", or "encoder:" and the folder of a run.
         version: which implementation made the features.
         weights_digest: sha256 of its weights; with `name` and `resize` it says which numbers may be compared.
         dim: length of a feature vector.

@@ -64,12 +64,9 @@ def check_images(
     warnings = [*images.notes, *require_scorable(survey, images.name, allow_collapsed=allow_collapsed)]
     warnings += survey_warnings(survey, "generated")
     marks, notes = compression(
-        survey,
-        reference_survey,
-        generated_formats=images.formats,
-        reference_formats=reference.formats,
+        survey, reference_survey, generated_formats=images.formats, reference_formats=reference.formats,
         allow_jpeg=allow_jpeg,
-    )
+    )  # fmt: skip
     warnings += notes
     if images.digest == reference.digest:
         warnings.append("the target and the reference are the same images: this score says nothing about a generator")
@@ -108,14 +105,9 @@ def require_scorable(survey: Survey, what: str, *, allow_collapsed: bool = False
 
 def survey_warnings(survey: Survey, what: str) -> list[str]:
     """Sentences about duplicated and flat images."""
-    warnings = []
     count = len(survey)
-    duplicates, flat = count - survey.distinct(), int(survey.flat.sum())
-    if duplicates > DUPLICATE_SHARE * count:
-        warnings.append(f"{what}: {duplicates} of {count} images are exact duplicates of another one")
-    if flat > DUPLICATE_SHARE * count:
-        warnings.append(f"{what}: {flat} of {count} images are one flat colour")
-    return warnings
+    found = {"exact duplicates of another one": count - survey.distinct(), "one flat colour": int(survey.flat.sum())}
+    return [f"{what}: {n} of {count} images are {name}" for name, n in found.items() if n > DUPLICATE_SHARE * count]
 
 
 def compression(
@@ -154,9 +146,8 @@ def compression(
         return info, ["the generated images were stored as JPEG and the reference was not: compression is scored too"]
     if fake and real and is_significant(fake, real) and abs(fake[0] - real[0]) > BLOCKINESS_GAP:
         more, less = ("generated images", "reference") if fake[0] > real[0] else ("reference", "generated images")
-        return info, [
-            f"more marks of JPEG in the {more} than in the {less} ({measured}): part of the score is the codec"
-        ]
+        marks = f"more marks of JPEG in the {more} than in the {less} ({measured})"
+        return info, [f"{marks}: part of the score is the codec"]
     return info, []
 
 
@@ -179,18 +170,15 @@ def floor_warnings(floor: Floor | None, fid: float, num_images: int) -> list[str
     """Sentences about a floor that is missing, of fewer images, or not below the score."""
     if floor is None:
         return ["the reference is too small for a real-vs-real floor"]
-    warnings = []
     if floor.num_images < num_images:
-        warnings.append(
+        return [
             f"the floor is of {floor.num_images} against {floor.num_images} images, half of the reference: at "
             f"{num_images} it would be lower"
-        )
-    elif fid < 2 * floor.metrics["fid"]:
-        warnings.append(
-            f"the score is within twice what real images get ({floor.metrics['fid']:.4g}): differences of that size "
-            "are noise"
-        )
-    return warnings
+        ]
+    if fid < 2 * floor.metrics["fid"]:
+        real = f"{floor.metrics['fid']:.4g}"
+        return [f"the score is within twice what real images get ({real}): differences of that size are noise"]
+    return []
 
 
 def collapse_warning(generated: Moments, reference: Moments, *, allow_collapsed: bool = False) -> list[str]:

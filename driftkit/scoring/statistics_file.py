@@ -19,11 +19,10 @@ from pydantic import Field
 
 from driftkit import __version__
 from driftkit.errors import ArtifactError, RefusedError, StorageError
-from driftkit.metrics.appearance import PROPERTIES
 from driftkit.metrics.base import Baseline, FeatureStats
 from driftkit.metrics.moments import Moments
 from driftkit.metrics.registry import Floor
-from driftkit.metrics.survey import DIGEST_BYTES, Survey
+from driftkit.metrics.survey import DIGEST_BYTES, PROPERTIES, Survey
 from driftkit.runtime.folders import cache_folder
 from driftkit.scoring.evaluation_record import ExtractorInfo, Info
 from driftkit.scoring.extraction import Extractor
@@ -78,7 +77,7 @@ class StatisticsRecord(Record):
 
 
 class FiguresRecord(Record):
-    """Numbers that follow from cached statistics alone, whose key is `statistics`; `name` says what else they depend on."""
+    """Numbers that follow from the cached statistics of that key alone; `name` says what else they depend on."""
 
     kind: ClassVar[str] = "figures"
 

@@ -42,12 +42,7 @@ def compare(
     report: Report = lambda task, done, total: None,
     notify: Callable[[str], None] = lambda line: None,
 ) -> Comparison:
-    """Compare runs and write report.html, compare.json, compare.csv and the figures.
-
-    Args:
-        paths: run folders; others are skipped and named.
-        report: called with the progress.
-        notify: called with sentences for the user during the work.
+    """Compare runs and write report.html, compare.json, compare.csv and the figures; paths of other things are skipped.
 
     Raises:
         NotFoundError: none of the paths is a run that generates images.

@@ -104,12 +104,8 @@ def fid(
 ) -> "list[Evaluation[EvaluationRecord | RepeatsRecord | CurveRecord]]":
     """Score a run, a samples file or any images against real ones by each extractor, and write the records.
 
-    Args:
-        report: progress callback of rank 0.
-        notify: called by rank 0 with lines that a user should see while it runs.
-
     Returns:
-        One result of each extractor; nothing on ranks other than the first.
+        One result of each extractor; nothing on ranks other than the first, which alone reports and notifies.
 
     Raises:
         UsageError: settings that do not fit each other or the target.
