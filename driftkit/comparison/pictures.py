@@ -72,7 +72,11 @@ def make_pictures(runs: Sequence[RunSummary], config: CompareConfig, device: tor
         except DriftkitError as error:
             pictures.notes.append(f"{run.label} has no grid: {error}")
         else:
-            pictures.grids.append(_sample_grid(images, info, run, number))
+            sampler, nfe, weights, step, seed = (info.get(key) for key in ("sampler", "nfe", "weights", "step", "seed"))
+            setup = f"{sampler}, {nfe} NFE, {weights} weights, step {step}, seed {seed}"
+            alt = f"{len(images)} uncurated samples of {run.label} ({setup})."
+            caption = f"{run.label}: {setup}"
+            pictures.grids.append(grid_figure(images, name=f"samples-{number}", alt=alt, caption=caption))
             if config.neighbours:
                 try:
                     figure = _neighbours_of_run(images, run, config.neighbours_in, extractor, packs, number)
@@ -109,17 +113,6 @@ def same_noise_samples(run: RunSummary, device: torch.device) -> tuple[torch.Ten
     return generate(run.folder, num_images=GRID_IMAGES, seed=SEED, weights="ema", batch_size=GRID_IMAGES, device=device)
 
 
-def _sample_grid(images: torch.Tensor, info: Mapping[str, Any], run: RunSummary, number: int) -> Figure:
-    sampler, nfe, weights, step, seed = (info.get(key) for key in ("sampler", "nfe", "weights", "step", "seed"))
-    setup = f"{sampler}, {nfe} NFE, {weights} weights, step {step}, seed {seed}"
-    return grid_figure(
-        images,
-        name=f"samples-{number}",
-        alt=f"{len(images)} uncurated samples of {run.label} ({setup}).",
-        caption=f"{run.label}: {setup}",
-    )
-
-
 def _neighbours_of_run(
     images: torch.Tensor,
     run: RunSummary,
@@ -129,11 +122,16 @@ def _neighbours_of_run(
     number: int,
 ) -> Figure:
     """The figure of one run. `packs` holds those opened before by SPEC, or why one cannot be opened."""
+    from driftkit.datasets.sources import open_dataset
+
     spec = searched or run.data
     if spec is None:
         raise ArtifactError("its manifest names no training images")
     if spec not in packs:
-        packs[spec] = _open_pack(spec, run.image_size)
+        try:
+            packs[spec] = open_dataset(spec, image_size=run.image_size, allow_download=False)
+        except DriftkitError as error:
+            packs[spec] = str(error)
     pack = packs[spec]
     if isinstance(pack, str):
         raise ArtifactError(f"{pack}; name images with `neighbours_in`")
@@ -155,16 +153,6 @@ def _neighbours_of_run(
         caption=f"{run.label}: above the first samples, below their nearest of {among}, by {by}. Half of "
         f"{len(images)} samples have one within {typical}.",
     )
-
-
-def _open_pack(spec: str, image_size: int | None) -> ImagePack | str:
-    """The images, or why they cannot be opened."""
-    from driftkit.datasets.sources import open_dataset
-
-    try:
-        return open_dataset(spec, image_size=image_size, allow_download=False)
-    except DriftkitError as error:
-        return str(error)
 
 
 def nearest(

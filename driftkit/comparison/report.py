@@ -13,7 +13,6 @@ from markupsafe import Markup
 from pydantic import BaseModel, Field
 
 from driftkit.comparison.agreement import Pair
-from driftkit.comparison.budgets import EqualBudget
 from driftkit.comparison.formats import (
     format_count,
     format_metric,
@@ -25,7 +24,7 @@ from driftkit.comparison.formats import (
 )
 from driftkit.comparison.pictures import Evolution
 from driftkit.comparison.run_summary import RunSummary, curves_of
-from driftkit.comparison.score_table import RANDOM_WEIGHTS, SMALL_N, UNFINISHED, ScoreTable
+from driftkit.comparison.score_table import RANDOM_WEIGHTS, SMALL_N, UNFINISHED, EqualBudget, ScoreTable
 from driftkit.comparison.speed import Speed, speed_of
 from driftkit.errors import ArtifactError
 from driftkit.methods.registry import METHODS, Curve
@@ -78,7 +77,7 @@ class ComparisonRecord(Record):
 
 
 def write_comparison(output: Path, record: ComparisonRecord, content: Mapping[str, bytes]) -> ComparisonRecord:
-    """Write files by their name in the folder, then compare.json with checksums; remove figures of an earlier comparison.
+    """Write files, by their name in the folder, and compare.json with checksums; remove an earlier one's figures.
 
     No other process may write the folder.
     """

@@ -189,6 +189,21 @@ def summarise(run: Run, *, label: str) -> RunSummary:
     config = flatten(manifest.config)
     keys = [curve.key for curve in curves_of(facts.method)]
     curve = thin(run.metrics(), keys)
+    warnings = ["random weights: the encoder of this run was never trained"] if random_weights else []
+    if manifest.state != "done":
+        warnings.append(f"the training is not finished: its state is {manifest.state}")
+    if facts.collapse_step is not None and facts.worst_spread is not None:
+        recovered = "" if facts.collapsed else ", which it recovered from"
+        warnings.append(
+            f"collapse in training from step {facts.collapse_step:,}: generated features spread "
+            f"{facts.worst_spread:.2g} of what real ones do at step {facts.worst_step or 0:,}{recovered}"
+        )
+    scored_by = None
+    if facts.scoring_every:
+        reference = facts.scoring_reference or facts.data
+        scored_by = f"{REQUIRED}@{facts.scoring_images} by {facts.scoring_extractor} against {reference}"
+        known = read_kinship(manifest.scored_on_the_way) if manifest.scored_on_the_way else None
+        scored_by += f" ({known.degree} evaluator)" if known and not known.counts else ""
     is_encoder = facts.method in METHODS and not METHODS[facts.method].generates
     return RunSummary(
         label=label,
@@ -212,35 +227,13 @@ def summarise(run: Run, *, label: str) -> RunSummary:
         state=manifest.state,
         seed=facts.seed,
         signals={key: curve[-1][key] if curve else None for key in keys},
-        scored_by=_scored_by(facts, manifest.scored_on_the_way),
+        scored_by=scored_by,
         curve=curve,
         config=config,
-        warnings=_warnings(facts, manifest.state, random_weights=random_weights),
+        warnings=warnings,
         training_encoders=training_encoders_of(manifest),
         lineage=lineage_of_run(manifest, "unknown") if is_encoder else None,
     )
-
-
-def _warnings(facts: _Facts, state: str, *, random_weights: bool) -> list[str]:
-    warnings = ["random weights: the encoder of this run was never trained"] if random_weights else []
-    if state != "done":
-        warnings.append(f"the training is not finished: its state is {state}")
-    if facts.collapse_step is not None and facts.worst_spread is not None:
-        recovered = "" if facts.collapsed else ", which it recovered from"
-        warnings.append(
-            f"collapse in training from step {facts.collapse_step:,}: generated features spread "
-            f"{facts.worst_spread:.2g} of what real ones do at step {facts.worst_step or 0:,}{recovered}"
-        )
-    return warnings
-
-
-def _scored_by(facts: _Facts, kinship: Any) -> str | None:
-    if not facts.scoring_every:
-        return None
-    reference = facts.scoring_reference or facts.data
-    setup = f"{REQUIRED}@{facts.scoring_images} by {facts.scoring_extractor} against {reference}"
-    known = read_kinship(kinship) if kinship else None
-    return setup if known is None or known.counts else f"{setup} ({known.degree} evaluator)"
 
 
 def curves_of(method: str) -> tuple[Curve, ...]:
@@ -314,7 +307,7 @@ def differences(runs: Sequence[RunSummary]) -> dict[str, list[Any]]:
 
 
 def equality_notes(runs: Sequence[RunSummary], *, scored: bool = False) -> list[str]:
-    """What the runs do not have in common, and the warnings of each; `scored`: less what `conclusions.cautions` says."""
+    """What runs do not have in common, and the warnings of each; `scored`: less what `conclusions.cautions` says."""
     method = "differences between them are not those of the methods alone"
     machine = "their training times are those of different machines"
     unequal: list[tuple[str, set[Any], str]] = [

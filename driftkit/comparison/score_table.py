@@ -1,4 +1,4 @@
-"""Score tables that never mix evaluators, rows of runs that differ in their seed alone, and the CSV of all scores."""
+"""Score tables that never mix evaluators, rows of runs that differ in their seed alone, equal budgets, the CSV."""
 
 import csv
 import io
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from driftkit.comparison.run_summary import RunSummary, curve_keys
+from driftkit.comparison.run_summary import COSTS, RunSummary, curve_keys
 from driftkit.comparison.speed import Speed, speed_of
 from driftkit.encoders.lineage import Kinship
 from driftkit.metrics.memorization import NEAR_SHARE
@@ -277,6 +277,65 @@ def _group_rows(rows: Sequence[ScoreRow], runs: Mapping[str, RunSummary]) -> lis
             )
         )  # fmt: skip
     return sorted(result, key=lambda g: g.mean)
+
+
+@dataclass(frozen=True)
+class BudgetCell:
+    """The best score of a run within a budget, of which its checkpoint `spent` a part."""
+
+    score: float
+    spent: float
+    step: int | None
+    sampler: str | None
+    nfe: int | None
+
+
+@dataclass(frozen=True)
+class EqualBudget:
+    """A budget ("step", "images", "seconds" or "nfe") of that amount, and run label -> the best score within it."""
+
+    cost: str
+    amount: float
+    cells: dict[str, BudgetCell | None]
+
+
+def training_budgets(table: ScoreTable, runs: Sequence[RunSummary]) -> list[EqualBudget]:
+    """Scores at the largest number of steps, images and seconds that every trained run was scored at or beyond.
+
+    A run is shown with its best score of all checkpoints within the budget, in any sampler setup. Runs without any
+    training cost nothing and fit every budget. A cost is skipped where fewer than two trained runs tell it.
+    """
+    summaries = {run.label: run for run in runs}
+    budgets = []
+    for cost in COSTS:
+        spent: dict[str, list[tuple[float, ScoreRow]]] = {}
+        for row in table.history:
+            run = summaries.get(row.run)
+            if run is not None and (value := run.cost_at(row.step or 0, cost)) is not None:
+                spent.setdefault(row.run, []).append((value, row))
+        totals = [total for rows in spent.values() if (total := max(value for value, _ in rows)) > 0]
+        if len(totals) >= 2:
+            amount = min(totals)
+            budgets.append(EqualBudget(cost, amount, {run: _within(rows, amount) for run, rows in spent.items()}))
+    return budgets
+
+
+def nfe_budgets(table: ScoreTable) -> list[EqualBudget]:
+    """The best score of every run with at most so many network evaluations per image, for every NFE that was scored."""
+    by_run: dict[str, list[tuple[float, ScoreRow]]] = {}
+    for row in table.rows:
+        if row.nfe is not None:
+            by_run.setdefault(row.run, []).append((float(row.nfe), row))
+    amounts = sorted({nfe for rows in by_run.values() for nfe, _ in rows})
+    return [EqualBudget("nfe", a, {run: _within(rows, a) for run, rows in by_run.items()}) for a in amounts]
+
+
+def _within(rows: Sequence[tuple[float, ScoreRow]], amount: float) -> BudgetCell | None:
+    affordable = [(value, row) for value, row in rows if value <= amount * (1 + 1e-9)]
+    if not affordable:
+        return None
+    value, row = min(affordable, key=lambda pair: pair[1].score)
+    return BudgetCell(row.score, value, row.step, row.sampler, row.nfe)
 
 
 VALUES = f"{REQUIRED}_values"

@@ -35,7 +35,7 @@ class Survey:
         flat: whether the image is one colour, bool [N].
         steps: mean absolute difference of neighbouring luma values, across the edges of 8x8 blocks and elsewhere,
             float64 [N, 2]; both 0 where images are too small to have such edges.
-        appearance: the properties of `appearance.PROPERTIES`, float32 [N, 5].
+        appearance: the PROPERTIES, float32 [N, 5].
     """
 
     digests: torch.Tensor

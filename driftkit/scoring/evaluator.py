@@ -113,7 +113,7 @@ class Evaluator:
         """
         images, ranks = target.images, self.execution.ranks
         seconds = {"images": target.seconds}
-        require_size(*images.images.shape[-2:], self.reference.info.image_size)
+        require_size(images.images.shape[-2:], self.reference.info.image_size)
         with timed(seconds, "features"):
             generated = extract(self.extractor, images, self.execution)
         with timed(seconds, "training images"):
@@ -163,7 +163,7 @@ class Evaluator:
             write_statistics(path, statistics.stats, statistics.record)
 
     def fid(self, images: torch.Tensor) -> float:
-        """The Fréchet distance of uint8 images [N, 3, H, W], in this process alone; RefusedError for unscorable ones."""
+        """The Fréchet distance of uint8 images [N, 3, H, W] in this process alone; RefusedError for unscorable ones."""
         allow, real = self.options.allow_collapsed, self.reference.stats.moments
         alone = ScoringExecution(self.execution.batch_size, self.execution.device)
         generated = extract(self.extractor, ImageSet.of_tensor(images), alone)

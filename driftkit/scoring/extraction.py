@@ -96,21 +96,19 @@ class Extractor:
             waiting = [(values[ready:], None if logits is None else logits[ready:])]
             for first in range(0, ready, self.block_rows):
                 rows = slice(first, min(first + self.block_rows, ready))
-                self._require_finite(values[rows])
+                if not bool(torch.isfinite(values[rows]).all()):
+                    raise RefusedError(
+                        f"{self.name} gives features that are not finite for these images; nothing was scored"
+                    )
                 yield values[rows], None if logits is None else logits[rows]
 
     def _embed(self, images: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         with torch.inference_mode(), ieee_float32(self.device):
             return self.embed(copy_to(images[:count], self.device))
 
-    def _require_finite(self, values: torch.Tensor) -> None:
-        if not bool(torch.isfinite(values).all()):
-            raise RefusedError(f"{self.name} gives features that are not finite for these images; nothing was scored")
-
     def features(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Features of all images, float32 [N, dim] on the CPU, and the logits [N, K] or None."""
-        values, logits = _joined([(v.cpu(), None if s is None else s.cpu()) for v, s in self.blocks(images)])
-        return values, logits
+        return _joined([(v.cpu(), None if s is None else s.cpu()) for v, s in self.blocks(images)])
 
 
 def _joined(parts: list[tuple[torch.Tensor, torch.Tensor | None]]) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -168,7 +166,10 @@ def extract(
     kept = kept_indices(share.total, max_rows)
     is_kept = torch.zeros(share.total, dtype=torch.bool)
     is_kept[kept] = True
-    advance = partial(_advance, execution, task or extractor.name, len(share))
+
+    def advance(count: int) -> None:
+        execution.report(task or extractor.name, count, len(share))
+
     mine = is_kept[share.first : share.last]
     part = together(lambda: _extract_share(extractor, images.images, mine, execution.batch_size, advance), ranks)
     moments, survey = _merge(part.moments, ranks), part.survey
@@ -189,10 +190,6 @@ def extract(
     return FeatureStats(moments, rows, kept, survey, predictions, logits if classified else None, labels)
 
 
-def _advance(execution: ScoringExecution, task: str, total: int, count: int) -> None:
-    execution.report(task, count, total)
-
-
 def _extract_share(
     extractor: Extractor, images: torch.Tensor, is_kept: torch.Tensor, batch_size: int, advance: Callable[[int], None]
 ) -> FeatureStats:
@@ -206,10 +203,8 @@ def _extract_share(
         done += len(values)
         rows.append(values.cpu()[kept])
         logits += [] if scores is None else [scores.cpu()[kept]]
-    kept_rows = torch.cat(rows)
-    return FeatureStats(
-        moments.to("cpu"), kept_rows, is_kept.nonzero().flatten(), survey_images(images), logits=torch.cat(logits)
-    )
+    indices = is_kept.nonzero().flatten()
+    return FeatureStats(moments.to("cpu"), torch.cat(rows), indices, survey_images(images), logits=torch.cat(logits))
 
 
 def _merge(moments: Moments, ranks: Ranks) -> Moments:

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
@@ -244,17 +244,18 @@ def require_target(target: Path, sampling: SamplingConfig, *, reference_size: in
         if chosen:
             raise UsageError(f"{', '.join(chosen)}: {target} is no run, so that nothing is sampled; remove the setting")
         if target.suffix == ".safetensors" and not _is_pack(target):
-            require_size(*_images_in(target).shape[-2:], reference_size)
+            require_size(_images_in(target).shape[-2:], reference_size)
         return
     run = Run.open(target)
     find_sampler(run.objective, sampling.sampler)
     if sampling.step is not None:
         run.checkpoint(sampling.step)
-    require_size(run.image_size, run.image_size, reference_size)
+    require_size((run.image_size, run.image_size), reference_size)
 
 
-def require_size(height: int, width: int, reference: int | None) -> None:
+def require_size(size: Sequence[int], reference: int | None) -> None:
     """Refuse images that are not squares of the reference's side."""
+    height, width = size
     if reference is not None and not height == width == reference:
         raise RefusedError(
             f"the generated images are {width} pixels wide and the reference {reference}: a score would compare the "

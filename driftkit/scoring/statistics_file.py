@@ -140,15 +140,8 @@ def read_statistics(path: Path) -> Statistics:
     survey = None
     if "digests" in tensors:
         survey = Survey(tensors["digests"], tensors["flat"].bool(), tensors["steps"], tensors["appearance"])
-    stats = FeatureStats(
-        moments,
-        tensors["rows"],
-        tensors["indices"],
-        survey,
-        predictions=tensors.get("predictions"),
-        labels=tensors.get("labels"),
-    )
-    return Statistics(stats, record, path)
+    known = {name: tensors.get(name) for name in ("predictions", "labels")}
+    return Statistics(FeatureStats(moments, tensors["rows"], tensors["indices"], survey, **known), record, path)
 
 
 def _require_shapes(tensors: Mapping[str, torch.Tensor], count: int, path: Path) -> None:
@@ -174,11 +167,8 @@ def _require_shapes(tensors: Mapping[str, torch.Tensor], count: int, path: Path)
 
 def is_statistics_file(path: Path) -> bool:
     """Whether a file holds statistics: an .npz, or a safetensors file whose header says so."""
-    if not path.is_file():
-        return False
-    if path.suffix == ".npz":
-        return True
-    return path.suffix == ".safetensors" and read_tensors(path)[1].get("driftkit") == KIND
+    holds = path.suffix == ".safetensors" and path.is_file() and read_tensors(path)[1].get("driftkit") == KIND
+    return holds or (path.suffix == ".npz" and path.is_file())
 
 
 def open_statistics_file(path: Path, extractor: Extractor) -> Statistics:
@@ -218,9 +208,8 @@ def read_foreign_statistics(path: Path, extractor: Extractor) -> Statistics:
     except Exception as error:  # numpy and its zip reader raise their own
         raise ArtifactError(f"{path}: expected an .npz with mu and sigma, {type(error).__name__}: {error}") from None
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
-        raise ArtifactError(
-            f"{path}: mu is {list(mean.shape)} and sigma {list(covariance.shape)}, expected [D], [D, D]"
-        )
+        got = f"mu is {list(mean.shape)} and sigma {list(covariance.shape)}"
+        raise ArtifactError(f"{path}: {got}, expected [D], [D, D]")
     if len(mean) != extractor.dim:
         raise RefusedError(f"{path} is of {len(mean)} features, {extractor.name} gives {extractor.dim}")
     if not bool(torch.isfinite(mean).all() and torch.isfinite(covariance).all()):

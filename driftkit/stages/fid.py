@@ -1,6 +1,7 @@
 """Scoring as a command: open extractors and reference, then score a target once, repeatedly or over its checkpoints."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -122,7 +123,6 @@ def fid(
     from driftkit.storage.writable import require_replaceable
 
     _require_consistent(target, config)
-    _require_places(target, config)
     metrics = select_metrics(config.metrics)
     options = ScoringOptions(metrics, config.training, config.allow_collapsed, config.allow_jpeg)
     options = options if config.memorization else options.without_memorization()
@@ -130,9 +130,9 @@ def fid(
     # Features travel between processes as CPU tensors, whatever device makes them.
     ranks = Ranks.start(device_type="cpu")
     try:
-        shown = {"report": report, "notify": notify} if ranks.is_main else {}
-        batch_size = config.batch_size or default_batch_size(device)
-        execution = ScoringExecution(batch_size, device, ranks, config.cache, **shown)
+        execution = ScoringExecution(config.batch_size or default_batch_size(device), device, ranks, config.cache)
+        if ranks.is_main:
+            execution = replace(execution, report=report, notify=notify)
         evaluators = open_evaluators(
             config.reference,
             config.extractor,
@@ -163,9 +163,10 @@ def fid(
 
 
 def _require_consistent(target: Path, config: FidConfig) -> None:
-    """Refuse what needs neither images nor weights to be refused."""
+    """Refuse before the hours of scoring what needs neither images nor weights, or results that cannot be written."""
     from driftkit.datasets.sources import resolve
     from driftkit.scoring.image_set import is_run
+    from driftkit.storage.writable import require_replaceable, require_writable
 
     if len(config.extractor) > 1 and (config.extractor_weights or config.write_statistics):
         key = "extractor_weights" if config.extractor_weights else "write_statistics"
@@ -181,13 +182,6 @@ def _require_consistent(target: Path, config: FidConfig) -> None:
         raise UsageError(f"`all_checkpoints` and `{key}` exclude each other: remove one")
     if config.all_checkpoints and target.exists() and not is_run(target):
         raise UsageError(f"`all_checkpoints`: {target} is no run")
-
-
-def _require_places(target: Path, config: FidConfig) -> None:
-    """Ask before the hours of scoring whether the results can be written."""
-    from driftkit.scoring.image_set import is_run
-    from driftkit.storage.writable import require_replaceable, require_writable
-
     default = target / "evaluations" / "score.json" if is_run(target) else target.with_name("score.json")
     if target.exists():
         require_writable(config.output or default, "`output`")
