@@ -22,7 +22,6 @@ from driftkit.comparison.run_summary import RunSummary
 from driftkit.comparison.score_table import SMALL_N, ScoreRow, ScoreTable
 from driftkit.comparison.speed import Speed, speed_of
 from driftkit.metrics.base import Quantity
-from driftkit.metrics.registry import REQUIRED, quantities
 from driftkit.runtime.terminal import open_console
 
 if TYPE_CHECKING:
@@ -88,11 +87,7 @@ def runs_table(runs: list[RunSummary], encoders: list[RunSummary]) -> Table:
 
 def scores_table(scores: ScoreTable, speeds: list[Speed]) -> Table:
     """The best rows, and at least the best of every run, with the first metrics that any row has."""
-    metrics = [
-        quantity
-        for key, quantity in quantities().items()
-        if quantity.column and key != REQUIRED and any(key in row.metrics for row in scores.all_rows)
-    ][:MAX_METRICS]
+    metrics = scores.columns()[:MAX_METRICS]
     numbers = ("NFE", scores.name, "floor", *(quantity.label for quantity in metrics), "images/s")
     table = _table(f"{scores.name} by {scores.title}", ("run", "sampler"), numbers)
     rows = [r for i, r in enumerate(scores.rows) if i < MAX_ROWS or r is scores.best(r.run)]

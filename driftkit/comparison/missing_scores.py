@@ -68,9 +68,8 @@ def fill_missing(
         try:
             evaluate(lacking, run.folder.path, num_images=num_images, sampling=sampling)
         except DriftkitError as error:
-            problems.append(
-                f"{run.label} was not scored ({setup.sampler} at {setup.nfe} NFE, step {setup.step}): {error}"
-            )
+            which = f"{setup.sampler} at {setup.nfe} NFE, step {setup.step}"
+            problems.append(f"{run.label} was not scored ({which}): {error}")
         report("scores", 1, len(missing))
     return problems
 

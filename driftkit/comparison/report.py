@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -125,17 +126,9 @@ def render_report(
         loader=PackageLoader("driftkit.comparison"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters.update(
-        count=format_count,
-        seconds=format_seconds,
-        metric=format_metric,
-        spread=format_spread,
-        score=format_score,
-        rate=format_rate,
-        embedded=embedded_json,
-        data_uri=data_uri,
-        spark=sparkline_points,
-        value=config_value,
-    )
+        count=format_count, seconds=format_seconds, metric=format_metric, spread=format_spread, score=format_score,
+        rate=format_rate, embedded=embedded_json, data_uri=data_uri, spark=sparkline_points, value=config_value,
+    )  # fmt: skip
     style, script = (
         (files("driftkit.comparison") / "templates" / name).read_text(encoding="utf-8")
         for name in ("report.css", "report.js")
@@ -185,11 +178,7 @@ def table_view(table: ScoreTable, record: ComparisonRecord) -> dict[str, Any]:
     budgets = record.budgets.get(table.key, [])
     return {
         "rows": rows,
-        "columns": [
-            quantity
-            for key, quantity in quantities().items()
-            if quantity.column and key != REQUIRED and any(key in row.metrics for row in table.all_rows)
-        ],
+        "columns": table.columns(),
         "timed": any(entry["speed"] for entry in rows),
         "small": any(SMALL_N in row.badges for row in table.all_rows),
         "signals": signal_curves(record.runs),
@@ -224,9 +213,7 @@ def budget_view(budgets: Sequence[EqualBudget]) -> dict[str, Any] | None:
 
 def headline(record: ComparisonRecord) -> str:
     """One sentence that says what was compared, without a verdict that the numbers would not bear."""
-    counts: dict[str, int] = {}
-    for run in record.runs:
-        counts[method_label(run.method)] = counts.get(method_label(run.method), 0) + 1
+    counts = Counter(method_label(run.method) for run in record.runs)
     methods = " and ".join(f"{count} {label} run{'s' if count > 1 else ''}" for label, count in counts.items())
     data = {run.data_digest or run.data: run.data for run in record.runs if run.data}
     parts = [f"{methods} on {', '.join(str(name) for name in data.values())}" if data else methods]

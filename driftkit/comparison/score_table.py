@@ -10,6 +10,7 @@ from typing import Any
 from driftkit.comparison.run_summary import COSTS, RunSummary, curve_keys
 from driftkit.comparison.speed import Speed, speed_of
 from driftkit.encoders.lineage import Kinship
+from driftkit.metrics.base import Quantity
 from driftkit.metrics.memorization import NEAR_SHARE
 from driftkit.metrics.registry import REQUIRED, quantities
 from driftkit.scoring.evaluation_record import (
@@ -125,6 +126,11 @@ class ScoreTable:
         """The best row of a run that the evaluator is related to, None where it has none."""
         return next((row for row in self.related if row.run == run and row.kinship.degree == "related"), None)
 
+    def columns(self) -> list[Quantity]:
+        """Numbers beside the ranking score that any row has."""
+        shown = [quantity for key, quantity in quantities().items() if quantity.column and key != REQUIRED]
+        return [quantity for quantity in shown if any(quantity.key in row.metrics for row in self.all_rows)]
+
     def has(self, run: str) -> bool:
         """Whether there is any score of the run."""
         return any(row.run == run for row in self.all_rows)
@@ -143,16 +149,11 @@ def score_tables(evaluations: Iterable[LabelledEvaluation], runs: Sequence[RunSu
         if record.metrics.get("near_share", 0) > NEAR_SHARE:
             copying.add(_images_key(label, record))
     tables = [_table(key, members, summaries, copying) for key, members in groups.items()]
-    return sorted(
-        tables,
-        key=lambda t: (
-            -len({r.run for r in t.rows}),
-            t.extractor.name == "pixels",
-            -len(t.rows),
-            -t.num_images,
-            t.title,
-        ),
-    )
+
+    def place(t: ScoreTable) -> tuple[Any, ...]:
+        return (-len({r.run for r in t.rows}), t.extractor.name == "pixels", -len(t.rows), -t.num_images, t.title)
+
+    return sorted(tables, key=place)
 
 
 def evaluator_key(record: EvaluationRecord) -> str:
@@ -183,7 +184,9 @@ def _table(
     history: list[ScoreRow] = []
     latest: dict[tuple[Any, ...], ScoreRow] = {}
     for setup, records in setups.items():
-        records = _one_per_seed(records)
+        # The newest evaluation of every seed: one made twice is no second draw of the noise.
+        newest = {_sampling_of(record).seed: record for record in sorted(records, key=lambda r: r.created)}
+        records = [newest[seed] for seed in dict.fromkeys(_sampling_of(record).seed for record in records)]
         copies = any(_images_key(setup[0], record) in copying for record in records)
         row = _row(setup[0], records, runs.get(setup[0]), copies=copies)
         history.append(row)
@@ -209,12 +212,6 @@ def _table(
 
 def _sampling_of(record: EvaluationRecord) -> SamplingInfo:
     return record.sampling or SamplingInfo()
-
-
-def _one_per_seed(records: list[EvaluationRecord]) -> list[EvaluationRecord]:
-    """The newest evaluation of every seed: one made twice is no second draw of the noise."""
-    newest = {_sampling_of(record).seed: record for record in sorted(records, key=lambda r: r.created)}
-    return [newest[seed] for seed in dict.fromkeys(_sampling_of(record).seed for record in records)]
 
 
 def _row(label: str, records: list[EvaluationRecord], run: RunSummary | None, *, copies: bool) -> ScoreRow:
@@ -339,8 +336,7 @@ def _within(rows: Sequence[tuple[float, ScoreRow]], amount: float) -> BudgetCell
 
 
 VALUES = f"{REQUIRED}_values"
-TABLE_FIELDS = ("table", "score", "evaluator", "evaluator_weights", "reference", "reference_digest", "num_images",
-                "rank")  # fmt: skip
+TABLE_FIELDS = ("table", "score", "evaluator", "evaluator_weights", "reference", "reference_digest", "num_images")
 RUN_FIELDS = ("group", "kind", "method", "encoder", "feature_set", "training_seed", "steps", "images_seen",
               "train_seconds", "parameters", "peak_memory_gib")  # fmt: skip
 ROW_FIELDS = ("step", "sampler", "nfe", "weights", VALUES, "floor", "floor_images")
@@ -349,8 +345,8 @@ ROW_FIELDS = ("step", "sampler", "nfe", "weights", VALUES, "floor", "floor_image
 def record_fields() -> tuple[str, ...]:
     """The columns of compare.csv: every metric with its standard deviation among them."""
     metrics = [column for key in quantities() for column in (key, f"{key}_sd")]
-    return (*TABLE_FIELDS, "run", *RUN_FIELDS, *ROW_FIELDS, *metrics, "images_per_second", "speed_scaled", "kinship",
-            "kinship_reason", *curve_keys(), "badges", "warnings", "path")  # fmt: skip
+    return (*TABLE_FIELDS, "rank", "run", *RUN_FIELDS, *ROW_FIELDS, *metrics, "images_per_second", "speed_scaled",
+            "kinship", "kinship_reason", *curve_keys(), "badges", "warnings", "path")  # fmt: skip
 
 
 def score_records(
@@ -363,19 +359,12 @@ def score_records(
     summaries = {run.label: run for run in runs}
     records: list[dict[str, Any]] = []
     for table in tables:
-        head = {
-            "table": table.key,
-            "score": table.name,
-            "evaluator": table.extractor.name,
-            "evaluator_weights": table.extractor.weights_digest,
-            "reference": table.reference.spec,
-            "reference_digest": table.reference.digest,
-            "num_images": table.num_images,
-        }
+        by, real = table.extractor, table.reference
+        values = (table.key, table.name, by.name, by.weights_digest, real.spec, real.digest, table.num_images)
+        head = dict(zip(TABLE_FIELDS, values, strict=True))
         for place, row in enumerate(table.all_rows, start=1):
-            rank = {"rank": place if row.kinship.counts else None}
-            run = summaries.get(row.run)
-            records.append({**head, **rank, **(_run_fields(run) if run else {}), **_row_fields(row, speeds)})
+            run, rank = summaries.get(row.run), place if row.kinship.counts else None
+            records.append({**head, "rank": rank, **(_run_fields(run) if run else {}), **_row_fields(row, speeds)})
     records += [_run_fields(run) for run in runs if not any(table.has(run.label) for table in tables)]
     return [{field: record.get(field) for field in record_fields()} for record in records]
 

@@ -166,10 +166,8 @@ def measure_speeds(
     A sampler of many steps on a slow device is timed at fewer evaluations, at least 2, where the repeats of all of them
     would exceed the budget: its cost is that of its evaluations, and the result says how many were made.
     """
-    models: dict[int, Any] = {}
-    for case in cases:
-        if id(case.network) not in models:
-            models[id(case.network)] = torch.compile(case.network) if settings.compiled else case.network
+    networks = {id(case.network): case.network for case in cases}
+    models = {key: torch.compile(network) if settings.compiled else network for key, network in networks.items()}
     counts = []
     for case in cases:
         short = min(case.nfe, 2)

@@ -38,7 +38,7 @@ class FeatureStats:
 
     @classmethod
     def of_rows(cls, rows: torch.Tensor, *, device: torch.device | str = "cpu", **fields: Any) -> "FeatureStats":
-        """Statistics of features [N, D] alone, whose moments are computed on `device`."""
+        """Statistics of features [N, D] alone."""
         return cls(Moments.of(rows, device=device), rows, torch.arange(len(rows)), None, **fields)
 
     @classmethod
@@ -90,7 +90,6 @@ class MetricInputs:
     """What metrics are computed from.
 
     Attributes:
-        generated, reference: of one extractor.
         inception_logits: whether the generated logits are those that the Inception Score is defined with.
         classes: names of the classes that both sets share; empty where there are none.
         training: features of the training images, where copies are looked for.
@@ -121,14 +120,12 @@ class MetricInputs:
 
 @dataclass(frozen=True)
 class MetricResult:
-    """What a metric gives.
+    """What a metric gives: numbers by the keys of its quantities, none where it does not apply.
 
     Attributes:
-        values: the numbers, by the keys of the metric's quantities; empty where it does not apply.
         settings: what the numbers depend on, for example subset sizes.
         real: what real images give in their place, where the metric knows.
         details: everything else for the record, as a dataclass.
-        warnings: sentences about what the numbers say.
     """
 
     values: Mapping[str, float] = field(default_factory=dict)
@@ -143,8 +140,6 @@ class Metric:
     """A row of `registry.METRICS`.
 
     Attributes:
-        name: by which `fid` selects it.
-        label, help: what it is called in sentences, and one sentence about it.
         quantities: the numbers it gives, in the order in which they are shown.
         min_images: least number of images of what it needs, on either side; fewer skip the metric with a warning.
         compute: called only where `needs` and `min_images` are met.

@@ -35,7 +35,10 @@ def kernel_distance(
     dim = reference.shape[1]
     centre = reference.mean(dim=0).double()
     constant = 1 + float(centre @ centre) / dim
-    picks = _draw_subsets(len(generated), len(reference), subset_size, subsets).to(place)
+    draws = np.random.RandomState(RANDOM_SEED)
+    counts = (len(generated), len(reference))
+    drawn = [[draws.choice(count, subset_size, replace=False) for count in counts] for _ in range(subsets)]
+    picks = torch.from_numpy(np.array(drawn)).to(place)  # [subsets, 2, subset_size]
     values = []
     with ieee_float32(place):
         x, y = (_centred(rows.to(place), centre.to(place)) for rows in (generated, reference))
@@ -45,13 +48,6 @@ def kernel_distance(
             values.append(within - 2 * _mean(one, other, constant))
     subset_values = torch.stack(values)
     return {"kid_mean": float(subset_values.mean()), "kid_std": float(subset_values.std(correction=0))}
-
-
-def _draw_subsets(num_x: int, num_y: int, size: int, subsets: int) -> torch.Tensor:
-    """Rows of either set in every subset, int64 [subsets, 2, size]."""
-    draws = np.random.RandomState(RANDOM_SEED)
-    picks = [[draws.choice(count, size, replace=False) for count in (num_x, num_y)] for _ in range(subsets)]
-    return torch.from_numpy(np.array(picks))
 
 
 def _centred(rows: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:

@@ -122,9 +122,9 @@ def nearest_images(
     return torch.cat(distances).cpu(), torch.cat(indices).cpu()
 
 
-def _equally_many(rows: torch.Tensor, count: int) -> torch.Tensor:
-    """`count` rows; all of them in their order where there are no more. Real images may be sorted by class."""
-    if len(rows) == count:
+def draw_rows(rows: torch.Tensor, count: int) -> torch.Tensor:
+    """`count` random rows; all in their order where there are no more. Real images may be sorted by class."""
+    if len(rows) <= count:
         return rows
     return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(ROW_SEED))[:count]]
 
@@ -133,7 +133,7 @@ def _compute(inputs: MetricInputs) -> MetricResult:
     sides = inputs.generated.rows, inputs.reference.rows
     count = min(map(len, sides))
     # All four numbers move with the counts, so that both sides have equally many.
-    generated, reference = (_equally_many(rows, count) for rows in sides)
+    generated, reference = (draw_rows(rows, count) for rows in sides)
     return MetricResult(
         manifold_scores(generated, reference, device=inputs.device),
         {"prc_neighbours": PRC_NEIGHBOURS, "density_neighbours": DENSITY_NEIGHBOURS, "prc_images": count},

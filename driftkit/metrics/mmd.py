@@ -4,12 +4,11 @@ import torch
 import torch.nn.functional as F
 
 from driftkit.metrics.base import Metric, MetricInputs, MetricResult, Quantity
-from driftkit.metrics.manifold import PointCloud
+from driftkit.metrics.manifold import PointCloud, draw_rows
 
 SIGMA = 10.0  # width of the kernel, for features of length 1
 SCALE = 1000.0
 MAX_ROWS = 10_000  # of either side; the cost grows with their product
-ROW_SEED = 2020
 
 
 def gaussian_mmd(
@@ -40,14 +39,8 @@ def _mean_kernel(x: PointCloud, y: PointCloud, sigma: float) -> float:
     return total / (len(x) * len(y))
 
 
-def _drawn(rows: torch.Tensor) -> torch.Tensor:
-    if len(rows) <= MAX_ROWS:
-        return rows
-    return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(ROW_SEED))[:MAX_ROWS]]
-
-
 def _compute(inputs: MetricInputs) -> MetricResult:
-    generated, reference = _drawn(inputs.generated.rows), _drawn(inputs.reference.rows)
+    generated, reference = (draw_rows(side.rows, MAX_ROWS) for side in (inputs.generated, inputs.reference))
     value = gaussian_mmd(generated, reference, device=inputs.device)
     return MetricResult({"mmd": value}, {"mmd_images": min(len(generated), len(reference))})
 

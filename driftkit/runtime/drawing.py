@@ -67,7 +67,13 @@ def draw_figure(
             canvas = Canvas(figsize=(6.4, height), layout="constrained")
             FigureCanvasAgg(canvas)
             axes = canvas.add_subplot()
-            _style(axes, theme)
+            axes.grid(True, color=GRID[theme], linewidth=0.7)
+            axes.set_axisbelow(True)
+            axes.tick_params(colors=INK[theme], labelsize=8.5, length=0, which="both")
+            axes.spines[["top", "right", "left"]].set_visible(False)
+            axes.spines["bottom"].set_color(GRID[theme])
+            axes.xaxis.label.set_color(INK[theme])
+            axes.yaxis.label.set_color(INK[theme])
             draw(axes, theme)
             memory = io.BytesIO()
             canvas.savefig(memory, format="svg", transparent=True, metadata={"Date": None})
@@ -78,17 +84,6 @@ def draw_figure(
                 png = memory.getvalue()
     light, dark = editions["light"], editions["dark"]
     return Figure(name, alt, caption, light, png, dark, light, "image/svg+xml", width=640, height=round(100 * height))
-
-
-def _style(axes: Any, theme: str) -> None:
-    axes.grid(True, color=GRID[theme], linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=INK[theme], labelsize=8.5, length=0, which="both")
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(GRID[theme])
-    axes.xaxis.label.set_color(INK[theme])
-    axes.yaxis.label.set_color(INK[theme])
 
 
 def scale_y(axes: Any, values: Sequence[float]) -> None:

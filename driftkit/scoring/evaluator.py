@@ -27,22 +27,16 @@ from driftkit.scoring.evaluation_record import (
 )
 from driftkit.scoring.extraction import Extractor, extract, together
 from driftkit.scoring.extractors import load_extractor
-from driftkit.scoring.image_set import (
-    ImageSet,
-    ScoringExecution,
-    is_run,
-    open_target,
-    require_size,
-    require_target,
+from driftkit.scoring.image_set import ImageSet, ScoringExecution, is_run, open_target, require_size, require_target
+from driftkit.scoring.reference import SCORES_VERSION, Reference, TrainingImages, open_reference, open_training
+from driftkit.scoring.sanity import (
+    collapse_warning,
+    compression,
+    count_warnings,
+    floor_warnings,
+    require_scorable,
+    survey_warnings,
 )
-from driftkit.scoring.reference import (
-    SCORES_VERSION,
-    Reference,
-    TrainingImages,
-    open_reference,
-    open_training,
-)
-from driftkit.scoring.sanity import check_images, collapse_warning, count_warnings, floor_warnings, require_scorable
 from driftkit.scoring.statistics_file import write_statistics
 from driftkit.storage.files import digest_json, sha256_file
 from driftkit.storage.images import save_grid
@@ -179,17 +173,23 @@ class Evaluator:
         images, real, info = target.images, self.reference.stats, self.reference.info
         count = len(generated)
         assert generated.survey is not None
-        marks, warnings = check_images(
-            images, generated.survey, info, real.survey,
-            allow_collapsed=self.options.allow_collapsed, allow_jpeg=self.options.allow_jpeg,
-        )  # fmt: skip
+        allow_collapsed, allow_jpeg = self.options.allow_collapsed, self.options.allow_jpeg
+        warnings = [*images.notes, *require_scorable(generated.survey, images.name, allow_collapsed=allow_collapsed)]
+        warnings += survey_warnings(generated.survey, "generated")
+        formats = {"generated_formats": images.formats, "reference_formats": info.formats}
+        marks, notes = compression(generated.survey, real.survey, **formats, allow_jpeg=allow_jpeg)
+        warnings += notes
+        if images.digest == info.digest:
+            warnings.append(
+                "the target and the reference are the same images: this score says nothing about a generator"
+            )
         if self.reference.statistics.record.is_foreign:
             warnings.append("statistics of another program: extractor, number of images and resizing are unknown")
         run = images.run
         kin = None if run is None else kinship(training_encoders_of(run.manifest()), self.extractor.lineage)
         if kin and not kin.counts:
             warnings.append(f"{self.extractor.name} is no independent evaluator of this run: {kin.reason}")
-        warnings += collapse_warning(generated.moments, real.moments, allow_collapsed=self.options.allow_collapsed)
+        warnings += collapse_warning(generated.moments, real.moments, allow_collapsed=allow_collapsed)
         known = training if isinstance(training, TrainingImages) else None
         inputs = MetricInputs(
             generated,

@@ -1,7 +1,6 @@
 """Signs that a score would mislead, found in the images and in their features: some are warnings, some refuse."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -11,10 +10,6 @@ from driftkit.metrics.registry import Floor
 from driftkit.metrics.survey import Survey, is_significant
 from driftkit.scoring.evaluation_record import CompressionInfo
 from driftkit.storage.images import to_uint8
-
-if TYPE_CHECKING:
-    from driftkit.scoring.image_set import ImageSet
-    from driftkit.scoring.statistics_file import ImagesInfo
 
 MIN_COUNT = 10
 SMALL_COUNT = 2048
@@ -45,32 +40,6 @@ def require_uint8(images: torch.Tensor, what: str) -> tuple[torch.Tensor, list[s
     if low >= 0:
         raise RefusedError(f"{what}: no value is below 0 ({low:.4g} to {high:.4g}), as if they lay in [0, 1]; {advice}")
     return to_uint8(images), [f"{what}: floating-point images, rounded to 8 bits as image files are"]
-
-
-def check_images(
-    images: "ImageSet",
-    survey: Survey,
-    reference: "ImagesInfo",
-    reference_survey: Survey | None,
-    *,
-    allow_collapsed: bool,
-    allow_jpeg: bool,
-) -> tuple[CompressionInfo, list[str]]:
-    """All checks of generated images themselves, without features: the marks of compression, and warnings.
-
-    Raises:
-        RefusedError: no score means anything for the images.
-    """
-    warnings = [*images.notes, *require_scorable(survey, images.name, allow_collapsed=allow_collapsed)]
-    warnings += survey_warnings(survey, "generated")
-    marks, notes = compression(
-        survey, reference_survey, generated_formats=images.formats, reference_formats=reference.formats,
-        allow_jpeg=allow_jpeg,
-    )  # fmt: skip
-    warnings += notes
-    if images.digest == reference.digest:
-        warnings.append("the target and the reference are the same images: this score says nothing about a generator")
-    return marks, warnings
 
 
 def require_scorable(survey: Survey, what: str, *, allow_collapsed: bool = False) -> list[str]:
