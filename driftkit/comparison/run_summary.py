@@ -23,6 +23,7 @@ MAX_CURVE_POINTS = 300
 NOT_COMPARED = ("seed", "trainer.log_every", "trainer.sample_every", "trainer.checkpoint_every", "trainer.keep_every",
                 "trainer.measure_every", "trainer.tracker", "trainer.rank_timeout", "data.spec")  # fmt: skip
 COSTS = ("step", "images", "seconds")
+MANIFEST_FIELDS = ("images_seen", "train_seconds", "parameters", "peak_memory_gib", "device", "state")
 
 CurvePoint = dict[str, float | None]
 
@@ -179,9 +180,8 @@ def summarise(run: Run, *, label: str) -> RunSummary:
         facts = _Facts.model_validate(flatten(manifest.model_dump()))
     except ValidationError as error:
         first = error.errors()[0]
-        raise ArtifactError(
-            f"{run.manifest_path}: {first['loc'][0]}: {first['msg']}; it was edited or damaged"
-        ) from None
+        problem = f"{first['loc'][0]}: {first['msg']}"
+        raise ArtifactError(f"{run.manifest_path}: {problem}; it was edited or damaged") from None
     encoder = facts.encoder or facts.configured_encoder
     feature_set = facts.feature_set or facts.configured_feature_set
     random_weights = facts.random_weights or facts.configured_random_weights
@@ -210,22 +210,13 @@ def summarise(run: Run, *, label: str) -> RunSummary:
         path=str(run.path),
         group=_group(config, facts.weights_digest, manifest.data_digest),
         kind=" · ".join(part for part in parts if part),
-        method=facts.method,
         encoder=short_name(encoder) if encoder else None,
         feature_set=feature_set,
         random_weights=random_weights,
-        data=facts.data,
         data_digest=manifest.data_digest,
-        image_size=facts.image_size,
         steps=manifest.step,
-        batch_size=facts.batch_size,
-        images_seen=manifest.images_seen,
-        train_seconds=manifest.train_seconds,
-        parameters=manifest.parameters,
-        peak_memory_gib=manifest.peak_memory_gib,
-        device=manifest.device,
-        state=manifest.state,
-        seed=facts.seed,
+        **facts.model_dump(include={"method", "data", "image_size", "batch_size", "seed"}),
+        **{name: getattr(manifest, name) for name in MANIFEST_FIELDS},
         signals={key: curve[-1][key] if curve else None for key in keys},
         scored_by=scored_by,
         curve=curve,

@@ -31,10 +31,10 @@ class Moments:
         return moments
 
     @classmethod
-    def of_covariance(cls, mean: torch.Tensor, covariance: torch.Tensor, *, count: int = 2) -> "Moments":
-        """Moments of a Gaussian that is known by mean [D] and unbiased covariance [D, D] of `count` vectors."""
-        moments = cls(len(mean))
-        moments.count, moments.mean, moments.scatter = count, mean.double(), covariance.double() * (count - 1)
+    def of_sums(cls, count: int, mean: torch.Tensor, scatter: torch.Tensor) -> "Moments":
+        """Moments known by their parts, float64."""
+        moments = cls(0)
+        moments.count, moments.mean, moments.scatter = count, mean, scatter
         return moments
 
     def update(self, features: torch.Tensor) -> None:
@@ -44,12 +44,9 @@ class Moments:
         if len(features) == 0:
             return
         rows = features.detach().to(self.mean.device).double()
-        other = Moments(0)
-        other.count = len(rows)
-        other.mean = rows.mean(dim=0)
-        centred = rows - other.mean
-        other.scatter = centred.T @ centred
-        self.merge(other)
+        mean = rows.mean(dim=0)
+        centred = rows - mean
+        self.merge(Moments.of_sums(len(rows), mean, centred.T @ centred))
 
     def merge(self, other: "Moments") -> None:
         if other.count == 0:
@@ -62,10 +59,8 @@ class Moments:
 
     def to(self, device: torch.device | str) -> "Moments":
         """The same moments on a device, or on the CPU where that has no float64."""
-        moved = Moments(0)
-        moved.count = self.count
-        moved.mean, moved.scatter = (sums.to(float64_device(device)) for sums in (self.mean, self.scatter))
-        return moved
+        place = float64_device(device)
+        return Moments.of_sums(self.count, self.mean.to(place), self.scatter.to(place))
 
     def covariance(self) -> torch.Tensor:
         """Unbiased covariance, float64 [D, D]; ValueError for fewer than two vectors."""

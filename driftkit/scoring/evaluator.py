@@ -204,8 +204,7 @@ class Evaluator:
         floor = self.reference.floor(count, self.options.metrics, self.execution)
         warnings += count_warnings(count, info.count, dim=self.extractor.dim)
         warnings += [*scores.warnings, *floor_warnings(floor, scores.values["fid"], count)]
-        if isinstance(training, str):
-            warnings.append(training)
+        warnings += [training] if isinstance(training, str) else []
         appearance = None
         if real.survey is not None:  # statistics of another program hold no images
             compared = compare_appearance(generated.survey.appearance, real.survey.appearance)

@@ -215,9 +215,7 @@ def _merge(moments: Moments, ranks: Ranks) -> Moments:
     flat = torch.cat([torch.tensor([float(moments.count)]).double(), moments.mean, moments.scatter.flatten()])
     merged = Moments(dim)
     for row in gather_rows(flat[None], ranks):
-        other = Moments(dim)
-        other.count, other.mean, other.scatter = int(row[0]), row[1 : dim + 1], row[dim + 1 :].view(dim, dim)
-        merged.merge(other)
+        merged.merge(Moments.of_sums(int(row[0]), row[1 : dim + 1], row[dim + 1 :].view(dim, dim)))
     return merged
 
 

@@ -135,8 +135,7 @@ def read_statistics(path: Path) -> Statistics:
     if state_digest(tensors) != record.sha256:
         raise ArtifactError(f"{path}: the tensors are not those its record describes; make the statistics again")
     _require_shapes(tensors, record.images.count, path)
-    moments = Moments(0)
-    moments.count, moments.mean, moments.scatter = record.images.count, tensors["mean"], tensors["scatter"]
+    moments = Moments.of_sums(record.images.count, tensors["mean"], tensors["scatter"])
     survey = None
     if "digests" in tensors:
         survey = Survey(tensors["digests"], tensors["flat"].bool(), tensors["steps"], tensors["appearance"])
@@ -176,10 +175,10 @@ def open_statistics_file(path: Path, extractor: Extractor) -> Statistics:
     if path.suffix == ".npz":
         return read_foreign_statistics(path, extractor)
     statistics = read_statistics(path)
-    made_by, expected_info = statistics.record.extractor, extractor.info
+    made_by = statistics.record.extractor
     assert made_by is not None, "read_statistics refuses them"
     for key in ("name", "version", "weights_digest", "resize", "precision", "dim"):
-        got, expected = getattr(made_by, key), getattr(expected_info, key)
+        got, expected = getattr(made_by, key), getattr(extractor, key)
         if got != expected:
             raise RefusedError(
                 f"{path} was made with another extractor: its {key} is {got!s:.60}, here it is {expected!s:.60}; "
@@ -214,7 +213,7 @@ def read_foreign_statistics(path: Path, extractor: Extractor) -> Statistics:
         raise RefusedError(f"{path} is of {len(mean)} features, {extractor.name} gives {extractor.dim}")
     if not bool(torch.isfinite(mean).all() and torch.isfinite(covariance).all()):
         raise RefusedError(f"{path}: mu or sigma is not finite")
-    moments = Moments.of_covariance(mean, covariance)
+    moments = Moments.of_sums(2, mean, covariance)  # as of two vectors, whose scatter is their covariance
     stats = FeatureStats(moments, torch.empty(0, len(mean)), torch.empty(0, dtype=torch.int64), None)
     digest = state_digest({"mu": mean, "sigma": covariance})
     images = ImagesInfo(spec=str(path), digest=digest, count=None, image_size=None)
