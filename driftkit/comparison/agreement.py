@@ -25,7 +25,6 @@ class Opinion:
     Attributes:
         table: key of its score table.
         better: label of the run that scores better; None where the difference may be chance, or both are at the floor.
-        first, second: scores of the pair's runs.
         independent: of the training encoders of both.
         flips: keys of other metrics of the same evaluator that order the two runs the other way round.
     """

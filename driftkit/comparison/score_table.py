@@ -267,12 +267,9 @@ def _group_rows(rows: Sequence[ScoreRow], runs: Mapping[str, RunSummary]) -> lis
         if len(set(seeds)) < 2:
             continue
         scores, first = [row.score for row in members], members[0]
-        result.append(
-            GroupRow(
-                runs[first.run].kind, [row.run for row in members], seeds, first.sampler, first.nfe, first.weights,
-                scores, statistics.fmean(scores), statistics.stdev(scores),
-            )
-        )  # fmt: skip
+        kind, labels = runs[first.run].kind, [row.run for row in members]
+        setup, mean, sd = (first.sampler, first.nfe, first.weights), statistics.fmean(scores), statistics.stdev(scores)
+        result.append(GroupRow(kind, labels, seeds, *setup, scores, mean, sd))
     return sorted(result, key=lambda g: g.mean)
 
 

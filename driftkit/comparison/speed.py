@@ -87,11 +87,7 @@ class Speed:
 
 @dataclass(frozen=True)
 class SpeedCase:
-    """What is timed: a network in evaluation mode on the settings' device, and a sampler that draws no noise.
-
-    Attributes:
-        share: of the time budget, which the cases of one network divide among them.
-    """
+    """A network in evaluation mode, a sampler that draws no noise, and their share of the network's time budget."""
 
     run: str
     sampler_name: str

@@ -1,6 +1,6 @@
 """What a metric is: a row that says which numbers it gives, what it needs, and how to compute them from features."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -128,11 +128,11 @@ class MetricResult:
         details: everything else for the record, as a dataclass.
     """
 
-    values: Mapping[str, float] = field(default_factory=dict)
-    settings: Mapping[str, int] = field(default_factory=dict)
-    real: Mapping[str, float] = field(default_factory=dict)
+    values: dict[str, float] = field(default_factory=dict)
+    settings: dict[str, int] = field(default_factory=dict)
+    real: dict[str, float] = field(default_factory=dict)
     details: Any = None
-    warnings: Sequence[str] = ()
+    warnings: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -51,27 +51,22 @@ def neighbour_radii(points: PointCloud, neighbours: tuple[int, ...]) -> torch.Te
 
 
 def manifold_scores(
-    generated: torch.Tensor,
-    reference: torch.Tensor,
-    *,
-    neighbours: int = PRC_NEIGHBOURS,
-    density_neighbours: int = DENSITY_NEIGHBOURS,
-    device: torch.device | str = "cpu",
+    generated: torch.Tensor, reference: torch.Tensor, *, device: torch.device | str = "cpu"
 ) -> dict[str, float]:
     """Precision, recall, density and coverage of float32 [N, D] against [M, D].
 
     With B_k(y) the closed ball around y that reaches its k-th nearest neighbour in y's own set: precision is the share
     of generated points in some B_k(real), recall that of real points in some B_k(generated), density the mean number of
     B_k(real) that a generated point lies in over k, coverage the share of real points whose ball holds a generated one.
-    The k of the last two is `density_neighbours`; either set has more rows than that.
+    k is 3 for the first two and 5 for the others; either set has more rows than that.
 
     Source: Kynkäänniemi et al. 2019 (arXiv 1904.06991), Eq. (1)-(2), and Naeem et al. 2020 (arXiv 2002.09797),
     Eq. (3)-(4). Differs: balls are closed for all four, as torch-fidelity has them for the first two.
     """
     centre = reference.mean(dim=0)
     fake, real = PointCloud(generated, centre, device), PointCloud(reference, centre, device)
-    real_radius, real_density_radius = neighbour_radii(real, (neighbours, density_neighbours))
-    (fake_radius,) = neighbour_radii(fake, (neighbours,))
+    real_radius, real_density_radius = neighbour_radii(real, (PRC_NEIGHBOURS, DENSITY_NEIGHBOURS))
+    (fake_radius,) = neighbour_radii(fake, (PRC_NEIGHBOURS,))
     inside, dense = torch.zeros(2, dtype=torch.int64, device=device)  # the host waits for them once, at the end
     reached = torch.full_like(real_radius, torch.inf)  # distance of a real point to the nearest ball around a generated
     nearest = torch.full_like(real_radius, torch.inf)
@@ -87,7 +82,7 @@ def manifold_scores(
     return {
         "precision": int(inside) / len(fake),
         "recall": int((reached <= 0).sum()) / len(real),
-        "density": int(dense) / (density_neighbours * len(fake)),
+        "density": int(dense) / (DENSITY_NEIGHBOURS * len(fake)),
         "coverage": int((nearest <= real_density_radius).sum()) / len(real),
     }
 
@@ -99,10 +94,9 @@ def nearest_images(
     themselves: torch.Tensor | None = None,
     device: torch.device | str = "cpu",
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """For every query the nearest row of the bank.
+    """For every query [N, D], float32, the nearest row of the bank [M, D].
 
     Args:
-        queries, bank: float32 [N, D] and [M, D].
         themselves: int64 [N], where each query stands in the bank, so that it does not find itself; needs M >= 2.
 
     Returns:

@@ -1,13 +1,12 @@
 """All metrics, and the loop over them. A new metric is a file with its row, and the row's name in `METRICS`."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
 from driftkit.errors import UsageError
-from driftkit.metrics.base import FeatureStats, Metric, MetricInputs, Quantity
+from driftkit.metrics.base import FeatureStats, Metric, MetricInputs, MetricResult, Quantity
 from driftkit.metrics.frechet import FID
 from driftkit.metrics.inception_score import INCEPTION_SCORE
 from driftkit.metrics.kid import KID
@@ -22,17 +21,7 @@ METRICS: dict[str, Metric] = {
 """Metrics by name, in the order in which they are computed and shown."""
 
 REQUIRED = "fid"  # what tables of runs are sorted by
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What the metrics gave, as in `MetricResult`; `details` by metric, `warnings` also of skipped metrics."""
-
-    values: dict[str, float] = field(default_factory=dict)
-    settings: dict[str, int] = field(default_factory=dict)
-    real: dict[str, float] = field(default_factory=dict)
-    details: dict[str, Any] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
+FLOOR_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -59,9 +48,9 @@ def select_metrics(names: Iterable[str] | None) -> tuple[Metric, ...]:
     return tuple(metric for name, metric in METRICS.items() if name in chosen)
 
 
-def compute_metrics(inputs: MetricInputs, metrics: Iterable[Metric]) -> Scores:
-    """The numbers of all metrics that apply to the inputs."""
-    scores = Scores()
+def compute_metrics(inputs: MetricInputs, metrics: Iterable[Metric]) -> MetricResult:
+    """What all metrics that apply to the inputs give; `details` by metric, `warnings` also of skipped ones."""
+    scores = MetricResult(details={})
     for metric in metrics:
         count = inputs.count(metric.needs)
         if count is None:
@@ -86,23 +75,18 @@ def real_floor(
     *,
     num_images: int,
     metrics: Iterable[Metric] | None = None,
-    seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> Floor | None:
     """What perfect samples would score: two disjoint random halves of features [M, D] against each other.
 
-    Args:
-        num_images: on each side, at most M / 2.
-        metrics: which are computed; None: all that two sets of real images have.
-
-    Returns:
-        The floor; None where there are fewer than 4 images.
+    At most M / 2 images on each side; None where there are fewer than 4. `metrics`: those that two sets of real images
+    have, all of them by default.
     """
     count = min(num_images, len(rows) // 2)
     if count < 2:
         return None
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(FLOOR_SEED))
     first, second = (FeatureStats.of_rows(rows[half], device=device) for half in order[: 2 * count].split(count))
     chosen = [metric for metric in metrics or METRICS.values() if metric.in_floor]
     scores = compute_metrics(MetricInputs(first, second, device), chosen)
-    return Floor(count, seed, scores.values)
+    return Floor(count, FLOOR_SEED, scores.values)

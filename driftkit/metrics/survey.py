@@ -5,7 +5,6 @@ runs, what the images differ in: brightness, colour, background, contrast, edges
 """
 
 import hashlib
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,11 +47,11 @@ class Survey:
 
     def distinct(self) -> int:
         """How many different images there are."""
-        return len(self._keys())
+        return len(set(self._rows()))
 
     def shared_with(self, other: "Survey") -> int:
         """How many images of this set are, pixel by pixel, images of the other one."""
-        others = other._keys()
+        others = set(other._rows())
         return sum(key in others for key in self._rows())
 
     def blockiness(self) -> tuple[float, float] | None:
@@ -71,25 +70,21 @@ class Survey:
         data = self.digests.contiguous().numpy().tobytes()
         return [data[i : i + DIGEST_BYTES] for i in range(0, len(data), DIGEST_BYTES)]
 
-    def _keys(self) -> set[bytes]:
-        return set(self._rows())
-
 
 def survey_images(images: torch.Tensor) -> Survey:
     """Look at uint8 images [N, 3, H, W], each on its own, so that parts of a set may be surveyed apart."""
     digests = b"".join(
         hashlib.blake2b(image.contiguous().numpy(), digest_size=DIGEST_BYTES).digest() for image in images
     )
-    parts = images.split(CHUNK) if len(images) else ()
-    flat = [(part == part[:, :, :1, :1]).flatten(1).all(dim=1) for part in parts]
-    steps = [_steps(part) for part in parts]
+    if not digests:
+        none = torch.empty(0, DIGEST_BYTES, dtype=torch.uint8)
+        return Survey(none, none[:, 0].bool(), none[:, :2].double(), none[:, : len(PROPERTIES)].float())
+    parts = images.split(CHUNK)
     return Survey(
-        torch.frombuffer(bytearray(digests), dtype=torch.uint8).view(-1, DIGEST_BYTES)
-        if digests
-        else torch.empty(0, DIGEST_BYTES, dtype=torch.uint8),
-        torch.cat(flat) if flat else torch.empty(0, dtype=torch.bool),
-        torch.cat(steps) if steps else torch.empty(0, 2, dtype=torch.float64),
-        torch.cat([measure_appearance(part) for part in parts]) if parts else torch.empty(0, len(PROPERTIES)),
+        torch.frombuffer(bytearray(digests), dtype=torch.uint8).view(-1, DIGEST_BYTES),
+        torch.cat([(part == part[:, :, :1, :1]).flatten(1).all(dim=1) for part in parts]),
+        torch.cat([_steps(part) for part in parts]),
+        torch.cat([measure_appearance(part) for part in parts]),
     )
 
 
@@ -105,11 +100,6 @@ def _steps(images: torch.Tensor) -> torch.Tensor:
         sums += torch.stack([steps[:, edge].double().sum(dim=1), steps[:, ~edge].double().sum(dim=1)], dim=1)
         counts += torch.tensor([int(edge.sum()) * lines, int((~edge).sum()) * lines])
     return sums / counts if bool((counts > 0).all()) else torch.zeros_like(sums)
-
-
-def is_significant(one: tuple[float, float], other: tuple[float, float], *, sigmas: float = 5.0) -> bool:
-    """Whether two values with standard errors differ by more than `sigmas` of their common error."""
-    return abs(one[0] - other[0]) > sigmas * math.hypot(one[1], other[1])
 
 
 def luma(images: torch.Tensor) -> torch.Tensor:

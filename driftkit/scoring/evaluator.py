@@ -276,11 +276,10 @@ def open_evaluator(
     image_size: int | None = None,
     check_size: Callable[[int | None], None] = lambda size: None,
 ) -> Evaluator:
-    """Load the extractor, and the features of the reference, or the images they are made of.
+    """Load the extractor, a name that `load_extractor` knows or one, and the features of the reference.
 
     Args:
         reference: data SPEC of the real images, or a file of statistics.
-        extractor: a name that `load_extractor` knows, or one.
         image_size: side in pixels to which images of files are resized; None leaves them.
         check_size: called with the side in pixels of the reference before that is read; refuses it by raising.
 
@@ -319,11 +318,10 @@ def evaluate(
     part: tuple[int, int] = (0, 1),
     output: Path | None = None,
 ) -> list[Evaluation[EvaluationRecord]]:
-    """Open or sample the images of a target once, and score them by each evaluator.
+    """Open or sample the images of a target once, as `open_target`, and score them by each evaluator.
 
     Args:
         evaluators: of one reference and execution, at least one.
-        path, num_images, sampling, part: as `open_target`.
         output: where to write; with several evaluators each adds its name.
 
     Raises:

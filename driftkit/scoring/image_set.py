@@ -171,11 +171,7 @@ def _sample(run: Run, sampling: SamplingConfig, execution: ScoringExecution, num
         batch_size=execution.batch_size,
         device=execution.device,
         advance=lambda count: execution.report("sample", count, len(share)),
-        sampler=sampling.sampler,
-        nfe=sampling.nfe,
-        seed=sampling.seed,
-        weights=sampling.weights,
-        step=sampling.step,
+        **sampling.model_dump(include={"sampler", "nfe", "seed", "weights", "step"}),
         options=sampling.sampler_options,
         precision=sampling.precision or "float32",
     )

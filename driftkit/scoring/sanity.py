@@ -1,5 +1,6 @@
 """Signs that a score would mislead, found in the images and in their features: some are warnings, some refuse."""
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -7,7 +8,7 @@ import torch
 from driftkit.errors import RefusedError
 from driftkit.metrics.moments import Moments
 from driftkit.metrics.registry import Floor
-from driftkit.metrics.survey import Survey, is_significant
+from driftkit.metrics.survey import Survey
 from driftkit.scoring.evaluation_record import CompressionInfo
 from driftkit.storage.images import to_uint8
 
@@ -113,7 +114,8 @@ def compression(
         )
     if stored:
         return info, ["the generated images were stored as JPEG and the reference was not: compression is scored too"]
-    if fake and real and is_significant(fake, real) and abs(fake[0] - real[0]) > BLOCKINESS_GAP:
+    # A difference within five standard errors may be chance.
+    if fake and real and abs(fake[0] - real[0]) > max(BLOCKINESS_GAP, 5 * math.hypot(fake[1], real[1])):
         more, less = ("generated images", "reference") if fake[0] > real[0] else ("reference", "generated images")
         marks = f"more marks of JPEG in the {more} than in the {less} ({measured})"
         return info, [f"{marks}: part of the score is the codec"]
