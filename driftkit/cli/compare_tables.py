@@ -1,5 +1,6 @@
 """A comparison in the terminal: tables of at most 100 columns with small curves."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
@@ -21,7 +22,6 @@ from driftkit.comparison.run_summary import RunSummary
 from driftkit.comparison.score_table import SMALL_N, ScoreRow, ScoreTable
 from driftkit.comparison.speed import Speed, speed_of
 from driftkit.metrics.base import Quantity
-from driftkit.metrics.registry import REQUIRED, quantities
 from driftkit.runtime.terminal import open_console
 
 if TYPE_CHECKING:
@@ -50,16 +50,19 @@ def show(comparison: "Comparison") -> None:
     console.print(escape(str(comparison.report)), soft_wrap=True)
 
 
-def _table(title: str) -> Table:
-    return Table(title=escape(title), title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+def _table(title: str, names: Sequence[str], numbers: Sequence[str]) -> Table:
+    """An empty table with columns of names, which may be folded, and of numbers."""
+    table = Table(title=escape(title), title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in names:
+        table.add_column(heading, overflow="fold")
+    for heading in numbers:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
 
 
 def runs_table(runs: list[RunSummary], encoders: list[RunSummary]) -> Table:
     """The cost of each run, with its main training curve."""
-    table = _table("runs")
-    table.add_column("run", overflow="fold")
-    for heading in ("seed", "steps", "images", "params", "train", "memory"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = _table("runs", ("run",), ("seed", "steps", "images", "params", "train", "memory"))
     table.add_column("progress", min_width=SPARK + 7)
     for run in (*runs, *encoders):
         curve = run.main_curve
@@ -84,16 +87,9 @@ def runs_table(runs: list[RunSummary], encoders: list[RunSummary]) -> Table:
 
 def scores_table(scores: ScoreTable, speeds: list[Speed]) -> Table:
     """The best rows, and at least the best of every run, with the first metrics that any row has."""
-    metrics = [
-        quantity
-        for key, quantity in quantities().items()
-        if quantity.column and key != REQUIRED and any(key in row.metrics for row in scores.all_rows)
-    ][:MAX_METRICS]
-    table = _table(f"{scores.name} by {scores.title}")
-    table.add_column("run", overflow="fold")
-    table.add_column("sampler", overflow="fold")
-    for heading in ("NFE", scores.name, "floor", *(quantity.label for quantity in metrics), "images/s"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    metrics = scores.columns()[:MAX_METRICS]
+    numbers = ("NFE", scores.name, "floor", *(quantity.label for quantity in metrics), "images/s")
+    table = _table(f"{scores.name} by {scores.title}", ("run", "sampler"), numbers)
     rows = [r for i, r in enumerate(scores.rows) if i < MAX_ROWS or r is scores.best(r.run)]
     for row in rows:
         table.add_row(*_score_cells(row, metrics, speeds))
@@ -122,10 +118,8 @@ def _score_cells(row: ScoreRow, metrics: list[Quantity], speeds: list[Speed]) ->
 
 def groups_table(scores: ScoreTable) -> Table:
     """Means over training seeds."""
-    table = _table(f"{scores.name} across training seeds")
-    table.add_column("runs", overflow="fold")
-    for heading in ("NFE", "mean ± sd", "all values"):
-        table.add_column(heading, justify="right", overflow="fold")
+    table = _table(f"{scores.name} across training seeds", ("runs",), ("NFE", "mean ± sd"))
+    table.add_column("all values", justify="right", overflow="fold")
     for group in scores.groups:
         table.add_row(
             escape(group.kind),
@@ -141,11 +135,7 @@ def speeds_table(speed: SpeedSection) -> Table:
     settings = speed.settings or {}
     compiled = "compiled" if settings.get("compiled") else "not compiled"
     setup = f"{settings.get('device')}, {settings.get('dtype')}, batch {settings.get('batch_size')}, {compiled}"
-    table = _table(f"speed: {setup}")
-    table.add_column("run", overflow="fold")
-    table.add_column("sampler")
-    for heading in ("NFE", "images/s", "ms per image"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = _table(f"speed: {setup}", ("run", "sampler"), ("NFE", "images/s", "ms per image"))
     for result in sorted(speed.results, key=lambda s: -s.images_per_second)[:MAX_ROWS]:
         rate = format_rate(result.images_per_second)
         table.add_row(

@@ -8,13 +8,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from driftkit.metrics.base import Quantity
-    from driftkit.scoring.evaluation_record import (
-        CurveRecord,
-        EvaluationRecord,
-        RepeatsRecord,
-        ScoredRecord,
-        Spread,
-    )
+    from driftkit.scoring.evaluation_record import CurveRecord, EvaluationRecord, RepeatsRecord, ScoredRecord
 
 WIDTH = 100
 DIGITS = {"distance": "{:.4g}", "share": "{:.3f}", "ratio": "{:.3f}", "score": "{:.3f}", "nats": "{:.3f}"}
@@ -92,7 +86,7 @@ def _rows(record: "EvaluationRecord | RepeatsRecord") -> Iterator[tuple[str, str
             value = _value(record.metrics[key], quantity)
             value += f" ± {record.metrics[quantity.spread]:.2g}" if quantity.spread in record.metrics else ""
         else:
-            value = _spread(record.spread[key], quantity)
+            value = f"{_value(record.spread[key].mean, quantity)} ± {record.spread[key].sd:.2g}"
         yield name, f"[bold]{value}[/bold]" if key == "fid" else value, _value(real.get(key), quantity)
     classes = record.per_class if isinstance(record, EvaluationRecord) else None
     distances = {name: v for name, v in classes.fd.items() if v is not None} if classes else {}
@@ -108,10 +102,6 @@ def _rows(record: "EvaluationRecord | RepeatsRecord") -> Iterator[tuple[str, str
 
 def _value(value: float | None, quantity: "Quantity") -> str:
     return "" if value is None else DIGITS[quantity.unit].format(value)
-
-
-def _spread(spread: "Spread", quantity: "Quantity") -> str:
-    return f"{DIGITS[quantity.unit].format(spread.mean)} ± {spread.sd:.2g}"
 
 
 def _curve(record: "CurveRecord") -> "Table":

@@ -24,10 +24,7 @@ class Opinion:
 
     Attributes:
         table: key of its score table.
-        evaluator, weights: its name and the digest of its weights.
-        name: of the score.
         better: label of the run that scores better; None where the difference may be chance, or both are at the floor.
-        first, second: scores of the pair's runs.
         independent: of the training encoders of both.
         flips: keys of other metrics of the same evaluator that order the two runs the other way round.
     """
@@ -45,13 +42,12 @@ class Opinion:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two runs and the opinions on them.
+    """Two runs, the opinions on them, and the label of the better one where they are ranked.
 
     Attributes:
         verdict: ranked (every independent evaluator that tells them apart says the same, and where that is a single
             one, no related one says otherwise), disputed (evaluators that count say otherwise), tied (no independent
             one tells them apart), or unknown (none has scored both).
-        better: label of the better run where it is ranked.
     """
 
     first: str
@@ -62,7 +58,6 @@ class Pair:
 
     @property
     def worse(self) -> str | None:
-        """Label of the other run where the pair is ranked."""
         return None if self.better is None else self.second if self.better == self.first else self.first
 
 

@@ -142,7 +142,10 @@ def cost_figure(table: ScoreTable, axis: str, *, colours: Colours, speeds: Seque
     """
     lines: dict[tuple[str, str], list[tuple[float, ScoreRow]]] = {}
     for row in table.rows:
-        cost = _cost(row, axis, speeds)
+        cost = None if row.nfe is None else float(row.nfe)
+        if axis == "time":
+            speed = speed_of(speeds, row.run, row.sampler, row.nfe)
+            cost = 1000 / speed.images_per_second if speed else None
         if cost is not None:
             label = " · ".join(part for part in (row.sampler, _raw(row)) if part)
             lines.setdefault((row.run, label), []).append((cost, row))
@@ -186,13 +189,6 @@ def cost_figure(table: ScoreTable, axis: str, *, colours: Colours, speeds: Seque
 
 def _raw(row: ScoreRow) -> str | None:
     return "raw" if row.weights == "raw" else None
-
-
-def _cost(row: ScoreRow, axis: str, speeds: Sequence[Speed]) -> float | None:
-    if axis == "nfe":
-        return None if row.nfe is None else float(row.nfe)
-    speed = speed_of(speeds, row.run, row.sampler, row.nfe)
-    return 1000 / speed.images_per_second if speed else None
 
 
 def history_figure(table: ScoreTable, cost: str, runs: Sequence[RunSummary], *, colours: Colours) -> Figure | None:

@@ -5,22 +5,15 @@ Only independent evaluators decide: what kin and relatives of a training encoder
 
 from collections.abc import Sequence
 
-from driftkit.comparison.agreement import NEAR_FLOOR, Opinion, Pair, leader_of, noise_of
+from driftkit.comparison.agreement import NEAR_FLOOR, Pair, leader_of, noise_of
 from driftkit.comparison.formats import format_rate, format_score, format_spread, sampler_label
 from driftkit.comparison.run_summary import OpenedRuns, RunSummary
-from driftkit.comparison.score_table import (
-    ON_TRAINING_DATA,
-    RANDOM_WEIGHTS,
-    RAW_WEIGHTS,
-    SMALL_N,
-    ScoreRow,
-    ScoreTable,
-)
+from driftkit.comparison.score_table import ON_TRAINING_DATA, RANDOM_WEIGHTS, RAW_WEIGHTS, SMALL_N, ScoreRow, ScoreTable
 from driftkit.comparison.speed import Speed, speed_of
 from driftkit.encoders.lineage import Lineage, kinship
 from driftkit.encoders.trained_encoder import MAE_RESNET
-from driftkit.metrics.appearance import PROPERTIES
 from driftkit.metrics.registry import quantities
+from driftkit.metrics.survey import PROPERTIES
 from driftkit.scoring.extractors import DINOV2_LINEAGE, INSTALLED, INSTALLED_LINEAGE
 
 MAX_SENTENCES = 4  # on pairs of runs of one kind; more of them are counted
@@ -37,8 +30,6 @@ def findings(
 
     Args:
         tables: the table of most runs first.
-        pairs: what independent evaluators say of every two scored runs.
-        speeds: measured sampling speeds.
         advice: a command that makes a score by an evaluator independent of all runs.
     """
     by_verdict = {v: [p for p in pairs if p.verdict == v] for v in ("ranked", "disputed", "tied", "unknown")}
@@ -105,7 +96,6 @@ def _leading(tables: Sequence[ScoreTable], pairs: Sequence[Pair], speeds: Sequen
 
 
 def _score_in_words(table: ScoreTable, row: ScoreRow, speeds: Sequence[Speed], *, named: bool = True) -> str:
-    """A score, the evaluator where `named`, the sampler setup with its speed, and the floor."""
     speed = speed_of(speeds, row.run, row.sampler, row.nfe)
     rate = f", {format_rate(speed.images_per_second)} images/s" if speed else ""
     by = f" by {table.extractor.name}" if named else ""
@@ -118,19 +108,13 @@ def _score_in_words(table: ScoreTable, row: ScoreRow, speeds: Sequence[Speed], *
 
 
 def _dispute(pair: Pair) -> str:
-    """Which evaluators order two runs differently, and by how much."""
-    sides = [_side(pair, o, o.better) for o in pair.opinions if o.better is not None]
+    sides = []
+    for o in pair.opinions:
+        if o.better is not None:
+            sees = SEES.get(o.evaluator, SEES_DEFAULT) + ("" if o.independent else "; related to the training")
+            scores = [format_score(s) for s in ((o.first, o.second) if o.better == pair.first else (o.second, o.first))]
+            sides.append(f"{o.evaluator} ({sees}) puts {o.better} first ({' against '.join(scores)})")
     return f"{pair.first} and {pair.second} are not ranked, since evaluators disagree: {'; '.join(sides)}."
-
-
-def _side(pair: Pair, opinion: Opinion, better: str) -> str:
-    scores = {pair.first: opinion.first, pair.second: opinion.second}
-    worse = pair.second if better == pair.first else pair.first
-    sees = SEES.get(opinion.evaluator, SEES_DEFAULT) + ("" if opinion.independent else "; related to the training")
-    return (
-        f"{opinion.evaluator} ({sees}) puts {better} first ({format_score(scores[better])} against "
-        f"{format_score(scores[worse])})"
-    )
 
 
 def _appearance(pair: Pair, tables: Sequence[ScoreTable]) -> str:
@@ -191,13 +175,7 @@ def _one_step_against_many(table: ScoreTable, pairs: Sequence[Pair]) -> str | No
 
 
 def cautions(tables: Sequence[ScoreTable], pairs: Sequence[Pair], runs: Sequence[RunSummary]) -> list[str]:
-    """What speaks against taking the numbers at face value; empty where nothing is known to.
-
-    Args:
-        tables: the table of most runs first.
-        pairs: what independent evaluators say of every two scored runs.
-        runs: the compared runs, scored or not.
-    """
+    """What speaks against taking the numbers at face value; empty where nothing is known to."""
     rows = [row for table in tables for row in table.rows]
 
     def with_badge(badge: str) -> str:
@@ -205,7 +183,30 @@ def cautions(tables: Sequence[ScoreTable], pairs: Sequence[Pair], runs: Sequence
 
     untrained = {run.label for run in runs if run.steps == 0}
     trained = [pair for pair in pairs if untrained.isdisjoint((pair.first, pair.second))]
-    sentences = _related_evaluators(tables) + _few_evaluators(pairs) + _flips(trained)
+    related: dict[tuple[str, str], dict[str, None]] = {}
+    for table in tables:
+        for row in table.related:
+            related.setdefault((table.extractor.name, row.kinship.reason), {})[row.run] = None
+    sentences = [
+        f"{evaluator} ranks nothing that involves {_listed(list(labels))}: {reason}."
+        for (evaluator, reason), labels in related.items()
+    ]
+    ranked = [pair for pair in pairs if pair.verdict == "ranked"]
+    counts = [len({o.evaluator for o in pair.opinions if o.independent and o.better}) for pair in ranked]
+    if (fewest := min(counts, default=EXPECTED_EVALUATORS)) < EXPECTED_EVALUATORS:
+        rests = {1: "one independent evaluator alone", 2: "two independent evaluators"}[fewest]
+        more = f"{EXPECTED_EVALUATORS} of different training would bear more"
+        sentences.append(f"The ranking rests on {rests}; {more}.")
+    sentences += _limited(
+        [
+            f"{_listed([quantities()[key].label for key in opinion.flips])} of {opinion.evaluator} "
+            f"{'orders' if len(opinion.flips) == 1 else 'order'} {pair.first} and {pair.second} the other way round "
+            f"than its {opinion.name}."
+            for pair in trained
+            for opinion in pair.opinions
+            if opinion.flips
+        ]
+    )
     small = [table.name for table in tables if any(SMALL_N in row.badges for row in table.all_rows)]
     if small:
         names = _listed(list(dict.fromkeys(small)))
@@ -227,41 +228,6 @@ def cautions(tables: Sequence[ScoreTable], pairs: Sequence[Pair], runs: Sequence
         if len(values) > 1:
             sentences.append(f"The runs differ in {name}, so the method is not all that differs.")
     return sentences
-
-
-def _related_evaluators(tables: Sequence[ScoreTable]) -> list[str]:
-    """Which scores rank nothing, and why."""
-    runs: dict[tuple[str, str], dict[str, None]] = {}
-    for table in tables:
-        for row in table.related:
-            runs.setdefault((table.extractor.name, row.kinship.reason), {})[row.run] = None
-    return [
-        f"{evaluator} ranks nothing that involves {_listed(list(labels))}: {reason}."
-        for (evaluator, reason), labels in runs.items()
-    ]
-
-
-def _few_evaluators(pairs: Sequence[Pair]) -> list[str]:
-    ranked = [pair for pair in pairs if pair.verdict == "ranked"]
-    counts = [len({o.evaluator for o in pair.opinions if o.independent and o.better}) for pair in ranked]
-    fewest = min(counts, default=EXPECTED_EVALUATORS)
-    if fewest >= EXPECTED_EVALUATORS:
-        return []
-    words = {1: "one independent evaluator alone", 2: "two independent evaluators"}
-    return [f"The ranking rests on {words[fewest]}; {EXPECTED_EVALUATORS} of different training would bear more."]
-
-
-def _flips(pairs: Sequence[Pair]) -> list[str]:
-    return _limited(
-        [
-            f"{_listed([quantities()[key].label for key in opinion.flips])} of {opinion.evaluator} "
-            f"{'orders' if len(opinion.flips) == 1 else 'order'} {pair.first} and {pair.second} the other way round "
-            f"than its {opinion.name}."
-            for pair in pairs
-            for opinion in pair.opinions
-            if opinion.flips
-        ]
-    )
 
 
 def _value(row: ScoreRow) -> str:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 from driftkit.methods.registry import METHODS
 from driftkit.metrics.base import Quantity
@@ -79,10 +80,8 @@ def sparkline(values: Sequence[float | None], *, width: int = 12) -> str:
     if len(numbers) < 2:
         return ""
     count = min(width, len(numbers))
-    means = []
-    for i in range(count):
-        group = numbers[i * len(numbers) // count : (i + 1) * len(numbers) // count]
-        means.append(sum(group) / len(group))
+    bounds = [i * len(numbers) // count for i in range(count + 1)]
+    means = [sum(numbers[first:last]) / (last - first) for first, last in pairwise(bounds)]
     low, high = min(means), max(means)
     if high == low:
         return BLOCKS[3] * count

@@ -12,7 +12,7 @@ from driftkit.errors import DriftkitError
 from driftkit.methods.registry import METHODS
 from driftkit.runtime.progress import Report
 from driftkit.scoring.evaluation_record import read_evaluations
-from driftkit.scoring.evaluator import Evaluator, ScoringOptions, evaluate, open_evaluator
+from driftkit.scoring.evaluator import Evaluator, ScoringOptions, evaluate, open_evaluators
 from driftkit.scoring.image_set import DEFAULT_NUM_IMAGES, ScoringExecution, default_batch_size
 from driftkit.storage.run_folder import Run
 
@@ -35,33 +35,20 @@ def fill_missing(
     report: Report,
     notify: Callable[[str], None] = lambda line: None,
 ) -> list[str]:
-    """Make the evaluations that do not exist yet; they are written into the runs, where `fid` writes them.
-
-    Args:
-        config: says which scores are made, the same for all runs.
-        report, notify: called with the progress, and with sentences for the user.
-
-    Returns:
-        One sentence for every score that could not be made.
+    """Make the evaluations that do not exist yet, where `fid` writes them; one sentence for every one that failed.
 
     Raises:
         ArtifactError: an extractor or the reference is absent.
         UsageError: a wrong name of either.
     """
     assert config.reference is not None
-    options = ScoringOptions(allow_collapsed=config.allow_collapsed)
-    execution = ScoringExecution(default_batch_size(device), device, report=report, notify=notify)
-    evaluators = [
-        open_evaluator(
-            config.reference,
-            extractor=name,
-            extractor_weights=config.extractor_weights,
-            # Copies are the same for all: they are searched in the features of the first extractor alone.
-            options=options if number == 0 else options.without_memorization(),
-            execution=execution,
-        )
-        for number, name in enumerate(config.extractor)
-    ]
+    evaluators = open_evaluators(
+        config.reference,
+        config.extractor,
+        options=ScoringOptions(allow_collapsed=config.allow_collapsed),
+        extractor_weights=config.extractor_weights,
+        execution=ScoringExecution(default_batch_size(device), device, report=report, notify=notify),
+    )
     num_images = config.num_images or DEFAULT_NUM_IMAGES
     missing: list[tuple[RunSummary, SamplerSetup, list[Evaluator]]] = []
     problems = []
@@ -81,9 +68,8 @@ def fill_missing(
         try:
             evaluate(lacking, run.folder.path, num_images=num_images, sampling=sampling)
         except DriftkitError as error:
-            problems.append(
-                f"{run.label} was not scored ({setup.sampler} at {setup.nfe} NFE, step {setup.step}): {error}"
-            )
+            which = f"{setup.sampler} at {setup.nfe} NFE, step {setup.step}"
+            problems.append(f"{run.label} was not scored ({which}): {error}")
         report("scores", 1, len(missing))
     return problems
 
@@ -91,11 +77,7 @@ def fill_missing(
 def setups_of(
     run: RunSummary, nfes: Sequence[int] | None = None, *, all_checkpoints: bool = False
 ) -> list[SamplerSetup]:
-    """The scores of a run: every sampler of the cost curve at the last step, and the default one at the others.
-
-    Raises:
-        ArtifactError: the run has no checkpoint.
-    """
+    """The scores of a run: every sampler of the cost curve at the last step, and the default one at the others."""
     method, last = METHODS[run.method], run.folder.checkpoint().step
     setups = [
         SamplerSetup(spec.name, nfe, last)

@@ -72,7 +72,11 @@ def make_pictures(runs: Sequence[RunSummary], config: CompareConfig, device: tor
         except DriftkitError as error:
             pictures.notes.append(f"{run.label} has no grid: {error}")
         else:
-            pictures.grids.append(_sample_grid(images, info, run, number))
+            sampler, nfe, weights, step, seed = (info.get(key) for key in ("sampler", "nfe", "weights", "step", "seed"))
+            setup = f"{sampler}, {nfe} NFE, {weights} weights, step {step}, seed {seed}"
+            alt = f"{len(images)} uncurated samples of {run.label} ({setup})."
+            caption = f"{run.label}: {setup}"
+            pictures.grids.append(grid_figure(images, name=f"samples-{number}", alt=alt, caption=caption))
             if config.neighbours:
                 try:
                     figure = _neighbours_of_run(images, run, config.neighbours_in, extractor, packs, number)
@@ -94,12 +98,7 @@ def same_noise_samples(run: RunSummary, device: torch.device) -> tuple[torch.Ten
     """
     from driftkit.training.sampling import generate
 
-    expected = {
-        "seed": SEED,
-        "step": run.steps,
-        "weights": "ema",
-        "sampler": METHODS[run.method].default_sampler.name,
-    }
+    expected = {"seed": SEED, "step": run.steps, "weights": "ema", "sampler": METHODS[run.method].default_sampler.name}
     best: SampleSet | None = None
     for path in sorted(Path(run.path, "samples").glob("[!.]*.safetensors")):
         try:
@@ -114,17 +113,6 @@ def same_noise_samples(run: RunSummary, device: torch.device) -> tuple[torch.Ten
     return generate(run.folder, num_images=GRID_IMAGES, seed=SEED, weights="ema", batch_size=GRID_IMAGES, device=device)
 
 
-def _sample_grid(images: torch.Tensor, info: Mapping[str, Any], run: RunSummary, number: int) -> Figure:
-    sampler, nfe, weights, step, seed = (info.get(key) for key in ("sampler", "nfe", "weights", "step", "seed"))
-    setup = f"{sampler}, {nfe} NFE, {weights} weights, step {step}, seed {seed}"
-    return grid_figure(
-        images,
-        name=f"samples-{number}",
-        alt=f"{len(images)} uncurated samples of {run.label} ({setup}).",
-        caption=f"{run.label}: {setup}",
-    )
-
-
 def _neighbours_of_run(
     images: torch.Tensor,
     run: RunSummary,
@@ -133,18 +121,17 @@ def _neighbours_of_run(
     packs: dict[str, ImagePack | str],
     number: int,
 ) -> Figure:
-    """The figure of one run.
+    """The figure of one run. `packs` holds those opened before by SPEC, or why one cannot be opened."""
+    from driftkit.datasets.sources import open_dataset
 
-    Args:
-        searched: data SPEC of the real images; None takes the run's training images.
-        extractor: compares features; None compares pixels.
-        packs: opened before, or why one cannot be opened; by SPEC.
-    """
     spec = searched or run.data
     if spec is None:
         raise ArtifactError("its manifest names no training images")
     if spec not in packs:
-        packs[spec] = _open_pack(spec, run.image_size)
+        try:
+            packs[spec] = open_dataset(spec, image_size=run.image_size, allow_download=False)
+        except DriftkitError as error:
+            packs[spec] = str(error)
     pack = packs[spec]
     if isinstance(pack, str):
         raise ArtifactError(f"{pack}; name images with `neighbours_in`")
@@ -168,16 +155,6 @@ def _neighbours_of_run(
     )
 
 
-def _open_pack(spec: str, image_size: int | None) -> ImagePack | str:
-    """The images, or why they cannot be opened."""
-    from driftkit.datasets.sources import open_dataset
-
-    try:
-        return open_dataset(spec, image_size=image_size, allow_download=False)
-    except DriftkitError as error:
-        return str(error)
-
-
 def nearest(
     generated: torch.Tensor,
     real: torch.Tensor,
@@ -186,11 +163,9 @@ def nearest(
     extractor: Extractor | None = None,
     chunk: int = 4096,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The `count` nearest real images of every generated one.
+    """The `count` nearest real images of every generated one, uint8 [M, 3, H, W] and [N, 3, H, W].
 
     Args:
-        generated: uint8 [N, 3, H, W].
-        real: uint8 [M, 3, H, W], M >= count.
         extractor: compares its features; None compares pixels.
         chunk: real images read at a time, so that a mapped pack need not fit into memory as floats.
 
@@ -242,13 +217,7 @@ def _training_grids(run: RunSummary) -> tuple[list[tuple[int, torch.Tensor]], li
 
 
 def evolution(run: str, grids: Sequence[tuple[int, torch.Tensor]], *, name: str) -> Evolution:
-    """The first 32 images of every grid as frames.
-
-    Args:
-        run: label of the run.
-        grids: (step, uint8 [N, 3, H, W]) of the same noises in the same order, oldest first.
-        name: file name of the animation, without suffix.
-    """
+    """The first 32 images of every grid as frames, of (step, uint8 [N, 3, H, W]) from the same noises, oldest first."""
     pictures = []
     for _, images in grids:
         grid = make_grid(_resized(images[:FRAME_IMAGES], FRAME_TILE), nrow=FRAME_COLUMNS, padding=2, pad_value=255)
@@ -279,12 +248,7 @@ def grid_figure(images: torch.Tensor, *, name: str, alt: str, caption: str) -> F
 
 
 def neighbour_figure(generated: torch.Tensor, neighbours: torch.Tensor, *, name: str, alt: str, caption: str) -> Figure:
-    """Generated images in the upper row, under each its nearest real ones, the nearest first.
-
-    Args:
-        generated: uint8 [N, 3, H, W].
-        neighbours: uint8 [N, K, 3, H, W].
-    """
+    """Generated images [N, 3, H, W] in the upper row, under each its nearest real ones, of [N, K, 3, H, W]."""
     tiles = _resized(torch.cat([generated, *neighbours.unbind(1)]), GRID_TILE)
     return _tiled(tiles, len(generated), name=name, alt=alt, caption=caption, gap_after_first_row=True)
 

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -13,7 +14,6 @@ from markupsafe import Markup
 from pydantic import BaseModel, Field
 
 from driftkit.comparison.agreement import Pair
-from driftkit.comparison.budgets import EqualBudget
 from driftkit.comparison.formats import (
     format_count,
     format_metric,
@@ -25,7 +25,7 @@ from driftkit.comparison.formats import (
 )
 from driftkit.comparison.pictures import Evolution
 from driftkit.comparison.run_summary import RunSummary, curves_of
-from driftkit.comparison.score_table import RANDOM_WEIGHTS, SMALL_N, UNFINISHED, ScoreTable
+from driftkit.comparison.score_table import RANDOM_WEIGHTS, SMALL_N, UNFINISHED, EqualBudget, ScoreTable
 from driftkit.comparison.speed import Speed, speed_of
 from driftkit.errors import ArtifactError
 from driftkit.methods.registry import METHODS, Curve
@@ -49,9 +49,6 @@ class ComparisonRecord(Record):
     """compare.json: everything the report shows.
 
     Attributes:
-        findings, cautions: what the numbers say, and what speaks against them.
-        pairs: opinions of evaluators on every two scored runs.
-        runs, encoders: the compared runs, and runs that train encoders.
         differences: config key -> value of each run.
         skipped: arguments that are no runs, with `path` and `reason`.
         records: one flat record per score, the rows of compare.csv.
@@ -81,14 +78,9 @@ class ComparisonRecord(Record):
 
 
 def write_comparison(output: Path, record: ComparisonRecord, content: Mapping[str, bytes]) -> ComparisonRecord:
-    """Write the files of a comparison and then compare.json, and remove figures of an earlier comparison.
+    """Write files, by their name in the folder, and compare.json with checksums; remove an earlier one's figures.
 
-    Args:
-        output: a folder that no other process writes.
-        content: file name relative to the folder -> content.
-
-    Returns:
-        The record as written, with the checksums of the files.
+    No other process may write the folder.
     """
     path = output / "compare.json"
     try:
@@ -122,33 +114,21 @@ def render_report(
     colours: Mapping[str, int],
     evolutions: Sequence[Evolution] = (),
 ) -> str:
-    """The page.
+    """The page: HTML in which every name and number that came from a file is escaped.
+
+    Its policy runs no script but its own and loads nothing. The record is embedded as JSON for reuse.
 
     Args:
-        record: what is shown, embedded as JSON for reuse.
         figures: section ("curves", "grids", "neighbours", or the key of a score table) -> its pictures.
         colours: run label -> index in the palette.
-        evolutions: frames of the runs' trainings.
-
-    Returns:
-        HTML in which every name and number that came from a file is escaped, and whose policy runs no script but its
-        own and loads nothing.
     """
     environment = Environment(
         loader=PackageLoader("driftkit.comparison"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters.update(
-        count=format_count,
-        seconds=format_seconds,
-        metric=format_metric,
-        spread=format_spread,
-        score=format_score,
-        rate=format_rate,
-        embedded=embedded_json,
-        data_uri=data_uri,
-        spark=sparkline_points,
-        value=config_value,
-    )
+        count=format_count, seconds=format_seconds, metric=format_metric, spread=format_spread, score=format_score,
+        rate=format_rate, embedded=embedded_json, data_uri=data_uri, spark=sparkline_points, value=config_value,
+    )  # fmt: skip
     style, script = (
         (files("driftkit.comparison") / "templates" / name).read_text(encoding="utf-8")
         for name in ("report.css", "report.js")
@@ -198,11 +178,7 @@ def table_view(table: ScoreTable, record: ComparisonRecord) -> dict[str, Any]:
     budgets = record.budgets.get(table.key, [])
     return {
         "rows": rows,
-        "columns": [
-            quantity
-            for key, quantity in quantities().items()
-            if quantity.column and key != REQUIRED and any(key in row.metrics for row in table.all_rows)
-        ],
+        "columns": table.columns(),
         "timed": any(entry["speed"] for entry in rows),
         "small": any(SMALL_N in row.badges for row in table.all_rows),
         "signals": signal_curves(record.runs),
@@ -237,9 +213,7 @@ def budget_view(budgets: Sequence[EqualBudget]) -> dict[str, Any] | None:
 
 def headline(record: ComparisonRecord) -> str:
     """One sentence that says what was compared, without a verdict that the numbers would not bear."""
-    counts: dict[str, int] = {}
-    for run in record.runs:
-        counts[method_label(run.method)] = counts.get(method_label(run.method), 0) + 1
+    counts = Counter(method_label(run.method) for run in record.runs)
     methods = " and ".join(f"{count} {label} run{'s' if count > 1 else ''}" for label, count in counts.items())
     data = {run.data_digest or run.data: run.data for run in record.runs if run.data}
     parts = [f"{methods} on {', '.join(str(name) for name in data.values())}" if data else methods]
@@ -283,5 +257,4 @@ def embedded_json(document: Mapping[str, Any]) -> Markup:
 
 
 def data_uri(content: bytes, media_type: str = "image/png") -> str:
-    """A picture as part of the page."""
     return f"data:{media_type};base64," + base64.b64encode(content).decode("ascii")

@@ -23,6 +23,7 @@ MAX_CURVE_POINTS = 300
 NOT_COMPARED = ("seed", "trainer.log_every", "trainer.sample_every", "trainer.checkpoint_every", "trainer.keep_every",
                 "trainer.measure_every", "trainer.tracker", "trainer.rank_timeout", "data.spec")  # fmt: skip
 COSTS = ("step", "images", "seconds")
+MANIFEST_FIELDS = ("images_seen", "train_seconds", "parameters", "peak_memory_gib", "device", "state")
 
 CurvePoint = dict[str, float | None]
 
@@ -33,14 +34,12 @@ class RunSummary:
 
     Attributes:
         label: name, made unique among the runs that are compared.
-        path: the folder as it was given.
         group: equal for runs that differ in their seed alone.
         kind: method, encoder and feature set in words.
         signals: last values of the method's training curves, by key.
         scored_by: score, extractor and reference of `evaluation.every`: equal for runs whose curves may be compared.
         curve: at most 300 points of step, images, seconds, score and the keys of the method's training curves.
         config: the resolved config, dotted key -> value.
-        warnings: sentences on the run itself.
         training_encoders: what its training signal was computed with; see `lineage.training_encoders_of`.
         lineage: of an encoder, what its features come from.
     """
@@ -87,12 +86,7 @@ class RunSummary:
         return self.state == "done"
 
     def cost_at(self, step: int, cost: str) -> float | None:
-        """Steps, images seen or seconds of training after `step` steps, by interpolation between metric records.
-
-        Args:
-            step: of a checkpoint.
-            cost: one of COSTS.
-        """
+        """Steps, images or seconds (one of COSTS) after `step` steps, by interpolation between metric records."""
         if step <= 0 or cost == "step":
             return float(max(step, 0))
         total = {"images": self.images_seen, "seconds": self.train_seconds}[cost]
@@ -180,19 +174,14 @@ class _Facts(BaseModel):
 
 
 def summarise(run: Run, *, label: str) -> RunSummary:
-    """Read a run's manifest and metrics.
-
-    Raises:
-        ArtifactError: either cannot be read.
-    """
+    """Read a run's manifest and metrics; ArtifactError where either cannot be read."""
     manifest = run.manifest()
     try:
         facts = _Facts.model_validate(flatten(manifest.model_dump()))
     except ValidationError as error:
         first = error.errors()[0]
-        raise ArtifactError(
-            f"{run.manifest_path}: {first['loc'][0]}: {first['msg']}; it was edited or damaged"
-        ) from None
+        problem = f"{first['loc'][0]}: {first['msg']}"
+        raise ArtifactError(f"{run.manifest_path}: {problem}; it was edited or damaged") from None
     encoder = facts.encoder or facts.configured_encoder
     feature_set = facts.feature_set or facts.configured_feature_set
     random_weights = facts.random_weights or facts.configured_random_weights
@@ -200,59 +189,42 @@ def summarise(run: Run, *, label: str) -> RunSummary:
     config = flatten(manifest.config)
     keys = [curve.key for curve in curves_of(facts.method)]
     curve = thin(run.metrics(), keys)
-    is_encoder = facts.method in METHODS and not METHODS[facts.method].generates
-    return RunSummary(
-        label=label,
-        path=str(run.path),
-        group=_group(config, facts.weights_digest, manifest.data_digest),
-        kind=" · ".join(part for part in parts if part),
-        method=facts.method,
-        encoder=short_name(encoder) if encoder else None,
-        feature_set=feature_set,
-        random_weights=random_weights,
-        data=facts.data,
-        data_digest=manifest.data_digest,
-        image_size=facts.image_size,
-        steps=manifest.step,
-        batch_size=facts.batch_size,
-        images_seen=manifest.images_seen,
-        train_seconds=manifest.train_seconds,
-        parameters=manifest.parameters,
-        peak_memory_gib=manifest.peak_memory_gib,
-        device=manifest.device,
-        state=manifest.state,
-        seed=facts.seed,
-        signals={key: curve[-1][key] if curve else None for key in keys},
-        scored_by=_scored_by(facts, manifest.scored_on_the_way),
-        curve=curve,
-        config=config,
-        warnings=_warnings(facts, manifest.state, random_weights=random_weights),
-        training_encoders=training_encoders_of(manifest),
-        lineage=lineage_of_run(manifest, "unknown") if is_encoder else None,
-    )
-
-
-def _warnings(facts: _Facts, state: str, *, random_weights: bool) -> list[str]:
     warnings = ["random weights: the encoder of this run was never trained"] if random_weights else []
-    if state != "done":
-        warnings.append(f"the training is not finished: its state is {state}")
+    if manifest.state != "done":
+        warnings.append(f"the training is not finished: its state is {manifest.state}")
     if facts.collapse_step is not None and facts.worst_spread is not None:
         recovered = "" if facts.collapsed else ", which it recovered from"
         warnings.append(
             f"collapse in training from step {facts.collapse_step:,}: generated features spread "
             f"{facts.worst_spread:.2g} of what real ones do at step {facts.worst_step or 0:,}{recovered}"
         )
-    return warnings
-
-
-def _scored_by(facts: _Facts, kinship: Any) -> str | None:
-    """What the scores during training are, in words; None where there are none."""
-    if not facts.scoring_every:
-        return None
-    reference = facts.scoring_reference or facts.data
-    setup = f"{REQUIRED}@{facts.scoring_images} by {facts.scoring_extractor} against {reference}"
-    known = read_kinship(kinship) if kinship else None
-    return setup if known is None or known.counts else f"{setup} ({known.degree} evaluator)"
+    scored_by = None
+    if facts.scoring_every:
+        reference = facts.scoring_reference or facts.data
+        scored_by = f"{REQUIRED}@{facts.scoring_images} by {facts.scoring_extractor} against {reference}"
+        known = read_kinship(manifest.scored_on_the_way) if manifest.scored_on_the_way else None
+        scored_by += f" ({known.degree} evaluator)" if known and not known.counts else ""
+    is_encoder = facts.method in METHODS and not METHODS[facts.method].generates
+    return RunSummary(
+        label=label,
+        path=str(run.path),
+        group=_group(config, facts.weights_digest, manifest.data_digest),
+        kind=" · ".join(part for part in parts if part),
+        encoder=short_name(encoder) if encoder else None,
+        feature_set=feature_set,
+        random_weights=random_weights,
+        data_digest=manifest.data_digest,
+        steps=manifest.step,
+        **facts.model_dump(include={"method", "data", "image_size", "batch_size", "seed"}),
+        **{name: getattr(manifest, name) for name in MANIFEST_FIELDS},
+        signals={key: curve[-1][key] if curve else None for key in keys},
+        scored_by=scored_by,
+        curve=curve,
+        config=config,
+        warnings=warnings,
+        training_encoders=training_encoders_of(manifest),
+        lineage=lineage_of_run(manifest, "unknown") if is_encoder else None,
+    )
 
 
 def curves_of(method: str) -> tuple[Curve, ...]:
@@ -275,12 +247,7 @@ def _group(config: Mapping[str, Any], encoder_digest: str | None, data_digest: s
 def thin(
     records: Sequence[Mapping[str, Any]], keys: Sequence[str], *, limit: int = MAX_CURVE_POINTS
 ) -> list[CurvePoint]:
-    """At most `limit` points: averages over equally many neighbouring records, at the position of the last of them.
-
-    Args:
-        records: of metrics.jsonl.
-        keys: signals, "loss" or keys of `health`.
-    """
+    """At most `limit` points: averages over equally many neighbouring records, at the position of the last of them."""
     size = max(1, math.ceil(len(records) / limit))
     points = []
     for first in range(0, len(records), size):
@@ -331,12 +298,7 @@ def differences(runs: Sequence[RunSummary]) -> dict[str, list[Any]]:
 
 
 def equality_notes(runs: Sequence[RunSummary], *, scored: bool = False) -> list[str]:
-    """Sentences on what the runs do not have in common, and the warnings of each.
-
-    Args:
-        runs: what is compared.
-        scored: skip what `conclusions.cautions` says of runs that have scores.
-    """
+    """What runs do not have in common, and the warnings of each; `scored`: less what `conclusions.cautions` says."""
     method = "differences between them are not those of the methods alone"
     machine = "their training times are those of different machines"
     unequal: list[tuple[str, set[Any], str]] = [

@@ -1,4 +1,4 @@
-"""Score tables that never mix evaluators, rows of runs that differ in their seed alone, and the CSV of all scores."""
+"""Score tables that never mix evaluators, rows of runs that differ in their seed alone, equal budgets, the CSV."""
 
 import csv
 import io
@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from driftkit.comparison.run_summary import RunSummary, curve_keys
+from driftkit.comparison.run_summary import COSTS, RunSummary, curve_keys
 from driftkit.comparison.speed import Speed, speed_of
 from driftkit.encoders.lineage import Kinship
+from driftkit.metrics.base import Quantity
 from driftkit.metrics.memorization import NEAR_SHARE
 from driftkit.metrics.registry import REQUIRED, quantities
 from driftkit.scoring.evaluation_record import (
@@ -41,12 +42,11 @@ class ScoreRow:
     Attributes:
         metrics: means over the seeds.
         spread: standard deviations over the seeds; of one seed, those that metrics give themselves.
-        scores: values of the ranking metric, one per seed.
+        scores: values of the ranking metric, lower is better, one per seed.
         floor: the real-vs-real floor of the ranking metric, by the same evaluator.
         badges: short warnings that stand next to the number wherever it is shown.
-        warnings: those of the evaluations.
         kinship: how near the evaluator is to the run's training encoder.
-        appearance: plain properties of the images beside those of real ones; see `metrics.appearance`.
+        appearance: plain properties of the images beside those of real ones; see `metrics.survey`.
     """
 
     run: str
@@ -126,17 +126,20 @@ class ScoreTable:
         """The best row of a run that the evaluator is related to, None where it has none."""
         return next((row for row in self.related if row.run == run and row.kinship.degree == "related"), None)
 
+    def columns(self) -> list[Quantity]:
+        """Numbers beside the ranking score that any row has."""
+        shown = [quantity for key, quantity in quantities().items() if quantity.column and key != REQUIRED]
+        return [quantity for quantity in shown if any(quantity.key in row.metrics for row in self.all_rows)]
+
     def has(self, run: str) -> bool:
         """Whether there is any score of the run."""
         return any(row.run == run for row in self.all_rows)
 
 
 def score_tables(evaluations: Iterable[LabelledEvaluation], runs: Sequence[RunSummary] = ()) -> list[ScoreTable]:
-    """Group evaluations into one table per evaluator, reference and count of images; the fullest table first.
+    """One table per evaluator, reference and count of images, the fullest first, of evaluations by label of the run.
 
-    Args:
-        evaluations: of runs by label.
-        runs: their summaries: warnings become badges, and runs of one group share a group row.
+    Warnings in the runs' summaries become badges, and runs of one group share a group row.
     """
     summaries = {run.label: run for run in runs}
     groups: dict[str, list[LabelledEvaluation]] = {}
@@ -146,16 +149,11 @@ def score_tables(evaluations: Iterable[LabelledEvaluation], runs: Sequence[RunSu
         if record.metrics.get("near_share", 0) > NEAR_SHARE:
             copying.add(_images_key(label, record))
     tables = [_table(key, members, summaries, copying) for key, members in groups.items()]
-    return sorted(
-        tables,
-        key=lambda t: (
-            -len({r.run for r in t.rows}),
-            t.extractor.name == "pixels",
-            -len(t.rows),
-            -t.num_images,
-            t.title,
-        ),
-    )
+
+    def place(t: ScoreTable) -> tuple[Any, ...]:
+        return (-len({r.run for r in t.rows}), t.extractor.name == "pixels", -len(t.rows), -t.num_images, t.title)
+
+    return sorted(tables, key=place)
 
 
 def evaluator_key(record: EvaluationRecord) -> str:
@@ -186,7 +184,9 @@ def _table(
     history: list[ScoreRow] = []
     latest: dict[tuple[Any, ...], ScoreRow] = {}
     for setup, records in setups.items():
-        records = _one_per_seed(records)
+        # The newest evaluation of every seed: one made twice is no second draw of the noise.
+        newest = {_sampling_of(record).seed: record for record in sorted(records, key=lambda r: r.created)}
+        records = [newest[seed] for seed in dict.fromkeys(_sampling_of(record).seed for record in records)]
         copies = any(_images_key(setup[0], record) in copying for record in records)
         row = _row(setup[0], records, runs.get(setup[0]), copies=copies)
         history.append(row)
@@ -212,12 +212,6 @@ def _table(
 
 def _sampling_of(record: EvaluationRecord) -> SamplingInfo:
     return record.sampling or SamplingInfo()
-
-
-def _one_per_seed(records: list[EvaluationRecord]) -> list[EvaluationRecord]:
-    """The newest evaluation of every seed: one made twice is no second draw of the noise."""
-    newest = {_sampling_of(record).seed: record for record in sorted(records, key=lambda r: r.created)}
-    return [newest[seed] for seed in dict.fromkeys(_sampling_of(record).seed for record in records)]
 
 
 def _row(label: str, records: list[EvaluationRecord], run: RunSummary | None, *, copies: bool) -> ScoreRow:
@@ -273,18 +267,73 @@ def _group_rows(rows: Sequence[ScoreRow], runs: Mapping[str, RunSummary]) -> lis
         if len(set(seeds)) < 2:
             continue
         scores, first = [row.score for row in members], members[0]
-        result.append(
-            GroupRow(
-                runs[first.run].kind, [row.run for row in members], seeds, first.sampler, first.nfe, first.weights,
-                scores, statistics.fmean(scores), statistics.stdev(scores),
-            )
-        )  # fmt: skip
+        kind, labels = runs[first.run].kind, [row.run for row in members]
+        setup, mean, sd = (first.sampler, first.nfe, first.weights), statistics.fmean(scores), statistics.stdev(scores)
+        result.append(GroupRow(kind, labels, seeds, *setup, scores, mean, sd))
     return sorted(result, key=lambda g: g.mean)
 
 
+@dataclass(frozen=True)
+class BudgetCell:
+    """The best score of a run within a budget, of which its checkpoint `spent` a part."""
+
+    score: float
+    spent: float
+    step: int | None
+    sampler: str | None
+    nfe: int | None
+
+
+@dataclass(frozen=True)
+class EqualBudget:
+    """A budget ("step", "images", "seconds" or "nfe") of that amount, and run label -> the best score within it."""
+
+    cost: str
+    amount: float
+    cells: dict[str, BudgetCell | None]
+
+
+def training_budgets(table: ScoreTable, runs: Sequence[RunSummary]) -> list[EqualBudget]:
+    """Scores at the largest number of steps, images and seconds that every trained run was scored at or beyond.
+
+    A run is shown with its best score of all checkpoints within the budget, in any sampler setup. Runs without any
+    training cost nothing and fit every budget. A cost is skipped where fewer than two trained runs tell it.
+    """
+    summaries = {run.label: run for run in runs}
+    budgets = []
+    for cost in COSTS:
+        spent: dict[str, list[tuple[float, ScoreRow]]] = {}
+        for row in table.history:
+            run = summaries.get(row.run)
+            if run is not None and (value := run.cost_at(row.step or 0, cost)) is not None:
+                spent.setdefault(row.run, []).append((value, row))
+        totals = [total for rows in spent.values() if (total := max(value for value, _ in rows)) > 0]
+        if len(totals) >= 2:
+            amount = min(totals)
+            budgets.append(EqualBudget(cost, amount, {run: _within(rows, amount) for run, rows in spent.items()}))
+    return budgets
+
+
+def nfe_budgets(table: ScoreTable) -> list[EqualBudget]:
+    """The best score of every run with at most so many network evaluations per image, for every NFE that was scored."""
+    by_run: dict[str, list[tuple[float, ScoreRow]]] = {}
+    for row in table.rows:
+        if row.nfe is not None:
+            by_run.setdefault(row.run, []).append((float(row.nfe), row))
+    amounts = sorted({nfe for rows in by_run.values() for nfe, _ in rows})
+    return [EqualBudget("nfe", a, {run: _within(rows, a) for run, rows in by_run.items()}) for a in amounts]
+
+
+def _within(rows: Sequence[tuple[float, ScoreRow]], amount: float) -> BudgetCell | None:
+    affordable = [(value, row) for value, row in rows if value <= amount * (1 + 1e-9)]
+    if not affordable:
+        return None
+    value, row = min(affordable, key=lambda pair: pair[1].score)
+    return BudgetCell(row.score, value, row.step, row.sampler, row.nfe)
+
+
 VALUES = f"{REQUIRED}_values"
-TABLE_FIELDS = ("table", "score", "evaluator", "evaluator_weights", "reference", "reference_digest", "num_images",
-                "rank")  # fmt: skip
+TABLE_FIELDS = ("table", "score", "evaluator", "evaluator_weights", "reference", "reference_digest", "num_images")
 RUN_FIELDS = ("group", "kind", "method", "encoder", "feature_set", "training_seed", "steps", "images_seen",
               "train_seconds", "parameters", "peak_memory_gib")  # fmt: skip
 ROW_FIELDS = ("step", "sampler", "nfe", "weights", VALUES, "floor", "floor_images")
@@ -293,8 +342,8 @@ ROW_FIELDS = ("step", "sampler", "nfe", "weights", VALUES, "floor", "floor_image
 def record_fields() -> tuple[str, ...]:
     """The columns of compare.csv: every metric with its standard deviation among them."""
     metrics = [column for key in quantities() for column in (key, f"{key}_sd")]
-    return (*TABLE_FIELDS, "run", *RUN_FIELDS, *ROW_FIELDS, *metrics, "images_per_second", "speed_scaled", "kinship",
-            "kinship_reason", *curve_keys(), "badges", "warnings", "path")  # fmt: skip
+    return (*TABLE_FIELDS, "rank", "run", *RUN_FIELDS, *ROW_FIELDS, *metrics, "images_per_second", "speed_scaled",
+            "kinship", "kinship_reason", *curve_keys(), "badges", "warnings", "path")  # fmt: skip
 
 
 def score_records(
@@ -307,19 +356,12 @@ def score_records(
     summaries = {run.label: run for run in runs}
     records: list[dict[str, Any]] = []
     for table in tables:
-        head = {
-            "table": table.key,
-            "score": table.name,
-            "evaluator": table.extractor.name,
-            "evaluator_weights": table.extractor.weights_digest,
-            "reference": table.reference.spec,
-            "reference_digest": table.reference.digest,
-            "num_images": table.num_images,
-        }
+        by, real = table.extractor, table.reference
+        values = (table.key, table.name, by.name, by.weights_digest, real.spec, real.digest, table.num_images)
+        head = dict(zip(TABLE_FIELDS, values, strict=True))
         for place, row in enumerate(table.all_rows, start=1):
-            rank = {"rank": place if row.kinship.counts else None}
-            run = summaries.get(row.run)
-            records.append({**head, **rank, **(_run_fields(run) if run else {}), **_row_fields(row, speeds)})
+            run, rank = summaries.get(row.run), place if row.kinship.counts else None
+            records.append({**head, "rank": rank, **(_run_fields(run) if run else {}), **_row_fields(row, speeds)})
     records += [_run_fields(run) for run in runs if not any(table.has(run.label) for table in tables)]
     return [{field: record.get(field) for field in record_fields()} for record in records]
 

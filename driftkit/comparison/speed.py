@@ -29,9 +29,7 @@ class SpeedSettings:
     """What is held equal.
 
     Attributes:
-        device: where the network runs.
-        dtype: of its arithmetic.
-        batch_size: images at a time.
+        dtype: of the network's arithmetic.
         compiled: whether networks go through torch.compile.
         warm_up: untimed runs first.
         repeats: timed runs, of which the fastest counts: whatever else a machine does only slows them down.
@@ -53,7 +51,6 @@ class SpeedSettings:
         return cls(device, dtype, batch_size, config.speed_compile, budget_seconds=config.speed_seconds)
 
     def describe(self) -> dict[str, Any]:
-        """The settings as JSON data."""
         return {
             **asdict(self),
             "device": describe_device(self.device),
@@ -90,11 +87,7 @@ class Speed:
 
 @dataclass(frozen=True)
 class SpeedCase:
-    """What is timed: a network in evaluation mode on the settings' device, and a sampler that draws no noise.
-
-    Attributes:
-        share: of the time budget, which the cases of one network divide among them.
-    """
+    """A network in evaluation mode, a sampler that draws no noise, and their share of the network's time budget."""
 
     run: str
     sampler_name: str
@@ -114,12 +107,7 @@ def time_runs(
 ) -> list[Speed]:
     """Images per second of every run, in each sampler setup that was scored and at the usual NFE of its samplers.
 
-    Args:
-        runs: runs that generate images.
-        tables: their scores.
-        settings: what is held equal.
-        notes: gets a sentence for every run that could not be timed, and one where the machine was busy.
-        report: called with the progress.
+    `notes` gets a sentence for every run that could not be timed, and one where the machine was busy.
     """
     cases: list[SpeedCase] = []
     for run in runs:
@@ -173,16 +161,9 @@ def measure_speeds(
     Rounds spread whatever disturbs the machine over all cases, where timing one after the other would blame it on one.
     A sampler of many steps on a slow device is timed at fewer evaluations, at least 2, where the repeats of all of them
     would exceed the budget: its cost is that of its evaluations, and the result says how many were made.
-
-    Args:
-        cases: what is timed.
-        settings: what is held equal.
-        advance: called after each round.
     """
-    models: dict[int, Any] = {}
-    for case in cases:
-        if id(case.network) not in models:
-            models[id(case.network)] = torch.compile(case.network) if settings.compiled else case.network
+    networks = {id(case.network): case.network for case in cases}
+    models = {key: torch.compile(network) if settings.compiled else network for key, network in networks.items()}
     counts = []
     for case in cases:
         short = min(case.nfe, 2)

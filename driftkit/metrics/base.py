@@ -1,6 +1,6 @@
 """What a metric is: a row that says which numbers it gives, what it needs, and how to compute them from features."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -38,7 +38,7 @@ class FeatureStats:
 
     @classmethod
     def of_rows(cls, rows: torch.Tensor, *, device: torch.device | str = "cpu", **fields: Any) -> "FeatureStats":
-        """Statistics of features [N, D] alone, whose moments are computed on `device`."""
+        """Statistics of features [N, D] alone."""
         return cls(Moments.of(rows, device=device), rows, torch.arange(len(rows)), None, **fields)
 
     @classmethod
@@ -52,14 +52,12 @@ class FeatureStats:
 
 @dataclass(frozen=True)
 class Quantity:
-    """One number that a metric gives.
+    """One number that a metric gives, with one sentence about what it means.
 
     Attributes:
-        key: its name in records and CSV.
-        label: its name in tables and figures, for example "KID".
+        key, label: its name in records and CSV, and in tables and figures, for example "KID".
         direction: which values are better: lower, higher, nearer to one; or none.
-        unit: what it is measured in, which decides how it is formatted.
-        help: one sentence about what it means.
+        unit: decides how it is formatted.
         column: whether it has a column in tables of runs; the others stand in the record alone.
         spread: key of its standard deviation, where the metric gives one.
     """
@@ -75,13 +73,10 @@ class Quantity:
 
 @dataclass(frozen=True)
 class Baseline:
-    """How far real images are from the nearest training image.
+    """How far real images are from the nearest training image: the median, and the 1 % quantile `near`.
 
     Attributes:
-        median: of the distances.
-        near: their 1 % quantile.
-        num_images: real images asked.
-        of: which those are, in words.
+        num_images, of: how many real images were asked, and which, in words.
     """
 
     median: float
@@ -95,8 +90,6 @@ class MetricInputs:
     """What metrics are computed from.
 
     Attributes:
-        generated, reference: of one extractor.
-        device: where scores are computed.
         inception_logits: whether the generated logits are those that the Inception Score is defined with.
         classes: names of the classes that both sets share; empty where there are none.
         training: features of the training images, where copies are looked for.
@@ -127,21 +120,19 @@ class MetricInputs:
 
 @dataclass(frozen=True)
 class MetricResult:
-    """What a metric gives.
+    """What a metric gives: numbers by the keys of its quantities, none where it does not apply.
 
     Attributes:
-        values: the numbers, by the keys of the metric's quantities; empty where it does not apply.
         settings: what the numbers depend on, for example subset sizes.
         real: what real images give in their place, where the metric knows.
         details: everything else for the record, as a dataclass.
-        warnings: sentences about what the numbers say.
     """
 
-    values: Mapping[str, float] = field(default_factory=dict)
-    settings: Mapping[str, int] = field(default_factory=dict)
-    real: Mapping[str, float] = field(default_factory=dict)
+    values: dict[str, float] = field(default_factory=dict)
+    settings: dict[str, int] = field(default_factory=dict)
+    real: dict[str, float] = field(default_factory=dict)
     details: Any = None
-    warnings: Sequence[str] = ()
+    warnings: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -149,13 +140,9 @@ class Metric:
     """A row of `registry.METRICS`.
 
     Attributes:
-        name: by which `fid` selects it.
-        label: what it is called in sentences.
-        help: one sentence.
         quantities: the numbers it gives, in the order in which they are shown.
-        needs: what it is computed from.
-        min_images: least number of images of that on either side; fewer of them skip the metric with a warning.
-        compute: the numbers; called only where `needs` and `min_images` are met.
+        min_images: least number of images of what it needs, on either side; fewer skip the metric with a warning.
+        compute: called only where `needs` and `min_images` are met.
         in_floor: whether it is also computed between two halves of the real images.
     """
 

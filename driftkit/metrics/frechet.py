@@ -9,18 +9,12 @@ SMALLEST_PIVOT = 1e-10  # of a Cholesky factor, squared, over the largest varian
 
 
 def frechet_distance(a: Moments, b: Moments, *, device: torch.device | str = "cpu") -> float:
-    """Squared Fréchet (2-Wasserstein) distance between the Gaussians with these moments.
+    """Squared Fréchet (2-Wasserstein) distance between the Gaussians with these moments, >= 0, of >= 2 vectors each.
 
     |mean_a - mean_b|^2 + tr(C_a) + tr(C_b) - 2 tr((C_a C_b)^(1/2)). The last trace is the sum of the singular values
     of R_a^T R_b with C = R R^T: they come out to float64 precision of the largest one, where the
     square root of the eigenvalues of C_a C_b would keep half the digits and may turn complex.
-
-    Args:
-        a, b: moments of equal dimension, at least 2 vectors each.
-        device: where it is computed, in float64; a device without float64 leaves it to the CPU.
-
-    Returns:
-        The distance, >= 0, in squared units of the features.
+    A device without float64 leaves it to the CPU.
 
     Raises:
         ValueError: dimensions differ, or a covariance is not finite.

@@ -20,19 +20,14 @@ def kernel_distance(
     subsets: int = KID_SUBSETS,
     device: torch.device | str = "cpu",
 ) -> dict[str, float]:
-    """Squared maximum mean discrepancy with the kernel (x.y / D + 1)^3, over random subsets.
+    """`kid_mean`, without bias, and `kid_std` of the squared maximum mean discrepancy with the kernel (x.y / D + 1)^3.
 
     Products are float32, of features less their mean, and the constant that all kernel values share is left out, so
     that rounding is relative to how far kernel values differ; sums over them are float64.
 
     Args:
         generated, reference: float32 [N, D] and [M, D], at least `subset_size` rows each.
-        subset_size: rows of either set in a subset, >= 2.
-        subsets: how many.
-        device: where it is computed; a device without float64 leaves it to the CPU.
-
-    Returns:
-        `kid_mean` and `kid_std` over the subsets; the mean has no bias and may be below 0.
+        subset_size: rows of either set in a random subset, >= 2.
 
     Source: Binkowski et al. 2018 (arXiv 1801.01401), Eq. (4). Differs: nothing; subsets are torch-fidelity's.
     """
@@ -40,7 +35,10 @@ def kernel_distance(
     dim = reference.shape[1]
     centre = reference.mean(dim=0).double()
     constant = 1 + float(centre @ centre) / dim
-    picks = _draw_subsets(len(generated), len(reference), subset_size, subsets).to(place)
+    draws = np.random.RandomState(RANDOM_SEED)
+    counts = (len(generated), len(reference))
+    drawn = [[draws.choice(count, subset_size, replace=False) for count in counts] for _ in range(subsets)]
+    picks = torch.from_numpy(np.array(drawn)).to(place)  # [subsets, 2, subset_size]
     values = []
     with ieee_float32(place):
         x, y = (_centred(rows.to(place), centre.to(place)) for rows in (generated, reference))
@@ -50,13 +48,6 @@ def kernel_distance(
             values.append(within - 2 * _mean(one, other, constant))
     subset_values = torch.stack(values)
     return {"kid_mean": float(subset_values.mean()), "kid_std": float(subset_values.std(correction=0))}
-
-
-def _draw_subsets(num_x: int, num_y: int, size: int, subsets: int) -> torch.Tensor:
-    """Rows of either set in every subset, int64 [subsets, 2, size]."""
-    draws = np.random.RandomState(RANDOM_SEED)
-    picks = [[draws.choice(count, size, replace=False) for count in (num_x, num_y)] for _ in range(subsets)]
-    return torch.from_numpy(np.array(picks))
 
 
 def _centred(rows: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:

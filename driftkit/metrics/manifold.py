@@ -15,11 +15,9 @@ ROW_SEED = 2020  # of the choice of rows where one side has more
 
 
 class PointCloud:
-    """Feature vectors, prepared so that one matrix product gives squared distances between two sets.
+    """Feature vectors [N, D], prepared so that one matrix product gives squared distances between two sets.
 
-    Args:
-        rows: float32 [N, D].
-        centre: a vector near both sets, [D]; distances to it are what rounding is relative to.
+    Rounding is relative to the distance to `centre` [D], which lies near both sets.
     """
 
     def __init__(self, rows: torch.Tensor, centre: torch.Tensor, device: torch.device | str):
@@ -53,31 +51,22 @@ def neighbour_radii(points: PointCloud, neighbours: tuple[int, ...]) -> torch.Te
 
 
 def manifold_scores(
-    generated: torch.Tensor,
-    reference: torch.Tensor,
-    *,
-    neighbours: int = PRC_NEIGHBOURS,
-    density_neighbours: int = DENSITY_NEIGHBOURS,
-    device: torch.device | str = "cpu",
+    generated: torch.Tensor, reference: torch.Tensor, *, device: torch.device | str = "cpu"
 ) -> dict[str, float]:
-    """Precision, recall, density and coverage.
+    """Precision, recall, density and coverage of float32 [N, D] against [M, D].
 
     With B_k(y) the closed ball around y that reaches its k-th nearest neighbour in y's own set: precision is the share
     of generated points in some B_k(real), recall that of real points in some B_k(generated), density the mean number of
     B_k(real) that a generated point lies in over k, coverage the share of real points whose ball holds a generated one.
-
-    Args:
-        generated, reference: float32 [N, D] and [M, D], more rows each than either number of neighbours.
-        neighbours: k of precision and recall.
-        density_neighbours: k of density and coverage.
+    k is 3 for the first two and 5 for the others; either set has more rows than that.
 
     Source: Kynkäänniemi et al. 2019 (arXiv 1904.06991), Eq. (1)-(2), and Naeem et al. 2020 (arXiv 2002.09797),
     Eq. (3)-(4). Differs: balls are closed for all four, as torch-fidelity has them for the first two.
     """
     centre = reference.mean(dim=0)
     fake, real = PointCloud(generated, centre, device), PointCloud(reference, centre, device)
-    real_radius, real_density_radius = neighbour_radii(real, (neighbours, density_neighbours))
-    (fake_radius,) = neighbour_radii(fake, (neighbours,))
+    real_radius, real_density_radius = neighbour_radii(real, (PRC_NEIGHBOURS, DENSITY_NEIGHBOURS))
+    (fake_radius,) = neighbour_radii(fake, (PRC_NEIGHBOURS,))
     inside, dense = torch.zeros(2, dtype=torch.int64, device=device)  # the host waits for them once, at the end
     reached = torch.full_like(real_radius, torch.inf)  # distance of a real point to the nearest ball around a generated
     nearest = torch.full_like(real_radius, torch.inf)
@@ -93,7 +82,7 @@ def manifold_scores(
     return {
         "precision": int(inside) / len(fake),
         "recall": int((reached <= 0).sum()) / len(real),
-        "density": int(dense) / (density_neighbours * len(fake)),
+        "density": int(dense) / (DENSITY_NEIGHBOURS * len(fake)),
         "coverage": int((nearest <= real_density_radius).sum()) / len(real),
     }
 
@@ -105,10 +94,9 @@ def nearest_images(
     themselves: torch.Tensor | None = None,
     device: torch.device | str = "cpu",
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """For every query the nearest row of the bank.
+    """For every query [N, D], float32, the nearest row of the bank [M, D].
 
     Args:
-        queries, bank: float32 [N, D] and [M, D].
         themselves: int64 [N], where each query stands in the bank, so that it does not find itself; needs M >= 2.
 
     Returns:
@@ -128,9 +116,9 @@ def nearest_images(
     return torch.cat(distances).cpu(), torch.cat(indices).cpu()
 
 
-def _equally_many(rows: torch.Tensor, count: int) -> torch.Tensor:
-    """`count` rows; all of them in their order where there are no more. Real images may be sorted by class."""
-    if len(rows) == count:
+def draw_rows(rows: torch.Tensor, count: int) -> torch.Tensor:
+    """`count` random rows; all in their order where there are no more. Real images may be sorted by class."""
+    if len(rows) <= count:
         return rows
     return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(ROW_SEED))[:count]]
 
@@ -139,7 +127,7 @@ def _compute(inputs: MetricInputs) -> MetricResult:
     sides = inputs.generated.rows, inputs.reference.rows
     count = min(map(len, sides))
     # All four numbers move with the counts, so that both sides have equally many.
-    generated, reference = (_equally_many(rows, count) for rows in sides)
+    generated, reference = (draw_rows(rows, count) for rows in sides)
     return MetricResult(
         manifold_scores(generated, reference, device=inputs.device),
         {"prc_neighbours": PRC_NEIGHBOURS, "density_neighbours": DENSITY_NEIGHBOURS, "prc_images": count},

@@ -68,7 +68,6 @@ def baseline_distances(
 def find_copies(
     generated: FeatureStats, training: FeatureStats, baseline: Baseline, *, device: torch.device | str = "cpu"
 ) -> Memorization:
-    """Compare distances to the nearest training image with those of real images."""
     distances, index = nearest_images(generated.rows, training.rows, device=device)
     ratios = distances / baseline.median if baseline.median else torch.ones_like(distances)
     worst = ratios.argsort(stable=True)[:NUM_PAIRS].tolist()

@@ -4,29 +4,20 @@ import torch
 import torch.nn.functional as F
 
 from driftkit.metrics.base import Metric, MetricInputs, MetricResult, Quantity
-from driftkit.metrics.manifold import PointCloud
+from driftkit.metrics.manifold import PointCloud, draw_rows
 
 SIGMA = 10.0  # width of the kernel, for features of length 1
 SCALE = 1000.0
 MAX_ROWS = 10_000  # of either side; the cost grows with their product
-ROW_SEED = 2020
 
 
 def gaussian_mmd(
     generated: torch.Tensor, reference: torch.Tensor, *, sigma: float = SIGMA, device: torch.device | str = "cpu"
 ) -> float:
-    """1000 times the squared maximum mean discrepancy, with the kernel exp(-|x - y|^2 / (2 sigma^2)).
+    """1000 times the squared maximum mean discrepancy, with the kernel exp(-|x - y|^2 / (2 sigma^2)), biased, >= 0.
 
-    Rows are divided by their length first. Squared distances are float32; sums of kernel values are float64, of
-    expm1 instead of exp, since the constant 1 that all kernel values share cancels.
-
-    Args:
-        generated, reference: features, float32 [N, D] and [M, D].
-        sigma: width of the kernel, > 0.
-        device: where it is computed.
-
-    Returns:
-        The biased estimate (each set's own diagonal counts), >= 0.
+    Rows [N, D] and [M, D] are divided by their length first. Squared distances are float32; sums of kernel values are
+    float64, of expm1 instead of exp, since the constant 1 that all kernel values share cancels.
 
     Source: Jayasumana et al. 2023 (arXiv 2401.09603), CMMD with its sigma of 10 and its factor of 1000, estimated as in
     the authors' code. Differs: features are those of any extractor, up to 10,000 rows of either side. Only the
@@ -48,14 +39,8 @@ def _mean_kernel(x: PointCloud, y: PointCloud, sigma: float) -> float:
     return total / (len(x) * len(y))
 
 
-def _drawn(rows: torch.Tensor) -> torch.Tensor:
-    if len(rows) <= MAX_ROWS:
-        return rows
-    return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(ROW_SEED))[:MAX_ROWS]]
-
-
 def _compute(inputs: MetricInputs) -> MetricResult:
-    generated, reference = _drawn(inputs.generated.rows), _drawn(inputs.reference.rows)
+    generated, reference = (draw_rows(side.rows, MAX_ROWS) for side in (inputs.generated, inputs.reference))
     value = gaussian_mmd(generated, reference, device=inputs.device)
     return MetricResult({"mmd": value}, {"mmd_images": min(len(generated), len(reference))})
 

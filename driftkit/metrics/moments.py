@@ -6,19 +6,10 @@ from driftkit.runtime.device import float64_device
 
 
 class Moments:
-    """Count, mean and scatter of the feature vectors seen so far.
+    """Count, mean [D] and scatter [D, D] (of the centred vectors) of the features seen so far, in float64.
 
     Two of them merge exactly as if one had seen everything, so neither batches nor ranks change the result beyond
-    float64 rounding.
-
-    Args:
-        dim: D.
-        device: of the features to come. Sums stay there, or on the CPU where the device has no float64.
-
-    Attributes:
-        count: vectors seen.
-        mean: float64 [D].
-        scatter: sum of outer products of the centred vectors, float64 [D, D].
+    float64 rounding. Sums stay on the device, or on the CPU where the device has no float64.
 
     Source: Chan, Golub and LeVeque 1979, pairwise update. Differs: nothing.
     """
@@ -31,11 +22,7 @@ class Moments:
 
     @classmethod
     def of(cls, features: torch.Tensor, *, chunk: int = 4096, device: torch.device | str | None = None) -> "Moments":
-        """Moments of all rows of [N, D], taken `chunk` rows at a time to bound the float64 copy.
-
-        Args:
-            device: where they are computed; None: where the features are.
-        """
+        """Moments of all rows of [N, D], taken `chunk` rows at a time to bound the float64 copy."""
         if features.ndim != 2:
             raise ValueError(f"features: expected [N, D], got {list(features.shape)}")
         moments = cls(features.shape[1], device=features.device if device is None else device)
@@ -44,32 +31,24 @@ class Moments:
         return moments
 
     @classmethod
-    def of_covariance(cls, mean: torch.Tensor, covariance: torch.Tensor, *, count: int = 2) -> "Moments":
-        """Moments of a Gaussian that is known by mean [D] and unbiased covariance [D, D] of `count` vectors."""
-        moments = cls(len(mean))
-        moments.count, moments.mean, moments.scatter = count, mean.double(), covariance.double() * (count - 1)
+    def of_sums(cls, count: int, mean: torch.Tensor, scatter: torch.Tensor) -> "Moments":
+        """Moments known by their parts, float64."""
+        moments = cls(0)
+        moments.count, moments.mean, moments.scatter = count, mean, scatter
         return moments
 
     def update(self, features: torch.Tensor) -> None:
-        """Add the rows of [n, D].
-
-        Raises:
-            ValueError: the rows have another length.
-        """
+        """Add the rows of [n, D]."""
         if features.ndim != 2 or features.shape[1] != len(self.mean):
             raise ValueError(f"features: expected [n, {len(self.mean)}], got {list(features.shape)}")
         if len(features) == 0:
             return
         rows = features.detach().to(self.mean.device).double()
-        other = Moments(0)
-        other.count = len(rows)
-        other.mean = rows.mean(dim=0)
-        centred = rows - other.mean
-        other.scatter = centred.T @ centred
-        self.merge(other)
+        mean = rows.mean(dim=0)
+        centred = rows - mean
+        self.merge(Moments.of_sums(len(rows), mean, centred.T @ centred))
 
     def merge(self, other: "Moments") -> None:
-        """Add all that `other` has seen."""
         if other.count == 0:
             return
         total = self.count + other.count
@@ -80,17 +59,11 @@ class Moments:
 
     def to(self, device: torch.device | str) -> "Moments":
         """The same moments on a device, or on the CPU where that has no float64."""
-        moved = Moments(0)
-        moved.count = self.count
-        moved.mean, moved.scatter = (sums.to(float64_device(device)) for sums in (self.mean, self.scatter))
-        return moved
+        place = float64_device(device)
+        return Moments.of_sums(self.count, self.mean.to(place), self.scatter.to(place))
 
     def covariance(self) -> torch.Tensor:
-        """Unbiased covariance, float64 [D, D].
-
-        Raises:
-            ValueError: fewer than two vectors.
-        """
+        """Unbiased covariance, float64 [D, D]; ValueError for fewer than two vectors."""
         if self.count < 2:
             raise ValueError(f"a covariance needs at least 2 vectors, got {self.count}")
         return self.scatter / (self.count - 1)

@@ -41,11 +41,7 @@ class ClassScores:
 
 
 def class_scores(
-    generated: FeatureStats,
-    reference: FeatureStats,
-    *,
-    classes: Sequence[str],
-    device: torch.device | str = "cpu",
+    generated: FeatureStats, reference: FeatureStats, *, classes: Sequence[str], device: torch.device | str = "cpu"
 ) -> ClassScores | None:
     """Class histograms with their entropies, and the Fréchet distance of each class; None where no classes are known.
 
@@ -54,10 +50,6 @@ def class_scores(
     the features predicts, which is fitted to the reference (its predictions for real images are those of a fit to the
     other half of them). Per-class distances need classes that are those of the reference: a classifier of others gives
     histograms alone.
-
-    Args:
-        classes: names of the reference's classes; empty where it has none.
-        device: where the classifier is fitted and distances are computed.
     """
     labelled = _is_labelled(generated.labels) and _is_labelled(reference.labels) and bool(classes)
     by = "labels" if labelled else "predictions"
@@ -70,20 +62,22 @@ def class_scores(
     count = int(max(fake.max(), real.max())) + 1
     count = max(count, len(classes) if labelled else 0)
     fake_counts, real_counts = (torch.bincount(part, minlength=count) for part in (fake, real))
-    scores = ClassScores(
-        by=by,
-        entropy=entropy(fake_counts),
-        reference_entropy=entropy(real_counts),
-        missing=int(((fake_counts == 0) & (real_counts > 0)).sum()),
-    )
+    missing = int(((fake_counts == 0) & (real_counts > 0)).sum())
+    scores = ClassScores(by, entropy(fake_counts), entropy(real_counts), missing)
     if not labelled and not _knows(real, reference.labels, classes):
         return scores
+    distances: dict[str, float | None] = {}
+    for number, name in enumerate(classes):
+        sides = generated.rows[fake == number], reference.rows[real == number]
+        enough = min(map(len, sides)) >= MIN_PER_CLASS
+        moments = (Moments.of(side, device=device) for side in sides)
+        distances[name] = frechet_distance(*moments, device=device) if enough else None
     return replace(
         scores,
         names=list(classes),
-        generated=_padded(fake_counts, len(classes)),
-        reference=_padded(real_counts, len(classes)),
-        fd=_distances(generated.rows, fake, reference.rows, real, classes, device),
+        generated=torch.bincount(fake, minlength=len(classes)).tolist(),
+        reference=torch.bincount(real, minlength=len(classes)).tolist(),
+        fd=distances,
         accuracy=None if labelled else _accuracy(real, reference.labels),
     )
 
@@ -127,28 +121,6 @@ def _fitted(
     for fitted, held_out in (halves, halves[::-1]):
         real[held_out] = linear_predictions(rows[fitted], labels[fitted], rows[held_out])
     return linear_predictions(rows, labels, generated.to(place)).cpu(), real.cpu()
-
-
-def _padded(counts: torch.Tensor, length: int) -> list[int]:
-    return [*counts.tolist(), *[0] * (length - len(counts))]
-
-
-def _distances(
-    generated: torch.Tensor,
-    fake: torch.Tensor,
-    reference: torch.Tensor,
-    real: torch.Tensor,
-    classes: Sequence[str],
-    device: torch.device | str,
-) -> dict[str, float | None]:
-    """Fréchet distance by class name; None where either side has fewer than 10 images of it."""
-    distances: dict[str, float | None] = {}
-    for number, name in enumerate(classes):
-        sides = generated[fake == number], reference[real == number]
-        enough = min(map(len, sides)) >= MIN_PER_CLASS
-        moments = (Moments.of(side, device=device) for side in sides)
-        distances[name] = frechet_distance(*moments, device=device) if enough else None
-    return distances
 
 
 def entropy(counts: torch.Tensor) -> float:

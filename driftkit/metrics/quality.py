@@ -10,14 +10,13 @@ RIDGE = 1e-3  # of the mean variance: the classifier stays defined where feature
 def knn_accuracy(
     bank: torch.Tensor, bank_labels: torch.Tensor, queries: torch.Tensor, labels: torch.Tensor, *, neighbours: int
 ) -> float:
-    """Share of queries whose most frequent class among the most similar bank features is their own.
+    """Share of queries whose most frequent class among the `neighbours` most similar bank features is their own.
 
     Similarity is the cosine after the bank's mean is taken off; among classes equally frequent the lowest wins.
 
     Args:
         bank, queries: features [N, D] and [M, D].
         bank_labels, labels: int64 [N] and [M], all >= 0.
-        neighbours: how many bank features vote, at most N do.
     """
     centre = bank.mean(dim=0)
     known = F.normalize(bank - centre, dim=1)

@@ -1,13 +1,12 @@
 """All metrics, and the loop over them. A new metric is a file with its row, and the row's name in `METRICS`."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
 from driftkit.errors import UsageError
-from driftkit.metrics.base import FeatureStats, Metric, MetricInputs, Quantity
+from driftkit.metrics.base import FeatureStats, Metric, MetricInputs, MetricResult, Quantity
 from driftkit.metrics.frechet import FID
 from driftkit.metrics.inception_score import INCEPTION_SCORE
 from driftkit.metrics.kid import KID
@@ -22,36 +21,12 @@ METRICS: dict[str, Metric] = {
 """Metrics by name, in the order in which they are computed and shown."""
 
 REQUIRED = "fid"  # what tables of runs are sorted by
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What the metrics gave.
-
-    Attributes:
-        values: the numbers by key.
-        settings: what they depend on, for example subset sizes.
-        real: what real images give in their place, for those metrics that know it without a floor.
-        details: what a metric gave next to numbers, by its name.
-        warnings: sentences of the metrics, and one for each metric that was skipped for want of images.
-    """
-
-    values: dict[str, float] = field(default_factory=dict)
-    settings: dict[str, int] = field(default_factory=dict)
-    real: dict[str, float] = field(default_factory=dict)
-    details: dict[str, Any] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
+FLOOR_SEED = 0
 
 
 @dataclass(frozen=True)
 class Floor:
-    """The real-vs-real floor: scores of one random half of the reference against the other.
-
-    Attributes:
-        num_images: on each side.
-        seed: of the split.
-        metrics: the numbers by key.
-    """
+    """The real-vs-real floor: scores of one random half of the reference against the other, `num_images` each."""
 
     num_images: int
     seed: int
@@ -64,11 +39,7 @@ def quantities() -> dict[str, Quantity]:
 
 
 def select_metrics(names: Iterable[str] | None) -> tuple[Metric, ...]:
-    """The metrics of these names, always with FID; all of them for None.
-
-    Raises:
-        UsageError: no such metric.
-    """
+    """The metrics of these names, always with FID; all of them for None. UsageError: no such metric."""
     if names is None:
         return tuple(METRICS.values())
     chosen = {REQUIRED, *names}
@@ -77,9 +48,9 @@ def select_metrics(names: Iterable[str] | None) -> tuple[Metric, ...]:
     return tuple(metric for name, metric in METRICS.items() if name in chosen)
 
 
-def compute_metrics(inputs: MetricInputs, metrics: Iterable[Metric]) -> Scores:
-    """The numbers of all metrics that apply to the inputs."""
-    scores = Scores()
+def compute_metrics(inputs: MetricInputs, metrics: Iterable[Metric]) -> MetricResult:
+    """What all metrics that apply to the inputs give; `details` by metric, `warnings` also of skipped ones."""
+    scores = MetricResult(details={})
     for metric in metrics:
         count = inputs.count(metric.needs)
         if count is None:
@@ -104,25 +75,18 @@ def real_floor(
     *,
     num_images: int,
     metrics: Iterable[Metric] | None = None,
-    seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> Floor | None:
-    """What perfect samples would score: two disjoint random halves of the reference against each other.
+    """What perfect samples would score: two disjoint random halves of features [M, D] against each other.
 
-    Args:
-        rows: features of real images, [M, D].
-        num_images: on each side, at most M / 2.
-        metrics: which are computed; None: all that two sets of real images have.
-        seed: of the split.
-
-    Returns:
-        The floor; None where there are fewer than 4 images.
+    At most M / 2 images on each side; None where there are fewer than 4. `metrics`: those that two sets of real images
+    have, all of them by default.
     """
     count = min(num_images, len(rows) // 2)
     if count < 2:
         return None
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(FLOOR_SEED))
     first, second = (FeatureStats.of_rows(rows[half], device=device) for half in order[: 2 * count].split(count))
     chosen = [metric for metric in metrics or METRICS.values() if metric.in_floor]
     scores = compute_metrics(MetricInputs(first, second, device), chosen)
-    return Floor(count, seed, scores.values)
+    return Floor(count, FLOOR_SEED, scores.values)

@@ -20,12 +20,10 @@ LABEL = 40  # characters of a run's name beside a chart; the middle of longer on
 
 @dataclass(frozen=True)
 class Figure:
-    """One picture.
+    """One picture, with a text for those who do not see it.
 
     Attributes:
         name: file name without suffix.
-        alt: what it shows, for those who do not see it.
-        caption: what a reader should know.
         light, dark: what the page embeds, with `media_type`; `dark` is None where one edition serves both.
         png, svg: what lies beside the page; `svg` is None for pictures made of pixels.
         width, height: in CSS pixels.
@@ -69,7 +67,13 @@ def draw_figure(
             canvas = Canvas(figsize=(6.4, height), layout="constrained")
             FigureCanvasAgg(canvas)
             axes = canvas.add_subplot()
-            _style(axes, theme)
+            axes.grid(True, color=GRID[theme], linewidth=0.7)
+            axes.set_axisbelow(True)
+            axes.tick_params(colors=INK[theme], labelsize=8.5, length=0, which="both")
+            axes.spines[["top", "right", "left"]].set_visible(False)
+            axes.spines["bottom"].set_color(GRID[theme])
+            axes.xaxis.label.set_color(INK[theme])
+            axes.yaxis.label.set_color(INK[theme])
             draw(axes, theme)
             memory = io.BytesIO()
             canvas.savefig(memory, format="svg", transparent=True, metadata={"Date": None})
@@ -80,17 +84,6 @@ def draw_figure(
                 png = memory.getvalue()
     light, dark = editions["light"], editions["dark"]
     return Figure(name, alt, caption, light, png, dark, light, "image/svg+xml", width=640, height=round(100 * height))
-
-
-def _style(axes: Any, theme: str) -> None:
-    axes.grid(True, color=GRID[theme], linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=INK[theme], labelsize=8.5, length=0, which="both")
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(GRID[theme])
-    axes.xaxis.label.set_color(INK[theme])
-    axes.yaxis.label.set_color(INK[theme])
 
 
 def scale_y(axes: Any, values: Sequence[float]) -> None:

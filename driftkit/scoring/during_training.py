@@ -29,11 +29,7 @@ def open_scoring(
     """What the training loop calls every `evaluation.every` steps; None where that is 0.
 
     Weights and real images are opened now, so that what is missing stops the run before it begins. A network whose
-    images cannot be scored yet gets a warning and no number.
-
-    Args:
-        encoder: what the manifest says of the run's own encoder.
-        is_main: whether this is the rank that scores; the others only keep step with it.
+    images cannot be scored yet gets a warning and no number. Only the main rank scores.
 
     Raises:
         UsageError: the method generates no images.

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -63,6 +63,11 @@ class SamplingInfo(Info):
     seed: int | None = None
     precision: str | None = None
 
+    @classmethod
+    def of(cls, info: Mapping[str, Any]) -> "SamplingInfo":
+        """What a record of samples says."""
+        return cls.model_validate({**info, "options": info.get("sampler_options") or {}})
+
     @property
     def label(self) -> str | None:
         """The sampler with its options, for example "ddim eta=1.0"."""
@@ -114,7 +119,6 @@ class ScoredRecord(Record):
     Attributes:
         name: of the score, for example "fid@50000".
         target: the run, samples file or images that were scored.
-        run: name of the run that the images came from.
         sampling: None for images that no run here made.
         kinship: how near the extractor is to the run's training encoder; None for images without a run.
     """
@@ -151,12 +155,10 @@ class EvaluationRecord(ScoredRecord):
     """One evaluation.
 
     Attributes:
-        metrics: the numbers.
-        metric_settings: what they depend on, for example subset sizes.
+        metric_settings: what the numbers depend on, for example subset sizes.
         real_metrics: what real images give in place of numbers that have no floor.
         appearance: property -> how far generated images are from real ones; None where no real images were at hand.
         per_class, memorization: what those metrics gave next to numbers.
-        training: the images among which copies were searched.
         identity: digest of all that the evaluation follows from, for runs.
         seconds_by_part: wall time of images, features, training images and scores.
     """
@@ -189,13 +191,7 @@ class Spread(Info):
 
 
 class RepeatsRecord(ScoredRecord):
-    """Several evaluations of one target, of disjoint seeds or parts.
-
-    Attributes:
-        metrics: the means.
-        spread: all numbers by key.
-        evaluations: their files.
-    """
+    """Several evaluations of one target, of disjoint seeds or parts: means, all numbers by key, and their files."""
 
     kind: ClassVar[str] = "evaluation repeats"
 

@@ -3,62 +3,56 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 import torch
 
 from driftkit import __version__
 from driftkit.config.sampling_config import SamplingConfig
-from driftkit.encoders.lineage import Kinship, kinship, training_encoders_of
+from driftkit.encoders.lineage import kinship, training_encoders_of
 from driftkit.errors import RefusedError, UsageError
-from driftkit.metrics.appearance import compare_appearance
 from driftkit.metrics.base import FeatureStats, Metric, MetricInputs
 from driftkit.metrics.frechet import frechet_distance
 from driftkit.metrics.memorization import NUM_PAIRS
-from driftkit.metrics.registry import METRICS, Scores, compute_metrics
+from driftkit.metrics.registry import METRICS, compute_metrics
+from driftkit.metrics.survey import compare_appearance
 from driftkit.scoring.evaluation_record import (
     AppearanceInfo,
     EvaluationRecord,
     ReferenceInfo,
+    ScoredRecord,
     default_path,
 )
 from driftkit.scoring.extraction import Extractor, extract, together
 from driftkit.scoring.extractors import load_extractor
-from driftkit.scoring.image_set import (
-    ImageSet,
-    ScoringExecution,
-    is_run,
-    open_target,
-    require_same_size,
-    require_target,
+from driftkit.scoring.image_set import ImageSet, ScoringExecution, is_run, open_target, require_size, require_target
+from driftkit.scoring.reference import SCORES_VERSION, Reference, TrainingImages, open_reference, open_training
+from driftkit.scoring.sanity import (
+    collapse_warning,
+    compression,
+    count_warnings,
+    floor_warnings,
+    require_scorable,
+    survey_warnings,
 )
-from driftkit.scoring.reference import (
-    SCORES_VERSION,
-    Reference,
-    TrainingImages,
-    open_reference,
-    open_training,
-    training_digest,
-)
-from driftkit.scoring.sanity import check_images, collapse_warning, count_warnings, floor_warnings, require_scorable
 from driftkit.scoring.statistics_file import write_statistics
 from driftkit.storage.files import digest_json, sha256_file
 from driftkit.storage.images import save_grid
 from driftkit.storage.run_folder import Run
 
 PAIR_COLUMNS = 8
+Scored = TypeVar("Scored", bound=ScoredRecord, covariant=True)
 
 
 @dataclass(frozen=True)
 class ScoringOptions:
-    """What is computed and what is refused.
+    """What is computed, where it applies, and what is refused.
 
     Attributes:
-        metrics: which, where they apply.
         training: data SPEC of the training images; None takes the run's own, else the reference.
-        allow_collapsed: score images that are all alike, with a warning, instead of refusing.
-        allow_jpeg: score images stored as JPEG against others, with a warning, instead of refusing.
+        allow_collapsed, allow_jpeg: warn instead of refusing images all alike, or JPEG against other formats.
     """
 
     metrics: tuple[Metric, ...] = tuple(METRICS.values())
@@ -66,28 +60,22 @@ class ScoringOptions:
     allow_collapsed: bool = False
     allow_jpeg: bool = False
 
-    @property
-    def memorization(self) -> bool:
-        """Whether copies of training images are searched."""
-        return any(metric.needs == "training" for metric in self.metrics)
-
     def without_memorization(self) -> "ScoringOptions":
         """The same without metrics that need training images."""
-        metrics = tuple(metric for metric in self.metrics if metric.needs != "training")
-        return ScoringOptions(metrics, self.training, self.allow_collapsed, self.allow_jpeg)
+        return replace(self, metrics=tuple(metric for metric in self.metrics if metric.needs != "training"))
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """An evaluation and the file it was written to. Of several processes only the first has a record."""
+class Evaluation(Generic[Scored]):
+    """A record of scores and its file. Of several processes only the first has a record."""
 
-    record: EvaluationRecord | None
+    record: Scored | None
     path: Path
 
 
 @dataclass(frozen=True)
 class Target:
-    """Images to score, the path that named them, and how long opening or sampling them took."""
+    """Images to score, what named them, how a run was to be sampled, and how long opening or sampling took."""
 
     images: ImageSet
     path: Path
@@ -97,11 +85,7 @@ class Target:
 
 @dataclass
 class Evaluator:
-    """An extractor with a reference: scores one target after another.
-
-    Attributes:
-        image_size: side in pixels to which images of files are resized; None leaves them.
-    """
+    """An extractor with a reference: scores one target after another."""
 
     extractor: Extractor
     reference: Reference
@@ -112,21 +96,18 @@ class Evaluator:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process is the one that writes and prints."""
+        """Whether this process writes and prints."""
         return self.execution.ranks.is_main
 
-    def score(self, target: Target, output: Path | None = None) -> Evaluation:
-        """Score images that were opened, and write the evaluation.
-
-        Args:
-            output: where to write; None puts it into the run's evaluations, else next to the target.
+    def score(self, target: Target, output: Path | None = None) -> Evaluation[EvaluationRecord]:
+        """Score images and write the evaluation to `output`, else into the run's evaluations or next to the target.
 
         Raises:
             RefusedError: a number would mislead.
         """
         images, ranks = target.images, self.execution.ranks
         seconds = {"images": target.seconds}
-        require_same_size(images, self.reference.info.image_size)
+        require_size(images.images.shape[-2:], self.reference.info.image_size)
         with timed(seconds, "features"):
             generated = extract(self.extractor, images, self.execution)
         with timed(seconds, "training images"):
@@ -137,16 +118,15 @@ class Evaluator:
         if record is None:
             return Evaluation(None, target.path)
         path = output or default_path(target.path, images.run, record)
+        update: dict[str, Any] = {"seconds": round(sum(seconds.values()), 3)}
+        update["seconds_by_part"] = {name: round(value, 3) for name, value in seconds.items()}
+        if is_run(target.path) and images.run is not None:
+            update["identity"] = self.identity(images.run, len(images), target.sampling)
         if pairs is not None and record.training is not None:
             picture = path.with_suffix(".nearest.png")
             save_grid(picture, pairs, columns=PAIR_COLUMNS)
-            update = {"training": record.training.model_copy(update={"picture": picture.name})}
-            record = record.model_copy(update=update)
-        if is_run(target.path) and images.run is not None:
-            identity = self.identity(images.run, len(images), target.sampling)
-            record = record.model_copy(update={"identity": identity})
-        parts = {name: round(value, 3) for name, value in seconds.items()}
-        record = record.model_copy(update={"seconds_by_part": parts, "seconds": round(sum(seconds.values()), 3)})
+            update["training"] = record.training.model_copy(update={"picture": picture.name})
+        record = record.model_copy(update=update)
         record.write(path)
         return Evaluation(record, path)
 
@@ -169,11 +149,7 @@ class Evaluator:
         )
 
     def write_statistics(self, path: Path) -> None:
-        """Write the reference's statistics where they may be given to others.
-
-        Raises:
-            UsageError: they were made by another program.
-        """
+        """Write the reference's statistics where others may take them; UsageError for those of another program."""
         statistics = self.reference.statistics
         if statistics.record.is_foreign:
             raise UsageError(f"`write_statistics`: {self.reference.info.spec} was made by another program; copy it")
@@ -181,11 +157,7 @@ class Evaluator:
             write_statistics(path, statistics.stats, statistics.record)
 
     def fid(self, images: torch.Tensor) -> float:
-        """The Fréchet distance of uint8 images [N, 3, H, W], in this process alone; nothing is written.
-
-        Raises:
-            RefusedError: they are not scorable.
-        """
+        """The Fréchet distance of uint8 images [N, 3, H, W] in this process alone; RefusedError for unscorable ones."""
         allow, real = self.options.allow_collapsed, self.reference.stats.moments
         alone = ScoringExecution(self.execution.batch_size, self.execution.device)
         generated = extract(self.extractor, ImageSet.of_tensor(images), alone)
@@ -194,81 +166,80 @@ class Evaluator:
         collapse_warning(generated.moments, real, allow_collapsed=allow)
         return frechet_distance(generated.moments, real, device=self.execution.device)
 
-    def kinship(self, run: Run | None) -> Kinship | None:
-        """How near the extractor is to the run's training encoder; None without a run."""
-        return None if run is None else kinship(training_encoders_of(run.manifest()), self.extractor.lineage)
-
     def _evaluate(
         self, target: Target, generated: FeatureStats, training: TrainingImages | str | None
     ) -> EvaluationRecord:
         """Sanity, metrics and record."""
         images, real, info = target.images, self.reference.stats, self.reference.info
-        count, device = len(generated), self.execution.device
+        count = len(generated)
         assert generated.survey is not None
-        marks, warnings = check_images(
-            images, generated.survey, info, real.survey,
-            allow_collapsed=self.options.allow_collapsed, allow_jpeg=self.options.allow_jpeg,
-        )  # fmt: skip
+        allow_collapsed, allow_jpeg = self.options.allow_collapsed, self.options.allow_jpeg
+        warnings = [*images.notes, *require_scorable(generated.survey, images.name, allow_collapsed=allow_collapsed)]
+        warnings += survey_warnings(generated.survey, "generated")
+        formats = {"generated_formats": images.formats, "reference_formats": info.formats}
+        marks, notes = compression(generated.survey, real.survey, **formats, allow_jpeg=allow_jpeg)
+        warnings += notes
+        if images.digest == info.digest:
+            warnings.append(
+                "the target and the reference are the same images: this score says nothing about a generator"
+            )
         if self.reference.statistics.record.is_foreign:
             warnings.append("statistics of another program: extractor, number of images and resizing are unknown")
-        kin = self.kinship(images.run)
+        run = images.run
+        kin = None if run is None else kinship(training_encoders_of(run.manifest()), self.extractor.lineage)
         if kin and not kin.counts:
             warnings.append(f"{self.extractor.name} is no independent evaluator of this run: {kin.reason}")
-        warnings += collapse_warning(generated.moments, real.moments, allow_collapsed=self.options.allow_collapsed)
-        scores = self._metrics(images, generated, training)
+        warnings += collapse_warning(generated.moments, real.moments, allow_collapsed=allow_collapsed)
+        known = training if isinstance(training, TrainingImages) else None
+        inputs = MetricInputs(
+            generated,
+            real,
+            self.execution.device,
+            inception_logits=self.extractor.inception_logits,
+            classes=info.classes if not images.classes or images.classes == info.classes else (),
+            training=known.reference.stats if known else None,
+            baseline=known.baseline(self.reference, self.execution) if known else None,
+        )
+        scores = compute_metrics(inputs, self.options.metrics)
         floor = self.reference.floor(count, self.options.metrics, self.execution)
         warnings += count_warnings(count, info.count, dim=self.extractor.dim)
         warnings += [*scores.warnings, *floor_warnings(floor, scores.values["fid"], count)]
-        if isinstance(training, str):
-            warnings.append(training)
+        warnings += [training] if isinstance(training, str) else []
+        appearance = None
+        if real.survey is not None:  # statistics of another program hold no images
+            compared = compare_appearance(generated.survey.appearance, real.survey.appearance)
+            appearance = {name: AppearanceInfo(**values) for name, values in compared.items()}
         memorization = scores.details.get("memorization")
         return EvaluationRecord(
             name=f"fid@{count}",
             num_images=count,
             target=str(target.path),
-            run=images.run.name if images.run else None,
+            run=run.name if run else None,
             sampling=images.sampling,
             kinship=kin,
             floor=floor,
             extractor=self.extractor.info,
             reference=ReferenceInfo(
-                spec=info.spec,
-                digest=info.digest,
-                count=info.count,
-                image_size=info.image_size,
-                is_training_data=training_digest(images.run) == info.digest,
+                **info.model_dump(), is_training_data=run is not None and run.manifest().data_digest == info.digest
             ),
             metrics=scores.values,
             metric_settings=scores.settings,
             real_metrics=scores.real,
-            appearance=_appearance(generated, real),
+            appearance=appearance,
             compression=marks,
             per_class=scores.details.get("per_class"),
             memorization=memorization,
-            training=training.describe() if memorization and isinstance(training, TrainingImages) else None,
+            training=known.describe() if memorization and known else None,
             warnings=warnings,
-            device=str(device),
+            device=str(self.execution.device),
             batch_size=self.execution.batch_size,
             world_size=self.execution.ranks.world_size,
         )
 
-    def _metrics(self, images: ImageSet, generated: FeatureStats, training: TrainingImages | str | None) -> Scores:
-        classes = self.reference.info.classes
-        known = training if isinstance(training, TrainingImages) else None
-        inputs = MetricInputs(
-            generated,
-            self.reference.stats,
-            self.execution.device,
-            inception_logits=self.extractor.inception_logits,
-            classes=classes if not images.classes or images.classes == classes else (),
-            training=known.reference.stats if known else None,
-            baseline=known.baseline(self.reference, self.execution) if known else None,
-        )
-        return compute_metrics(inputs, self.options.metrics)
-
     def _training_images(self, run: Run | None) -> TrainingImages | str | None:
         """Opened once for all targets that were trained on the same ones."""
-        if not self.options.memorization or self.reference.statistics.record.is_foreign:
+        searched = any(metric.needs == "training" for metric in self.options.metrics)
+        if not searched or self.reference.statistics.record.is_foreign:
             return None
         key = str(run.path) if run is not None else ""
         if key not in self._training:
@@ -295,14 +266,6 @@ class Evaluator:
         return torch.cat(rows) if rows else None
 
 
-def _appearance(generated: FeatureStats, real: FeatureStats) -> dict[str, AppearanceInfo] | None:
-    """Properties of the images themselves; None against statistics of another program, which hold no images."""
-    if generated.survey is None or real.survey is None:
-        return None
-    compared = compare_appearance(generated.survey.appearance, real.survey.appearance)
-    return {name: AppearanceInfo(**values) for name, values in compared.items()}
-
-
 def open_evaluator(
     reference: str,
     *,
@@ -313,13 +276,11 @@ def open_evaluator(
     image_size: int | None = None,
     check_size: Callable[[int | None], None] = lambda size: None,
 ) -> Evaluator:
-    """Load the extractor, and the features of the reference, or the images they are made of.
+    """Load the extractor, a name that `load_extractor` knows or one, and the features of the reference.
 
     Args:
         reference: data SPEC of the real images, or a file of statistics.
-        extractor: a name that `load_extractor` knows, or one.
-        extractor_weights: local weights of it.
-        image_size: side in pixels to which the reference is resized; None leaves it.
+        image_size: side in pixels to which images of files are resized; None leaves them.
         check_size: called with the side in pixels of the reference before that is read; refuses it by raising.
 
     Raises:
@@ -336,6 +297,18 @@ def open_evaluator(
     return Evaluator(extractor, opened, options or ScoringOptions(), execution, image_size)
 
 
+def open_evaluators(
+    reference: str, extractors: Sequence[str], *, options: ScoringOptions, **settings: Any
+) -> list[Evaluator]:
+    """An evaluator of each extractor; the other arguments are those of `open_evaluator`.
+
+    Copies are the same for all: they are searched in the features of the first extractor alone.
+    """
+    chosen = [options, *[options.without_memorization()] * (len(extractors) - 1)]
+    pairs = zip(extractors, chosen, strict=True)
+    return [open_evaluator(reference, extractor=name, options=each, **settings) for name, each in pairs]
+
+
 def evaluate(
     evaluators: Sequence[Evaluator],
     path: Path,
@@ -344,15 +317,11 @@ def evaluate(
     sampling: SamplingConfig | None = None,
     part: tuple[int, int] = (0, 1),
     output: Path | None = None,
-) -> list[Evaluation]:
-    """Open or sample the images of a target once, and score them by each evaluator.
+) -> list[Evaluation[EvaluationRecord]]:
+    """Open or sample the images of a target once, as `open_target`, and score them by each evaluator.
 
     Args:
         evaluators: of one reference and execution, at least one.
-        path: a run (which is sampled), a samples file, or a folder, archive or pack of images.
-        num_images: how many; None takes 50,000 of a run and all of anything else.
-        sampling: how to sample a run.
-        part: (k, K): the k-th of K disjoint parts of images that exist already.
         output: where to write; with several evaluators each adds its name.
 
     Raises:
@@ -393,7 +362,7 @@ def open_once(
 
 
 def output_of(evaluator: Evaluator, output: Path | None, *, several: bool) -> Path | None:
-    """Where an evaluator writes: what was named, with the evaluator's name in it where there are several."""
+    """What was named, with the evaluator's name in it where there are several."""
     if output is None or not several:
         return output
     return output.with_name(f"{output.stem}-{evaluator.extractor.info.label}.json")

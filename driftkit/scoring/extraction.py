@@ -35,14 +35,10 @@ class Extractor:
     """A frozen network in whose features images are compared.
 
     Attributes:
-        name: inception, dinov2, clip, efficientnet-lite2, pixels, "timm:MODEL", or "encoder:" and the run's folder
-            name.
+        name: inception, dinov2, clip, efficientnet-lite2, pixels, "timm:MODEL", or "encoder:" and the folder of a run.
         version: which implementation made the features.
         weights_digest: sha256 of its weights; with `name` and `resize` it says which numbers may be compared.
-        resize: how images get to the network's size.
         dim: length of a feature vector.
-        embed: the network with its resizing.
-        device: where `embed` expects its images.
         num_classes: of its classifier; 0 where it has none.
         inception_logits: whether its logits are those that the Inception Score is defined with.
         lineage: what its features come from; None where nobody knows.
@@ -71,7 +67,7 @@ class Extractor:
     def blocks(
         self, images: torch.Tensor, *, batch_size: int | None = None, advance: Callable[[int], None] | None = None
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
-        """Features of `block_rows` images after another, on the extractor's device; the last block may be smaller.
+        """Features float32 [n, dim] and logits [n, K] or None of `block_rows` images after another, on the device.
 
         The host waits for the device once per block, to learn whether its features are finite.
 
@@ -79,9 +75,6 @@ class Extractor:
             images: uint8 [N, 3, H, W].
             batch_size: images at a time; changes nothing beyond float32 rounding. None: `default_batch_size`.
             advance: called with the number of images just handed to the device.
-
-        Yields:
-            float32 [n, dim], and the logits [n, K] or None.
 
         Raises:
             RefusedError: a feature is not finite.
@@ -103,25 +96,22 @@ class Extractor:
             waiting = [(values[ready:], None if logits is None else logits[ready:])]
             for first in range(0, ready, self.block_rows):
                 rows = slice(first, min(first + self.block_rows, ready))
-                self._require_finite(values[rows])
+                if not bool(torch.isfinite(values[rows]).all()):
+                    raise RefusedError(
+                        f"{self.name} gives features that are not finite for these images; nothing was scored"
+                    )
                 yield values[rows], None if logits is None else logits[rows]
 
     def _embed(self, images: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         with torch.inference_mode(), ieee_float32(self.device):
             return self.embed(copy_to(images[:count], self.device))
 
-    def _require_finite(self, values: torch.Tensor) -> None:
-        if not bool(torch.isfinite(values).all()):
-            raise RefusedError(f"{self.name} gives features that are not finite for these images; nothing was scored")
-
     def features(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Features of all images, float32 [N, dim] on the CPU, and the logits [N, K] or None; as `blocks` otherwise."""
-        values, logits = _joined([(v.cpu(), None if s is None else s.cpu()) for v, s in self.blocks(images)])
-        return values, logits
+        """Features of all images, float32 [N, dim] on the CPU, and the logits [N, K] or None."""
+        return _joined([(v.cpu(), None if s is None else s.cpu()) for v, s in self.blocks(images)])
 
 
 def _joined(parts: list[tuple[torch.Tensor, torch.Tensor | None]]) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Features and logits of several batches as those of all their images, float32."""
     logits = [scores.float() for _, scores in parts if scores is not None]
     return torch.cat([values.float() for values, _ in parts]), torch.cat(logits) if logits else None
 
@@ -130,12 +120,7 @@ Result = TypeVar("Result")
 
 
 def together(work: Callable[[], Result], ranks: Ranks) -> Result:
-    """Do something on every rank that needs no other rank; where one fails, all stop instead of waiting for it.
-
-    Raises:
-        Exception: what `work` raised here.
-        RefusedError, DriftkitError: it was refused, or failed, elsewhere.
-    """
+    """Do something on every rank that needs no other rank; where one fails, all raise instead of waiting for it."""
     problem: Exception | None = None
     try:
         result = work()
@@ -181,7 +166,10 @@ def extract(
     kept = kept_indices(share.total, max_rows)
     is_kept = torch.zeros(share.total, dtype=torch.bool)
     is_kept[kept] = True
-    advance = partial(_advance, execution, task or extractor.name, len(share))
+
+    def advance(count: int) -> None:
+        execution.report(task or extractor.name, count, len(share))
+
     mine = is_kept[share.first : share.last]
     part = together(lambda: _extract_share(extractor, images.images, mine, execution.batch_size, advance), ranks)
     moments, survey = _merge(part.moments, ranks), part.survey
@@ -202,16 +190,8 @@ def extract(
     return FeatureStats(moments, rows, kept, survey, predictions, logits if classified else None, labels)
 
 
-def _advance(execution: ScoringExecution, task: str, total: int, count: int) -> None:
-    execution.report(task, count, total)
-
-
 def _extract_share(
-    extractor: Extractor,
-    images: torch.Tensor,
-    is_kept: torch.Tensor,
-    batch_size: int,
-    advance: Callable[[int], None],
+    extractor: Extractor, images: torch.Tensor, is_kept: torch.Tensor, batch_size: int, advance: Callable[[int], None]
 ) -> FeatureStats:
     """Features of one rank's images, with logits of no classes where the extractor has no classifier."""
     moments = Moments(extractor.dim, device=extractor.device)
@@ -223,10 +203,8 @@ def _extract_share(
         done += len(values)
         rows.append(values.cpu()[kept])
         logits += [] if scores is None else [scores.cpu()[kept]]
-    kept_rows = torch.cat(rows)
-    return FeatureStats(
-        moments.to("cpu"), kept_rows, is_kept.nonzero().flatten(), survey_images(images), logits=torch.cat(logits)
-    )
+    indices = is_kept.nonzero().flatten()
+    return FeatureStats(moments.to("cpu"), torch.cat(rows), indices, survey_images(images), logits=torch.cat(logits))
 
 
 def _merge(moments: Moments, ranks: Ranks) -> Moments:
@@ -237,17 +215,12 @@ def _merge(moments: Moments, ranks: Ranks) -> Moments:
     flat = torch.cat([torch.tensor([float(moments.count)]).double(), moments.mean, moments.scatter.flatten()])
     merged = Moments(dim)
     for row in gather_rows(flat[None], ranks):
-        other = Moments(dim)
-        other.count, other.mean, other.scatter = int(row[0]), row[1 : dim + 1], row[dim + 1 :].view(dim, dim)
-        merged.merge(other)
+        merged.merge(Moments.of_sums(int(row[0]), row[1 : dim + 1], row[dim + 1 :].view(dim, dim)))
     return merged
 
 
 def gather_rows(rows: torch.Tensor, ranks: Ranks) -> torch.Tensor:
-    """Rows [n_r, *] of all ranks one after another, on the CPU of rank 0; none of them elsewhere.
-
-    Ranks may differ in n_r.
-    """
+    """Rows [n_r, *] of all ranks one after another, on the CPU of rank 0; none elsewhere. Ranks may differ in n_r."""
     if ranks.world_size == 1:
         return rows
     counts = [torch.zeros(1, dtype=torch.int64) for _ in range(ranks.world_size)]

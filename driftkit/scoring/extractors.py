@@ -1,32 +1,32 @@
-"""Extractors by name: Inception, published transformers, packaged networks, pixels, and encoders trained here."""
+"""Extractors by name: Inception, DINOv2, CLIP and other models of timm, packaged networks, pixels, encoders of runs."""
 
 import io
 import os
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from driftkit.config.layers import did_you_mean
-from driftkit.encoders.lineage import PIXELS, Lineage
+from driftkit.encoders.lineage import PIXELS, Lineage, family_of
 from driftkit.encoders.specs import PACKAGED, SPECS, TIMM_PREFIX
-from driftkit.encoders.weights import HubFile, UrlFile, fetch, read_weights
+from driftkit.encoders.timm_encoder import timm_spec
+from driftkit.encoders.timm_weights import load_state, own_tensors, timm_lineage
+from driftkit.encoders.weights import HubFile, UrlFile, fetch, read_weights, unless_changed
 from driftkit.errors import ArtifactError, UsageError
 from driftkit.scoring.extraction import Extractor
-from driftkit.scoring.timm_extractors import (
-    CLIP_MODEL,
-    DINOV2_MODEL,
-    PLACE_FILE,
-    clip,
-    dinov2,
-    packaged_model,
-    timm_model,
-    timm_weights,
-)
-from driftkit.storage.files import sha256_file
+from driftkit.storage.files import sha256_file, state_digest
 from driftkit.storage.images import to_float
 from driftkit.storage.run_folder import Run
 
+DINOV2_MODEL = "vit_large_patch14_dinov2.lvd142m"
+DINOV2_SIZE = 224
+CLIP_MODEL = "vit_large_patch14_clip_224.datacompxl"
+PACKAGED_SIZE = 128  # side in pixels at which packaged networks see all images
+MODES = ("bicubic", "bilinear")
+PLACE_FILE = "place the file and give `extractor_weights`"
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
 INCEPTION_DIGEST_PREFIX = "6726825d"
@@ -43,12 +43,10 @@ HUB_MODELS = {"dinov2": DINOV2_MODEL, "clip": CLIP_MODEL}
 
 
 def load_extractor(name: str, *, weights: Path | None = None, device: torch.device | str = "cpu") -> Extractor:
-    """The extractor of that name.
+    """The extractor of that name: one of NAMES, with RUN the folder of a MAE or classifier run.
 
     Args:
-        name: one of NAMES, with RUN the folder of a MAE or classifier run.
         weights: a local weights file; None looks where they are kept and then downloads.
-        device: where it runs.
 
     Raises:
         UsageError: no such extractor, or weights for one that has its own.
@@ -59,7 +57,9 @@ def load_extractor(name: str, *, weights: Path | None = None, device: torch.devi
         raise UsageError(f"`extractor_weights`: {name} has weights of its own or none; remove the setting")
     given = None if weights is None else _require_file(weights, f"the weights of {name}")
     if name == "inception":
-        return _inception(given or _inception_weights(), device)
+        if given is None and (named := _named_inception()):
+            given = _require_file(named, "the Inception weights")
+        return _inception(given or fetch_weights(name), device)
     if name == "dinov2":
         return dinov2(given or fetch_weights(name), device)
     if name == "clip":
@@ -70,7 +70,7 @@ def load_extractor(name: str, *, weights: Path | None = None, device: torch.devi
     if name == PIXELS_NAME:
         return _pixels(device)
     if name.startswith(TIMM_PREFIX) and name != TIMM_PREFIX:
-        return timm_model(name, timm_weights(name, given), device)
+        return timm_model(name, given or fetch(timm_spec(name), otherwise=PLACE_FILE), device)
     if name.startswith(ENCODER_PREFIX) and name != ENCODER_PREFIX:
         return _run_encoder(Path(name.removeprefix(ENCODER_PREFIX)), device)
     raise UsageError(f"`extractor` {name}: expected {', '.join(NAMES)}{did_you_mean(name, NAMES)}")
@@ -84,11 +84,7 @@ def published_weights(name: str) -> HubFile | UrlFile:
 
 
 def locate_weights(name: str) -> Path | None:
-    """Where the weights of inception, dinov2 or clip lie on this machine, or None; no network is asked.
-
-    Raises:
-        ArtifactError: the variable that names the file names none.
-    """
+    """Where the weights of inception, dinov2 or clip lie on this machine, or None; no network is asked."""
     named = _named_inception() if name == "inception" else None
     if named is not None:
         return _require_file(named, f"the Inception weights, as {INCEPTION_VARIABLE} says")
@@ -96,11 +92,7 @@ def locate_weights(name: str) -> Path | None:
 
 
 def fetch_weights(name: str) -> Path:
-    """The weights of inception, dinov2 or clip from where they are kept, or downloaded to there.
-
-    Raises:
-        ArtifactError: they are not here and cannot be downloaded, or are not the published ones.
-    """
+    """The weights of inception, dinov2 or clip from where they are kept, or downloaded; ArtifactError where neither."""
     file = published_weights(name)
     path = file.locate()
     if path is not None:
@@ -119,7 +111,7 @@ def _pixels(device: torch.device) -> Extractor:
     """The image itself, coarsely: colours, background and layout, no detail."""
 
     def embed(images: torch.Tensor) -> tuple[torch.Tensor, None]:
-        resized = torch.nn.functional.adaptive_avg_pool2d(to_float(images), PIXELS_SIDE)
+        resized = F.adaptive_avg_pool2d(to_float(images), PIXELS_SIDE)
         return resized.flatten(1), None
 
     return Extractor(
@@ -210,11 +202,6 @@ def _inception(path: Path, device: torch.device) -> Extractor:
     )
 
 
-def _inception_weights() -> Path:
-    named = _named_inception()
-    return fetch_weights("inception") if named is None else _require_file(named, "the Inception weights")
-
-
 def _named_inception() -> Path | None:
     return Path(os.environ[INCEPTION_VARIABLE]) if os.environ.get(INCEPTION_VARIABLE) else None
 
@@ -223,3 +210,98 @@ def _require_file(path: Path, what: str) -> Path:
     if not path.is_file():
         raise ArtifactError(f"{path}: expected a file with {what}, found {'a folder' if path.is_dir() else 'nothing'}")
     return path
+
+
+def dinov2(path: Path, device: torch.device, *, model: str = DINOV2_MODEL) -> Extractor:
+    """The class token of DINOv2 after its final norm, unscaled.
+
+    Source: Stein et al. 2023 (arXiv 2306.04675) and its code, dgm-eval: ViT-L/14 at 224x224, bicubic. Differs: images
+    are resized by torch instead of PIL, to the same 8 bits but for rounding.
+    """
+    return _transformer("dinov2", model, path, device, data="LVD-142M", labels=False, img_size=DINOV2_SIZE)
+
+
+def clip(path: Path, device: torch.device, *, model: str = CLIP_MODEL) -> Extractor:
+    """The class token of CLIP's image tower after its last norm, before the projection.
+
+    Source: as `dinov2`; dgm-eval takes ViT-L/14 trained on DataComp-XL. Differs: as there.
+    """
+    return _transformer("clip", model, path, device, data="DataComp-XL", labels=True)
+
+
+def _transformer(
+    name: str, model: str, path: Path, device: torch.device, *, data: str, labels: bool, **options: Any
+) -> Extractor:
+    state = read_weights(path)
+    network = _network(model, state, path, **options).to(device)
+    lineage = Lineage(state_digest(state), model.partition(".")[0], family_of(network), (data,), labels)
+    return _timm_extractor(name, network, lineage, device, size=224, model=model, reading="class token")
+
+
+def packaged_model(name: str, path: Path, device: torch.device) -> Extractor:
+    """The pooled features of a network whose weights come with a Python package: every machine has it."""
+    spec = SPECS[name]
+    import timm
+
+    network: Any = timm.create_model(spec.model, pretrained=False, num_classes=0)
+    state = own_tensors(spec, read_weights(path), network, path)
+    load_state(network, state, path)
+    network.requires_grad_(False).eval().to(device)
+    lineage = timm_lineage(unless_changed(spec, path), network, state_digest(state))
+    return _timm_extractor(
+        name, network, lineage, device, size=PACKAGED_SIZE, model=spec.model, reading="pooled features"
+    )
+
+
+def timm_model(name: str, path: Path, device: torch.device) -> Extractor:
+    """The pooled features of any timm model, as its classifier would see them, at the model's own input size."""
+    spec = timm_spec(name)
+    state = read_weights(path)
+    network = _network(spec.model, state, path).to(device)
+    cfg = network.pretrained_cfg
+    size, mode = int(cfg["input_size"][-1]), cfg.get("interpolation")
+    mode = mode if mode in MODES else MODES[0]
+    lineage = timm_lineage(spec, network, state_digest(state))
+    return _timm_extractor(
+        name, network, lineage, device, size=size, model=spec.model, reading="pooled features", mode=mode
+    )
+
+
+def _network(model: str, state: dict[str, torch.Tensor], path: Path, **options: Any) -> Any:
+    """A timm model without its classifier, in evaluation mode; ArtifactError where the weights are of another one."""
+    import timm
+
+    network: Any = timm.create_model(model, pretrained=False, num_classes=0, **options)
+    load_state(network, state, path)
+    return network.requires_grad_(False).eval()
+
+
+def _timm_extractor(
+    name: str, network: Any, lineage: Lineage, device: torch.device, *, size: int, model: str, reading: str,
+    mode: str = "bicubic",
+) -> Extractor:  # fmt: skip
+    mean = torch.tensor(network.pretrained_cfg["mean"], device=device).view(1, 3, 1, 1)
+    std = torch.tensor(network.pretrained_cfg["std"], device=device).view(1, 3, 1, 1)
+    network.to(memory_format=torch.channels_last)  # 2.6 times as fast for EfficientNet-Lite2 on a CPU
+
+    def embed(images: torch.Tensor) -> tuple[torch.Tensor, None]:
+        # Antialiasing selects the cubic kernel of PIL, and rounding its 8 bits: the convention resizes PIL images.
+        resized = F.interpolate(images.float(), size=(size, size), mode=mode, antialias=True)
+        inputs = (resized.clamp(0, 255).round() / 255 - mean) / std
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+        if reading == "class token":
+            return network.forward_features(inputs)[:, 0], None
+        return network(inputs), None
+
+    with torch.inference_mode():
+        dim = embed(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=device))[0].shape[1]
+    return Extractor(
+        name=name,
+        version=f"timm {version('timm')}, {model}, {reading}",
+        weights_digest=lineage.weights,
+        resize=f"{size}x{size} {mode} antialiased, rounded to 8 bits",
+        dim=int(dim),
+        embed=embed,
+        device=device,
+        lineage=lineage,
+    )

@@ -2,10 +2,9 @@
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import torch
 
@@ -38,10 +37,7 @@ class ScoringExecution:
 
     Attributes:
         batch_size: images that networks see at a time.
-        device: of extractor, sampler and metrics.
-        ranks: processes that share the work.
         cache: keep statistics of real images on disk, and use those that are there.
-        report: progress callback.
         notify: called with lines that a user should see while it runs.
     """
 
@@ -55,12 +51,7 @@ class ScoringExecution:
 
 @dataclass(frozen=True)
 class Share:
-    """Which images of a set are this rank's: whole batches, so that every image meets the same ones in any world.
-
-    Attributes:
-        first, last: the range of them, without `last`.
-        total: of all ranks.
-    """
+    """This rank's images of a set, `last` excluded: whole batches, so that each meets the same ones in any world."""
 
     first: int
     last: int
@@ -81,15 +72,11 @@ class ImageSet:
     """A set of images that ranks share, and where they come from.
 
     Attributes:
-        name: the path or SPEC that named it.
         images: this rank's, uint8 [len(share), 3, H, W].
-        share: which they are.
         digest: of a whole pack; None for anything else.
         labels: classes of all images, int64 [N], -1 where unlabelled; None where there are none.
-        classes: their names.
         formats: image files by format ("jpeg", "png", ...), where images came from files.
         run: the run that generated them, if it is there.
-        sampling: how they were sampled, where that is recorded.
         notes: warnings from opening them.
     """
 
@@ -118,11 +105,6 @@ class ImageSet:
 
     def __len__(self) -> int:
         return self.share.total
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width in pixels."""
-        return int(self.images.shape[-2]), int(self.images.shape[-1])
 
     def gather(self, numbers: list[int], count: int, ranks: Ranks) -> torch.Tensor:
         """Images of up to `count` numbers, which rank 0 gives, from whichever rank has them: uint8 [n, 3, H, W]."""
@@ -158,7 +140,23 @@ def open_target(
     """
     if is_run(target):
         return _sample(Run.open(target), sampling, execution, num_images or DEFAULT_NUM_IMAGES)
-    return _select(_read(target, image_size), target, num_images, part, execution)
+    whole, (number, parts) = _read(target, image_size), part
+    total = len(whole)
+    if (num_images or 1) * parts > total:
+        wanted = f"`num_images` {num_images}" + (f" `repeats` {parts}" if parts > 1 else "")
+        raise UsageError(f"{wanted}: {target} holds {total} images")
+    count = num_images or total // parts
+    if parts == 1 and (whole.labels is None or count == total):
+        chosen = torch.arange(count)  # the first ones of a sequence of samples
+    else:  # random ones of data, which may be sorted
+        order = torch.randperm(total, generator=torch.Generator().manual_seed(PART_SEED))
+        chosen = order[number * count : (number + 1) * count].sort().values
+    share = Share.of(count, batch_size=execution.batch_size, ranks=execution.ranks)
+    if count == total:
+        return replace(whole, images=whole.images[share.first : share.last], share=share)
+    labels = None if whole.labels is None else whole.labels[chosen]
+    images = whole.images[chosen[share.first : share.last]]
+    return replace(whole, images=images, share=share, digest=None, labels=labels)
 
 
 def _sample(run: Run, sampling: SamplingConfig, execution: ScoringExecution, num_images: int) -> ImageSet:
@@ -173,62 +171,28 @@ def _sample(run: Run, sampling: SamplingConfig, execution: ScoringExecution, num
         batch_size=execution.batch_size,
         device=execution.device,
         advance=lambda count: execution.report("sample", count, len(share)),
-        sampler=sampling.sampler,
-        nfe=sampling.nfe,
-        seed=sampling.seed,
-        weights=sampling.weights,
-        step=sampling.step,
+        **sampling.model_dump(include={"sampler", "nfe", "seed", "weights", "step"}),
         options=sampling.sampler_options,
         precision=sampling.precision or "float32",
     )
-    return ImageSet(str(run.path), images[: len(share)], share, run=run, sampling=_sampling_info(info))
+    return ImageSet(str(run.path), images[: len(share)], share, run=run, sampling=SamplingInfo.of(info))
 
 
 def _read(target: Path, image_size: int | None) -> ImageSet:
     """All images of a samples file, a tensors file or data."""
     from driftkit.datasets.sources import open_dataset
 
-    execution = ScoringExecution()
     if target.suffix != ".safetensors" or _is_pack(target):
-        return ImageSet.of_pack(open_dataset(str(target), image_size=image_size), str(target), execution)
+        return ImageSet.of_pack(open_dataset(str(target), image_size=image_size), str(target), ScoringExecution())
     images, notes = require_uint8(_images_in(target), str(target))
-    share = Share(0, len(images), len(images))
+    whole = replace(ImageSet.of_tensor(images, str(target)), notes=notes)
     path = target.with_suffix(".json")
     if not (path.is_file() and read_json(path).get("kind") == SampleRecord.kind):
-        return ImageSet(str(target), images, share, notes=notes)
+        return whole
     record = SampleRecord.read(path) if notes else read_samples(target).record
-    sampling = _sampling_info(record.model_dump())
-    return ImageSet(str(target), images, share, run=_run_of(target, record.run), sampling=sampling, notes=notes)
-
-
-def _select(
-    whole: ImageSet, target: Path, num_images: int | None, part: tuple[int, int], execution: ScoringExecution
-) -> ImageSet:
-    """This rank's share of the part that is scored."""
-    number, parts = part
-    total = len(whole)
-    if (num_images or 1) * parts > total:
-        wanted = f"`num_images` {num_images}" + (f" `repeats` {parts}" if parts > 1 else "")
-        raise UsageError(f"{wanted}: {target} holds {total} images")
-    chosen = _choice(total, num_images or total // parts, number, parts, ordered=whole.labels is None)
-    share = Share.of(len(chosen), batch_size=execution.batch_size, ranks=execution.ranks)
-    if len(chosen) == total:
-        return replace(whole, images=whole.images[share.first : share.last], share=share)
-    labels = None if whole.labels is None else whole.labels[chosen]
-    images = whole.images[chosen[share.first : share.last]]
-    return replace(whole, images=images, share=share, digest=None, labels=labels)
-
-
-def _choice(total: int, count: int, number: int, parts: int, *, ordered: bool) -> torch.Tensor:
-    """Which images are taken: the first ones of a sequence of samples, random ones of data, which may be sorted."""
-    if parts == 1 and (ordered or count == total):
-        return torch.arange(count)
-    order = torch.randperm(total, generator=torch.Generator().manual_seed(PART_SEED))
-    return order[number * count : (number + 1) * count].sort().values
-
-
-def _sampling_info(info: Mapping[str, Any]) -> SamplingInfo:
-    return SamplingInfo.model_validate({**info, "options": info.get("sampler_options") or {}})
+    folders = (target.resolve().parent.parent, *([Path(record.run)] if record.run else []))
+    run = next((Run.open(folder) for folder in folders if is_run(folder)), None)
+    return replace(whole, run=run, sampling=SamplingInfo.of(record.model_dump()))
 
 
 def _images_in(path: Path) -> torch.Tensor:
@@ -250,14 +214,6 @@ def is_run(path: Path) -> bool:
     return (path / "manifest.json").is_file()
 
 
-def _run_of(samples: Path, name: str | None) -> Run | None:
-    """The run that holds the samples file, or the one that its record names."""
-    for folder in (samples.resolve().parent.parent, *([Path(name)] if name else [])):
-        if is_run(folder):
-            return Run.open(folder)
-    return None
-
-
 def file_formats(spec: str) -> dict[str, int]:
     """Image files by format where a SPEC names a folder or a zip that is there; empty for anything else."""
     from driftkit.datasets.containers import open_container
@@ -274,13 +230,7 @@ def file_formats(spec: str) -> dict[str, int]:
 
 
 def require_target(target: Path, sampling: SamplingConfig, *, reference_size: int | None) -> None:
-    """What can be refused before anything is sampled.
-
-    Raises:
-        ArtifactError: nothing there.
-        UsageError: sampling settings for images that exist already.
-        RefusedError: a run of another image size than the reference.
-    """
+    """Refuse before anything is sampled: nothing there, settings that do not fit, another size than the reference."""
     from driftkit.methods.registry import find_sampler
 
     if not target.exists():
@@ -290,30 +240,20 @@ def require_target(target: Path, sampling: SamplingConfig, *, reference_size: in
         if chosen:
             raise UsageError(f"{', '.join(chosen)}: {target} is no run, so that nothing is sampled; remove the setting")
         if target.suffix == ".safetensors" and not _is_pack(target):
-            _require_size(int(_images_in(target).shape[-1]), reference_size)
+            require_size(_images_in(target).shape[-2:], reference_size)
         return
     run = Run.open(target)
     find_sampler(run.objective, sampling.sampler)
     if sampling.step is not None:
         run.checkpoint(sampling.step)
-    _require_size(run.image_size, reference_size)
+    require_size((run.image_size, run.image_size), reference_size)
 
 
-def _require_size(generated: int, reference: int | None) -> None:
-    if reference is not None and generated != reference:
-        raise _sizes_differ(generated, reference)
-
-
-def require_same_size(images: ImageSet, reference: int | None) -> None:
+def require_size(size: Sequence[int], reference: int | None) -> None:
     """Refuse images that are not squares of the reference's side."""
-    height, width = images.size
-    if height != width and reference is not None:
-        raise _sizes_differ(width, reference)
-    _require_size(width, reference)
-
-
-def _sizes_differ(generated: int, reference: int) -> RefusedError:
-    return RefusedError(
-        f"the generated images are {generated} pixels wide and the reference {reference}: a score would compare the "
-        f"resizing; `image_size` {generated} resizes the reference"
-    )
+    height, width = size
+    if reference is not None and not height == width == reference:
+        raise RefusedError(
+            f"the generated images are {width} pixels wide and the reference {reference}: a score would compare the "
+            f"resizing; `image_size` {width} resizes the reference"
+        )

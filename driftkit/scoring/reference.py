@@ -1,9 +1,9 @@
 """Real images with their features: the reference, and the training images among which copies are searched."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -35,10 +35,9 @@ SCORES_VERSION = 4  # raised when the same images would get other numbers
 
 @dataclass(frozen=True)
 class Reference:
-    """Real images that others are scored against.
+    """Real images that others are scored against, with their features, which only rank 0 holds.
 
     Attributes:
-        statistics: of their features, which only rank 0 holds.
         images: None where a file of statistics was named.
     """
 
@@ -54,18 +53,14 @@ class Reference:
         return self.statistics.record.images
 
     def floor(self, num_images: int, metrics: Sequence[Metric], execution: ScoringExecution) -> Floor | None:
-        """The real-vs-real floor at that count, from the cache where it is there; see `real_floor`."""
+        """The real-vs-real floor at that count, from the cache where it is there."""
         count = min(num_images, len(self.stats.rows) // 2)
         chosen = [metric for metric in metrics if metric.in_floor]
 
-        def compute() -> dict[str, Any] | None:
-            floor = real_floor(self.stats.rows, num_images=count, metrics=chosen, device=execution.device)
-            return None if floor is None else asdict(floor)
-
         names = "-".join(metric.name for metric in chosen)
         name = f"floor-{count}-{names}-scores{SCORES_VERSION}-{execution.device.type}"
-        figures = cached_figures(self.statistics, name, compute, use=execution.cache)
-        return None if figures is None else Floor(**figures)
+        compute = partial(real_floor, self.stats.rows, num_images=count, metrics=chosen, device=execution.device)
+        return cached_figures(self.statistics, name, Floor, compute, use=execution.cache)
 
 
 @dataclass(frozen=True)
@@ -73,8 +68,6 @@ class TrainingImages:
     """The images among which copies are searched.
 
     Attributes:
-        reference: with their features.
-        is_reference: whether they are the reference itself.
         known: whether the run or the user says that it was trained on them.
     """
 
@@ -85,17 +78,11 @@ class TrainingImages:
     def baseline(self, held_out: Reference, execution: ScoringExecution) -> Baseline | None:
         """Distances of real images to the nearest of these: of the held-out reference, or of each without itself."""
         stats = held_out.stats if len(held_out.stats.rows) and not self.is_reference else None
-
-        def compute() -> dict[str, Any] | None:
-            baseline = baseline_distances(self.reference.stats, stats, device=execution.device)
-            return None if baseline is None else asdict(baseline)
-
         name = f"baseline-{'itself' if stats is None else held_out.info.digest[:16]}-{execution.device.type}"
-        figures = cached_figures(self.reference.statistics, name, compute, use=execution.cache)
-        return None if figures is None else Baseline(**figures)
+        compute = partial(baseline_distances, self.reference.stats, stats, device=execution.device)
+        return cached_figures(self.reference.statistics, name, Baseline, compute, use=execution.cache)
 
     def describe(self) -> TrainingInfo:
-        """For the record."""
         info = self.reference.info
         assert info.count is not None
         among = "training images" if self.known else "reference images, since the training images are unknown"
@@ -110,16 +97,7 @@ def open_reference(
     image_size: int | None = None,
     check_size: Callable[[int | None], None] = lambda size: None,
 ) -> Reference:
-    """The reference of that SPEC or file of statistics.
-
-    Args:
-        image_size: side in pixels to which images are resized; None leaves them.
-        check_size: called with the image size before the features are computed; refuses it by raising.
-
-    Raises:
-        ArtifactError, UsageError: it is not there, or broken.
-        RefusedError: it is not scorable, or statistics of another extractor.
-    """
+    """The reference of that SPEC or file of statistics; see `evaluator.open_evaluator`."""
     from driftkit.datasets.sources import open_dataset
 
     if is_statistics_file(Path(spec)):
@@ -185,8 +163,7 @@ def open_training(
 ) -> TrainingImages | str:
     """The training images of a run, or those that are named; the reference where nobody knows.
 
-    Returns:
-        The images; where they cannot be had, a sentence why, and no error: the other scores do not need them.
+    Where they cannot be had, a sentence why, and no error: the other scores do not need them.
     """
     from driftkit.datasets.sources import open_dataset
 
@@ -194,7 +171,7 @@ def open_training(
     image_size, limit = reference.info.image_size, None
     if spec is None and run is not None:
         data = run.manifest().config.get("data", {})
-        spec, digest = data.get("spec"), training_digest(run)
+        spec, digest = data.get("spec"), run.manifest().data_digest
         image_size, limit = data.get("image_size"), data.get("limit")
     if spec is None or digest == reference.info.digest:
         if reference.images is None:
@@ -211,8 +188,3 @@ def open_training(
         images = ImageSet.of_pack(pack, spec, execution)
         return TrainingImages(Reference(reference.statistics, images), is_reference=True)
     return TrainingImages(of_pack(pack, spec, "training images", extractor, execution))
-
-
-def training_digest(run: Run | None) -> str | None:
-    """Digest of the images a run was trained on, as its manifest has it."""
-    return run.manifest().data_digest if run else None

@@ -1,20 +1,16 @@
 """Signs that a score would mislead, found in the images and in their features: some are warnings, some refuse."""
 
+import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
 
 from driftkit.errors import RefusedError
 from driftkit.metrics.moments import Moments
 from driftkit.metrics.registry import Floor
-from driftkit.metrics.survey import Survey, is_significant
+from driftkit.metrics.survey import Survey
 from driftkit.scoring.evaluation_record import CompressionInfo
 from driftkit.storage.images import to_uint8
-
-if TYPE_CHECKING:
-    from driftkit.scoring.image_set import ImageSet
-    from driftkit.scoring.statistics_file import ImagesInfo
 
 MIN_COUNT = 10
 SMALL_COUNT = 2048
@@ -26,10 +22,7 @@ LOSSY = "jpeg"
 
 
 def require_uint8(images: torch.Tensor, what: str) -> tuple[torch.Tensor, list[str]]:
-    """uint8 images [N, 3, H, W] of uint8 or of float ones in [-1, 1].
-
-    Returns:
-        The images, and a warning where they had to be rounded.
+    """uint8 images [N, 3, H, W] of uint8 or of float ones in [-1, 1], and a warning where they had to be rounded.
 
     Raises:
         RefusedError: values that are not finite, or another range than [-1, 1].
@@ -50,52 +43,12 @@ def require_uint8(images: torch.Tensor, what: str) -> tuple[torch.Tensor, list[s
     return to_uint8(images), [f"{what}: floating-point images, rounded to 8 bits as image files are"]
 
 
-def check_images(
-    images: "ImageSet",
-    survey: Survey,
-    reference: "ImagesInfo",
-    reference_survey: Survey | None,
-    *,
-    allow_collapsed: bool,
-    allow_jpeg: bool,
-) -> tuple[CompressionInfo, list[str]]:
-    """All checks of generated images themselves, without features.
-
-    Args:
-        survey: of the images.
-        reference, reference_survey: the real images.
-
-    Returns:
-        The marks of compression, and warnings.
-
-    Raises:
-        RefusedError: no score means anything for the images.
-    """
-    warnings = [*images.notes, *require_scorable(survey, images.name, allow_collapsed=allow_collapsed)]
-    warnings += survey_warnings(survey, "generated")
-    marks, notes = compression(
-        survey,
-        reference_survey,
-        generated_formats=images.formats,
-        reference_formats=reference.formats,
-        allow_jpeg=allow_jpeg,
-    )
-    warnings += notes
-    if images.digest == reference.digest:
-        warnings.append("the target and the reference are the same images: this score says nothing about a generator")
-    return marks, warnings
-
-
 def require_scorable(survey: Survey, what: str, *, allow_collapsed: bool = False) -> list[str]:
     """Refuse images that no distance between distributions means anything for.
 
     Args:
-        survey: of the images.
         what: how the message names them.
         allow_collapsed: warn instead where most are identical or all are flat, as those of an untrained network are.
-
-    Returns:
-        Warnings, where something was allowed.
 
     Raises:
         RefusedError: fewer than 10 images, more than half of them copies of others, or every image of one colour.
@@ -121,15 +74,10 @@ def require_scorable(survey: Survey, what: str, *, allow_collapsed: bool = False
 
 
 def survey_warnings(survey: Survey, what: str) -> list[str]:
-    """Sentences about duplicated and flat images; `what` is how they name them."""
-    warnings = []
+    """Sentences about duplicated and flat images."""
     count = len(survey)
-    duplicates, flat = count - survey.distinct(), int(survey.flat.sum())
-    if duplicates > DUPLICATE_SHARE * count:
-        warnings.append(f"{what}: {duplicates} of {count} images are exact duplicates of another one")
-    if flat > DUPLICATE_SHARE * count:
-        warnings.append(f"{what}: {flat} of {count} images are one flat colour")
-    return warnings
+    found = {"exact duplicates of another one": count - survey.distinct(), "one flat colour": int(survey.flat.sum())}
+    return [f"{what}: {n} of {count} images are {name}" for name, n in found.items() if n > DUPLICATE_SHARE * count]
 
 
 def compression(
@@ -140,17 +88,13 @@ def compression(
     reference_formats: Mapping[str, int],
     allow_jpeg: bool = False,
 ) -> tuple[CompressionInfo, list[str]]:
-    """Whether one set bears the marks of JPEG and the other does not.
+    """Whether one set bears the marks of JPEG and the other does not: what was measured, and warnings.
 
     Args:
         generated_formats, reference_formats: files by format ("jpeg", "png", ...) where images came from files.
-        allow_jpeg: warn where it would refuse.
-
-    Returns:
-        What was measured, and warnings.
 
     Raises:
-        RefusedError: the generated images were stored as JPEG and the reference was not.
+        RefusedError: the generated images were stored as JPEG and the reference was not, and `allow_jpeg` is not given.
     """
     fake, real = generated.blockiness(), reference.blockiness() if reference is not None else None
     info = CompressionInfo(
@@ -170,11 +114,11 @@ def compression(
         )
     if stored:
         return info, ["the generated images were stored as JPEG and the reference was not: compression is scored too"]
-    if fake and real and is_significant(fake, real) and abs(fake[0] - real[0]) > BLOCKINESS_GAP:
+    # A difference within five standard errors may be chance.
+    if fake and real and abs(fake[0] - real[0]) > max(BLOCKINESS_GAP, 5 * math.hypot(fake[1], real[1])):
         more, less = ("generated images", "reference") if fake[0] > real[0] else ("reference", "generated images")
-        return info, [
-            f"more marks of JPEG in the {more} than in the {less} ({measured}): part of the score is the codec"
-        ]
+        marks = f"more marks of JPEG in the {more} than in the {less} ({measured})"
+        return info, [f"{marks}: part of the score is the codec"]
     return info, []
 
 
@@ -197,18 +141,15 @@ def floor_warnings(floor: Floor | None, fid: float, num_images: int) -> list[str
     """Sentences about a floor that is missing, of fewer images, or not below the score."""
     if floor is None:
         return ["the reference is too small for a real-vs-real floor"]
-    warnings = []
     if floor.num_images < num_images:
-        warnings.append(
+        return [
             f"the floor is of {floor.num_images} against {floor.num_images} images, half of the reference: at "
             f"{num_images} it would be lower"
-        )
-    elif fid < 2 * floor.metrics["fid"]:
-        warnings.append(
-            f"the score is within twice what real images get ({floor.metrics['fid']:.4g}): differences of that size "
-            "are noise"
-        )
-    return warnings
+        ]
+    if fid < 2 * floor.metrics["fid"]:
+        real = f"{floor.metrics['fid']:.4g}"
+        return [f"the score is within twice what real images get ({real}): differences of that size are noise"]
+    return []
 
 
 def collapse_warning(generated: Moments, reference: Moments, *, allow_collapsed: bool = False) -> list[str]:

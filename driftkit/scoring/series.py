@@ -1,8 +1,8 @@
 """Several evaluations of one target: over disjoint seeds, and over all checkpoints of a run."""
 
+import contextlib
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,6 @@ from driftkit.storage.run_folder import Run
 FIGURE_MARGIN = 1.15
 
 
-@dataclass(frozen=True)
-class Series:
-    """A record of several evaluations and its file. Of several processes only the first has a record."""
-
-    record: RepeatsRecord | CurveRecord | None
-    path: Path
-
-
 def evaluate_repeats(
     evaluators: Sequence[Evaluator],
     target: Path,
@@ -42,49 +34,45 @@ def evaluate_repeats(
     num_images: int | None = None,
     sampling: SamplingConfig | None = None,
     output: Path | None = None,
-) -> list[Series]:
+) -> list[Evaluation[RepeatsRecord]]:
     """Score a run with `repeats` seeds from its seed on, or as many disjoint parts of images that exist already.
 
     Every score is written as an evaluation of its own; the summary of each evaluator has mean, standard deviation and
-    all values.
-
-    Raises:
-        UsageError: fewer than two repeats, or too few images for disjoint parts.
+    all values. UsageError: fewer than two repeats, or too few images for disjoint parts.
     """
     if repeats < 2:
         raise UsageError(f"`repeats` {repeats}: expected at least 2")
     sampling = sampling or SamplingConfig()
-    rounds: list[list[Evaluation]] = []
+    rounds: list[list[Evaluation[EvaluationRecord]]] = []
+    of_run = is_run(target)
     for number in range(repeats):
         file = None if output is None else output.with_name(f"{output.stem}-{number}.json")
-        if is_run(target):
-            chosen = sampling.model_copy(update={"seed": sampling.seed + number})
-            rounds.append(evaluate(evaluators, target, num_images=num_images, sampling=chosen, output=file))
-        else:
-            if file is None and evaluators[0].is_main:
-                file = target.with_name(f"{target.name.removesuffix('.safetensors')}-{number}.evaluation.json")
-            part = (number, repeats)
-            rounds.append(
-                evaluate(evaluators, target, num_images=num_images, sampling=sampling, part=part, output=file)
-            )
+        if file is None and not of_run:
+            file = target.with_name(f"{target.name.removesuffix('.safetensors')}-{number}.evaluation.json")
+        chosen = sampling.model_copy(update={"seed": sampling.seed + number}) if of_run else sampling
+        part = (0, 1) if of_run else (number, repeats)
+        rounds.append(evaluate(evaluators, target, num_images=num_images, sampling=chosen, part=part, output=file))
     if not evaluators[0].is_main:
-        return [Series(None, target)]
+        return [Evaluation(None, target)]
     series = []
     for evaluator, evaluations in zip(evaluators, zip(*rounds, strict=True), strict=True):
-        record = summarize_repeats(evaluations)
         first = evaluations[0].path
         path = output_of(evaluator, output, several=len(evaluators) > 1)
         path = path or first.parent / "repeats" / f"{first.stem}-repeats-{repeats}.json"
+        record = _summarize(evaluations)
         record.write(path)
-        series.append(Series(record, path))
+        series.append(Evaluation(record, path))
     return series
 
 
-def summarize_repeats(evaluations: Sequence[Evaluation]) -> RepeatsRecord:
-    """Means as metrics, with the standard deviation and all values of each."""
+def _summarize(evaluations: Sequence[Evaluation[EvaluationRecord]]) -> RepeatsRecord:
+    """Means as metrics, with the standard deviation of the sample (over n - 1) and all values of each."""
     records = [one.record for one in evaluations if one.record is not None]
     names = [name for name in records[0].metrics if all(name in record.metrics for record in records)]
-    spread = {name: spread_of([record.metrics[name] for record in records]) for name in names}
+    spread = {}
+    for name in names:
+        values = [record.metrics[name] for record in records]
+        spread[name] = Spread(mean=statistics.fmean(values), sd=statistics.stdev(values), values=values)
     return RepeatsRecord(
         **records[0].shared(),
         metrics={name: entry.mean for name, entry in spread.items()},
@@ -95,18 +83,13 @@ def summarize_repeats(evaluations: Sequence[Evaluation]) -> RepeatsRecord:
     )
 
 
-def spread_of(values: Sequence[float]) -> Spread:
-    """Mean, standard deviation of the sample (over n - 1), and values."""
-    return Spread(mean=statistics.fmean(values), sd=statistics.stdev(values), values=list(values))
-
-
 def evaluate_checkpoints(
     evaluators: Sequence[Evaluator],
     target: Path,
     *,
     num_images: int | None = None,
     sampling: SamplingConfig | None = None,
-) -> list[Series]:
+) -> list[Evaluation[CurveRecord]]:
     """Score all checkpoints of a run, and write each evaluator's curve of score against step with its figure.
 
     Evaluations that exist already, of the same weights, images, extractor and seed, are not made again. A
@@ -126,7 +109,11 @@ def evaluate_checkpoints(
     checkpoints = run.checkpoints()
     if not checkpoints:
         raise NotFoundError(f"{target} holds no checkpoint yet")
-    known = known_evaluations(run)
+    known = {}
+    for path in run.evaluation_paths():
+        with contextlib.suppress(ArtifactError):  # cut off or of something else: it is evaluated again
+            scored = EvaluationRecord.read(path)
+            known[scored.identity] = Evaluation(scored, path)
     points: list[list[CurvePoint]] = [[] for _ in evaluators]
     last: list[EvaluationRecord | None] = [None for _ in evaluators]
     for checkpoint in checkpoints:
@@ -148,30 +135,17 @@ def evaluate_checkpoints(
                 continue
             last[number] = evaluation.record or last[number]
             metrics = None if evaluation.record is None else evaluation.record.metrics
-            scored = {"metrics": metrics, "evaluation": str(evaluation.path)}
-            points[number].append(point.model_copy(update=scored))
+            update = {"metrics": metrics, "evaluation": str(evaluation.path)}
+            points[number].append(point.model_copy(update=update))
     if not evaluators[0].is_main:
-        return [Series(None, target)]
+        return [Evaluation(None, target)]
     curves = [_write_curve(run, record, curve) for record, curve in zip(last, points, strict=True) if record]
     if not curves:
         raise RefusedError(f"{target}: none of {len(points[0])} checkpoints could be scored: {points[0][-1].refused}")
     return curves
 
 
-def known_evaluations(run: Run) -> dict[str, Evaluation]:
-    """Evaluations in a run by identity; files that are none are skipped."""
-    known = {}
-    for path in run.evaluation_paths():
-        try:
-            record = EvaluationRecord.read(path)
-        except ArtifactError:
-            continue  # cut off or of something else: it is evaluated again
-        if record.identity is not None:
-            known[record.identity] = Evaluation(record, path)
-    return known
-
-
-def _write_curve(run: Run, last: EvaluationRecord, points: Sequence[CurvePoint]) -> Series:
+def _write_curve(run: Run, last: EvaluationRecord, points: Sequence[CurvePoint]) -> Evaluation[CurveRecord]:
     assert last.sampling is not None
     label = f"{last.extractor.label}-{last.sampling.file_label}-n{last.num_images}-seed{last.sampling.seed}"
     path = run.path / "evaluations" / "curves" / f"{file_label(f'{label}-{last.reference.digest[:8]}')}.json"
@@ -179,7 +153,7 @@ def _write_curve(run: Run, last: EvaluationRecord, points: Sequence[CurvePoint])
     record = CurveRecord(**last.shared(), points=points, figure=figure.name)
     write_bytes(figure, draw_curve(record))
     record.write(path)
-    return Series(record, path)
+    return Evaluation(record, path)
 
 
 def draw_curve(record: CurveRecord) -> bytes:
@@ -187,9 +161,8 @@ def draw_curve(record: CurveRecord) -> bytes:
     scored = [(point.step, point.metrics[REQUIRED]) for point in record.points if point.metrics]
     refused = [point.step for point in record.points if not point.metrics]
     floor = record.floor
-    values = [value for _, value in scored] + (
-        [floor.metrics[REQUIRED]] if floor and floor.metrics[REQUIRED] > 0 else []
-    )
+    values = [value for _, value in scored]
+    values += [floor.metrics[REQUIRED]] if floor and floor.metrics[REQUIRED] > 0 else []
 
     def draw(axes: Any, theme: str) -> None:
         main, _, _, _, _, wrong, *_ = PALETTES[theme]

@@ -10,19 +10,19 @@ import contextlib
 import io
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from pydantic import Field
 
 from driftkit import __version__
 from driftkit.errors import ArtifactError, RefusedError, StorageError
-from driftkit.metrics.appearance import PROPERTIES
-from driftkit.metrics.base import FeatureStats
+from driftkit.metrics.base import Baseline, FeatureStats
 from driftkit.metrics.moments import Moments
-from driftkit.metrics.survey import DIGEST_BYTES, Survey
+from driftkit.metrics.registry import Floor
+from driftkit.metrics.survey import DIGEST_BYTES, PROPERTIES, Survey
 from driftkit.runtime.folders import cache_folder
 from driftkit.scoring.evaluation_record import ExtractorInfo, Info
 from driftkit.scoring.extraction import Extractor
@@ -32,14 +32,11 @@ from driftkit.storage.records import Record
 from driftkit.storage.run_folder import now
 
 KIND = "statistics"
+Figures = TypeVar("Figures", Floor, Baseline)
 
 
 class ImagesInfo(Info):
-    """The real images that statistics are of.
-
-    Attributes:
-        count, image_size: None for statistics of another program.
-    """
+    """The real images that statistics are of; count and size are None for statistics of another program."""
 
     spec: str
     digest: str
@@ -69,7 +66,6 @@ class StatisticsRecord(Record):
 
     @property
     def is_foreign(self) -> bool:
-        """Whether another program made them."""
         return self.extractor is None
 
     @property
@@ -81,12 +77,7 @@ class StatisticsRecord(Record):
 
 
 class FiguresRecord(Record):
-    """Numbers that follow from cached statistics alone, such as a floor.
-
-    Attributes:
-        name: of the numbers; says all that they depend on next to the statistics.
-        statistics: key of those.
-    """
+    """Numbers that follow from the cached statistics of that key alone; `name` says what else they depend on."""
 
     kind: ClassVar[str] = "figures"
 
@@ -106,12 +97,10 @@ class Statistics:
 
 
 def statistics_folder() -> Path:
-    """Where statistics are kept: `statistics` in the cache folder."""
     return cache_folder() / "statistics"
 
 
 def cached_path(record: StatisticsRecord) -> Path:
-    """The file that belongs to a record."""
     return statistics_folder() / f"{record.key}.safetensors"
 
 
@@ -130,11 +119,7 @@ def write_statistics(path: Path, stats: FeatureStats, record: StatisticsRecord) 
 
 
 def read_statistics(path: Path) -> Statistics:
-    """Open statistics and check that the tensors are those of the record.
-
-    Raises:
-        ArtifactError: the file is absent, cut off, changed, of another format, or holds something else.
-    """
+    """Open statistics; ArtifactError where the file is absent, damaged, of another format, or holds something else."""
     tensors, header = read_tensors(path)
     if header.get("driftkit") != KIND:
         raise ArtifactError(f"{path} holds no statistics of driftkit")
@@ -150,20 +135,12 @@ def read_statistics(path: Path) -> Statistics:
     if state_digest(tensors) != record.sha256:
         raise ArtifactError(f"{path}: the tensors are not those its record describes; make the statistics again")
     _require_shapes(tensors, record.images.count, path)
-    moments = Moments(0)
-    moments.count, moments.mean, moments.scatter = record.images.count, tensors["mean"], tensors["scatter"]
+    moments = Moments.of_sums(record.images.count, tensors["mean"], tensors["scatter"])
     survey = None
     if "digests" in tensors:
         survey = Survey(tensors["digests"], tensors["flat"].bool(), tensors["steps"], tensors["appearance"])
-    stats = FeatureStats(
-        moments,
-        tensors["rows"],
-        tensors["indices"],
-        survey,
-        predictions=tensors.get("predictions"),
-        labels=tensors.get("labels"),
-    )
-    return Statistics(stats, record, path)
+    known = {name: tensors.get(name) for name in ("predictions", "labels")}
+    return Statistics(FeatureStats(moments, tensors["rows"], tensors["indices"], survey, **known), record, path)
 
 
 def _require_shapes(tensors: Mapping[str, torch.Tensor], count: int, path: Path) -> None:
@@ -189,27 +166,19 @@ def _require_shapes(tensors: Mapping[str, torch.Tensor], count: int, path: Path)
 
 def is_statistics_file(path: Path) -> bool:
     """Whether a file holds statistics: an .npz, or a safetensors file whose header says so."""
-    if not path.is_file():
-        return False
-    if path.suffix == ".npz":
-        return True
-    return path.suffix == ".safetensors" and read_tensors(path)[1].get("driftkit") == KIND
+    holds = path.suffix == ".safetensors" and path.is_file() and read_tensors(path)[1].get("driftkit") == KIND
+    return holds or (path.suffix == ".npz" and path.is_file())
 
 
 def open_statistics_file(path: Path, extractor: Extractor) -> Statistics:
-    """Statistics that someone names as a reference.
-
-    Raises:
-        RefusedError: they were made by another extractor.
-        ArtifactError: the file is broken.
-    """
+    """Statistics that someone names as a reference; RefusedError for those of another extractor."""
     if path.suffix == ".npz":
         return read_foreign_statistics(path, extractor)
     statistics = read_statistics(path)
-    made_by, expected_info = statistics.record.extractor, extractor.info
+    made_by = statistics.record.extractor
     assert made_by is not None, "read_statistics refuses them"
     for key in ("name", "version", "weights_digest", "resize", "precision", "dim"):
-        got, expected = getattr(made_by, key), getattr(expected_info, key)
+        got, expected = getattr(made_by, key), getattr(extractor, key)
         if got != expected:
             raise RefusedError(
                 f"{path} was made with another extractor: its {key} is {got!s:.60}, here it is {expected!s:.60}; "
@@ -238,14 +207,13 @@ def read_foreign_statistics(path: Path, extractor: Extractor) -> Statistics:
     except Exception as error:  # numpy and its zip reader raise their own
         raise ArtifactError(f"{path}: expected an .npz with mu and sigma, {type(error).__name__}: {error}") from None
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
-        raise ArtifactError(
-            f"{path}: mu is {list(mean.shape)} and sigma {list(covariance.shape)}, expected [D], [D, D]"
-        )
+        got = f"mu is {list(mean.shape)} and sigma {list(covariance.shape)}"
+        raise ArtifactError(f"{path}: {got}, expected [D], [D, D]")
     if len(mean) != extractor.dim:
         raise RefusedError(f"{path} is of {len(mean)} features, {extractor.name} gives {extractor.dim}")
     if not bool(torch.isfinite(mean).all() and torch.isfinite(covariance).all()):
         raise RefusedError(f"{path}: mu or sigma is not finite")
-    moments = Moments.of_covariance(mean, covariance)
+    moments = Moments.of_sums(2, mean, covariance)  # as of two vectors, whose scatter is their covariance
     stats = FeatureStats(moments, torch.empty(0, len(mean)), torch.empty(0, dtype=torch.int64), None)
     digest = state_digest({"mu": mean, "sigma": covariance})
     images = ImagesInfo(spec=str(path), digest=digest, count=None, image_size=None)
@@ -271,13 +239,11 @@ def find_cached(record: StatisticsRecord, notify: Callable[[str], None]) -> Stat
 
 
 def cached_figures(
-    statistics: Statistics, name: str, compute: Callable[[], dict[str, Any] | None], *, use: bool = True
-) -> dict[str, Any] | None:
-    """Figures that follow from statistics in the cache alone, such as a floor, read or computed and kept.
+    statistics: Statistics, name: str, kind: type[Figures], compute: Callable[[], Figures | None], *, use: bool = True
+) -> Figures | None:
+    """A floor or baseline that follows from statistics in the cache, read or computed and kept.
 
-    Args:
-        name: of the figures; says all that they depend on next to the statistics.
-        use: whether the cache is used at all.
+    `name` says all that it depends on next to the statistics.
     """
     path = statistics.path
     if not use or path is None or path.parent != statistics_folder():
@@ -286,9 +252,9 @@ def cached_figures(
     with contextlib.suppress(ArtifactError):  # absent, or cut off: computed now
         kept = FiguresRecord.read(file)
         if (kept.name, kept.statistics, kept.driftkit) == (name, path.stem, __version__):
-            return kept.figures
+            return kind(**kept.figures)
     figures = compute()
     if figures is not None:
         with contextlib.suppress(OSError, StorageError):  # a cache that is full or read-only costs time, not the score
-            FiguresRecord(name=name, statistics=path.stem, figures=figures).write(file)
+            FiguresRecord(name=name, statistics=path.stem, figures=asdict(figures)).write(file)
     return figures

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from driftkit import __version__
 from driftkit.comparison.agreement import pairs_of, scored_runs
-from driftkit.comparison.budgets import nfe_budgets, training_budgets
 from driftkit.comparison.charts import all_charts, colour_of
 from driftkit.comparison.compare_config import CompareConfig
 from driftkit.comparison.conclusions import advice_for, cautions, findings
@@ -14,7 +13,14 @@ from driftkit.comparison.missing_scores import fill_missing
 from driftkit.comparison.pictures import make_pictures
 from driftkit.comparison.report import ComparisonRecord, SpeedSection, render_report, write_comparison
 from driftkit.comparison.run_summary import OpenedRuns, differences, equality_notes, open_runs
-from driftkit.comparison.score_table import ScoreTable, score_records, score_tables, to_csv
+from driftkit.comparison.score_table import (
+    ScoreTable,
+    nfe_budgets,
+    score_records,
+    score_tables,
+    to_csv,
+    training_budgets,
+)
 from driftkit.comparison.speed import SpeedSettings, time_runs
 from driftkit.datasets.sources import resolve
 from driftkit.errors import NotFoundError, UsageError
@@ -42,12 +48,7 @@ def compare(
     report: Report = lambda task, done, total: None,
     notify: Callable[[str], None] = lambda line: None,
 ) -> Comparison:
-    """Compare runs and write report.html, compare.json, compare.csv and the figures.
-
-    Args:
-        paths: run folders; others are skipped and named.
-        report: called with the progress.
-        notify: called with sentences for the user during the work.
+    """Compare runs and write report.html, compare.json, compare.csv and the figures; paths of other things are skipped.
 
     Raises:
         NotFoundError: none of the paths is a run that generates images.
@@ -57,8 +58,11 @@ def compare(
     _require_consistent(config)
     device = resolve_device(config.device)
     opened = open_runs(paths)
-    _require_runs(opened)
     runs = opened.generators
+    if not runs:
+        reasons = "; ".join(f"{s['path']}: {s['reason']}" for s in opened.skipped) or "encoders generate no images"
+        only = "only encoders are" if opened.encoders else "nothing is"
+        raise NotFoundError(f"{only} left to compare ({reasons}); name runs of {' or '.join(generators())}")
 
     problems = fill_missing(runs, config, device, report, notify) if config.evaluate else []
     tables = _tables(opened, problems)
@@ -108,20 +112,10 @@ def _require_consistent(config: CompareConfig) -> None:
     if config.reference is not None and not config.evaluate:
         raise UsageError(f"`reference` {config.reference}: scores are made with `evaluate` only; add it")
     if len(config.extractor) > 1 and config.extractor_weights is not None:
-        raise UsageError(
-            f"`extractor_weights`: belongs to one extractor, got {', '.join(config.extractor)}; give one `extractor`"
-        )
+        names = ", ".join(config.extractor)
+        raise UsageError(f"`extractor_weights`: belongs to one extractor, got {names}; give one `extractor`")
     if config.neighbours and config.neighbours_in is not None:
         resolve(config.neighbours_in, allow_download=False)
-
-
-def _require_runs(opened: OpenedRuns) -> None:
-    if opened.generators:
-        return
-    reasons = "; ".join(f"{s['path']}: {s['reason']}" for s in opened.skipped)
-    only = "only encoders are" if opened.encoders else "nothing is"
-    methods = " or ".join(generators())
-    raise NotFoundError(f"{only} left to compare ({reasons or 'encoders generate no images'}); name runs of {methods}")
 
 
 def _tables(opened: OpenedRuns, problems: list[str]) -> list[ScoreTable]:

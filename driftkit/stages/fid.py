@@ -1,6 +1,7 @@
 """Scoring as a command: open extractors and reference, then score a target once, repeatedly or over its checkpoints."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -11,8 +12,8 @@ from driftkit.config.settings import Option
 from driftkit.errors import UsageError
 
 if TYPE_CHECKING:  # torch is loaded when images are scored, not for --help
-    from driftkit.scoring.evaluator import Evaluation, Evaluator
-    from driftkit.scoring.series import Series
+    from driftkit.scoring.evaluation_record import CurveRecord, EvaluationRecord, RepeatsRecord
+    from driftkit.scoring.evaluator import Evaluation
 
 SCORING, FILES = "Scores", "Where it goes"
 
@@ -101,15 +102,11 @@ def fid(
     *,
     report: Callable[[str, int, int], None] = lambda task, done, total: None,
     notify: Callable[[str], None] = lambda line: None,
-) -> "list[Evaluation | Series]":
+) -> "list[Evaluation[EvaluationRecord | RepeatsRecord | CurveRecord]]":
     """Score a run, a samples file or any images against real ones by each extractor, and write the records.
 
-    Args:
-        report: progress callback of rank 0.
-        notify: called by rank 0 with lines that a user should see while it runs.
-
     Returns:
-        One result of each extractor; nothing on ranks other than the first.
+        One result of each extractor; nothing on ranks other than the first, which alone reports and notifies.
 
     Raises:
         UsageError: settings that do not fit each other or the target.
@@ -120,63 +117,56 @@ def fid(
     from driftkit.metrics.registry import select_metrics
     from driftkit.runtime.device import resolve_device
     from driftkit.runtime.ranks import Ranks, local_rank
-    from driftkit.scoring.evaluator import ScoringOptions, evaluate, open_evaluator
+    from driftkit.scoring.evaluator import ScoringOptions, evaluate, open_evaluators, output_of
     from driftkit.scoring.image_set import ScoringExecution, default_batch_size, require_target
     from driftkit.scoring.series import evaluate_checkpoints, evaluate_repeats
+    from driftkit.storage.writable import require_replaceable
 
     _require_consistent(target, config)
-    _require_places(target, config)
     metrics = select_metrics(config.metrics)
-    if not config.memorization:
-        metrics = tuple(metric for metric in metrics if metric.needs != "training")
-    first = ScoringOptions(metrics, config.training, config.allow_collapsed, config.allow_jpeg)
+    options = ScoringOptions(metrics, config.training, config.allow_collapsed, config.allow_jpeg)
+    options = options if config.memorization else options.without_memorization()
     device = resolve_device(config.device, local_rank=local_rank())
     # Features travel between processes as CPU tensors, whatever device makes them.
     ranks = Ranks.start(device_type="cpu")
     try:
         execution = ScoringExecution(config.batch_size or default_batch_size(device), device, ranks, config.cache)
         if ranks.is_main:
-            execution = ScoringExecution(execution.batch_size, device, ranks, config.cache, report, notify)
-        evaluators = [
-            open_evaluator(
-                config.reference,
-                extractor=name,
-                extractor_weights=config.extractor_weights,
-                # Copies are the same for all: they are searched in the features of the first extractor alone.
-                options=first if number == 0 else first.without_memorization(),
-                execution=execution,
-                image_size=config.image_size,
-                check_size=lambda size: require_target(target, config, reference_size=size),
-            )
-            for number, name in enumerate(config.extractor)
-        ]
-        _require_replaceable_outputs(evaluators, config.output)
+            execution = replace(execution, report=report, notify=notify)
+        evaluators = open_evaluators(
+            config.reference,
+            config.extractor,
+            options=options,
+            extractor_weights=config.extractor_weights,
+            execution=execution,
+            image_size=config.image_size,
+            check_size=lambda size: require_target(target, config, reference_size=size),
+        )
+        for evaluator in evaluators:  # each of several extractors has a file of its own, whose name is known only now
+            file = output_of(evaluator, config.output, several=len(evaluators) > 1)
+            if file is not None:
+                require_replaceable(file, "`output`", "evaluation")
         if config.write_statistics is not None:
             evaluators[0].write_statistics(config.write_statistics)
+        results: Sequence[Evaluation[EvaluationRecord | RepeatsRecord | CurveRecord]]
         if config.all_checkpoints:
-            return _of_main(evaluate_checkpoints(evaluators, target, num_images=config.num_images, sampling=config))
-        if config.repeats is not None:
-            return _of_main(
-                evaluate_repeats(
-                    evaluators, target, config.repeats, num_images=config.num_images, sampling=config,
-                    output=config.output,
-                )
-            )  # fmt: skip
-        return _of_main(
-            evaluate(evaluators, target, num_images=config.num_images, sampling=config, output=config.output)
-        )
+            results = evaluate_checkpoints(evaluators, target, num_images=config.num_images, sampling=config)
+        elif config.repeats is not None:
+            results = evaluate_repeats(
+                evaluators, target, config.repeats, num_images=config.num_images, sampling=config, output=config.output
+            )
+        else:
+            results = evaluate(evaluators, target, num_images=config.num_images, sampling=config, output=config.output)
+        return [result for result in results if result.record is not None]
     finally:
         ranks.stop()
 
 
-def _of_main(results: "list[Any]") -> "list[Evaluation | Series]":
-    return [result for result in results if result.record is not None]
-
-
 def _require_consistent(target: Path, config: FidConfig) -> None:
-    """Refuse what needs neither images nor weights to be refused."""
+    """Refuse before the hours of scoring what needs neither images nor weights, or results that cannot be written."""
     from driftkit.datasets.sources import resolve
     from driftkit.scoring.image_set import is_run
+    from driftkit.storage.writable import require_replaceable, require_writable
 
     if len(config.extractor) > 1 and (config.extractor_weights or config.write_statistics):
         key = "extractor_weights" if config.extractor_weights else "write_statistics"
@@ -192,13 +182,6 @@ def _require_consistent(target: Path, config: FidConfig) -> None:
         raise UsageError(f"`all_checkpoints` and `{key}` exclude each other: remove one")
     if config.all_checkpoints and target.exists() and not is_run(target):
         raise UsageError(f"`all_checkpoints`: {target} is no run")
-
-
-def _require_places(target: Path, config: FidConfig) -> None:
-    """Ask before the hours of scoring whether the results can be written."""
-    from driftkit.scoring.image_set import is_run
-    from driftkit.storage.writable import require_replaceable, require_writable
-
     default = target / "evaluations" / "score.json" if is_run(target) else target.with_name("score.json")
     if target.exists():
         require_writable(config.output or default, "`output`")
@@ -207,14 +190,3 @@ def _require_places(target: Path, config: FidConfig) -> None:
     if config.write_statistics is not None:
         require_writable(config.write_statistics, "`write_statistics`")
         require_replaceable(config.write_statistics, "`write_statistics`", "statistics")
-
-
-def _require_replaceable_outputs(evaluators: "list[Evaluator]", output: Path | None) -> None:
-    """Each of several extractors has a file of its own, whose name is known only now."""
-    from driftkit.scoring.evaluator import output_of
-    from driftkit.storage.writable import require_replaceable
-
-    for evaluator in evaluators:
-        file = output_of(evaluator, output, several=len(evaluators) > 1)
-        if file is not None:
-            require_replaceable(file, "`output`", "evaluation")

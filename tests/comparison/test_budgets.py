@@ -2,9 +2,8 @@
 
 import pytest
 
-from driftkit.comparison.budgets import nfe_budgets, training_budgets
 from driftkit.comparison.run_summary import summarise
-from driftkit.comparison.score_table import score_tables
+from driftkit.comparison.score_table import nfe_budgets, score_tables, training_budgets
 from tests.scoring.fakes import evaluation_record, make_run
 
 

@@ -15,7 +15,7 @@ from driftkit.methods.drifting.config import DriftingConfig
 from driftkit.methods.drifting.objective import Drifting
 from driftkit.protocols import Batch, Execution
 from driftkit.runtime.ranks import Ranks
-from driftkit.scoring.timm_extractors import dinov2
+from driftkit.scoring.extractors import dinov2
 from driftkit.storage.files import state_digest, write_tensors
 from driftkit.storage.images import to_float
 from tests.encoders.loading import load

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from driftkit.metrics.appearance import LUMA, PROPERTIES, compare_appearance, measure_appearance, wasserstein
+from driftkit.metrics.survey import LUMA, PROPERTIES, compare_appearance, measure_appearance, wasserstein
 from tests.scoring.fakes import random_images
 
 

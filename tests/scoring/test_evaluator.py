@@ -13,8 +13,8 @@ from PIL import Image
 from driftkit.config.sampling_config import SamplingConfig
 from driftkit.encoders.lineage import Lineage
 from driftkit.errors import ArtifactError, RefusedError, UsageError
-from driftkit.metrics.appearance import PROPERTIES
 from driftkit.metrics.registry import select_metrics
+from driftkit.metrics.survey import PROPERTIES
 from driftkit.scoring.evaluation_record import EvaluationRecord
 from driftkit.scoring.evaluator import ScoringOptions, evaluate, open_evaluator
 from driftkit.scoring.image_set import ScoringExecution

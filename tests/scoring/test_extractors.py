@@ -6,7 +6,7 @@ import torch
 from torch_fidelity import feature_extractor_inceptionv3 as theirs
 
 from driftkit.errors import ArtifactError, RefusedError, UsageError
-from driftkit.scoring import extractors, timm_extractors
+from driftkit.scoring import extractors
 from driftkit.scoring.extraction import Extractor
 from driftkit.scoring.extractors import load_extractor
 from driftkit.storage.files import write_tensors
@@ -165,13 +165,13 @@ def test_dinov2_reads_timm_weights_and_refuses_others(tmp_path):
     torch.manual_seed(0)
     state = timm.create_model(model, pretrained=False, num_classes=0).state_dict()
     write_tensors(tmp_path / "model.safetensors", state)
-    extractor = timm_extractors.dinov2(tmp_path / "model.safetensors", torch.device("cpu"), model=model)
+    extractor = extractors.dinov2(tmp_path / "model.safetensors", torch.device("cpu"), model=model)
     features, logits = extractor.features(random_images(2, size=32))
     assert features.shape == (2, 384)
     assert logits is None
     write_tensors(tmp_path / "other.safetensors", {"weight": torch.zeros(3)})
     with pytest.raises(ArtifactError, match="does not fit VisionTransformer: lacks cls_token"):
-        timm_extractors.dinov2(tmp_path / "other.safetensors", torch.device("cpu"), model=model)
+        extractors.dinov2(tmp_path / "other.safetensors", torch.device("cpu"), model=model)
 
 
 def test_clip_is_the_class_token_before_the_projection(tmp_path):
@@ -179,7 +179,7 @@ def test_clip_is_the_class_token_before_the_projection(tmp_path):
     torch.manual_seed(0)
     network = timm.create_model(model, pretrained=False).eval()
     write_tensors(tmp_path / "model.safetensors", network.state_dict())
-    extractor = timm_extractors.clip(tmp_path / "model.safetensors", torch.device("cpu"), model=model)
+    extractor = extractors.clip(tmp_path / "model.safetensors", torch.device("cpu"), model=model)
     images = random_images(2, size=224)
     features, _ = extractor.features(images)
     mean, std = (torch.tensor(network.pretrained_cfg[key]).view(1, 3, 1, 1) for key in ("mean", "std"))

@@ -11,6 +11,7 @@ import torch.multiprocessing as mp
 
 from driftkit.errors import ArtifactError, RefusedError
 from driftkit.metrics.moments import Moments
+from driftkit.metrics.registry import Floor
 from driftkit.scoring.evaluator import evaluate, open_evaluator
 from driftkit.scoring.extraction import extract
 from driftkit.scoring.image_set import ImageSet, ScoringExecution
@@ -110,21 +111,24 @@ def test_damaged_cache_is_reported_and_made_again(tmp_path, damage):
     assert read_statistics(path).record.images.digest == pack.digest
 
 
+FIGURES = Floor(10, 0, {"fid": 1.5})
+
+
 def test_damaged_figures_are_computed_again():
     statistics = write_statistics(cached_path(record_of()), stats_of(), record_of())
     calls = []
 
     def compute():
         calls.append(1)
-        return {"fid": 1.5}
+        return FIGURES
 
-    assert [cached_figures(statistics, "floor-10", compute) for _ in range(2)] == [{"fid": 1.5}] * 2
+    assert [cached_figures(statistics, "floor-10", Floor, compute) for _ in range(2)] == [FIGURES] * 2
     assert len(calls) == 1
     (path,) = statistics.path.parent.glob("*.floor-10.json")
     path.write_text(path.read_text()[:-20])
-    assert cached_figures(statistics, "floor-10", compute) == {"fid": 1.5}
+    assert cached_figures(statistics, "floor-10", Floor, compute) == FIGURES
     assert len(calls) == 2
-    assert cached_figures(statistics, "floor-10", compute, use=False) == {"fid": 1.5}
+    assert cached_figures(statistics, "floor-10", Floor, compute, use=False) == FIGURES
     assert len(calls) == 3
 
 
@@ -135,7 +139,7 @@ def test_a_full_cache_costs_time_and_not_the_figures(monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "replace", full)
-    assert cached_figures(statistics, "floor-10", lambda: {"fid": 1.5}) == {"fid": 1.5}
+    assert cached_figures(statistics, "floor-10", Floor, lambda: FIGURES) == FIGURES
     assert not list(statistics.path.parent.glob("*.floor-10.json"))
 
 
