@@ -66,20 +66,15 @@ class Batch:
 
 @dataclass(frozen=True)
 class Execution:
-    """The execution of a step, whatever it minimises.
+    """The execution of a step, whatever it minimises."""
 
-    Attributes:
-        micro_batch: images that networks see at a time; None: all of the batch.
-        autocast: makes the context in which networks run forwards.
-        last_backward: makes the context of the last backward pass of a step, during which the exchange of complete
-            gradients among ranks begins. By default the exchange begins afterwards.
-        clock: measures the parts of a step.
-    """
-
-    micro_batch: int | None = None
+    micro_batch: int | None = None  # images that networks see at a time; None: all of the batch
+    # makes the context in which networks run forwards
     autocast: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
+    # makes the context of the last backward pass of a step, during which the exchange of complete gradients among
+    # ranks begins. By default the exchange begins afterwards.
     last_backward: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
-    clock: StepClock = field(default_factory=StepClock)
+    clock: StepClock = field(default_factory=StepClock)  # measures the parts of a step
 
     def chunks(self, count: int) -> list[slice]:
         """`count` images in chunks of `micro_batch`; the last may be smaller."""
@@ -146,19 +141,13 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """What a sampler takes beside network and noise.
+    """What a sampler takes beside network and noise."""
 
-    Attributes:
-        nfe: network evaluations per image; None: the sampler's own default.
-        step_noise: sampler step -> fresh noise like the prior noise, for stochastic samplers.
-        options: of the sampler, by name.
-        condition: of the images.
-    """
-
-    nfe: int | None
+    nfe: int | None  # network evaluations per image; None: the sampler's own default
+    # sampler step -> fresh noise like the prior noise, for stochastic samplers
     step_noise: Callable[[int], torch.Tensor]
-    options: Mapping[str, Any] = field(default_factory=dict)
-    condition: Condition = UNCONDITIONAL
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the sampler, by name
+    condition: Condition = UNCONDITIONAL  # of the images
 
 
 class Sampler(Protocol):

@@ -86,21 +86,13 @@ class FeatureCacheCard(Record):
 
 @dataclass(frozen=True)
 class FeatureSource:
-    """What a cache's features are computed by.
+    """What a cache's features are computed by."""
 
-    Attributes:
-        encoder: on `device`.
-        features: makes groups of the encoder's maps.
-        key: everything that the features of an image follow from.
-        device: where the encoder is.
-        execution: the context it runs in.
-    """
-
-    encoder: FrozenEncoder
-    features: FeatureSet
-    key: Mapping[str, Any]
-    device: torch.device
-    execution: Execution = field(default_factory=Execution)
+    encoder: FrozenEncoder  # on `device`
+    features: FeatureSet  # makes groups of the encoder's maps
+    key: Mapping[str, Any]  # everything that the features of an image follow from
+    device: torch.device  # where the encoder is
+    execution: Execution = field(default_factory=Execution)  # the context it runs in
 
     def groups(self, images: torch.Tensor) -> list[FeatureGroup]:
         """Feature groups of uint8 images [N, 3, H, W].
@@ -124,15 +116,10 @@ class FeatureSource:
 
 @dataclass(frozen=True)
 class Shard:
-    """Features of consecutive images, as differences from the mean features.
+    """Features of consecutive images, as differences from the mean features."""
 
-    Attributes:
-        features: bfloat16 [n, orientations, width].
-        checksums: CRC-32 of each image's features, int64 [n, orientations].
-    """
-
-    features: torch.Tensor
-    checksums: torch.Tensor
+    features: torch.Tensor  # bfloat16 [n, orientations, width]
+    checksums: torch.Tensor  # CRC-32 of each image's features, int64 [n, orientations]
 
     def is_damaged(self, row: int, flip: int) -> bool:
         return checksum(self.features[row, flip]) != int(self.checksums[row, flip])

@@ -101,31 +101,22 @@ class FrozenEncoder(nn.Module):
 
 @dataclass(frozen=True)
 class EncoderKind:
-    """One kind of encoders; a new kind is one file and one row of ENCODERS.
+    """One kind of encoders; a new kind is one file and one row of ENCODERS."""
 
-    Attributes:
-        pattern: how its names look, for messages; empty where `names` lists them all.
-        accepts: whether a name is of this kind.
-        load: (config, side in pixels of the images to come, device) -> the encoder; raises as `load_encoder`.
-        names: its names that the table lists.
-        describe: name -> its card; None where only loading it tells.
-        licence: name -> licence of its weights.
-        published: name -> the file that its weights are published in; None where it has none or brings its own.
-        fetch: have the published weights in the cache.
-        image_size: name -> side in pixels of the images it was trained on; None where it takes any.
-        is_place: its names say where files lie, so that the content decides and not the name.
-    """
-
-    accepts: Callable[[str], bool]
+    accepts: Callable[[str], bool]  # whether a name is of this kind
+    # (config, side in pixels of the images to come, device) -> the encoder; raises as `load_encoder`
     load: Callable[[EncoderConfig, int, torch.device], FrozenEncoder]
-    pattern: str = ""
-    names: Callable[[], Sequence[str]] = lambda: ()
+    pattern: str = ""  # how its names look, for messages; empty where `names` lists them all
+    names: Callable[[], Sequence[str]] = lambda: ()  # its names that the table lists
+    # name -> its card; None where only loading it tells
     describe: Callable[[str], EncoderCard | None] = lambda name: None
-    licence: Callable[[str], str] = lambda name: "unknown"
+    licence: Callable[[str], str] = lambda name: "unknown"  # name -> licence of its weights
+    # name -> the file that its weights are published in; None where it has none or brings its own
     published: Callable[[str], PublishedFile | None] = lambda name: None
-    fetch: Callable[[str], object] = lambda name: None
+    fetch: Callable[[str], object] = lambda name: None  # have the published weights in the cache
+    # name -> side in pixels of the images it was trained on; None where it takes any
     image_size: Callable[[str], int | None] = lambda name: None
-    is_place: bool = False
+    is_place: bool = False  # its names say where files lie, so that the content decides and not the name
 
 
 def require_own_weights(config: EncoderConfig, fact: str) -> None:

@@ -41,21 +41,14 @@ FAMILIES = {"vision_transformer": "vit", "eva": "vit", "beit": "vit", "deit": "v
 
 @dataclass(frozen=True)
 class Lineage:
-    """What a frozen network's features come from.
+    """What a frozen network's features come from."""
 
-    Attributes:
-        weights: digest of the weights, or one of UNTRAINED.
-        architecture: the network, for example "tf_efficientnet_lite0"; equal whatever the seed and the width.
-        family: its kind of network, for example "efficientnet".
-        data: names of the image sets that trained it, empty where none did; None where nobody knows.
-        labels: whether labels or captions were used; None where nobody knows.
-    """
-
-    weights: str
-    architecture: str
-    family: str
+    weights: str  # digest of the weights, or one of UNTRAINED
+    architecture: str  # the network, for example "tf_efficientnet_lite0"; equal whatever the seed and the width
+    family: str  # its kind of network, for example "efficientnet"
+    # names of the image sets that trained it, empty where none did; None where nobody knows
     data: tuple[str, ...] | None
-    labels: bool | None = None
+    labels: bool | None = None  # whether labels or captions were used; None where nobody knows
 
     def describe(self) -> dict[str, Any]:
         """As it is written down."""
@@ -69,16 +62,12 @@ PIXEL_TERM = Lineage("none", "the pixels among the terms of the loss", PIXEL, ()
 
 @dataclass(frozen=True)
 class Kinship:
-    """How near an evaluator is to a run's training encoder.
+    """How near an evaluator is to a run's training encoder."""
 
-    Attributes:
-        degree: kin (the same weights, or the same architecture trained on the same images), related (the same family
-            of networks, the same training images, or nobody knows) or independent.
-        reason: in words.
-    """
-
+    # kin (the same weights, or the same architecture trained on the same images), related (the same family of
+    # networks, the same training images, or nobody knows) or independent
     degree: Degree
-    reason: str
+    reason: str  # in words
 
     @property
     def counts(self) -> bool:

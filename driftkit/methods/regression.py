@@ -14,13 +14,9 @@ from driftkit.runtime.random import image_noise, stream_seed
 
 
 class NoiseRegression(ABC):
-    """Mean squared error of a prediction from images noised at random times.
+    """Mean squared error of a prediction from images noised at random times."""
 
-    Attributes:
-        term: name of the loss in records.
-    """
-
-    term: str
+    term: str  # name of the loss in records
     needs_labels = False
 
     @abstractmethod

@@ -17,23 +17,15 @@ Corruption = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 
 @dataclass(frozen=True)
 class CorruptionSpec:
-    """One corruption.
+    """One corruption."""
 
-    Attributes:
-        name: as in tables and JSON.
-        error: what a generator would do wrong.
-        apply: the function.
-        is_control: real images stay real, so that a good encoder may ignore it.
-        per_image: image i stays a version of image i, so that its change can be measured.
-        is_reversible: the step back to the original is the step that training should take: a shuffled image may become
-            another real image than the one it was made from.
-    """
-
-    name: str
-    error: str
-    apply: Corruption
-    is_control: bool = False
-    per_image: bool = True
+    name: str  # as in tables and JSON
+    error: str  # what a generator would do wrong
+    apply: Corruption  # the function
+    is_control: bool = False  # real images stay real, so that a good encoder may ignore it
+    per_image: bool = True  # image i stays a version of image i, so that its change can be measured
+    # the step back to the original is the step that training should take: a shuffled image may become another real
+    # image than the one it was made from
     is_reversible: bool = True
 
 

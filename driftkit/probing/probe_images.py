@@ -17,16 +17,11 @@ ANCHOR_SHARE = 8  # one in so many of a batch stays when the others change
 
 @dataclass(frozen=True)
 class ProbeImages:
-    """The images to measure on, uint8 [*, 3, H, W], in random order.
+    """The images to measure on, uint8 [*, 3, H, W], in random order."""
 
-    Attributes:
-        real: all real images, at least 4 batches.
-        labels: int64 of `real`; None where unlabelled.
-        one_class: images of a single class each, `one_class_count` or more; empty where there are none.
-    """
-
-    real: torch.Tensor
-    labels: torch.Tensor | None
+    real: torch.Tensor  # all real images, at least 4 batches
+    labels: torch.Tensor | None  # int64 of `real`; None where unlabelled
+    # images of a single class each, `one_class_count` or more; empty where there are none
     one_class: Sequence[torch.Tensor] = ()
 
 

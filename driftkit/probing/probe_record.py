@@ -29,17 +29,11 @@ class FieldCallCost:
 
 @dataclass(frozen=True)
 class FieldMemory:
-    """Bytes that the global batch takes besides the networks, estimated from shapes.
+    """Bytes that the global batch takes besides the networks, estimated from shapes."""
 
-    Attributes:
-        batch_size: N generated and P = N real images, on all ranks together.
-        features_bytes: float32 features of the generated and the real images, held through the step.
-        field_chunk_bytes: device type -> workspace of the fields that are computed at a time.
-    """
-
-    batch_size: int
-    features_bytes: int
-    field_chunk_bytes: dict[str, int]
+    batch_size: int  # N generated and P = N real images, on all ranks together
+    features_bytes: int  # float32 features of the generated and the real images, held through the step
+    field_chunk_bytes: dict[str, int]  # device type -> workspace of the fields that are computed at a time
 
 
 @dataclass(frozen=True)
@@ -107,16 +101,11 @@ class KernelMeasurement:
 
 @dataclass(frozen=True)
 class Separation:
-    """Corrupted images against real ones, one value per temperature.
+    """Corrupted images against real ones, one value per temperature."""
 
-    Attributes:
-        ratio: norm of V over the floor; 1 means that the field does not detect the corruption.
-        z: how many standard deviations of the floor it is above the floor.
-        signal: share of V's power that repeats in other batches, less that of real images: what training can follow.
-    """
-
-    ratio: list[float]
-    z: list[float]
+    ratio: list[float]  # norm of V over the floor; 1 means that the field does not detect the corruption
+    z: list[float]  # how many standard deviations of the floor it is above the floor
+    # share of V's power that repeats in other batches, less that of real images: what training can follow
     signal: list[float]
 
 
@@ -150,35 +139,23 @@ class GroupMeasurement:
 
 @dataclass(frozen=True)
 class EncoderMeasurement:
-    """All groups together.
+    """All groups together."""
 
-    Attributes:
-        groups: one by one.
-        purity: class purity of every map's global vector, brought to one scale and joined; None where unlabelled.
-        pixel_alignment: corruption -> cosine of the step in pixels with the step that undoes it.
-        repeats: batches behind each mean.
-    """
-
-    groups: list[GroupMeasurement]
+    groups: list[GroupMeasurement]  # one by one
+    # class purity of every map's global vector, brought to one scale and joined; None where unlabelled
     purity: float | None
-    pixel_alignment: dict[str, float]
-    repeats: int
+    pixel_alignment: dict[str, float]  # corruption -> cosine of the step in pixels with the step that undoes it
+    repeats: int  # batches behind each mean
 
 
 @dataclass(frozen=True)
 class Detectability:
-    """How well one corruption is detected, in shares of the drift that training can follow.
+    """How well one corruption is detected, in shares of the drift that training can follow."""
 
-    Attributes:
-        best: largest over groups, each at its best temperature.
-        mean: its mean over groups, which have equal parts in the loss.
-        group: where it is largest.
-        strength: geometric mean of both, since one group in thirty that detects it pulls against the noise of the rest.
-    """
-
-    best: float
-    mean: float
-    group: str
+    best: float  # largest over groups, each at its best temperature
+    mean: float  # its mean over groups, which have equal parts in the loss
+    group: str  # where it is largest
+    # geometric mean of both, since one group in thirty that detects it pulls against the noise of the rest
     strength: float
 
 

@@ -44,14 +44,10 @@ MAX_HELD_OUT = 1000
 
 @dataclass(frozen=True)
 class TrainResult:
-    """A trained run.
-
-    Attributes:
-        resumed_from: steps that it had before; None where it is new.
-    """
+    """A trained run."""
 
     run: Run
-    resumed_from: int | None
+    resumed_from: int | None  # steps that it had before; None where it is new
     ranks: Ranks
 
 

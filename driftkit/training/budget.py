@@ -24,33 +24,19 @@ CARD_SHARE = 0.8
 
 @dataclass(frozen=True)
 class Shapes:
-    """What one image costs, whatever the batch.
+    """What one image costs, whatever the batch."""
 
-    Attributes:
-        network_flops: every forward of the trained network in a step; a backward counts two.
-        encoder_flops: one forward of the frozen encoder. Its weights get no gradient: a backward counts one.
-        real_encoded: whether real images go through the encoder, too.
-        regenerates: whether a step of several micro-batches runs every forward twice.
-        batch: cost of what is computed over the global batch; None where nothing is.
-        parameters: of the trained network.
-        encoder_bytes: of the encoder's weights.
-        saved_bytes: tensors that the networks keep for the backward pass under autocast of `dtype` on `device`.
-        dtype: float32 or bfloat16.
-        device: "cpu" or "cuda".
-        micro_batch: images that the networks see at a time; None: all.
-    """
-
-    network_flops: int
-    encoder_flops: int
-    real_encoded: bool
-    regenerates: bool
-    batch: BatchCost | None
-    parameters: int
-    encoder_bytes: int
-    saved_bytes: int
-    dtype: str
-    device: str
-    micro_batch: int | None
+    network_flops: int  # every forward of the trained network in a step; a backward counts two
+    encoder_flops: int  # one forward of the frozen encoder. Its weights get no gradient: a backward counts one.
+    real_encoded: bool  # whether real images go through the encoder, too
+    regenerates: bool  # whether a step of several micro-batches runs every forward twice
+    batch: BatchCost | None  # cost of what is computed over the global batch; None where nothing is
+    parameters: int  # of the trained network
+    encoder_bytes: int  # of the encoder's weights
+    saved_bytes: int  # tensors that the networks keep for the backward pass under autocast of `dtype` on `device`
+    dtype: str  # float32 or bfloat16
+    device: str  # "cpu" or "cuda"
+    micro_batch: int | None  # images that the networks see at a time; None: all
 
 
 @dataclass(frozen=True)

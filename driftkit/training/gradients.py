@@ -19,19 +19,12 @@ BUCKET_BYTES = 25 * 2**20  # as DistributedDataParallel has it: large enough for
 
 @dataclass
 class _Bucket:
-    """Gradients that are exchanged together.
+    """Gradients that are exchanged together."""
 
-    Attributes:
-        flat: all of them, one after another.
-        views: parameter -> its gradient, with the strides of the parameter.
-        missing: how many of them the last backward pass has not computed yet.
-        work: the reduction, once it has begun.
-    """
-
-    flat: torch.Tensor
-    views: dict[nn.Parameter, torch.Tensor]
-    missing: int = 0
-    work: dist.Work | None = None
+    flat: torch.Tensor  # all of them, one after another
+    views: dict[nn.Parameter, torch.Tensor]  # parameter -> its gradient, with the strides of the parameter
+    missing: int = 0  # how many of them the last backward pass has not computed yet
+    work: dist.Work | None = None  # the reduction, once it has begun
 
 
 class GradientExchange:

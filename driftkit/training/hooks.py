@@ -46,19 +46,12 @@ def is_due(step: int, every: int, *, maximum: int | None = None) -> bool:
 
 @dataclass
 class FinishedStep:
-    """A training step, for hooks.
+    """A training step, for hooks."""
 
-    Attributes:
-        number: steps done so far, this one included.
-        is_last: whether it ends the training.
-        loss: of this rank's images; hooks add what they measure to its `health`.
-        log: whether a metric record is written; hooks that measure set it, on all ranks.
-    """
-
-    number: int
-    is_last: bool
-    loss: StepLoss
-    log: bool = False
+    number: int  # steps done so far, this one included
+    is_last: bool  # whether it ends the training
+    loss: StepLoss  # of this rank's images; hooks add what they measure to its `health`
+    log: bool = False  # whether a metric record is written; hooks that measure set it, on all ranks
 
     def is_due(self, every: int, *, maximum: int | None = None) -> bool:
         """As the function of that name; everything is due at the last step."""
@@ -100,16 +93,11 @@ class HeldOutMeasurement(Hook):
 
 @dataclass(frozen=True)
 class Scoring:
-    """Scores of the averaged network while it trains.
+    """Scores of the averaged network while it trains."""
 
-    Attributes:
-        every: steps.
-        score: named numbers of a network in evaluation mode.
-        kinship: how near the evaluator is to the training encoder, for the manifest.
-    """
-
-    every: int
-    score: Callable[[nn.Module], Mapping[str, float]]
+    every: int  # steps
+    score: Callable[[nn.Module], Mapping[str, float]]  # named numbers of a network in evaluation mode
+    # how near the evaluator is to the training encoder, for the manifest
     kinship: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -26,19 +26,12 @@ BATCH = "trainer.batch_size"
 
 @dataclass(frozen=True)
 class ResumePlan:
-    """How a run is continued.
+    """How a run is continued."""
 
-    Attributes:
-        config: of this command, with the batch size per rank that the run was begun with.
-        global_batch: images of all ranks per step, as at the beginning.
-        is_finished: whether it has been trained to the last step.
-        notes: sentences on what has changed around it.
-    """
-
-    config: TrainConfig
-    global_batch: int
-    is_finished: bool
-    notes: list[str]
+    config: TrainConfig  # of this command, with the batch size per rank that the run was begun with
+    global_batch: int  # images of all ranks per step, as at the beginning
+    is_finished: bool  # whether it has been trained to the last step
+    notes: list[str]  # sentences on what has changed around it
 
 
 def plan_resume(run: Run, config: TrainConfig, resume: Resume, ranks: Ranks) -> ResumePlan | None:

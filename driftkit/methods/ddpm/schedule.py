@@ -16,18 +16,13 @@ SPACINGS: tuple[str, ...] = get_args(Spacing)
 class NoiseSchedule:
     """Noise added by the forward process at the integer times 0 (cleanest) to num_steps - 1.
 
-    Attributes:
-        betas: variance that one step adds, float64 [num_steps] on the CPU, in (0, 1).
-        alpha_bar: share of the signal's variance left at each time, float64 [num_steps] on the CPU, falling.
-        num_steps: T.
-
     Raises:
         ValueError: the tensors are no float64 vectors of num_steps entries.
     """
 
-    betas: torch.Tensor
-    alpha_bar: torch.Tensor
-    num_steps: int
+    betas: torch.Tensor  # variance that one step adds, float64 [num_steps] on the CPU, in (0, 1)
+    alpha_bar: torch.Tensor  # share of the signal's variance left at each time, float64 [num_steps] on the CPU, falling
+    num_steps: int  # T
     _on: dict[torch.device, torch.Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:

@@ -21,21 +21,13 @@ LOG_MATRICES = 2  # of pairs, beside the workspace, at temperatures whose kernel
 
 @dataclass(frozen=True)
 class FieldCost:
-    """The fields of a step, a `BatchCost`. A field compares `rows` generated images with twice `images` others.
+    """The fields of a step, a `BatchCost`. A field compares `rows` generated images with twice `images` others."""
 
-    Attributes:
-        calls: (vectors, channels) of every batched field.
-        num_taus: temperatures.
-        shared: whether fields share their scales, so that V of all of them waits for the last.
-        wide: whether temperatures are so small that the field takes float64.
-        chunk_bytes: size of the workspace; None: that of the device.
-    """
-
-    calls: tuple[tuple[int, int], ...]
-    num_taus: int = 3
-    shared: bool = False
-    wide: bool = False
-    chunk_bytes: int | None = None
+    calls: tuple[tuple[int, int], ...]  # (vectors, channels) of every batched field
+    num_taus: int = 3  # temperatures
+    shared: bool = False  # whether fields share their scales, so that V of all of them waits for the last
+    wide: bool = False  # whether temperatures are so small that the field takes float64
+    chunk_bytes: int | None = None  # size of the workspace; None: that of the device
     chunk_setting: str = "objective.field_chunk_mib"
 
     def gathered_bytes(self, *, rows: int, ranks: int) -> int:
