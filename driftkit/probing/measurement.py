@@ -14,18 +14,26 @@ from driftkit.encoders.frozen_encoder import FrozenEncoder
 from driftkit.errors import DriftkitError
 from driftkit.methods.drifting import aggregated_drift
 from driftkit.methods.drifting.distance import pairwise_distance
-from driftkit.probing.corruptions import CORRUPTIONS, ONE_CLASS, CorruptionSpec
 from driftkit.probing.feature_statistics import (
     distance_concentration,
     effective_rank,
     kernel_statistics,
     neighbour_purity,
     participation_ratio,
+    pixel_alignment,
     signal_share,
     spectrum,
 )
-from driftkit.probing.pixel_alignment import pixel_alignment
-from driftkit.probing.probe_images import CLASS_REPEATS, ProbeImages, num_anchors, one_class_count, pool_size
+from driftkit.probing.probe_images import (
+    CLASS_REPEATS,
+    CORRUPTIONS,
+    ONE_CLASS,
+    CorruptionSpec,
+    ProbeImages,
+    num_anchors,
+    one_class_count,
+    pool_size,
+)
 from driftkit.probing.probe_record import EncoderMeasurement, GroupMeasurement, KernelMeasurement, Separation
 from driftkit.runtime.progress import Report
 from driftkit.runtime.random import generator_for

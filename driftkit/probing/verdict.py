@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from statistics import median
 
-from driftkit.probing.corruptions import CORRUPTIONS, ONE_CLASS
+from driftkit.probing.probe_images import CORRUPTIONS, ONE_CLASS
 from driftkit.probing.probe_record import Detectability, EncoderMeasurement, GroupMeasurement, Verdict
 
 ERRORS = {spec.name: spec.error for spec in CORRUPTIONS if not spec.is_control} | {

@@ -9,8 +9,7 @@ import torch.nn.functional as F
 
 from driftkit.encoders.lineage import Lineage, family_of
 from driftkit.encoders.specs import SPECS
-from driftkit.encoders.timm_encoder import timm_spec
-from driftkit.encoders.timm_weights import load_state, own_tensors, timm_lineage
+from driftkit.encoders.timm_encoder import load_state, own_tensors, timm_lineage, timm_spec
 from driftkit.encoders.weights import fetch, read_weights, unless_changed
 from driftkit.scoring.extraction import Extractor
 from driftkit.storage.files import state_digest

@@ -10,7 +10,7 @@ import torch
 from driftkit.config.layers import flatten
 from driftkit.errors import UsageError
 from driftkit.storage.files import digest_json
-from driftkit.training.trainer_config import TrackerName
+from driftkit.training.train_config import TrackerName
 
 
 class Tracker(Protocol):

@@ -20,7 +20,7 @@ from driftkit.training.gradients import GradientExchange
 from driftkit.training.hooks import MAX_RECORDS, FinishedStep, Hook
 from driftkit.training.monitors import FiniteWatch
 from driftkit.training.optimizer import adamw, averaged, clip_gradients, optimizer_tensors, restore_optimizer
-from driftkit.training.trainer_config import TrainerConfig
+from driftkit.training.train_config import TrainerConfig
 
 
 class Trainer:

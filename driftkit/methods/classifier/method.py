@@ -1,10 +1,11 @@
 """The classifier, as the rest of driftkit knows it."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from driftkit.methods.base import BuiltObjective, Method, Setting, Workload, register
-from driftkit.methods.classifier.config import ClassifierConfig
+from pydantic import Field
+
+from driftkit.methods.base import BuiltObjective, Method, MethodConfig, Setting, Workload, register
 
 if TYPE_CHECKING:
     from torch import nn
@@ -14,9 +15,19 @@ if TYPE_CHECKING:
     from driftkit.storage.run_folder import Run
 
 
+class ClassifierConfig(MethodConfig):
+    """The classifier objective."""
+
+    name: Literal["classifier"] = "classifier"
+    min_crop: float = Field(
+        0.5, gt=0, le=1, description="smallest share of the area that a random resized crop keeps; 1: no cropping"
+    )
+    label_smoothing: float = Field(0.05, ge=0, lt=1, description="share of the target spread over all classes")
+
+
 def _build(config: ClassifierConfig, setting: Setting) -> BuiltObjective:
     from driftkit.methods.classifier.objective import Classifier
-    from driftkit.methods.held_out import held_out_images
+    from driftkit.methods.encoder_training import held_out_images
 
     return BuiltObjective(Classifier(config, ranks=setting.ranks, held_out=held_out_images(setting)))
 
@@ -26,7 +37,7 @@ def _workload(config: ClassifierConfig, network: "nn.Module", image_size: int) -
 
 
 def _complete(config: ClassifierConfig, network: "MAEResNetConfig", pack: "ImagePack") -> "MAEResNetConfig":
-    from driftkit.methods.held_out import with_head
+    from driftkit.methods.encoder_training import with_head
 
     return with_head(network.model_copy(update={"decoder": False}), pack, reason="a classifier")
 

@@ -7,9 +7,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from driftkit.methods.accumulate import accumulate_parts
-from driftkit.methods.classifier.config import ClassifierConfig
-from driftkit.methods.crops import crop_batch, crop_draws
-from driftkit.methods.held_out import MEASURE_BATCH, HeldOut
+from driftkit.methods.classifier.method import ClassifierConfig
+from driftkit.methods.encoder_training import MEASURE_BATCH, HeldOut, crop_batch, crop_draws
 from driftkit.protocols import UNCONDITIONAL, Batch, Condition, Execution, StepLoss
 from driftkit.runtime.ranks import Ranks
 from driftkit.storage.images import to_float

@@ -1,6 +1,6 @@
 """Rectified flow, as the rest of driftkit knows it."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from driftkit.methods.base import (
     CURVE_NFES,
@@ -8,19 +8,28 @@ from driftkit.methods.base import (
     Curve,
     Graph,
     Method,
+    MethodConfig,
     SamplerSpec,
     Setting,
     Workload,
     register,
     sampler_table,
 )
-from driftkit.methods.flow.config import EULER_NFE, HEUN_NFE, FlowConfig
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
     from driftkit.protocols import Sampler
+
+
+EULER_NFE = HEUN_NFE = 50
+
+
+class FlowConfig(MethodConfig):
+    """The rectified flow objective, which has nothing to set."""
+
+    name: Literal["flow"] = "flow"
 
 
 def _build(config: FlowConfig, setting: Setting) -> BuiltObjective:
@@ -50,7 +59,7 @@ def _heun(config: FlowConfig) -> "Sampler":
 def _graph(config: FlowConfig, network: "nn.Module", image_size: int) -> Graph:
     import torch
 
-    from driftkit.methods.flow.path import TIME_SCALE
+    from driftkit.methods.flow.samplers import TIME_SCALE
     from driftkit.methods.regression import TimedGraph
 
     generator = torch.Generator().manual_seed(0)

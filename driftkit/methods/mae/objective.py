@@ -7,9 +7,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from driftkit.methods.accumulate import accumulate_parts
-from driftkit.methods.crops import crop_batch, crop_draws
-from driftkit.methods.held_out import MEASURE_BATCH, HeldOut
-from driftkit.methods.mae.config import NEVER, MAEConfig
+from driftkit.methods.encoder_training import MEASURE_BATCH, HeldOut, crop_batch, crop_draws
+from driftkit.methods.mae.method import NEVER, MAEConfig
 from driftkit.metrics.quality import knn_accuracy, linear_accuracy
 from driftkit.models.mae_resnet import MAEResNet
 from driftkit.protocols import UNCONDITIONAL, Batch, Condition, Execution, StepLoss
