@@ -64,6 +64,19 @@ class Batch:
         return replace(self, draws={name: values.to(self.images.device) for name, values in draws.items()})
 
 
+@dataclass
+class StepLoss:
+    """The loss of one training step and its signals of health, without gradient."""
+
+    total: torch.Tensor  # scalar
+    terms: dict[str, torch.Tensor] = field(default_factory=dict)  # named parts of the total
+    # Signals that are not minimised, equal on all ranks. `spread`, where it is among them, is that of the features of
+    # generated images over that of real ones, about 1 when all is well: collapse is judged by it.
+    health: dict[str, torch.Tensor] = field(default_factory=dict)
+    # Scalars that are not finite where what they are named after is not: they explain a loss that is not finite.
+    sources: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class Execution:
     """The execution of a step, whatever it minimises."""
@@ -85,18 +98,26 @@ class Execution:
         """The context of the backward pass of one of the `chunks` of `count` images, where each has one."""
         return self.last_backward() if chunk.stop == count else contextlib.nullcontext()
 
+    def accumulate(self, loss: Callable[[Batch, slice], StepLoss], batch: Batch) -> StepLoss:
+        """Add up the gradients of a loss that is a sum over images, chunk by chunk.
 
-@dataclass
-class StepLoss:
-    """The loss of one training step and its signals of health, without gradient."""
+        Args:
+            loss: (part, its slice of the batch) -> its summand of the loss of the whole batch; `total` with gradient.
 
-    total: torch.Tensor  # scalar
-    terms: dict[str, torch.Tensor] = field(default_factory=dict)  # named parts of the total
-    # Signals that are not minimised, equal on all ranks. `spread`, where it is among them, is that of the features of
-    # generated images over that of real ones, about 1 when all is well: collapse is judged by it.
-    health: dict[str, torch.Tensor] = field(default_factory=dict)
-    # Scalars that are not finite where what they are named after is not: they explain a loss that is not finite.
-    sources: dict[str, torch.Tensor] = field(default_factory=dict)
+        Returns:
+            The sums over the parts, detached.
+        """
+        sums: list[dict[str, torch.Tensor]] = [{}, {}, {}]
+        for chunk in self.chunks(len(batch.slots)):
+            with self.autocast():
+                part = loss(batch.part(chunk), chunk)
+            with self.backward_of(chunk, len(batch.slots)):
+                part.total.backward()
+            for known, values in zip(sums, ({"total": part.total}, part.terms, part.health), strict=True):
+                for name, value in values.items():
+                    known[name] = known[name] + value.detach() if name in known else value.detach()
+        self.clock.mark("network")
+        return StepLoss(sums[0]["total"], sums[1], sums[2])
 
 
 class Objective(Protocol):

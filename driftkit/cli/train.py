@@ -5,12 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from driftkit.cli.options import Given, with_settings
 from driftkit.cli.output import JsonOption, emit, note, option
 from driftkit.config.layers import preset_names
 from driftkit.methods.registry import DEFAULT_METHOD, METHODS
+from driftkit.runtime.terminal import open_console
 from driftkit.training.train_config import FILES, TrainConfig
 
 METHOD = "Method"
@@ -113,11 +115,6 @@ def _budget(config: Any, device: str) -> dict[str, Any]:
 
 
 def _show_plan(values: dict[str, Any], origins: dict[str, str], folder: Path, document: dict[str, Any]) -> None:
-    from rich.markup import escape
-
-    from driftkit.cli.train import budget_table
-    from driftkit.runtime.terminal import open_console
-
     _show_config(values, origins, folder)
     if document["budget"] is None:
         open_console(width=100).print(escape(f"cost of a step unknown: {document['budget_unknown']}"))
@@ -126,11 +123,6 @@ def _show_plan(values: dict[str, Any], origins: dict[str, str], folder: Path, do
 
 
 def _show_config(values: dict[str, Any], origins: dict[str, str], folder: Path) -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
-    from driftkit.runtime.terminal import open_console
-
     table = Table("key", "value", "from", title=escape(f"config of {folder}"), title_justify="left")
     for key, value in values.items():
         table.add_row(key, escape(str(value)), escape(origins.get(key, "default")))
@@ -138,10 +130,6 @@ def _show_config(values: dict[str, Any], origins: dict[str, str], folder: Path) 
 
 
 def _show_run(document: dict[str, Any]) -> None:
-    from rich.markup import escape
-
-    from driftkit.runtime.terminal import open_console
-
     folder = escape(document["run"])
     open_console(width=100, highlight=False).print(
         f"[bold]{folder}[/bold]: {document['state']} at step {document['step']:,}, {document['images_seen']:,} images, "

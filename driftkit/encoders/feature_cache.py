@@ -95,11 +95,7 @@ class FeatureSource:
     execution: Execution = field(default_factory=Execution)  # the context it runs in
 
     def groups(self, images: torch.Tensor) -> list[FeatureGroup]:
-        """Feature groups of uint8 images [N, 3, H, W].
-
-        Raises:
-            DriftkitError: one is not finite.
-        """
+        """Feature groups of uint8 images [N, 3, H, W]. Raises DriftkitError: one is not finite."""
         with torch.no_grad(), self.execution.autocast():
             real = to_float(images.to(self.device)).contiguous(memory_format=torch.channels_last)
             groups = self.features(self.encoder.maps(real), real)
@@ -227,25 +223,12 @@ def open_cache(
             # Another process may have built them while this one waited for the lock.
             if missing := _missing(folder, card, source, ranks):
                 _build(folder, card, images, source, ranks, missing)
-    return read_cache(folder, card)
-
-
-def read_cache(folder: Path, card: FeatureCacheCard) -> FeatureCache:
-    """A complete cache.
-
-    Raises:
-        ArtifactError: a file is absent, damaged, or of another place or cache.
-    """
     offset = read_offset(folder, card)
     return FeatureCache(folder, card, offset, [read_shard(folder, n, card, offset) for n in range(card.num_shards)])
 
 
 def read_card(folder: Path) -> FeatureCacheCard:
-    """The card of the cache in a folder.
-
-    Raises:
-        ArtifactError: it is absent, damaged or of another cache.
-    """
+    """The card of the cache in a folder. Raises ArtifactError: it is absent, damaged or of another cache."""
     card = FeatureCacheCard.read(folder / CARD_FILE)
     if card.folder_name != folder.resolve().name:
         raise ArtifactError(f"{folder / CARD_FILE} is the card of another cache; remove the folder to build it again")

@@ -220,11 +220,7 @@ FEATURE_SETS = {
 
 
 def feature_set(name: str) -> FeatureSet:
-    """The feature set of that name.
-
-    Raises:
-        UsageError: there is none.
-    """
+    """The feature set of that name. Raises UsageError: there is none."""
     if name not in FEATURE_SETS:
         raise UsageError(
             f"`feature_set` {name!r}: expected one of {', '.join(FEATURE_SETS)}{did_you_mean(name, FEATURE_SETS)}"

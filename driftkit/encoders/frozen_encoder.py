@@ -130,11 +130,7 @@ def require_own_weights(config: EncoderConfig, fact: str) -> None:
 
 
 def require_taps(encoder: str, taps: Sequence[str], layers: Sequence[str]) -> list[str]:
-    """The taps in the order of the layers.
-
-    Raises:
-        UsageError: one is no layer, or is given twice.
-    """
+    """The taps in the order of the layers. Raises UsageError: one is no layer, or is given twice."""
     unknown = [tap for tap in taps if tap not in layers]
     if unknown or len(set(taps)) < len(taps):
         reason = f"{encoder} has no layer {', '.join(unknown)}" if unknown else "a layer is given twice"

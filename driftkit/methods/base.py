@@ -96,34 +96,21 @@ class Setting:
 class BatchCost(Protocol):
     """Cost of what a step computes over the features of the global batch, in one rank.
 
-    Args of its methods: `rows`, images of the rank; `images`, of all ranks; `ranks`, how many; `device`, cpu or cuda.
-
-    Attributes:
-        chunk_setting: config key of the size of its workspace, in MiB.
+    `rows` are the images of the rank, `images` those of all `ranks`, `device` is cpu or cuda.
     """
 
     @property
-    def chunk_setting(self) -> str: ...
+    def chunk_setting(self) -> str: ...  # config key of the size of the workspace, in MiB
 
-    def gathered_bytes(self, *, rows: int, ranks: int) -> int:
-        """Bytes received from other ranks."""
-        ...
+    def gathered_bytes(self, *, rows: int, ranks: int) -> int: ...  # received from other ranks
 
-    def flops(self, *, rows: int, images: int) -> int:
-        """Floating-point operations."""
-        ...
+    def flops(self, *, rows: int, images: int) -> int: ...
 
-    def feature_bytes(self, *, images: int) -> int:
-        """Bytes of gathered features that live at a time."""
-        ...
+    def feature_bytes(self, *, images: int) -> int: ...  # of gathered features that live at a time
 
-    def workspace_bytes(self, *, rows: int, images: int, device: str) -> int:
-        """Bytes it takes beside the features."""
-        ...
+    def workspace_bytes(self, *, rows: int, images: int, device: str) -> int: ...  # beside the features
 
-    def chunk_mib(self, device: str) -> int:
-        """Size of its workspace, which an error about memory names."""
-        ...
+    def chunk_mib(self, device: str) -> int: ...  # size of the workspace, which an error about memory names
 
 
 @dataclass(frozen=True)

@@ -37,11 +37,7 @@ DEFAULT_METHOD = next(iter(METHODS))  # that of the first import above
 
 
 def find_method(name: str) -> Method:
-    """The method of that name.
-
-    Raises:
-        UsageError: there is none.
-    """
+    """The method of that name. Raises UsageError: there is none."""
     if name not in METHODS:
         raise UsageError(f"`objective` {name}: expected {', '.join(METHODS)}{did_you_mean(name, METHODS)}")
     return METHODS[name]

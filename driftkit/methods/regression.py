@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from driftkit.methods.accumulate import accumulate_parts
 from driftkit.methods.base import Forward
 from driftkit.protocols import UNCONDITIONAL, Batch, Condition, Execution, StepLoss
 from driftkit.runtime.random import image_noise, stream_seed
@@ -48,7 +47,7 @@ class NoiseRegression(ABC):
             error = F.mse_loss(prediction, target, reduction="sum") / batch.images.numel()
             return StepLoss(error, {self.term: error})
 
-        return accumulate_parts(loss, batch.drawn(self), execution)
+        return execution.accumulate(loss, batch.drawn(self))
 
     def measure(self, model: nn.Module) -> dict[str, float]:
         return {}

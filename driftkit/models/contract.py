@@ -34,7 +34,6 @@ class Model:
     role: Literal["generator", "encoder"] = "generator"
     # layout of weights and images that it runs fastest in
     memory_format: Literal["channels_last", "contiguous_format"] = "channels_last"
-    conditions: tuple[str, ...] = ()  # fields of `Condition` that it uses
 
 
 MODELS: dict[str, Model] = {}

@@ -12,22 +12,7 @@ import driftkit.models.unet
 from driftkit.errors import ArtifactError, UsageError
 from driftkit.models.contract import MODELS, Model, NetworkConfig, register
 
-__all__ = ["MODELS", "Model", "NetworkConfig", "build_network", "build_with", "network_config", "register", "to_device"]
-
 Network = TypeVar("Network", bound=nn.Module)
-
-
-def network_config(section: Mapping[str, Any]) -> NetworkConfig:
-    """The config of a network from its section of a config, as in the header of exported weights.
-
-    Raises:
-        UsageError: there is no network of that kind.
-        pydantic.ValidationError: values that do not fit it.
-    """
-    kind = section.get("kind")
-    if kind not in MODELS:
-        raise UsageError(f"model.kind {kind!r}: expected {', '.join(MODELS)}")
-    return MODELS[kind].config.model_validate(dict(section))
 
 
 def build_network(config: NetworkConfig, *, image_size: int) -> nn.Module:
@@ -48,6 +33,18 @@ def to_device(network: nn.Module, config: NetworkConfig, device: torch.device) -
     memory_format = getattr(torch, MODELS[config.kind].memory_format)
     placed: nn.Module = network.to(device, memory_format=memory_format)  # type: ignore[call-overload]
     return placed
+
+
+def tensor_problems(expected: Mapping[str, torch.Size], given: Mapping[str, torch.Tensor]) -> str:
+    """In what tensors are not those expected: the first two differences; empty where there are none."""
+    problems = [f"lacks {key}" for key in expected if key not in given]
+    problems += [f"has the unknown {key}" for key in given if key not in expected]
+    problems += [
+        f"{key} is {list(given[key].shape)}, not {list(shape)}"
+        for key, shape in expected.items()
+        if key in given and given[key].shape != shape
+    ]
+    return "; ".join(problems[:2]) + (f" and {len(problems) - 2} more" if len(problems) > 2 else "")
 
 
 def build_with(
@@ -77,16 +74,8 @@ def build_with(
     except (ValueError, RuntimeError, OverflowError) as error:
         raise ArtifactError(f"{name}: its config describes no network: {error!s:.200}") from None
     given = {key: tensor for key, tensor in weights.items() if part(key)}
-    problems = [f"lacks {key}" for key in expected if key not in given]
-    problems += [f"has the unknown {key}" for key in given if key not in expected]
-    problems += [
-        f"{key} is {list(given[key].shape)}, not {list(shape)}"
-        for key, shape in expected.items()
-        if key in given and given[key].shape != shape
-    ]
-    if problems:
-        more = f" and {len(problems) - 2} more" if len(problems) > 2 else ""
-        raise ArtifactError(f"{name} does not hold the network its config describes: {'; '.join(problems[:2])}{more}")
+    if problems := tensor_problems(expected, given):
+        raise ArtifactError(f"{name} does not hold the network its config describes: {problems}")
     network = build()
     network.load_state_dict(given, strict=False)
     return network

@@ -77,7 +77,7 @@ def probe_encoder(config: ProbeEncoderConfig, *, report: "Report" = lambda task,
 
     from driftkit.datasets.sources import open_dataset
     from driftkit.encoders.feature_sets import feature_set
-    from driftkit.encoders.registry import encoder_card, load_encoder, trained_image_size
+    from driftkit.encoders.registry import encoder_kind, load_encoder
     from driftkit.probing.encoder_cost import encoder_shapes, field_call_cost, field_memory, measure_encoder_speed
     from driftkit.probing.probe_images import DEFAULT_BATCH, probe_batch_size
     from driftkit.probing.probe_record import ProbeRecord
@@ -93,10 +93,9 @@ def probe_encoder(config: ProbeEncoderConfig, *, report: "Report" = lambda task,
         pack = open_dataset(config.data, image_size=config.image_size)
         # Refuse before the encoder is loaded what would fail after it.
         batch_size = probe_batch_size(pack, config.data, num_images=config.num_images, batch_size=config.batch_size)
-    if pack is not None:
         side = pack.image_size
     else:
-        side = config.image_size or trained_image_size(config.encoder) or DEFAULT_IMAGE_SIZE
+        side = config.image_size or encoder_kind(config.encoder).image_size(config.encoder) or DEFAULT_IMAGE_SIZE
     # Shapes alone follow from the architecture: random weights need not even be drawn.
     shapes_only = pack is None and not config.speed
     place = torch.device("meta") if config.random_weights and shapes_only else device
@@ -109,7 +108,7 @@ def probe_encoder(config: ProbeEncoderConfig, *, report: "Report" = lambda task,
     encoder = load(config.input_size)
     features = feature_set(config.feature_set or encoder.feature_set)
     maps, calls = encoder_shapes(encoder, features, image_size=side)
-    card = encoder_card(config.encoder)
+    card = encoder_kind(config.encoder).describe(config.encoder)
     record = ProbeRecord(
         encoder=encoder.name,
         model=card.model if card else None,

@@ -106,7 +106,10 @@ def _train(
 
     reached = run.checkpoint().step if plan is not None and run.checkpoints() else 0
     compilation = decide_compilation(config.trainer.compile, device=device, steps_left=config.trainer.steps - reached)
-    setting = _setting(config, pack, compiled=compilation.compiled, device=device, ranks=ranks)
+    training, held_out = hold_out(len(pack), config.data.holdout or 0)
+    dtype = autocast_dtype(config.trainer.precision, device)
+    flips = config.data.horizontal_flip
+    setting = Setting(pack, training, held_out, flips, dtype, compilation.compiled, device, ranks)
     memory = TrainingMemory(running, ranks.world_size, device)
     with memory.explained():
         built = METHODS[config.objective.name].build(config.objective, setting)
@@ -147,7 +150,7 @@ def _train(
         seed=config.seed,
         ranks=ranks,
         device=device,
-        indices=setting.training,
+        indices=training,
         objective=built.objective,
     )
     hooks, checkpoints = _hooks(running, run, scoring, is_main=ranks.is_main)
@@ -171,20 +174,6 @@ def _train(
             trainer.train()
     _finish(config, run, ranks)
     return TrainResult(run, resumed_from, ranks)
-
-
-def _setting(config: TrainConfig, pack: ImagePack, *, compiled: bool, device: torch.device, ranks: Ranks) -> Setting:
-    training, held_out = hold_out(len(pack), config.data.holdout or 0)
-    return Setting(
-        pack,
-        training,
-        held_out,
-        flips=config.data.horizontal_flip,
-        dtype=autocast_dtype(config.trainer.precision, device),
-        compile=compiled,
-        device=device,
-        ranks=ranks,
-    )
 
 
 def _hooks(config: TrainConfig, run: Run, scoring: Scoring | None, *, is_main: bool) -> tuple[list[Hook], Checkpoints]:
@@ -247,11 +236,7 @@ def _recorded_failure(run: Run, ranks: Ranks) -> Iterator[None]:
 
 
 def _require_equal_plan(plan: ResumePlan | None, config: TrainConfig, ranks: Ranks) -> None:
-    """Refuse ranks of which some continue a run that others do not see, or whose settings differ but for places.
-
-    Raises:
-        DriftkitError: on every rank alike.
-    """
+    """Refuse ranks of which some continue a run that others do not see, or whose settings differ but for places."""
     planned = config if plan is None else plan.config
     places = marked_keys(planned, OnResume.PLACE)
     settings = {key: value for key, value in flatten(planned.model_dump(mode="json")).items() if key not in places}
@@ -264,11 +249,7 @@ def _require_equal_plan(plan: ResumePlan | None, config: TrainConfig, ranks: Ran
 
 
 def _require_equal_start(trainer: Trainer, built: BuiltObjective, pack: ImagePack, ranks: Ranks) -> None:
-    """Refuse to train ranks that differ: gradients are averaged, so their weights would never become equal.
-
-    Raises:
-        DriftkitError: on every rank alike.
-    """
+    """Refuse to train ranks that differ: gradients are averaged, so their weights would never become equal."""
     if ranks.world_size > 1:
         ranks.require_equal(
             {

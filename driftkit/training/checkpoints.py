@@ -100,12 +100,7 @@ class Checkpoints(Hook):
             self._update_manifest(trainer, "interrupted")
 
     def _save(self, trainer: "Trainer") -> None:
-        """Begin to save this step.
-
-        Raises:
-            NonFiniteStepError: the last update spoiled the state.
-            StorageError: the previous checkpoint was not written.
-        """
+        """Begin to save this step."""
         tensors = trainer.tensors()
         spoiled = list(not_finite(dict(_flat(tensors))))
         if int(trainer.ranks.max(torch.tensor(len(spoiled), device=trainer.device))):
@@ -227,20 +222,12 @@ class CheckpointWriter:
         write(copies)
 
     def check(self) -> None:
-        """Look at the last checkpoint without waiting for it.
-
-        Raises:
-            StorageError: it was not written.
-        """
+        """Look at the last checkpoint without waiting for it. Raises StorageError: it was not written."""
         if self._writing is not None and self._writing.done():
             self.wait()
 
     def wait(self) -> None:
-        """Wait until the last checkpoint is on disk.
-
-        Raises:
-            StorageError: it was not written.
-        """
+        """Wait until the last checkpoint is on disk. Raises StorageError: it was not written."""
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()

@@ -69,11 +69,7 @@ def plan_resume(run: Run, config: TrainConfig, resume: Resume, ranks: Ranks) -> 
 
 
 def _require_same_config(run: Run, config: TrainConfig, saved: dict[str, Any]) -> list[str]:
-    """Refuse what decides the numbers; sentences on places that differ, whose content `require_same_inputs` compares.
-
-    Raises:
-        UsageError: a field without a mark differs.
-    """
+    """Refuse what decides the numbers; notes on places that differ, whose content `require_same_inputs` compares."""
     current = flatten(config.model_dump(mode="json"))
     for key in marked_keys(config, OnResume.FROM_DATA):
         if current[key] is None and key in saved:
@@ -111,9 +107,6 @@ def _require_same_global_batch(run: Run, config: TrainConfig, saved: int, global
 
     Args:
         saved: images per rank that the run was begun with.
-
-    Raises:
-        UsageError: it is another, or these ranks cannot share it.
     """
     batch_size = config.trainer.batch_size
     begun = f"{run.path} was begun with {global_batch} images per step"
@@ -145,11 +138,7 @@ def with_batch_size(config: TrainConfig, batch_size: int) -> TrainConfig:
 
 
 def require_same_inputs(run: Run, pack: ImagePack, encoder: dict[str, Any] | None) -> None:
-    """Refuse images and encoder weights whose content is not that of the beginning.
-
-    Raises:
-        UsageError: they differ.
-    """
+    """Refuse images and encoder weights whose content is not that of the beginning. Raises UsageError: they differ."""
     manifest = run.manifest()
     before = manifest.data_digest or "unknown"
     if before != pack.digest:

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from driftkit.errors import ArtifactError, RefusedError, UsageError
-from driftkit.methods.registry import METHODS, build_sampler
+from driftkit.methods.registry import build_sampler
 from driftkit.models.registry import build_network, build_with, to_device
 from driftkit.protocols import UNCONDITIONAL, Condition, SampleRequest
 from driftkit.runtime.device import Precision, autocast_dtype, sampling_precision
@@ -218,9 +218,3 @@ def _evaluate(
     with torch.inference_mode(), sampling_precision(device, dtype):
         prediction: torch.Tensor = network(noise[:count], t, condition.part(slice(count)))
     return prediction
-
-
-def can_sample(run: Run) -> bool:
-    """Whether the run's method generates images."""
-    name = run.objective
-    return name in METHODS and METHODS[name].generates

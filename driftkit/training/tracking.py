@@ -3,7 +3,7 @@
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -11,22 +11,6 @@ from driftkit.config.layers import flatten
 from driftkit.errors import UsageError
 from driftkit.storage.files import digest_json
 from driftkit.training.train_config import TrackerName
-
-
-class Tracker(Protocol):
-    """A place for copies."""
-
-    def record(self, record: Mapping[str, Any]) -> None:
-        """One metric record."""
-        ...
-
-    def grid(self, images: torch.Tensor, step: int) -> None:
-        """uint8 images [N, 3, H, W]."""
-        ...
-
-    def close(self) -> None:
-        """Write what is still in memory."""
-        ...
 
 
 class TensorBoardTracker:
@@ -74,12 +58,11 @@ class WandbTracker:
         self.session.finish()
 
 
-def open_trackers(name: TrackerName, run: Path, config: Mapping[str, Any]) -> list[Tracker]:
-    """The tracker of that name for a run folder; empty for "none".
+Tracker = TensorBoardTracker | WandbTracker
 
-    Raises:
-        UsageError: its package is not installed.
-    """
+
+def open_trackers(name: TrackerName, run: Path, config: Mapping[str, Any]) -> list[Tracker]:
+    """The tracker of that name for a run folder; empty for "none". Raises UsageError: its package is not installed."""
     if name == "none":
         return []
     return [TensorBoardTracker(run) if name == "tensorboard" else WandbTracker(run, config)]

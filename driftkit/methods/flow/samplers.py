@@ -1,6 +1,8 @@
-"""The straight path, and samplers that integrate a predicted velocity from noise at t = 1 to images at t = 0, in even steps.
+"""The straight path, and samplers that integrate its predicted velocity from noise at t = 1 to images, in even steps.
 
-Both keep a float32 state. NFE counts calls of the network, which is never called at t = 0.
+Both samplers take a network that predicts the velocity of (x [N, C, H, W], 1000 t [N], condition), standard normal
+noise [N, C, H, W], and an NFE of at least 1 (default 50). They return images [N, C, H, W] float32 and the number of
+network calls, the NFE. Another NFE or any option is a UsageError. The state is float32; no call is at t = 0.
 """
 
 import torch
@@ -53,17 +55,6 @@ class _CountedVelocity:
 def sample_euler(network: Network, noise: torch.Tensor, request: SampleRequest) -> tuple[torch.Tensor, int]:
     """Euler's method: first order, one network call per step.
 
-    Args:
-        network: predicts the velocity of (x [N, C, H, W], 1000 t [N], condition).
-        noise: standard normal, [N, C, H, W].
-        request: nfe at least 1 (default 50). It has no options.
-
-    Returns:
-        Images [N, C, H, W] float32, and the number of network calls.
-
-    Raises:
-        UsageError: nfe is below 1, or an option.
-
     Source: Liu et al. 2022 (arXiv 2209.03003), Algorithm 1. Differs: the direction of time.
     """
     read_options("euler", SamplerOptions, request.options)
@@ -79,17 +70,6 @@ def sample_heun(network: Network, noise: torch.Tensor, request: SampleRequest) -
     """Heun's method: second order, two network calls per step; the last step is Euler's.
 
     With an even NFE the last two steps are Euler's, so that any NFE is spent in full.
-
-    Args:
-        network: predicts the velocity of (x [N, C, H, W], 1000 t [N], condition).
-        noise: standard normal, [N, C, H, W].
-        request: nfe at least 1 (default 50). It has no options.
-
-    Returns:
-        Images [N, C, H, W] float32, and the number of network calls.
-
-    Raises:
-        UsageError: nfe is below 1, or an option.
 
     Source: Karras et al. 2022 (arXiv 2206.00364), Algorithm 1. Differs: even steps of t, velocity instead of a
     denoiser, and the second Euler step of an even NFE.

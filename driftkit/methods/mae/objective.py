@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from driftkit.methods.accumulate import accumulate_parts
 from driftkit.methods.encoder_training import MEASURE_BATCH, HeldOut, crop_batch, crop_draws
 from driftkit.methods.mae.method import NEVER, MAEConfig
 from driftkit.metrics.quality import knn_accuracy, linear_accuracy
@@ -68,7 +67,7 @@ class MAE:
                 health["training_accuracy"] = (logits.argmax(dim=1) == part.labels).sum() / labelled
             return StepLoss(total, terms, health)
 
-        outcome = accumulate_parts(loss, batch, execution)
+        outcome = execution.accumulate(loss, batch)
         return StepLoss(outcome.total, outcome.terms, {k: self.ranks.mean(v) for k, v in outcome.health.items()})
 
     def _masked_patches(self, seed: int, step: int, slots: range, image_shape: Sequence[int]) -> torch.Tensor:
