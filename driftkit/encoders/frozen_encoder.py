@@ -24,13 +24,8 @@ class FrozenEncoder(nn.Module):
 
     Attributes:
         name: as the user gave it.
-        input_size: side in pixels to which images are resized.
-        feature_set: name of the default feature set.
-        map_norm: normalization of its maps.
-        resize_mode: interpolation of the resizing.
         num_parameters: of the part that is used.
         weights_digest: of the content of the weights; "random" where they were never trained, "none" without weights.
-        random_weights: whether they were never trained.
         lineage: what its features come from.
     """
 
@@ -81,11 +76,9 @@ class FrozenEncoder(nn.Module):
     def store_weights_for(self, dtype: torch.dtype) -> None:
         """Keep the weights and biases of products in the type that autocast casts them to at every forward otherwise.
 
-        Features under autocast are the same numbers. Norms and other parameters stay float32, and so do layers that
-        compute with their weights before the product. Digests are of the original weights: take them first.
-
-        Args:
-            dtype: of autocast, under which alone the encoder works from now on; float32 changes nothing.
+        Under autocast to `dtype`, under which alone the encoder works from now on, features are the same numbers. Norms
+        and other parameters stay float32, and so do layers that compute with their weights before the product. Digests
+        are of the original weights: take them first.
         """
         for module in self.modules():
             if type(module) in self._products():
@@ -120,11 +113,7 @@ class EncoderKind:
 
 
 def require_own_weights(config: EncoderConfig, fact: str) -> None:
-    """Refuse settings of weights for an encoder that has no use for them.
-
-    Raises:
-        UsageError: `encoder_weights` or `random_weights` is set.
-    """
+    """Refuse `encoder_weights` and `random_weights` for an encoder that has no use for them (UsageError)."""
     if config.encoder_weights is not None or config.random_weights:
         raise UsageError(f"encoder {config.encoder} {fact}: leave out `encoder_weights` and `random_weights`")
 

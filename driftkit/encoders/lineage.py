@@ -88,10 +88,8 @@ def read_lineage(document: Any) -> Lineage | None:
 def kinship(training_encoders: Sequence[Lineage | None], evaluator: Lineage | None) -> Kinship:
     """How near an evaluator is to the nearest of a run's training encoders.
 
-    Args:
-        training_encoders: everything that a run's training signal was computed with; None stands for one nobody knows.
-            Empty: a method without encoder.
-        evaluator: None where nobody knows what it is.
+    Among `training_encoders`, all that the training signal was computed with, None stands for one nobody knows; empty:
+    a method without encoder. Nor is anything known of an evaluator that is None.
     """
     if not training_encoders:
         return Kinship("independent", "no training encoder")

@@ -32,9 +32,7 @@ def load_encoder(config: EncoderConfig, *, image_size: int = 32, device: torch.d
 def encoder_kind(name: str) -> EncoderKind:
     """The kind of the encoder of that name.
 
-    Raises:
-        UsageError: there is no such encoder.
-        NotFoundError: the name is a path, and nothing is there.
+    Raises UsageError where there is none, NotFoundError where the name is a path and nothing is there.
     """
     kind = _accepting(name)
     if kind is not None:

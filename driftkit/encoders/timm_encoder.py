@@ -25,16 +25,9 @@ from driftkit.storage.files import state_digest
 
 
 class TimmEncoder(FrozenEncoder):
-    """A timm model read at its taps. Layers behind the last tap are dropped.
+    """A timm model with its weights and without classifier, read at its taps. Layers behind the last tap are dropped.
 
-    Args:
-        spec: row of the table.
-        network: the timm model with its weights, without classifier.
-        input_size: side in pixels to which images are resized.
-        resize_mode: interpolation of the resizing.
-
-    Raises:
-        UsageError: the row wants the final norm, and the network has none for these taps.
+    Raises UsageError where the row wants the final norm, and the network has none for these taps.
     """
 
     mean: torch.Tensor
@@ -102,8 +95,7 @@ def spec_of(name: str) -> EncoderSpec:
 def timm_spec(name: str) -> EncoderSpec:
     """A row for any timm model: taps at the quarter points of a plain network, at the last four stages of another.
 
-    Raises:
-        UsageError: timm has no such model, or it gives no feature maps.
+    Raises UsageError where timm has no such model, or it gives no feature maps.
     """
     import timm
 
@@ -257,8 +249,7 @@ DINOV2_OFFSET = 0.1  # positions, which the original code adds to the side of th
 def own_tensors(spec: EncoderSpec, state: dict[str, torch.Tensor], network: Any, path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a weights file that belong to the encoder, under timm's names.
 
-    Raises:
-        ArtifactError: the file has none under the row's prefix.
+    Raises ArtifactError where the file has none under the row's prefix.
     """
     if spec.rename is not None:
         return spec.rename(state, network)
@@ -276,10 +267,8 @@ def own_tensors(spec: EncoderSpec, state: dict[str, torch.Tensor], network: Any,
 def load_state(network: Any, state: dict[str, torch.Tensor], path: Path) -> None:
     """Load `state` strictly, after timm's own renaming and resizing of position embeddings for that family.
 
-    Those of DINOv2 are resized as its authors do, for training and scoring alike.
-
-    Raises:
-        ArtifactError: tensors are missing, unknown or of another shape.
+    Those of DINOv2 are resized as its authors do, for training and scoring alike. Raises ArtifactError where tensors
+    are missing, unknown or of another shape.
     """
     if "dinov2" in network.pretrained_cfg.get("architecture", ""):
         state = _with_dinov2_positions(state, network)

@@ -180,11 +180,8 @@ ENCODER_ADVICE = "place the file and give its path as `encoder_weights` (or `ran
 def fetch(spec: EncoderSpec, *, otherwise: str = ENCODER_ADVICE) -> Path:
     """The published weights, from the cache or, where there is a network, downloaded into it.
 
-    Args:
-        otherwise: what the user may do where that fails, for the message.
-
-    Raises:
-        ArtifactError: they are not here and do not come, or are not what is published.
+    `otherwise` is what the user may do where that fails. Raises ArtifactError where they are not here and do not come,
+    or are not what is published.
     """
     file = published(spec)
     path = file.locate()
@@ -211,8 +208,7 @@ def unless_changed(spec: EncoderSpec, path: Path) -> EncoderSpec:
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
     """Tensors of a safetensors file, or of a torch file, of which nothing but tensors and plain containers is read.
 
-    Raises:
-        ArtifactError: the file is absent, broken, or holds anything that would have to be executed.
+    Raises ArtifactError where it is absent, broken, or holds anything that would have to be executed.
     """
     if path.suffix == ".safetensors":
         return read_tensors(path)[0]

@@ -64,8 +64,7 @@ class SamplerSpec:
     def recorded_options(self, config: Any, nfe: int | None, options: Mapping[str, Any]) -> dict[str, Any]:
         """Options to record with samples: those that were given, and those that follow from config and NFE.
 
-        Raises:
-            UsageError: an option that the sampler does not have, or a value that does not fit.
+        Raises UsageError as `read_options`.
         """
         read_options(self.name, self.options, options)
         return {**self.implied_options(config, nfe), **options}
@@ -207,8 +206,7 @@ def sampler_table(*specs: SamplerSpec) -> dict[str, SamplerSpec]:
 def read_options(sampler: str, kind: type[OptionsType], values: Mapping[str, Any]) -> OptionsType:
     """The options of a sampler, with their defaults.
 
-    Raises:
-        UsageError: an option that the sampler does not have, or a value that does not fit.
+    Raises UsageError for an option that the sampler does not have, or a value that does not fit.
     """
     try:
         return validate(kind, values, origins={})

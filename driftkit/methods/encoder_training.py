@@ -1,4 +1,4 @@
-"""Images that training does not see, and the labels that a network's head needs, for methods that train encoders."""
+"""What methods that train encoders share: random crops, images that training does not see, and the head for labels."""
 
 from dataclasses import dataclass
 
@@ -48,12 +48,8 @@ def held_out_images(setting: Setting) -> HeldOut | None:
 def with_head(network: MAEResNetConfig, pack: ImagePack, *, reason: str, fix: str = "") -> MAEResNetConfig:
     """The config with as many classes as the images have, unless it names more.
 
-    Args:
-        reason: what needs classes, for the error.
-        fix: how to do without.
-
-    Raises:
-        UsageError: the images have fewer than 2 classes, or more than the config.
+    `reason` is what needs classes and `fix` how to do without, for the UsageError where the images have fewer than 2
+    classes, or more than the config.
     """
     if len(pack.classes) < 2:
         raise UsageError(

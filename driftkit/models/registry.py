@@ -18,8 +18,7 @@ Network = TypeVar("Network", bound=nn.Module)
 def build_network(config: NetworkConfig, *, image_size: int) -> nn.Module:
     """The network of a config, freshly initialised from torch's global generator.
 
-    Raises:
-        UsageError: the network cannot take images of that size.
+    Raises UsageError where it cannot take images of that size.
     """
     try:
         config.check_image_size(image_size)
@@ -60,13 +59,10 @@ def build_with(
     unless the weights are as large.
 
     Args:
-        build: makes the network.
-        weights: of all tensors that `part` selects; others are ignored.
         name: of the file, for errors.
         part: whether a tensor of that name must be in `weights`; the others keep their initial values.
 
-    Raises:
-        ArtifactError: the weights are not those of the network, or no network can be built.
+    Raises ArtifactError where the weights are not those of the network, or no network can be built.
     """
     try:
         with torch.device("meta"):

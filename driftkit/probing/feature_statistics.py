@@ -1,4 +1,4 @@
-"""Statistics of feature vectors: what a kernel over them can tell apart. Plain functions of tensors, no encoder."""
+"""Statistics of feature vectors: what a kernel over them can tell apart, and where its gradient moves the pixels."""
 
 from collections.abc import Callable
 

@@ -76,11 +76,7 @@ class ProbeFeatures:
         self.device = tensors[0].device if tensors else torch.device("cpu")
 
     def __call__(self, images: torch.Tensor, limit: int = FIELD_VECTORS) -> Bank:
-        """The first `limit` picked vectors of uint8 images [N, 3, H, W].
-
-        Raises:
-            DriftkitError: features that are not finite.
-        """
+        """The first `limit` picked vectors of uint8 images [N, 3, H, W]. Raises DriftkitError: one is not finite."""
         parts: dict[str, list[torch.Tensor]] = {name: [] for name in self.shapes}
         with torch.no_grad():  # not inference mode: `picks` made in it could not take part in a gradient later
             for part in images.split(self.chunk) if len(images) else ():
@@ -167,11 +163,9 @@ def measure_encoder(
 
     Args:
         encoder: frozen, on the device to measure on.
-        feature_set: which vectors its maps give.
         images: at least 4 * batch_size real ones.
         batch_size: generated images per step, and as many real ones.
         taus: temperatures to try.
-        seed: of every random draw.
         report: progress (task, just done, total).
 
     Raises:

@@ -1,4 +1,4 @@
-"""Which images of a pack an encoder is probed with, and how many the batches of a probe take."""
+"""The images an encoder is probed with: which of a pack, and the corruptions it should tell from them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -45,8 +45,7 @@ def one_class_count(batch_size: int) -> int:
 def probe_batch_size(pack: ImagePack, spec: str, *, num_images: int, batch_size: int | None) -> int:
     """The batch size asked for, or what the images allow.
 
-    Raises:
-        UsageError: too few images to compare disjoint batches.
+    Raises UsageError where they are too few to compare disjoint batches.
     """
     count = min(num_images, len(pack))
     if batch_size is not None and count < 4 * batch_size:

@@ -61,12 +61,7 @@ class ProbeEncoderConfig(EncoderConfig):
 def probe_encoder(config: ProbeEncoderConfig, *, report: "Report" = lambda task, done, total: None) -> "ProbeRecord":
     """Load an encoder, report its shapes and, with data, what drifting would make of it.
 
-    Args:
-        config: which encoder, on what images.
-        report: progress (task, just done, total).
-
-    Returns:
-        The record, which is also written where `output` names a folder.
+    Returns the record, which is also written where `output` names a folder.
 
     Raises:
         UsageError: settings that do not fit, or too few images.
@@ -153,7 +148,6 @@ def _measured(
     device: "torch.device",
     report: "Report",
 ) -> "ProbeRecord":
-    """The record with what was measured on images."""
     import torch
 
     from driftkit.probing.feature_statistics import chance_purity

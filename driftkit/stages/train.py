@@ -57,8 +57,6 @@ def train(
     """Train, or continue to train, the run in `output`.
 
     Args:
-        config: the resolved config.
-        output: run folder; made if it is not there.
         origins: where the config's values came from, for the manifest.
         device: auto, cpu or cuda.
         resume: "auto" continues what `output` holds, "never" refuses to touch it.

@@ -1,4 +1,4 @@
-"""The forecast cost of a training step: bytes gathered, operations and memory, from shapes alone."""
+"""The forecast cost of a training step: bytes gathered, operations and memory, from shapes without memory."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -64,15 +64,7 @@ class Budget:
 
 
 def budget(shapes: Shapes, *, images: int, ranks: int) -> Budget:
-    """The cost of one step of a rank.
-
-    Args:
-        images: of all ranks together.
-        ranks: how many share them.
-
-    Raises:
-        UsageError: the ranks cannot share the images evenly.
-    """
+    """The cost of one step of a rank. Raises UsageError: `ranks` cannot share `images` evenly."""
     if images % ranks:
         raise UsageError(f"{images} images cannot be shared evenly by {ranks} ranks")
     rows, batch = images // ranks, shapes.batch
@@ -102,12 +94,8 @@ def budget(shapes: Shapes, *, images: int, ranks: int) -> Budget:
 def training_shapes(config: TrainConfig, *, device: str) -> tuple[Shapes, list[str]]:
     """The cost of an image of this run, counted on networks without memory, and assumptions as sentences.
 
-    Args:
-        device: "cpu" or "cuda", which need not be here.
-
-    Raises:
-        ArtifactError: the encoder is a run that is not there yet.
-        UsageError: the config names no such encoder.
+    `device` is "cpu" or "cuda" and need not be here. Raises ArtifactError where the encoder is a run that is not there
+    yet, UsageError where there is no such encoder.
     """
     assumed = []
     size = config.data.image_size
@@ -161,9 +149,6 @@ def _flops(function: Forward, images: torch.Tensor) -> int:
 def training_budget(config: TrainConfig, *, ranks: int, device: str) -> dict[str, Any]:
     """The budget of a run: as it is started, and the same batch on 1, 8 and 64 GPUs where they share it evenly.
 
-    Args:
-        device: "cpu" or "cuda", which need not be here.
-
     Returns:
         `assumed` and `advice`: sentences; `shapes`; `steps`: budgets, the run's own first.
     """
@@ -208,9 +193,7 @@ def kept_bytes(
     Args:
         networks: all that `function` uses; their weights are replaced by tensors without memory.
         function: images [N, 3, H, W] -> tensors that the backward pass starts from.
-        image_size: side in pixels.
         dtype: of autocast; float32: none.
-        device: "cpu" or "cuda".
     """
     target = torch.device("cuda", 0) if device == "cuda" else torch.device(device)
     kept: dict[int, int] = {}  # by storage, which takes its memory once however often it is kept

@@ -202,8 +202,7 @@ class CheckpointWriter:
     def save(self, state: State, write: Callable[[State], None]) -> None:
         """Copy the state, after the previous checkpoint has been written, and begin to `write` the copies.
 
-        Raises:
-            StorageError: the previous checkpoint was not written.
+        Raises StorageError where the previous checkpoint was not written.
         """
         self.wait()
         assert self._thread is not None

@@ -20,8 +20,7 @@ RESIDENT_SHARE = 1 / 8  # of a GPU's free memory, which images may take to be th
 def hold_out(count: int, num_held_out: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Indices of the images to train on and of those held out, int64, the same for every seed.
 
-    Raises:
-        UsageError: nothing would be left to train on.
+    Raises UsageError where nothing would be left to train on.
     """
     if num_held_out >= count:
         raise UsageError(f"`data.holdout` {num_held_out}: there are only {count} images; hold out fewer")

@@ -72,11 +72,7 @@ class Hook:
 
 
 class HeldOutMeasurement(Hook):
-    """Measures the averaged network on held-out images.
-
-    Args:
-        every: steps.
-    """
+    """Measures the averaged network on held-out images, every so many steps."""
 
     def __init__(self, *, every: int):
         self.every = every
@@ -121,12 +117,7 @@ def _add(step: FinishedStep, measured: Mapping[str, float]) -> None:
 
 
 class SampleGrids(Hook):
-    """Saves what the averaged network generates from the same noise at every step.
-
-    Args:
-        every: steps, at least 1.
-        trackers: get copies.
-    """
+    """Saves what the averaged network generates from the same noise every so many steps; trackers get copies."""
 
     def __init__(self, run: Run, *, every: int, trackers: list[Tracker]):
         self.run, self.every, self.trackers = run, every, trackers

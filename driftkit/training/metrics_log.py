@@ -33,11 +33,7 @@ ACCURACIES = {"knn_accuracy": "kNN", "linear_accuracy": "linear"}
 
 
 class MetricsLog(Hook):
-    """Writes the records of steps that are marked with `log` to metrics.jsonl, trackers and the terminal.
-
-    Args:
-        trackers: get copies; closed after the training.
-    """
+    """Writes the records of steps that are marked with `log` to metrics.jsonl, trackers and the terminal."""
 
     def __init__(self, run: Run, progress: "TrainingProgress", *, trackers: list[Tracker]):
         self.run, self.progress, self.trackers = run, progress, trackers
@@ -89,9 +85,7 @@ class MetricsLog(Hook):
 class TrainingProgress:
     """Shows step, speed, time left, loss and health of the last record: a bar in a terminal, plain lines elsewhere.
 
-    Args:
-        total: step at which the run ends.
-        shown: False on all ranks but the first.
+    `total` is the step at which the run ends; `shown` is False on all ranks but the first.
     """
 
     def __init__(self, *, total: int, shown: bool):
@@ -159,11 +153,7 @@ def _columns(total: int, *, narrow: bool) -> list[ProgressColumn]:
 
 
 def describe(record: Mapping[str, Any], *, brief: bool = False) -> str:
-    """One line on a metric record: speed, loss, and health signals.
-
-    Args:
-        brief: for a narrow terminal.
-    """
+    """One line on a metric record: speed, loss, and health signals; `brief` for a narrow terminal."""
     health = record.get("health", {})
     if brief:
         collapsed = "COLLAPSED " if health.get("collapsed") else ""

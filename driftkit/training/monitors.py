@@ -81,8 +81,7 @@ class FiniteWatch:
     def check(self) -> None:
         """Wait for the device.
 
-        Raises:
-            NonFiniteStepError: a step was not finite, and nothing was updated since; on all ranks alike.
+        Raises NonFiniteStepError where a step was not finite; nothing was updated since, on all ranks alike.
         """
         if self._first is None or self._flags is None or self._norms is None or not int(self._first):
             return

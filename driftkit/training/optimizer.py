@@ -15,10 +15,7 @@ def adamw(
 
 
 def clip_gradients(network: nn.Module, limit: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """`clip_grad_norm_` that also returns the norm of each parameter's gradient.
-
-    Args:
-        limit: largest norm of the whole gradient.
+    """`clip_grad_norm_` to `limit`, which also returns the norm of each parameter's gradient.
 
     Returns:
         The norm before clipping, and parameter name -> norm of its gradient before clipping; all are scalars.

@@ -37,8 +37,7 @@ class ResumePlan:
 def plan_resume(run: Run, config: TrainConfig, resume: Resume, ranks: Ranks) -> ResumePlan | None:
     """How to continue the run in a folder; None where there is none yet.
 
-    Raises:
-        UsageError: the folder holds something else, or a run that this command must not continue.
+    Raises UsageError where the folder holds something else, or a run that this command must not continue.
     """
     if not run.path.exists():
         return None
@@ -103,10 +102,7 @@ def _require_same_global_batch(run: Run, config: TrainConfig, saved: int, global
     """The field sees the global batch, so that must not change; the number of ranks that share it may.
 
     The same command line is the same global batch on any number of ranks; another `trainer.batch_size` has to give it
-    exactly.
-
-    Args:
-        saved: images per rank that the run was begun with.
+    exactly. `saved` are the images per rank that the run was begun with.
     """
     batch_size = config.trainer.batch_size
     begun = f"{run.path} was begun with {global_batch} images per step"

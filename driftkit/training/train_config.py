@@ -1,4 +1,4 @@
-"""The whole config of a training run, and how its layers are merged."""
+"""The whole config of a training run, and how its layers are merged. It loads no torch: help is made from it."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -164,11 +164,7 @@ class TrainConfig(Settings):
 
 
 def config_class(method: str, kind: str) -> type[TrainConfig]:
-    """The config of runs of one method and one kind of network.
-
-    Raises:
-        UsageError: no such method, or a network that it does not train.
-    """
+    """The config of runs of one method and one kind of network. Raises UsageError: they do not exist or go together."""
     from driftkit.models.registry import MODELS  # loads torch, which no help text needs
 
     role = find_method(method).network_role
@@ -190,12 +186,7 @@ def _config_class(objective: type[BaseModel], model: type[BaseModel]) -> type[Tr
 
 
 def load_config(document: Mapping[str, Any]) -> TrainConfig:
-    """The config in a manifest.
-
-    Raises:
-        pydantic.ValidationError: values that do not fit.
-        UsageError: no such method or network.
-    """
+    """The config in a manifest; raises pydantic.ValidationError or UsageError."""
     method, kind = _word(document, "objective", "name"), _word(document, "model", "kind")
     return config_class(method or "", kind or "").model_validate(document)
 
@@ -213,7 +204,6 @@ def resolve_config(
 
     Args:
         objective: name of a method; None takes that of the file, else the first of `METHODS`.
-        preset: name of a preset.
         file: a TOML file with the sections of `TrainConfig`.
         environment, options: nested values from DRIFTKIT_TRAIN_* variables and from named options.
         assignments: `section.key=value` strings.
@@ -221,8 +211,7 @@ def resolve_config(
     Returns:
         The config, and the origin of every value as dotted key -> text.
 
-    Raises:
-        UsageError: unknown names or keys, or values that do not fit.
+    Raises UsageError for unknown names or keys, and values that do not fit.
     """
     from_file: Layer = (f"file {file}", read_toml(file)) if file else ("file", {})
     method = find_method(objective or _word(from_file[1], "objective", "name") or DEFAULT_METHOD)

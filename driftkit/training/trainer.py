@@ -74,11 +74,8 @@ class Trainer:
     def train(self) -> None:
         """Train to the last step, or until something asks to stop.
 
-        Raises:
-            InterruptedRunError: a signal asked to stop; the state was saved first.
-            NonFiniteStepError: a loss, gradient, feature or weight is not finite; nothing was updated with it.
-            RefusedError: a hook asked to stop.
-            StorageError: a checkpoint could not be written.
+        Raises InterruptedRunError after a signal and saving, NonFiniteStepError before the update of a step that is not
+        finite, RefusedError where a hook asked to stop, StorageError where a checkpoint could not be written.
         """
         reset_peak_memory(self.device)
         with contextlib.ExitStack() as closing:
@@ -136,8 +133,7 @@ class Trainer:
     def aside(self) -> Iterator[None]:
         """Time spent within does not count as training; by then the device is idle and all steps were finite.
 
-        Raises:
-            NonFiniteStepError: a step was not, on all ranks alike.
+        Raises NonFiniteStepError where a step was not, on all ranks alike.
         """
         synchronize(self.device)
         self.watch.check()
