@@ -115,18 +115,14 @@ def _budget(config: Any, device: str) -> dict[str, Any]:
 
 
 def _show_plan(values: dict[str, Any], origins: dict[str, str], folder: Path, document: dict[str, Any]) -> None:
-    _show_config(values, origins, folder)
-    if document["budget"] is None:
-        open_console(width=100).print(escape(f"cost of a step unknown: {document['budget_unknown']}"))
-    else:
-        open_console(width=100).print(*budget_table(document["budget"]), sep="\n")
-
-
-def _show_config(values: dict[str, Any], origins: dict[str, str], folder: Path) -> None:
     table = Table("key", "value", "from", title=escape(f"config of {folder}"), title_justify="left")
     for key, value in values.items():
         table.add_row(key, escape(str(value)), escape(origins.get(key, "default")))
     open_console(width=100).print(table)
+    if document["budget"] is None:
+        open_console(width=100).print(escape(f"cost of a step unknown: {document['budget_unknown']}"))
+    else:
+        open_console(width=100).print(*budget_table(document["budget"]), sep="\n")
 
 
 def _show_run(document: dict[str, Any]) -> None:

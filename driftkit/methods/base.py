@@ -124,6 +124,13 @@ class Workload:
     batch: BatchCost | None = None  # cost of what is computed over the global batch; None where nothing is
 
 
+def one_forward_workload(config: Any, network: "nn.Module", image_size: int) -> Workload:
+    """That of a method whose step evaluates the network once per image."""
+    from driftkit.methods.regression import one_forward
+
+    return Workload(one_forward(network))
+
+
 @dataclass(frozen=True)
 class Graph:
     """What `export` writes: a module whose arguments and result are tensors."""
@@ -159,7 +166,7 @@ class Method:
     network: str  # kind of network that it trains by default
     build: Callable[[Any, Setting], BuiltObjective]  # makes the objective
     # (config, network) and the image size in pixels -> what a step does, for `train --dry-run`
-    workload: Callable[[Any, "nn.Module", int], Workload]
+    workload: Callable[[Any, "nn.Module", int], Workload] = one_forward_workload
     # by name; the first is the default. Empty where the method generates no images.
     samplers: Mapping[str, SamplerSpec] = field(default_factory=dict)
     network_role: Literal["generator", "encoder"] = "generator"  # `Model.role` of the networks that it can train

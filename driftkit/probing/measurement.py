@@ -221,42 +221,28 @@ def measure_encoder(
     statistics, groups = {}, []
     for name, shape in features.shapes.items():
         vectors = [v[:STATISTIC_VECTORS] for v in (x[name], y[name], remaining[name]) if v.shape[1]]
-        statistics[name] = torch.cat(vectors, dim=1)
-        first = x[name][:, batches.x[0]], y[name][:, batches.y[0]]
-        kernel = _kernel(*first, floors[name], taus)
+        few = statistics[name] = torch.cat(vectors, dim=1)  # a few vectors of all images
+        first = x[name][:, batches.x[0]], y[name][:, batches.y[0]]  # one batch of real images, and another
+        shares = [spectrum(vector[:RANK_IMAGES]) for vector in few]
+        labels = images.labels
         groups.append(
-            _group(shape, first[0], statistics[name], images.labels, kernel, sensitivity[name], separation[name])
+            GroupMeasurement(
+                name=name,
+                map=shape.map,
+                kind=shape.kind,
+                vectors=shape.vectors,
+                channels=shape.channels,
+                distance_concentration=float(distance_concentration(first[0]).mean()),
+                purity=None if labels is None else float(neighbour_purity(few, labels.to(few.device)).mean()),
+                effective_rank=sum(map(effective_rank, shares)) / len(shares),
+                participation_ratio=sum(map(participation_ratio, shares)) / len(shares),
+                kernel=_kernel(*first, floors[name], taus),
+                sensitivity=sensitivity[name],
+                separation=separation[name],
+            )
         )
     purity = None if images.labels is None else _joined_purity(features.shapes, statistics, images.labels)
     return EncoderMeasurement(groups, purity, alignment, repeats)
-
-
-def _group(
-    shape: GroupShape,
-    batch: torch.Tensor,
-    statistics: torch.Tensor,
-    labels: torch.Tensor | None,
-    kernel: list[KernelMeasurement],
-    sensitivity: dict[str, float],
-    separation: dict[str, Separation],
-) -> GroupMeasurement:
-    """Statistics of `batch`, one batch of real images, and of `statistics`, a few vectors of all of them."""
-    shares = [spectrum(vector[:RANK_IMAGES]) for vector in statistics]
-    purity = None if labels is None else float(neighbour_purity(statistics, labels.to(batch.device)).mean())
-    return GroupMeasurement(
-        name=shape.name,
-        map=shape.map,
-        kind=shape.kind,
-        vectors=shape.vectors,
-        channels=shape.channels,
-        distance_concentration=float(distance_concentration(batch).mean()),
-        purity=purity,
-        effective_rank=sum(map(effective_rank, shares)) / len(shares),
-        participation_ratio=sum(map(participation_ratio, shares)) / len(shares),
-        kernel=kernel,
-        sensitivity=sensitivity,
-        separation=separation,
-    )
 
 
 def _corrupted(spec: CorruptionSpec, images: torch.Tensor, seed: int) -> torch.Tensor:

@@ -38,20 +38,13 @@ class FieldMemory:
 
 @dataclass(frozen=True)
 class EncoderSpeed:
-    """At one input size; the numbers are None where `skipped` says why.
+    """Images per second at one input size; the numbers are None where `skipped` says why."""
 
-    Attributes:
-        input_size: side in pixels.
-        batch_size: images at a time.
-        forward_per_s, forward_backward_per_s: images per second.
-        peak_gib: most memory of the process (CPU) or of the allocator (CUDA) at `batch_size` images.
-    """
-
-    input_size: int
-    batch_size: int
-    forward_per_s: float | None = None
+    input_size: int  # side in pixels
+    batch_size: int  # images at a time
+    forward_per_s: float | None = None  # images per second
     forward_backward_per_s: float | None = None
-    peak_gib: float | None = None
+    peak_gib: float | None = None  # most memory of the process (CPU) or of the allocator (CUDA) at `batch_size` images
     skipped: str | None = None
 
 
@@ -80,23 +73,15 @@ class ProbeSetup:
 
 @dataclass(frozen=True)
 class KernelMeasurement:
-    """The kernel at one temperature between real images.
-
-    Attributes:
-        tau: the temperature.
-        perplexity, fraction: over how many points a row of the softmax spreads, and that over their number.
-        logit_spread: standard deviation of the logits in a row.
-        floor, floor_sd: norm of V before it is normalized when both sides are real: mean and standard deviation.
-        floor_signal: share of its power that repeats in other batches, which should be near 0.
-    """
+    """The kernel at one temperature between real images."""
 
     tau: float
-    perplexity: float
-    fraction: float
-    logit_spread: float
-    floor: float
-    floor_sd: float
-    floor_signal: float
+    perplexity: float  # over how many points a row of the softmax spreads
+    fraction: float  # that over their number
+    logit_spread: float  # standard deviation of the logits in a row
+    floor: float  # norm of V before it is normalized when both sides are real: mean
+    floor_sd: float  # and standard deviation
+    floor_signal: float  # share of its power that repeats in other batches, which should be near 0
 
 
 @dataclass(frozen=True)
@@ -111,30 +96,20 @@ class Separation:
 
 @dataclass(frozen=True)
 class GroupMeasurement:
-    """One feature group: values are means over its vectors.
-
-    Attributes:
-        name, map, kind, vectors, channels: as the feature set made it.
-        distance_concentration: standard deviation over mean of the distances between real images.
-        purity: share of the 10 nearest neighbours with the same class; None where unlabelled.
-        effective_rank, participation_ratio: see `feature_statistics`.
-        kernel: per temperature.
-        sensitivity: relative change of the features over relative change of the pixels, by corruption.
-        separation: by corruption.
-    """
+    """One feature group: values are means over its vectors."""
 
     name: str
     map: str
     kind: str
     vectors: int
     channels: int
-    distance_concentration: float
-    purity: float | None
-    effective_rank: float
-    participation_ratio: float
-    kernel: list[KernelMeasurement]
-    sensitivity: dict[str, float]
-    separation: dict[str, Separation]
+    distance_concentration: float  # standard deviation over mean of the distances between real images
+    purity: float | None  # share of the 10 nearest neighbours with the same class; None where unlabelled
+    effective_rank: float  # see `feature_statistics`
+    participation_ratio: float  # see there
+    kernel: list[KernelMeasurement]  # per temperature
+    sensitivity: dict[str, float]  # relative change of the features over that of the pixels, by corruption
+    separation: dict[str, Separation]  # by corruption
 
 
 @dataclass(frozen=True)
@@ -161,23 +136,14 @@ class Detectability:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the measurement means for training.
+    """What the measurement means for training."""
 
-    Attributes:
-        word: good, usable or poor; at most usable where the weights were never trained.
-        score: see `verdict.score`.
-        reasons: one line each.
-        detectability: by corruption.
-        groups: name -> a few words.
-        taus, taps, input_size: recommended settings.
-    """
-
-    word: str
-    score: float
-    reasons: list[str]
-    detectability: dict[str, Detectability]
-    groups: dict[str, str]
-    taus: list[float]
+    word: str  # good, usable or poor; at most usable where the weights were never trained
+    score: float  # see `verdict.score`
+    reasons: list[str]  # one line each
+    detectability: dict[str, Detectability]  # by corruption
+    groups: dict[str, str]  # name -> a few words
+    taus: list[float]  # recommended settings, as the next two
     taps: list[str]
     input_size: int
 

@@ -157,22 +157,14 @@ class NonFiniteRecorder(Hook):
 
 @dataclass(frozen=True)
 class Collapse:
-    """What is known of collapse, as the manifest and checkpoints hold it.
+    """What is known of collapse, as the manifest and checkpoints hold it."""
 
-    Attributes:
-        below_since: step of the first of the latest consecutive records whose spread lies below the threshold.
-        first_step: where the first episode began; None: there was none.
-        episodes: how many there were.
-        now: whether one is going on.
-        worst_spread, worst_step: the least spread in an episode, and where.
-    """
-
-    below_since: int | None = None
-    first_step: int | None = None
-    episodes: int = 0
-    now: bool = False
-    worst_spread: float | None = None
-    worst_step: int | None = None
+    below_since: int | None = None  # step of the first of the latest consecutive records below the threshold
+    first_step: int | None = None  # where the first episode began; None: there was none
+    episodes: int = 0  # how many there were
+    now: bool = False  # whether one is going on
+    worst_spread: float | None = None  # the least spread in an episode
+    worst_step: int | None = None  # and where
 
 
 class CollapseWatch:

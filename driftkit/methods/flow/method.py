@@ -1,5 +1,6 @@
 """Rectified flow, as the rest of driftkit knows it."""
 
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from driftkit.methods.base import (
@@ -11,7 +12,6 @@ from driftkit.methods.base import (
     MethodConfig,
     SamplerSpec,
     Setting,
-    Workload,
     register,
     sampler_table,
 )
@@ -38,22 +38,11 @@ def _build(config: FlowConfig, setting: Setting) -> BuiltObjective:
     return BuiltObjective(Flow())
 
 
-def _workload(config: FlowConfig, network: "nn.Module", image_size: int) -> Workload:
-    from driftkit.methods.regression import one_forward
+def _sampler(name: str, config: FlowConfig) -> "Sampler":
+    from driftkit.methods.flow import samplers
 
-    return Workload(one_forward(network))
-
-
-def _euler(config: FlowConfig) -> "Sampler":
-    from driftkit.methods.flow.samplers import sample_euler
-
-    return sample_euler
-
-
-def _heun(config: FlowConfig) -> "Sampler":
-    from driftkit.methods.flow.samplers import sample_heun
-
-    return sample_heun
+    sampler: Sampler = getattr(samplers, name)
+    return sampler
 
 
 def _graph(config: FlowConfig, network: "nn.Module", image_size: int) -> Graph:
@@ -90,12 +79,18 @@ METHOD = register(
         config=FlowConfig,
         network="unet",
         build=_build,
-        workload=_workload,
         samplers=sampler_table(
             SamplerSpec(
-                "euler", _euler, lambda config: EULER_NFE, "velocity", curve_nfes=CURVE_NFES, speed_nfes=(10, 50, 100)
+                "euler",
+                partial(_sampler, "sample_euler"),
+                lambda config: EULER_NFE,
+                "velocity",
+                curve_nfes=CURVE_NFES,
+                speed_nfes=(10, 50, 100),
             ),
-            SamplerSpec("heun", _heun, lambda config: HEUN_NFE, "velocity", curve_nfes=CURVE_NFES),
+            SamplerSpec(
+                "heun", partial(_sampler, "sample_heun"), lambda config: HEUN_NFE, "velocity", curve_nfes=CURVE_NFES
+            ),
         ),
         graph=_graph,
         curves=(Curve("loss", "velocity prediction loss", "Loss of flow matching: squared error of the velocity."),),
