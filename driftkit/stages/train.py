@@ -30,7 +30,7 @@ from driftkit.storage.lock import locked_folder
 from driftkit.storage.run_folder import Run
 from driftkit.training.checkpoints import Checkpoints
 from driftkit.training.feed import Feed, hold_out
-from driftkit.training.hooks import HeldOutMeasurement, Hook, SampleGrids, Scoring, ScoringHook
+from driftkit.training.hooks import MAX_GRIDS, Hook, Measurement, SampleGrids, Scoring, measure_held_out
 from driftkit.training.memory_estimate import TrainingMemory
 from driftkit.training.metrics_log import MetricsLog, TrainingProgress
 from driftkit.training.monitors import CollapseMonitor, CollapseWatch, NonFiniteRecorder
@@ -186,8 +186,8 @@ def _hooks(config: TrainConfig, run: Run, scoring: Scoring | None, *, is_main: b
     )
     hooks = [
         NonFiniteRecorder(run),
-        HeldOutMeasurement(every=trainer.measure_every or trainer.sample_every),
-        *([ScoringHook(scoring)] if scoring else []),
+        Measurement(measure_held_out, every=trainer.measure_every or trainer.sample_every, maximum=MAX_GRIDS),
+        *([Measurement(scoring.measure, every=scoring.every)] if scoring else []),
         CollapseMonitor(collapse, fails=trainer.fail_on_collapse, warn=progress.warn),
         MetricsLog(run, progress, trackers=trackers),
         *([SampleGrids(run, every=trainer.sample_every, trackers=trackers)] if trainer.sample_every else []),

@@ -71,22 +71,6 @@ class Hook:
         """The last step is done, or the trainer stops earlier because something asked for it."""
 
 
-class HeldOutMeasurement(Hook):
-    """Measures the averaged network on held-out images, every so many steps."""
-
-    def __init__(self, *, every: int):
-        self.every = every
-
-    def after_step(self, trainer: "Trainer", step: FinishedStep) -> None:
-        if not step.is_due(self.every, maximum=MAX_GRIDS):
-            return
-        step.log = True
-        with trainer.aside():
-            if trainer.ranks.is_main:
-                with trainer.inference():
-                    _add(step, trainer.objective.measure(trainer.averaged_network))
-
-
 @dataclass(frozen=True)
 class Scoring:
     """Scores of the averaged network while it trains."""
@@ -96,24 +80,29 @@ class Scoring:
     # how near the evaluator is to the training encoder, for the manifest
     kinship: Mapping[str, Any] = field(default_factory=dict)
 
+    def measure(self, trainer: "Trainer") -> Mapping[str, float]:
+        return self.score(trainer.averaged_network)
 
-class ScoringHook(Hook):
-    """Scores the averaged network on rank 0."""
 
-    def __init__(self, scoring: Scoring):
-        self.scoring = scoring
+class Measurement(Hook):
+    """Adds what rank 0 measures of the averaged network to the record of every so many steps."""
+
+    def __init__(self, measure: "Callable[[Trainer], Mapping[str, float]]", *, every: int, maximum: int | None = None):
+        self.measure, self.every, self.maximum = measure, every, maximum
 
     def after_step(self, trainer: "Trainer", step: FinishedStep) -> None:
-        if not step.is_due(self.scoring.every):
+        if not step.is_due(self.every, maximum=self.maximum):
             return
         step.log = True
         with trainer.aside():
             if trainer.ranks.is_main:
-                _add(step, self.scoring.score(trainer.averaged_network))
+                step.loss.health |= {name: torch.tensor(value) for name, value in self.measure(trainer).items()}
 
 
-def _add(step: FinishedStep, measured: Mapping[str, float]) -> None:
-    step.loss.health |= {name: torch.tensor(value) for name, value in measured.items()}
+def measure_held_out(trainer: "Trainer") -> Mapping[str, float]:
+    """Measurements of the averaged network on held-out images."""
+    with trainer.inference():
+        return trainer.objective.measure(trainer.averaged_network)
 
 
 class SampleGrids(Hook):
