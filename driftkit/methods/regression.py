@@ -65,8 +65,7 @@ def one_forward(network: nn.Module) -> Forward:
 class TimedGraph(nn.Module):
     """(x_t [N, 3, H, W], t [N]) -> the network's prediction [N, 3, H, W], unconditional, to be exported.
 
-    Args:
-        time_scale: network time over t.
+    `time_scale` is the network's time over t.
     """
 
     def __init__(self, network: nn.Module, time_scale: float = 1.0):

@@ -1,7 +1,7 @@
 """Probing an encoder: its shapes, and on real images what drifting would make of it."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, field_validator
 
@@ -104,6 +104,12 @@ def probe_encoder(config: ProbeEncoderConfig, *, report: "Report" = lambda task,
     features = feature_set(config.feature_set or encoder.feature_set)
     maps, calls = encoder_shapes(encoder, features, image_size=side)
     card = encoder_kind(config.encoder).describe(config.encoder)
+    measured = {} if pack is None else _measured(encoder, features, pack, batch_size, config, device, report)
+    speed = None
+    if config.speed or (config.speed is None and pack is not None):
+        speed = measure_encoder_speed(
+            load, features, image_size=side, device=device, budget_seconds=config.speed_seconds, report=report
+        )
     record = ProbeRecord(
         encoder=encoder.name,
         model=card.model if card else None,
@@ -118,14 +124,9 @@ def probe_encoder(config: ProbeEncoderConfig, *, report: "Report" = lambda task,
         maps=maps,
         field_calls=[field_call_cost(call, batch_size=batch_size) for call in calls],
         memory=field_memory(calls, batch_size=batch_size),
+        speed=speed,
+        **measured,
     )
-    if pack is not None:
-        record = _measured(record, encoder, features, pack, config, device, report)
-    if config.speed or (config.speed is None and pack is not None):
-        speed = measure_encoder_speed(
-            load, features, image_size=side, device=device, budget_seconds=config.speed_seconds, report=report
-        )
-        record = record.model_copy(update={"speed": speed})
     return record if config.output is None else _write(config.output, record)
 
 
@@ -140,14 +141,15 @@ def encoder_list() -> "EncoderList":
 
 
 def _measured(
-    record: "ProbeRecord",
     encoder: "FrozenEncoder",
     features: "FeatureSet",
     pack: "ImagePack",
+    batch_size: int,
     config: ProbeEncoderConfig,
     device: "torch.device",
     report: "Report",
-) -> "ProbeRecord":
+) -> "dict[str, Any]":
+    """Fields of the record about what was measured on images."""
     import torch
 
     from driftkit.probing.feature_statistics import chance_purity
@@ -160,7 +162,6 @@ def _measured(
     from driftkit.storage.images import to_float
 
     assert config.data is not None
-    batch_size = record.memory.batch_size
     images, skipped = choose_images(pack, num_images=config.num_images, batch_size=batch_size, seed=config.seed)
 
     def attempt(count: int) -> None:
@@ -186,15 +187,13 @@ def _measured(
         classes=None if labels is None else len(torch.unique(labels)),
     )
     setup = ProbeSetup(batch_size, list(config.taus), config.seed, describe_device(device), skipped)
-    return record.model_copy(
-        update={
-            "data": data,
-            "setup": setup,
-            "measurement": measurement,
-            "chance_purity": chance,
-            "verdict": verdict,
-        }
-    )
+    return {
+        "data": data,
+        "setup": setup,
+        "measurement": measurement,
+        "chance_purity": chance,
+        "verdict": verdict,
+    }
 
 
 def _write(output: Path, record: "ProbeRecord") -> "ProbeRecord":

@@ -32,10 +32,9 @@ from driftkit.training.checkpoints import Checkpoints
 from driftkit.training.feed import Feed, hold_out
 from driftkit.training.hooks import MAX_GRIDS, Hook, Measurement, SampleGrids, Scoring, measure_held_out
 from driftkit.training.memory_estimate import TrainingMemory
-from driftkit.training.metrics_log import MetricsLog, TrainingProgress
+from driftkit.training.metrics_log import MetricsLog, TrainingProgress, open_trackers
 from driftkit.training.monitors import CollapseMonitor, CollapseWatch, NonFiniteRecorder
 from driftkit.training.resume_plan import Resume, ResumePlan, plan_resume, require_same_inputs, with_batch_size
-from driftkit.training.tracking import open_trackers
 from driftkit.training.train_config import TrainConfig
 from driftkit.training.trainer import Trainer
 

@@ -15,9 +15,9 @@ from driftkit.protocols import StepLoss
 from driftkit.runtime.random import image_noise
 from driftkit.storage.images import save_grid, to_float, to_uint8
 from driftkit.storage.run_folder import Run
-from driftkit.training.tracking import Tracker
 
 if TYPE_CHECKING:
+    from driftkit.training.metrics_log import Tracker
     from driftkit.training.trainer import Trainer
 
 MAX_RECORDS = 100_000  # of metrics.jsonl, 1 to 5 KB each, before they become half as frequent
@@ -26,15 +26,11 @@ GRID_IMAGES = 64
 
 
 def is_due(step: int, every: int, *, maximum: int | None = None) -> bool:
-    """Whether something done every `every` steps is due; the interval doubles whenever it was due `maximum` times.
+    """Whether something done every `every` steps (0: never) is due after `step` steps.
 
-    A run of n * maximum * every steps has it maximum * (1 + log2(n) / 2) times. The answer follows from the step
-    alone, so a resumed run does what an uninterrupted one does.
-
-    Args:
-        step: steps done so far.
-        every: steps; 0: never.
-        maximum: None: the interval stays.
+    The interval doubles whenever it was due `maximum` times, so that a run of n * maximum * every steps has it
+    maximum * (1 + log2(n) / 2) times. The answer follows from the step alone, so a resumed run does what an
+    uninterrupted one does.
     """
     if every <= 0:
         return False
@@ -108,7 +104,7 @@ def measure_held_out(trainer: "Trainer") -> Mapping[str, float]:
 class SampleGrids(Hook):
     """Saves what the averaged network generates from the same noise every so many steps; trackers get copies."""
 
-    def __init__(self, run: Run, *, every: int, trackers: list[Tracker]):
+    def __init__(self, run: Run, *, every: int, trackers: "list[Tracker]"):
         self.run, self.every, self.trackers = run, every, trackers
 
     def after_step(self, trainer: "Trainer", step: FinishedStep) -> None:

@@ -171,11 +171,8 @@ class CollapseWatch:
     """Finds episodes of collapse in the spreads of metric records.
 
     An untrained generator gives images that are all alike, and the spread of a few images goes up and down. So an
-    episode begins once every record over `patience` steps lies below the threshold, and ends at the first one above.
-
-    Args:
-        threshold: spread of generated features over that of real ones, in [0, 1).
-        patience: steps.
+    episode begins once every record over `patience` steps lies below the threshold, a share of the spread of real
+    features in [0, 1), and ends at the first one above.
     """
 
     def __init__(self, *, threshold: float, patience: int):
@@ -215,13 +212,9 @@ class CollapseWatch:
 
 
 class CollapseMonitor(Hook):
-    """Warns once per episode of collapse, marks its records, and stops the trainer if that is wanted.
+    """Warns once per episode of collapse, marks its records, and stops the trainer if it `fails` on collapse.
 
     It comes before the hook that writes the records. The manifest has it from the next checkpoint on.
-
-    Args:
-        fails: whether collapse stops the training.
-        warn: shows one line.
     """
 
     def __init__(self, watch: CollapseWatch, *, fails: bool, warn: Callable[[str], None]):

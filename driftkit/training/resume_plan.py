@@ -59,11 +59,18 @@ def plan_resume(run: Run, config: TrainConfig, resume: Resume, ranks: Ranks) -> 
             f"{run.path} is at step {steps[-1]}, past `trainer.steps` {config.trainer.steps}; "
             "give more steps or another `output`"
         )
+    before, now, images = manifest.world_size, ranks.world_size, manifest.global_batch
+    if before != now:
+        moved.append(
+            f"{before} processes have trained it and {now} continue, with {images // now} images each: the global "
+            f"batch stays {images}. Sums over it are in another order and dropout masks differ, so the numbers are not "
+            "bit for bit those of as many processes as before"
+        )
     return ResumePlan(
         with_batch_size(config, saved[BATCH]),
         manifest.global_batch,
         is_finished=bool(steps) and steps[-1] == config.trainer.steps and manifest.state == "done",
-        notes=moved + _changed_ranks(manifest.world_size, ranks.world_size, manifest.global_batch),
+        notes=moved,
     )
 
 
@@ -116,16 +123,6 @@ def _require_same_global_batch(run: Run, config: TrainConfig, saved: int, global
             f"{begun}, which {ranks.world_size} processes cannot share evenly; start another number of them, or give "
             "another `output`"
         )
-
-
-def _changed_ranks(before: int, now: int, global_batch: int) -> list[str]:
-    if before == now:
-        return []
-    return [
-        f"{before} processes have trained it and {now} continue, with {global_batch // now} images each: the global "
-        f"batch stays {global_batch}. Sums over it are in another order and dropout masks differ, so the numbers are "
-        "not bit for bit those of as many processes as before"
-    ]
 
 
 def with_batch_size(config: TrainConfig, batch_size: int) -> TrainConfig:

@@ -24,14 +24,9 @@ from driftkit.training.train_config import TrainerConfig
 
 
 class Trainer:
-    """Trains one network with one objective.
+    """Trains one network with one objective, on the device and for the ranks of the feed.
 
-    Args:
-        objective: what a step minimises.
-        network: the plain network.
-        feed: source of the batches, on the device and for the ranks that train.
-        hooks: what happens between steps, in this order.
-        compiled: whether steps use a compiled form of the network.
+    Hooks are what happens between steps, in this order; `compiled` steps use a compiled form of the network.
     """
 
     def __init__(

@@ -1,18 +1,24 @@
 """The classifier, as the rest of driftkit knows it."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from driftkit.methods.base import BuiltObjective, Method, MethodConfig, Setting, Workload, register
+from driftkit.methods.base import (
+    BuiltObjective,
+    Method,
+    MethodConfig,
+    Setting,
+    Workload,
+    export_trained_encoder,
+    register,
+)
 
 if TYPE_CHECKING:
     from torch import nn
 
     from driftkit.datasets.packs import ImagePack
     from driftkit.models.mae_resnet import MAEResNetConfig
-    from driftkit.storage.run_folder import Run
 
 
 class ClassifierConfig(MethodConfig):
@@ -46,12 +52,6 @@ def _network_for_budget(config: ClassifierConfig, network: "MAEResNetConfig") ->
     return network.model_copy(update={"num_classes": network.num_classes or 1, "decoder": False})
 
 
-def _finish(run: "Run") -> Path:
-    from driftkit.encoders.trained_encoder import export_encoder
-
-    return export_encoder(run)
-
-
 METHOD = register(
     Method(
         name="classifier",
@@ -64,6 +64,6 @@ METHOD = register(
         holdout=0.02,
         complete=_complete,
         network_for_budget=_network_for_budget,
-        finish=_finish,
+        finish=export_trained_encoder,
     )
 )

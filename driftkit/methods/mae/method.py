@@ -1,12 +1,19 @@
 """The masked autoencoder, as the rest of driftkit knows it."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from driftkit.errors import UsageError
-from driftkit.methods.base import BuiltObjective, Method, MethodConfig, Setting, Workload, register
+from driftkit.methods.base import (
+    BuiltObjective,
+    Method,
+    MethodConfig,
+    Setting,
+    Workload,
+    export_trained_encoder,
+    register,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -14,7 +21,6 @@ if TYPE_CHECKING:
 
     from driftkit.datasets.packs import ImagePack
     from driftkit.models.mae_resnet import MAEResNetConfig
-    from driftkit.storage.run_folder import Run
 
 
 NEVER = -1
@@ -63,22 +69,12 @@ def _complete(config: MAEConfig, network: "MAEResNetConfig", pack: "ImagePack") 
         raise UsageError("`model.decoder` false: a MAE fills in images, which takes a decoder; leave it out")
     if config.finetune_from == NEVER:
         return network
-    return with_head(
-        network,
-        pack,
-        reason="`objective.finetune_from`: fine-tuning",
-        fix=f"without it: objective.finetune_from={NEVER}",
-    )
+    fix = f"without it: objective.finetune_from={NEVER}"
+    return with_head(network, pack, reason="`objective.finetune_from`: fine-tuning", fix=fix)
 
 
 def _network_for_budget(config: MAEConfig, network: "MAEResNetConfig") -> "MAEResNetConfig":
     return network.model_copy(update={"num_classes": network.num_classes or 1})
-
-
-def _finish(run: "Run") -> Path:
-    from driftkit.encoders.trained_encoder import export_encoder
-
-    return export_encoder(run)
 
 
 METHOD = register(
@@ -93,6 +89,6 @@ METHOD = register(
         holdout=0.02,
         complete=_complete,
         network_for_budget=_network_for_budget,
-        finish=_finish,
+        finish=export_trained_encoder,
     )
 )
