@@ -1,6 +1,6 @@
 """Files of published weights: where they lie, fetching them, checking them, and reading them without running anything.
 
-How they get into a network is in `timm_weights`; nothing here builds one.
+How they get into a network is in `timm_encoder`; nothing here builds one.
 """
 
 import hashlib
