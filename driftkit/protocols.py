@@ -64,33 +64,6 @@ class Batch:
         return replace(self, draws={name: values.to(self.images.device) for name, values in draws.items()})
 
 
-@dataclass(frozen=True)
-class Execution:
-    """The execution of a step, whatever it minimises.
-
-    Attributes:
-        micro_batch: images that networks see at a time; None: all of the batch.
-        autocast: makes the context in which networks run forwards.
-        last_backward: makes the context of the last backward pass of a step, during which the exchange of complete
-            gradients among ranks begins. By default the exchange begins afterwards.
-        clock: measures the parts of a step.
-    """
-
-    micro_batch: int | None = None
-    autocast: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
-    last_backward: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
-    clock: StepClock = field(default_factory=StepClock)
-
-    def chunks(self, count: int) -> list[slice]:
-        """`count` images in chunks of `micro_batch`; the last may be smaller."""
-        size = min(self.micro_batch or count, count)
-        return [slice(first, min(first + size, count)) for first in range(0, count, size)]
-
-    def backward_of(self, chunk: slice, count: int) -> AbstractContextManager[object]:
-        """The context of the backward pass of one of the `chunks` of `count` images, where each has one."""
-        return self.last_backward() if chunk.stop == count else contextlib.nullcontext()
-
-
 @dataclass
 class StepLoss:
     """The loss of one training step and its signals of health, without gradient."""
@@ -102,6 +75,49 @@ class StepLoss:
     health: dict[str, torch.Tensor] = field(default_factory=dict)
     # Scalars that are not finite where what they are named after is not: they explain a loss that is not finite.
     sources: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Execution:
+    """The execution of a step, whatever it minimises."""
+
+    micro_batch: int | None = None  # images that networks see at a time; None: all of the batch
+    # makes the context in which networks run forwards
+    autocast: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
+    # makes the context of the last backward pass of a step, during which the exchange of complete gradients among
+    # ranks begins. By default the exchange begins afterwards.
+    last_backward: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
+    clock: StepClock = field(default_factory=StepClock)  # measures the parts of a step
+
+    def chunks(self, count: int) -> list[slice]:
+        """`count` images in chunks of `micro_batch`; the last may be smaller."""
+        size = min(self.micro_batch or count, count)
+        return [slice(first, min(first + size, count)) for first in range(0, count, size)]
+
+    def backward_of(self, chunk: slice, count: int) -> AbstractContextManager[object]:
+        """The context of the backward pass of one of the `chunks` of `count` images, where each has one."""
+        return self.last_backward() if chunk.stop == count else contextlib.nullcontext()
+
+    def accumulate(self, loss: Callable[[Batch, slice], StepLoss], batch: Batch) -> StepLoss:
+        """Add up the gradients of a loss that is a sum over images, chunk by chunk.
+
+        Args:
+            loss: (part, its slice of the batch) -> its summand of the loss of the whole batch; `total` with gradient.
+
+        Returns:
+            The sums over the parts, detached.
+        """
+        sums: list[dict[str, torch.Tensor]] = [{}, {}, {}]
+        for chunk in self.chunks(len(batch.slots)):
+            with self.autocast():
+                part = loss(batch.part(chunk), chunk)
+            with self.backward_of(chunk, len(batch.slots)):
+                part.total.backward()
+            for known, values in zip(sums, ({"total": part.total}, part.terms, part.health), strict=True):
+                for name, value in values.items():
+                    known[name] = known[name] + value.detach() if name in known else value.detach()
+        self.clock.mark("network")
+        return StepLoss(sums[0]["total"], sums[1], sums[2])
 
 
 class Objective(Protocol):
@@ -146,19 +162,13 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """What a sampler takes beside network and noise.
+    """What a sampler takes beside network and noise."""
 
-    Attributes:
-        nfe: network evaluations per image; None: the sampler's own default.
-        step_noise: sampler step -> fresh noise like the prior noise, for stochastic samplers.
-        options: of the sampler, by name.
-        condition: of the images.
-    """
-
-    nfe: int | None
+    nfe: int | None  # network evaluations per image; None: the sampler's own default
+    # sampler step -> fresh noise like the prior noise, for stochastic samplers
     step_noise: Callable[[int], torch.Tensor]
-    options: Mapping[str, Any] = field(default_factory=dict)
-    condition: Condition = UNCONDITIONAL
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the sampler, by name
+    condition: Condition = UNCONDITIONAL  # of the images
 
 
 class Sampler(Protocol):

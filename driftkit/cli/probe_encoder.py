@@ -4,10 +4,13 @@ import dataclasses
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
+from rich.table import Table
 
 from driftkit.cli.options import Given, with_settings
 from driftkit.cli.output import JsonOption, emit, progress_bars
 from driftkit.errors import UsageError
+from driftkit.runtime.terminal import open_console
 from driftkit.stages.probe_encoder import ProbeEncoderConfig, encoder_list, probe_encoder
 
 if TYPE_CHECKING:
@@ -67,10 +70,6 @@ def command(
 
 
 def _show_list(listed: "EncoderList") -> None:
-    from rich.table import Table
-
-    from driftkit.runtime.terminal import open_console
-
     table = Table(title="encoders", title_justify="left", show_lines=True)
     for column in ("name", "trained by", "maps", "input", "feature set", "licence", "here"):
         table.add_column(column, no_wrap=column in ("name", "input"))
@@ -110,10 +109,6 @@ def _list_row(card: "EncoderCard") -> tuple[str, ...]:
 
 
 def _show(record: "ProbeRecord") -> None:
-    from rich.markup import escape
-
-    from driftkit.runtime.terminal import open_console
-
     console = open_console(width=WIDTH, highlight=False)
     about = ", ".join(text for text in (record.model, record.trained_by, record.licence) if text)
     console.print(f"[bold]{escape(record.encoder)}[/bold]  {escape(about)}")
@@ -131,9 +126,6 @@ def _show(record: "ProbeRecord") -> None:
 
 
 def _show_shapes(console: Any, record: "ProbeRecord") -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
     maps = Table("map", "channels", "height", "width", "vectors", title="feature maps", title_justify="left")
     for row in record.maps:
         maps.add_row(escape(row.name), *(f"{n:,}" for n in (row.channels, row.height, row.width, row.vectors)))
@@ -159,9 +151,6 @@ def _mib(size: int) -> str:
 
 def _show_groups(console: Any, record: "ProbeRecord") -> None:
     """Signal shares of each group in percent at the best temperature, and where its kernel works."""
-    from rich.markup import escape
-    from rich.table import Table
-
     measurement, verdict = record.measurement, record.verdict
     assert measurement is not None
     assert verdict is not None
@@ -189,9 +178,6 @@ def _show_groups(console: Any, record: "ProbeRecord") -> None:
 
 
 def _show_speed(console: Any, speeds: "list[EncoderSpeed]") -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
     table = Table("input", "forward", "forward + backward", "peak memory", "", title="images per second")
     table.title_justify = "left"
     for row in speeds:
@@ -209,8 +195,6 @@ def _show_speed(console: Any, speeds: "list[EncoderSpeed]") -> None:
 
 
 def _show_verdict(console: Any, record: "ProbeRecord") -> None:
-    from rich.markup import escape
-
     verdict, setup = record.verdict, record.setup
     assert verdict is not None
     assert setup is not None

@@ -1,15 +1,19 @@
 """`driftkit train`: one trainer for every method."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
+
+from rich.markup import escape
+from rich.table import Table
 
 from driftkit.cli.options import Given, with_settings
 from driftkit.cli.output import JsonOption, emit, note, option
 from driftkit.config.layers import preset_names
 from driftkit.methods.registry import DEFAULT_METHOD, METHODS
-from driftkit.training.train_config import TrainConfig
-from driftkit.training.trainer_config import FILES
+from driftkit.runtime.terminal import open_console
+from driftkit.training.train_config import FILES, TrainConfig
 
 METHOD = "Method"
 
@@ -111,38 +115,55 @@ def _budget(config: Any, device: str) -> dict[str, Any]:
 
 
 def _show_plan(values: dict[str, Any], origins: dict[str, str], folder: Path, document: dict[str, Any]) -> None:
-    from rich.markup import escape
-
-    from driftkit.cli.budget_table import budget_table
-    from driftkit.runtime.terminal import open_console
-
-    _show_config(values, origins, folder)
+    table = Table("key", "value", "from", title=escape(f"config of {folder}"), title_justify="left")
+    for key, value in values.items():
+        table.add_row(key, escape(str(value)), escape(origins.get(key, "default")))
+    open_console(width=100).print(table)
     if document["budget"] is None:
         open_console(width=100).print(escape(f"cost of a step unknown: {document['budget_unknown']}"))
     else:
         open_console(width=100).print(*budget_table(document["budget"]), sep="\n")
 
 
-def _show_config(values: dict[str, Any], origins: dict[str, str], folder: Path) -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
-    from driftkit.runtime.terminal import open_console
-
-    table = Table("key", "value", "from", title=escape(f"config of {folder}"), title_justify="left")
-    for key, value in values.items():
-        table.add_row(key, escape(str(value)), escape(origins.get(key, "default")))
-    open_console(width=100).print(table)
-
-
 def _show_run(document: dict[str, Any]) -> None:
-    from rich.markup import escape
-
-    from driftkit.runtime.terminal import open_console
-
     folder = escape(document["run"])
     open_console(width=100, highlight=False).print(
         f"[bold]{folder}[/bold]: {document['state']} at step {document['step']:,}, {document['images_seen']:,} images, "
         f"{document['train_seconds']:.0f} s on {document['device']}\n"
         f"pictures in {folder}/samples, weights in {folder}/checkpoints"
     )
+
+
+GIB, TERA = 2**30, 1e12
+
+
+def budget_table(budget: Mapping[str, Any]) -> tuple[Table, str]:
+    """A column per number of GPUs or processes, and what the counts leave out."""
+    steps, shapes = budget["steps"], budget["shapes"]
+    one = "GPU" if shapes["device"] == "cuda" else "process"
+    many = "GPUs" if shapes["device"] == "cuda" else "processes"
+    table = Table(title=f"cost of a step of {budget['images']} images, per rank", title_justify="left")
+    table.add_column("")
+    for number, step in enumerate(steps):
+        count = f"{step['ranks']} {one if step['ranks'] == 1 else many}"
+        table.add_column(f"{count} (this run)" if number == 0 else count, justify="right")
+    table.add_row("images", *(str(step["images_per_rank"]) for step in steps))
+    drifting = shapes["batch"] is not None
+    rows = {
+        "features received, MiB": ("gathered_bytes", 2**20, drifting),
+        "gradients received, MiB": ("gradient_bytes", 2**20, True),
+        "trained network, TFLOP": ("network_flops", TERA, True),
+        "encoder, TFLOP": ("encoder_flops", TERA, drifting),
+        "field, TFLOP": ("field_flops", TERA, drifting),
+        "memory, GiB": ("memory_bytes", GIB, True),
+        "  weights and optimizer": ("state_bytes", GIB, True),
+        "  kept for backward": ("saved_bytes", GIB, True),
+        "  gathered features": ("feature_bytes", GIB, drifting),
+        "  field": ("field_bytes", GIB, drifting),
+    }
+    for label, (key, unit, shown) in rows.items():
+        if shown:
+            table.add_row(label, *(f"{step[key] / unit:,.3g}" for step in steps))
+    where = "a GPU" if shapes["device"] == "cuda" else "a CPU"
+    counted = f"memory: {shapes['dtype']} on {where}, without what lives for a moment only"
+    return table, "; ".join([counted, *budget["advice"], *budget["assumed"]])

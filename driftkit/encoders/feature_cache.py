@@ -39,7 +39,7 @@ SPARE_BYTES = 2**28  # left free on the disk
 
 
 class CachedGroup(BaseModel):
-    """One feature group: its names, L vectors per image, C channels."""
+    """One feature group: L vectors per image, C channels."""
 
     map: str
     kind: str
@@ -86,28 +86,16 @@ class FeatureCacheCard(Record):
 
 @dataclass(frozen=True)
 class FeatureSource:
-    """What a cache's features are computed by.
+    """What a cache's features are computed by."""
 
-    Attributes:
-        encoder: on `device`.
-        features: makes groups of the encoder's maps.
-        key: everything that the features of an image follow from.
-        device: where the encoder is.
-        execution: the context it runs in.
-    """
-
-    encoder: FrozenEncoder
-    features: FeatureSet
-    key: Mapping[str, Any]
-    device: torch.device
-    execution: Execution = field(default_factory=Execution)
+    encoder: FrozenEncoder  # on `device`
+    features: FeatureSet  # makes groups of the encoder's maps
+    key: Mapping[str, Any]  # everything that the features of an image follow from
+    device: torch.device  # where the encoder is
+    execution: Execution = field(default_factory=Execution)  # the context it runs in
 
     def groups(self, images: torch.Tensor) -> list[FeatureGroup]:
-        """Feature groups of uint8 images [N, 3, H, W].
-
-        Raises:
-            DriftkitError: one is not finite.
-        """
+        """Feature groups of uint8 images [N, 3, H, W]. Raises DriftkitError: one is not finite."""
         with torch.no_grad(), self.execution.autocast():
             real = to_float(images.to(self.device)).contiguous(memory_format=torch.channels_last)
             groups = self.features(self.encoder.maps(real), real)
@@ -124,15 +112,10 @@ class FeatureSource:
 
 @dataclass(frozen=True)
 class Shard:
-    """Features of consecutive images, as differences from the mean features.
+    """Features of consecutive images, as differences from the mean features."""
 
-    Attributes:
-        features: bfloat16 [n, orientations, width].
-        checksums: CRC-32 of each image's features, int64 [n, orientations].
-    """
-
-    features: torch.Tensor
-    checksums: torch.Tensor
+    features: torch.Tensor  # bfloat16 [n, orientations, width]
+    checksums: torch.Tensor  # CRC-32 of each image's features, int64 [n, orientations]
 
     def is_damaged(self, row: int, flip: int) -> bool:
         return checksum(self.features[row, flip]) != int(self.checksums[row, flip])
@@ -146,14 +129,8 @@ class Shard:
 class FeatureCache:
     """An open, complete cache.
 
-    Features are kept as differences from their mean: bfloat16 has 8 bits, and many features (means, standard
-    deviations) differ between images by less than 1/256 of their size.
-
-    Args:
-        folder: of the cache.
-        card: its layout.
-        offset: mean features, float32 [width].
-        shards: what each file holds, mapped.
+    Features are kept as differences from their mean, `offset`, float32 [width]: bfloat16 has 8 bits, and many features
+    (means, standard deviations) differ between images by less than 1/256 of their size.
     """
 
     def __init__(self, folder: Path, card: FeatureCacheCard, offset: torch.Tensor, shards: Sequence[Shard]):
@@ -161,17 +138,13 @@ class FeatureCache:
         self._verified = torch.zeros(card.count, 1 + card.flips, dtype=torch.bool)
 
     def groups(self, indices: torch.Tensor, flips: torch.Tensor, *, device: torch.device) -> list[FeatureGroup]:
-        """Feature groups of images of the pack.
+        """Feature groups of images of the pack: [L, N, C], float32 on the device, in the order of the feature set.
 
         Args:
             indices: which images, int64 [N].
             flips: which of them are mirrored, bool [N].
 
-        Returns:
-            Groups of [L, N, C], float32 on the device, in the order of the feature set.
-
-        Raises:
-            ArtifactError: features are not those that were written.
+        Raises ArtifactError where features are not those that were written.
         """
         self.offset = self.offset.to(device)
         rows = [self._row(image, int(flip)) for image, flip in zip(indices.tolist(), flips.tolist(), strict=True)]
@@ -214,10 +187,7 @@ def open_cache(
     Args:
         root: folder that holds caches, seen by all ranks.
         images: uint8 [N, 3, H, W].
-        source: what computes the features.
         flips: also keep the features of the mirrored images.
-        ranks: peers of this process.
-        shard_images: images per file.
 
     Raises:
         ResourceError: the disk lacks room for it.
@@ -240,25 +210,12 @@ def open_cache(
             # Another process may have built them while this one waited for the lock.
             if missing := _missing(folder, card, source, ranks):
                 _build(folder, card, images, source, ranks, missing)
-    return read_cache(folder, card)
-
-
-def read_cache(folder: Path, card: FeatureCacheCard) -> FeatureCache:
-    """A complete cache.
-
-    Raises:
-        ArtifactError: a file is absent, damaged, or of another place or cache.
-    """
     offset = read_offset(folder, card)
     return FeatureCache(folder, card, offset, [read_shard(folder, n, card, offset) for n in range(card.num_shards)])
 
 
 def read_card(folder: Path) -> FeatureCacheCard:
-    """The card of the cache in a folder.
-
-    Raises:
-        ArtifactError: it is absent, damaged or of another cache.
-    """
+    """The card of the cache in a folder. Raises ArtifactError: it is absent, damaged or of another cache."""
     card = FeatureCacheCard.read(folder / CARD_FILE)
     if card.folder_name != folder.resolve().name:
         raise ArtifactError(f"{folder / CARD_FILE} is the card of another cache; remove the folder to build it again")
@@ -266,11 +223,7 @@ def read_card(folder: Path) -> FeatureCacheCard:
 
 
 def read_offset(folder: Path, card: FeatureCacheCard) -> torch.Tensor:
-    """The mean features from which all others are differences, float32 [width].
-
-    Raises:
-        ArtifactError: they are absent or damaged.
-    """
+    """Mean features from which all others are differences, float32 [width]; ArtifactError where damaged or absent."""
     path = folder / OFFSET_FILE
     tensors, header = _read(path, {"offset": (torch.float32, (card.width,))})
     if header.get("sha256") != state_digest(tensors):
@@ -281,8 +234,7 @@ def read_offset(folder: Path, card: FeatureCacheCard) -> torch.Tensor:
 def read_shard(folder: Path, number: int, card: FeatureCacheCard, offset: torch.Tensor) -> Shard:
     """One file of a cache, mapped; its checksums are not verified.
 
-    Raises:
-        ArtifactError: it is absent, damaged, or of another place or cache.
+    Raises ArtifactError where it is absent, damaged, or of another place or cache.
     """
     path = shard_path(folder, number)
     shape = card.shape_of(number)

@@ -60,21 +60,14 @@ FEATURES_VERSION = 3  # counted up when a feature set gives other numbers: cache
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """What is made of an encoder's maps.
+    """What is made of an encoder's maps."""
 
-    Attributes:
-        name: as in configs.
-        function: (feature maps, the images they came from) -> feature groups.
-        help: one sentence.
-        has_pixels: the image itself is one of the vectors.
-        reads_blocks: an encoder trained here is read at its stem and blocks, too.
-    """
-
-    name: str
+    name: str  # as in configs
+    # (feature maps, the images they came from) -> feature groups
     function: Callable[[list[FeatureMap], torch.Tensor], list[FeatureGroup]]
-    help: str
-    has_pixels: bool = False
-    reads_blocks: bool = False
+    help: str  # one sentence
+    has_pixels: bool = False  # the image itself is one of the vectors
+    reads_blocks: bool = False  # an encoder trained here is read at its stem and blocks, too
 
     def __call__(self, maps: list[FeatureMap], images: torch.Tensor) -> list[FeatureGroup]:
         return self.function(maps, images)
@@ -227,11 +220,7 @@ FEATURE_SETS = {
 
 
 def feature_set(name: str) -> FeatureSet:
-    """The feature set of that name.
-
-    Raises:
-        UsageError: there is none.
-    """
+    """The feature set of that name. Raises UsageError: there is none."""
     if name not in FEATURE_SETS:
         raise UsageError(
             f"`feature_set` {name!r}: expected one of {', '.join(FEATURE_SETS)}{did_you_mean(name, FEATURE_SETS)}"

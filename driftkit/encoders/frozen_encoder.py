@@ -24,13 +24,8 @@ class FrozenEncoder(nn.Module):
 
     Attributes:
         name: as the user gave it.
-        input_size: side in pixels to which images are resized.
-        feature_set: name of the default feature set.
-        map_norm: normalization of its maps.
-        resize_mode: interpolation of the resizing.
         num_parameters: of the part that is used.
         weights_digest: of the content of the weights; "random" where they were never trained, "none" without weights.
-        random_weights: whether they were never trained.
         lineage: what its features come from.
     """
 
@@ -81,11 +76,9 @@ class FrozenEncoder(nn.Module):
     def store_weights_for(self, dtype: torch.dtype) -> None:
         """Keep the weights and biases of products in the type that autocast casts them to at every forward otherwise.
 
-        Features under autocast are the same numbers. Norms and other parameters stay float32, and so do layers that
-        compute with their weights before the product. Digests are of the original weights: take them first.
-
-        Args:
-            dtype: of autocast, under which alone the encoder works from now on; float32 changes nothing.
+        Under autocast to `dtype`, under which alone the encoder works from now on, features are the same numbers. Norms
+        and other parameters stay float32, and so do layers that compute with their weights before the product. Digests
+        are of the original weights: take them first.
         """
         for module in self.modules():
             if type(module) in self._products():
@@ -101,49 +94,32 @@ class FrozenEncoder(nn.Module):
 
 @dataclass(frozen=True)
 class EncoderKind:
-    """One kind of encoders; a new kind is one file and one row of ENCODERS.
+    """One kind of encoders; a new kind is one file and one row of ENCODERS."""
 
-    Attributes:
-        pattern: how its names look, for messages; empty where `names` lists them all.
-        accepts: whether a name is of this kind.
-        load: (config, side in pixels of the images to come, device) -> the encoder; raises as `load_encoder`.
-        names: its names that the table lists.
-        describe: name -> its card; None where only loading it tells.
-        licence: name -> licence of its weights.
-        published: name -> the file that its weights are published in; None where it has none or brings its own.
-        fetch: have the published weights in the cache.
-        image_size: name -> side in pixels of the images it was trained on; None where it takes any.
-        is_place: its names say where files lie, so that the content decides and not the name.
-    """
-
-    accepts: Callable[[str], bool]
+    accepts: Callable[[str], bool]  # whether a name is of this kind
+    # (config, side in pixels of the images to come, device) -> the encoder; raises as `load_encoder`
     load: Callable[[EncoderConfig, int, torch.device], FrozenEncoder]
-    pattern: str = ""
-    names: Callable[[], Sequence[str]] = lambda: ()
+    pattern: str = ""  # how its names look, for messages; empty where `names` lists them all
+    names: Callable[[], Sequence[str]] = lambda: ()  # its names that the table lists
+    # name -> its card; None where only loading it tells
     describe: Callable[[str], EncoderCard | None] = lambda name: None
-    licence: Callable[[str], str] = lambda name: "unknown"
+    licence: Callable[[str], str] = lambda name: "unknown"  # name -> licence of its weights
+    # name -> the file that its weights are published in; None where it has none or brings its own
     published: Callable[[str], PublishedFile | None] = lambda name: None
-    fetch: Callable[[str], object] = lambda name: None
+    fetch: Callable[[str], object] = lambda name: None  # have the published weights in the cache
+    # name -> side in pixels of the images it was trained on; None where it takes any
     image_size: Callable[[str], int | None] = lambda name: None
-    is_place: bool = False
+    is_place: bool = False  # its names say where files lie, so that the content decides and not the name
 
 
 def require_own_weights(config: EncoderConfig, fact: str) -> None:
-    """Refuse settings of weights for an encoder that has no use for them.
-
-    Raises:
-        UsageError: `encoder_weights` or `random_weights` is set.
-    """
+    """Refuse `encoder_weights` and `random_weights` for an encoder that has no use for them (UsageError)."""
     if config.encoder_weights is not None or config.random_weights:
         raise UsageError(f"encoder {config.encoder} {fact}: leave out `encoder_weights` and `random_weights`")
 
 
 def require_taps(encoder: str, taps: Sequence[str], layers: Sequence[str]) -> list[str]:
-    """The taps in the order of the layers.
-
-    Raises:
-        UsageError: one is no layer, or is given twice.
-    """
+    """The taps in the order of the layers. Raises UsageError: one is no layer, or is given twice."""
     unknown = [tap for tap in taps if tap not in layers]
     if unknown or len(set(taps)) < len(taps):
         reason = f"{encoder} has no layer {', '.join(unknown)}" if unknown else "a layer is given twice"

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from pydantic import TypeAdapter, ValidationError
+
 from driftkit.storage.records import RunManifest
 
 Degree = Literal["kin", "related", "independent"]
@@ -41,21 +43,14 @@ FAMILIES = {"vision_transformer": "vit", "eva": "vit", "beit": "vit", "deit": "v
 
 @dataclass(frozen=True)
 class Lineage:
-    """What a frozen network's features come from.
+    """What a frozen network's features come from."""
 
-    Attributes:
-        weights: digest of the weights, or one of UNTRAINED.
-        architecture: the network, for example "tf_efficientnet_lite0"; equal whatever the seed and the width.
-        family: its kind of network, for example "efficientnet".
-        data: names of the image sets that trained it, empty where none did; None where nobody knows.
-        labels: whether labels or captions were used; None where nobody knows.
-    """
-
-    weights: str
-    architecture: str
-    family: str
+    weights: str  # digest of the weights, or one of UNTRAINED
+    architecture: str  # the network, for example "tf_efficientnet_lite0"; equal whatever the seed and the width
+    family: str  # its kind of network, for example "efficientnet"
+    # names of the image sets that trained it, empty where none did; None where nobody knows
     data: tuple[str, ...] | None
-    labels: bool | None = None
+    labels: bool | None = None  # whether labels or captions were used; None where nobody knows
 
     def describe(self) -> dict[str, Any]:
         """As it is written down."""
@@ -69,16 +64,12 @@ PIXEL_TERM = Lineage("none", "the pixels among the terms of the loss", PIXEL, ()
 
 @dataclass(frozen=True)
 class Kinship:
-    """How near an evaluator is to a run's training encoder.
+    """How near an evaluator is to a run's training encoder."""
 
-    Attributes:
-        degree: kin (the same weights, or the same architecture trained on the same images), related (the same family
-            of networks, the same training images, or nobody knows) or independent.
-        reason: in words.
-    """
-
+    # kin (the same weights, or the same architecture trained on the same images), related (the same family of
+    # networks, the same training images, or nobody knows) or independent
     degree: Degree
-    reason: str
+    reason: str  # in words
 
     @property
     def counts(self) -> bool:
@@ -88,23 +79,17 @@ class Kinship:
 
 def read_lineage(document: Any) -> Lineage | None:
     """The lineage in a JSON value; None where it is none."""
-    if not isinstance(document, Mapping):
+    try:
+        return TypeAdapter(Lineage).validate_python(document)
+    except ValidationError:
         return None
-    weights, architecture, family = (document.get(key) for key in ("weights", "architecture", "family"))
-    data, labels = document.get("data"), document.get("labels")
-    if not (isinstance(weights, str) and isinstance(architecture, str) and isinstance(family, str)):
-        return None
-    known = tuple(str(name) for name in data) if isinstance(data, list | tuple) else None
-    return Lineage(weights, architecture, family, known, labels if isinstance(labels, bool) else None)
 
 
 def kinship(training_encoders: Sequence[Lineage | None], evaluator: Lineage | None) -> Kinship:
     """How near an evaluator is to the nearest of a run's training encoders.
 
-    Args:
-        training_encoders: everything that a run's training signal was computed with; None stands for one nobody knows.
-            Empty: a method without encoder.
-        evaluator: None where nobody knows what it is.
+    Among `training_encoders`, all that the training signal was computed with, None stands for one nobody knows; empty:
+    a method without encoder. Nor is anything known of an evaluator that is None.
     """
     if not training_encoders:
         return Kinship("independent", "no training encoder")

@@ -18,7 +18,6 @@ def load_encoder(config: EncoderConfig, *, image_size: int = 32, device: torch.d
     """The frozen encoder that a config describes.
 
     Args:
-        config: which encoder, and how it is used.
         image_size: side in pixels of the images to come; the input size of encoders that work at native resolution.
         device: where it runs; on the meta device random weights cost neither memory nor time.
 
@@ -33,9 +32,7 @@ def load_encoder(config: EncoderConfig, *, image_size: int = 32, device: torch.d
 def encoder_kind(name: str) -> EncoderKind:
     """The kind of the encoder of that name.
 
-    Raises:
-        UsageError: there is no such encoder.
-        NotFoundError: the name is a path, and nothing is there.
+    Raises UsageError where there is none, NotFoundError where the name is a path and nothing is there.
     """
     kind = _accepting(name)
     if kind is not None:
@@ -52,21 +49,15 @@ def encoder_names() -> tuple[str, ...]:
     return tuple(name for kind in ENCODERS.values() for name in kind.names())
 
 
-def encoder_card(name: str) -> EncoderCard | None:
-    """What is known of an encoder without loading it; None where nothing is."""
-    kind = _accepting(name)
-    return None if kind is None else kind.describe(name)
-
-
 def encoder_cards() -> list[EncoderCard]:
     """What is known of every encoder that has a name of its own, with where its weights lie."""
     cards = []
     for kind in ENCODERS.values():
         for name in kind.names():
             card, file = kind.describe(name), kind.published(name)
-            path = None if file is None else file.locate()
-            if card is not None:
-                cards.append(card.model_copy(update={"weights": None if path is None else str(path)}))
+            path = file.locate() if file else None
+            if card:
+                cards.append(card.model_copy(update={"weights": str(path) if path else None}))
     return cards
 
 
@@ -85,12 +76,6 @@ def published_file(name: str) -> PublishedFile | None:
     """The file that the weights of an encoder are published in; None where there is none."""
     kind = _accepting(name)
     return None if kind is None else kind.published(name)
-
-
-def trained_image_size(name: str) -> int | None:
-    """The image size that the encoder was trained at, where it was trained here; None for others."""
-    kind = _accepting(name)
-    return None if kind is None else kind.image_size(name)
 
 
 def _accepting(name: str) -> EncoderKind | None:

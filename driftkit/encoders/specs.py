@@ -1,11 +1,41 @@
 """The table of published encoders that timm builds. A new one is a new row."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from driftkit.encoders.efficientnet_lite import in_timm_names
 from driftkit.encoders.encoder_config import MapNorm
+
+OUTSIDE = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+WITHOUT_EXPANSION = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+WITH_EXPANSION = {
+    "_expand_conv": "conv_pw",
+    "_bn0": "bn1",
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn2",
+    "_project_conv": "conv_pwl",
+    "_bn2": "bn3",
+}
+
+
+def in_timm_names(state: Mapping[str, Any], network: Any) -> dict[str, Any]:
+    """The tensors of a package under the names of timm's network; other keys stay, so a file of timm's stays as it is.
+
+    Args:
+        state: tensors by name.
+        network: timm's, which knows how many blocks each stage has.
+    """
+    modules = dict(OUTSIDE)
+    blocks = [(stage, block) for stage, blocks in enumerate(network.blocks) for block in range(len(blocks))]
+    for number, (stage, block) in enumerate(blocks):
+        table = WITHOUT_EXPANSION if stage == 0 else WITH_EXPANSION
+        modules |= {f"_blocks.{number}.{old}": f"blocks.{stage}.{block}.{new}" for old, new in table.items()}
+    renamed = {}
+    for key, tensor in state.items():
+        module, _, leaf = key.rpartition(".")
+        renamed[f"{modules[module]}.{leaf}" if module in modules else key] = tensor
+    return renamed
+
 
 TIMM_PREFIX = "timm:"
 Normalisation = Literal["imagenet", "clip", "half", "other"]
@@ -26,67 +56,40 @@ EFFICIENTNET_STAGES = (("stage2", 1), ("stage3", 2), ("stage4", 3), ("stage5", 4
 
 @dataclass(frozen=True)
 class PackagedWeights:
-    """Weights in a package of the Python Package Index, which holds nothing else.
+    """Weights in a package of the Python Package Index, which holds nothing else."""
 
-    Attributes:
-        package: its name there.
-        file: the weights, below site-packages.
-        sha256: of that file.
-    """
-
-    package: str
-    file: str
-    sha256: str
+    package: str  # its name there
+    file: str  # the weights, below site-packages
+    sha256: str  # of that file
 
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """One published encoder.
+    """One published encoder."""
 
-    Attributes:
-        name: what users call it.
-        model: name in timm, with the tag of the weights.
-        taps: layers whose outputs are the feature maps, with their indices in timm's `forward_intermediates`.
-        strides: side in input pixels of one position of each map; the largest must divide the input size.
-        parameters: of the part that is used, up to the last tap, at the row's input size.
-        feature_set: name of the default feature set.
-        trained_by: method and data.
-        supervised: whether labels or captions were used; None where nobody said.
-        data: names of the image sets that trained it; None where nobody knows.
-        licence: of the weights.
-        input_size: side in pixels to which images are resized.
-        normalisation: key of NORMALISATIONS, or "other": as timm has it.
-        reading: the maps, or the class token alone.
-        map_norm: default normalization: "none", "layer" (each position over its channels), or "final" (the network's
-            last norm).
-        weights_url: address of the file where it is not on the hub.
-        weights_prefix: the file is a training checkpoint; only keys under the prefix belong to the encoder.
-        dropped_keys: beginnings of keys under the prefix that do not belong to it after all.
-        packaged: the Python package that the weights come in.
-        rename: (tensors of the file, network) -> the tensors under timm's names.
-        any_size: the strides need not divide the input size.
-    """
-
-    name: str
-    model: str
+    name: str  # what users call it
+    model: str  # name in timm, with the tag of the weights
+    # layers whose outputs are the feature maps, with their indices in timm's `forward_intermediates`
     taps: tuple[tuple[str, int], ...]
-    strides: tuple[int, ...]
-    parameters: int
-    feature_set: str
-    trained_by: str
-    supervised: bool | None
-    data: tuple[str, ...] | None
-    licence: str
-    input_size: int = 224
-    normalisation: Normalisation = "imagenet"
-    reading: Reading = "maps"
+    strides: tuple[int, ...]  # side in input pixels of one position of each map; the largest must divide the input size
+    parameters: int  # of the part that is used, up to the last tap, at the row's input size
+    feature_set: str  # name of the default feature set
+    trained_by: str  # method and data
+    supervised: bool | None  # whether labels or captions were used; None where nobody said
+    data: tuple[str, ...] | None  # names of the image sets that trained it; None where nobody knows
+    licence: str  # of the weights
+    input_size: int = 224  # side in pixels to which images are resized
+    normalisation: Normalisation = "imagenet"  # key of NORMALISATIONS, or "other": as timm has it
+    reading: Reading = "maps"  # the maps, or the class token alone
+    # default normalization: "none", "layer" (each position over its channels), or "final" (the network's last norm)
     map_norm: MapNorm = "none"
-    weights_url: str | None = None
-    weights_prefix: str = ""
-    dropped_keys: tuple[str, ...] = ()
-    packaged: PackagedWeights | None = None
+    weights_url: str | None = None  # address of the file where it is not on the hub
+    weights_prefix: str = ""  # the file is a training checkpoint; only keys under the prefix belong to the encoder
+    dropped_keys: tuple[str, ...] = ()  # beginnings of keys under the prefix that do not belong to it after all
+    packaged: PackagedWeights | None = None  # the Python package that the weights come in
+    # (tensors of the file, network) -> the tensors under timm's names
     rename: Callable[[dict[str, Any], Any], dict[str, Any]] | None = None
-    any_size: bool = False
+    any_size: bool = False  # the strides need not divide the input size
 
     @property
     def patch(self) -> int:

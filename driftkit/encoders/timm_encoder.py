@@ -1,37 +1,33 @@
 """Encoders that timm builds: one class for the rows of `specs` and for any other model of timm."""
 
+import math
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from driftkit.config.layers import did_you_mean
 from driftkit.encoders.encoder_config import EncoderCard, EncoderConfig, Resize
 from driftkit.encoders.frozen_encoder import EncoderKind, FrozenEncoder, layer_normalised, require_taps
-from driftkit.encoders.lineage import data_of_tag
+from driftkit.encoders.lineage import Lineage, data_of_tag, family_of
 from driftkit.encoders.specs import NORMALISATIONS, SPECS, TIMM_PREFIX, EncoderSpec
-from driftkit.encoders.timm_weights import load_state, own_tensors, timm_lineage
 from driftkit.encoders.weights import fetch, published, read_weights, unless_changed
-from driftkit.errors import UsageError
+from driftkit.errors import ArtifactError, UsageError
+from driftkit.models.registry import tensor_problems
 from driftkit.protocols import FeatureMap
 from driftkit.runtime.finite import require_finite
 from driftkit.storage.files import state_digest
 
 
 class TimmEncoder(FrozenEncoder):
-    """A timm model read at its taps. Layers behind the last tap are dropped.
+    """A timm model with its weights and without classifier, read at its taps. Layers behind the last tap are dropped.
 
-    Args:
-        spec: row of the table.
-        network: the timm model with its weights, without classifier.
-        input_size: side in pixels to which images are resized.
-        resize_mode: interpolation of the resizing.
-
-    Raises:
-        UsageError: the row wants the final norm, and the network has none for these taps.
+    Raises UsageError where the row wants the final norm, and the network has none for these taps.
     """
 
     mean: torch.Tensor
@@ -99,8 +95,7 @@ def spec_of(name: str) -> EncoderSpec:
 def timm_spec(name: str) -> EncoderSpec:
     """A row for any timm model: taps at the quarter points of a plain network, at the last four stages of another.
 
-    Raises:
-        UsageError: timm has no such model, or it gives no feature maps.
+    Raises UsageError where timm has no such model, or it gives no feature maps.
     """
     import timm
 
@@ -232,22 +227,8 @@ def _check_input_size(spec: EncoderSpec, input_size: int) -> None:
 
 
 def _describe(name: str) -> EncoderCard:
-    spec = spec_of(name)
-    return EncoderCard(
-        name=spec.name,
-        model=spec.model,
-        trained_by=spec.trained_by,
-        supervised=spec.supervised,
-        licence=spec.licence,
-        parameters=spec.parameters,
-        input_size=spec.input_size,
-        normalisation=spec.normalisation,
-        maps=tuple(name for name, _ in spec.taps),
-        strides=spec.strides,
-        reading=spec.reading,
-        map_norm=spec.map_norm,
-        feature_set=spec.feature_set,
-    )
+    spec = spec_of(name)  # most of its fields are those of the card
+    return EncoderCard(**{**vars(spec), "maps": tuple(name for name, _ in spec.taps)})
 
 
 TIMM_KIND = EncoderKind(
@@ -260,3 +241,72 @@ TIMM_KIND = EncoderKind(
     published=lambda name: published(spec_of(name)),
     fetch=lambda name: fetch(spec_of(name)),
 )
+
+
+DINOV2_OFFSET = 0.1  # positions, which the original code adds to the side of the grid of position embeddings
+
+
+def own_tensors(spec: EncoderSpec, state: dict[str, torch.Tensor], network: Any, path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a weights file that belong to the encoder, under timm's names.
+
+    Raises ArtifactError where the file has none under the row's prefix.
+    """
+    if spec.rename is not None:
+        return spec.rename(state, network)
+    if not spec.weights_prefix:
+        return state
+    prefix = spec.weights_prefix
+    inner = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    if not inner:
+        raise ArtifactError(
+            f"{path}: expected keys {prefix}* as in the official checkpoint, got {next(iter(state))} ..."
+        )
+    return {k: v for k, v in inner.items() if not k.startswith(spec.dropped_keys)}
+
+
+def load_state(network: Any, state: dict[str, torch.Tensor], path: Path) -> None:
+    """Load `state` strictly, after timm's own renaming and resizing of position embeddings for that family.
+
+    Those of DINOv2 are resized as its authors do, for training and scoring alike. Raises ArtifactError where tensors
+    are missing, unknown or of another shape.
+    """
+    if "dinov2" in network.pretrained_cfg.get("architecture", ""):
+        state = _with_dinov2_positions(state, network)
+    family = sys.modules[type(network).__module__]
+    if hasattr(family, "checkpoint_filter_fn"):
+        state = family.checkpoint_filter_fn(dict(state), network)
+    expected = network.state_dict()
+    classifier = network.pretrained_cfg.get("classifier") or ()
+    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+    state = {k: v for k, v in state.items() if not k.startswith(tuple(f"{h}." for h in heads))}
+    if problems := tensor_problems({key: tensor.shape for key, tensor in expected.items()}, state):
+        raise ArtifactError(f"{path} does not fit {type(network).__name__}: {problems}")
+    network.load_state_dict(state)
+
+
+def timm_lineage(spec: EncoderSpec, network: Any, digest: str) -> Lineage:
+    """What the features of a timm network with weights of that digest come from."""
+    architecture = spec.model.partition(".")[0]
+    if digest == "random":
+        return Lineage(digest, architecture, family_of(network), ())
+    return Lineage(digest, architecture, family_of(network), spec.data, spec.supervised)
+
+
+def _with_dinov2_positions(state: dict[str, torch.Tensor], network: Any) -> dict[str, torch.Tensor]:
+    """The state with `pos_embed` for the grid of the network, where it is a square one of another size.
+
+    Source: DINOv2's own code (arXiv 2304.07193): bicubic, not antialiased, by the scale (side_new + 0.1) / side. timm's
+    resizing gives other features.
+    """
+    embedding = state.get("pos_embed")
+    new_side = int(network.patch_embed.grid_size[0])
+    if embedding is None or embedding.ndim != 3:
+        return state
+    side = math.isqrt(embedding.shape[1])
+    prefix = embedding.shape[1] - side * side  # positions of the class token
+    if prefix not in (0, 1) or side in (0, new_side):
+        return state
+    grid = embedding[:, prefix:].reshape(1, side, side, -1).permute(0, 3, 1, 2).float()
+    scale = (new_side + DINOV2_OFFSET) / side
+    grid = F.interpolate(grid, scale_factor=(scale, scale), mode="bicubic", antialias=False)
+    return {**state, "pos_embed": torch.cat([embedding[:, :prefix], grid.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)}

@@ -38,17 +38,12 @@ class MAEEncoder(FrozenEncoder):
     """Layers of a masked autoencoder's encoder, at the resolution it was trained at. Those behind the last are dropped.
 
     Args:
-        name: as the user gave it.
-        network: of which stem and stages are used.
-        input_size: side in pixels to which images are resized.
         taps: which layers: stem, stage1.block1, ..., stage1, ..., stage4; None: the four stages, or for a feature set
             that reads blocks the stem, every second block and every stage.
         map_norm: "none" or "layer".
-        resize_mode: interpolation of the resizing.
         feature_set: for which the default taps are taken; None: "paper".
 
-    Raises:
-        UsageError: a tap that is no layer, or map_norm "final".
+    Raises UsageError for a tap that is no layer, or map_norm "final".
 
     Source: arXiv 2602.04770, Appendix A.5, and the authors' release, whose 12 maps the taps of "paper-full" are for
     stages of 3, 4, 6 and 3 blocks. Differs: the release normalises each stage's output by one more trained GroupNorm.
@@ -113,12 +108,10 @@ def _default_taps(depths: Sequence[int], feature_set: str | None) -> list[str]:
 def load_trained_encoder(
     path: Path, config: EncoderConfig | None = None, *, device: torch.device | str = "cpu"
 ) -> MAEEncoder:
-    """The encoder of a run, or of the file that `export_encoder` wrote, at the image size it was trained at.
+    """The encoder of a run folder, or of the file that `export_encoder` wrote, at the image size it was trained at.
 
     Args:
-        path: the run folder, or the file.
         config: how it is used; None: by its defaults.
-        device: where it runs.
 
     Raises:
         ArtifactError: no run there, one without a checkpoint, or a damaged file.

@@ -1,6 +1,6 @@
 """Files of published weights: where they lie, fetching them, checking them, and reading them without running anything.
 
-How they get into a network is in `timm_weights`; nothing here builds one.
+How they get into a network is in `timm_encoder`; nothing here builds one.
 """
 
 import hashlib
@@ -25,33 +25,21 @@ DIGESTS = {"moco_v2_800ep_pretrain.pth.tar": "md5:a04e12f8"}
 
 
 class PublishedFile(Protocol):
-    """A file that others publish, as `driftkit prefetch` and `driftkit doctor` see it."""
+    """A file that others publish, as prefetch and doctor see it; `HubFile` explains the methods."""
 
     @property
-    def file(self) -> str:
-        """Its name."""
-        ...
+    def file(self) -> str: ...  # its name
 
     @property
-    def url(self) -> str:
-        """Where it is published."""
-        ...
+    def url(self) -> str: ...
 
-    def locate(self) -> Path | None:
-        """Where it lies here; no network is asked."""
-        ...
+    def locate(self) -> Path | None: ...
 
-    def download(self, *, force: bool = False) -> Path:
-        """Fetch and check it, even if it is here when `force`; ArtifactError says why it did not come."""
-        ...
+    def download(self, *, force: bool = False) -> Path: ...
 
-    def check(self, path: Path) -> str:
-        """Say what about `path` was found to be right; ArtifactError says what is not."""
-        ...
+    def check(self, path: Path) -> str: ...
 
-    def by_hand(self, option: str) -> str:
-        """How to bring it to a machine without network; `option` takes a path."""
-        ...
+    def by_hand(self, option: str) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -68,12 +56,14 @@ class HubFile:
         return hf_hub_url(self.repository, self.file)
 
     def locate(self) -> Path | None:
+        """Where the file lies here; no network is asked."""
         from huggingface_hub import try_to_load_from_cache
 
         cached = try_to_load_from_cache(self.repository, self.file)
         return Path(cached) if isinstance(cached, str) else None
 
     def download(self, *, force: bool = False) -> Path:
+        """Fetch and check it, even if it is here when `force`; ArtifactError says why it did not come."""
         from huggingface_hub import constants, hf_hub_download
 
         what = f"{self.file} of {self.repository}"
@@ -93,6 +83,7 @@ class HubFile:
         return path
 
     def check(self, path: Path) -> str:
+        """Say what about `path` was found to be right; ArtifactError says what is not."""
         read_weights(path)
         blob = path.resolve().name  # the hub's cache names large files by their sha256
         if not re.fullmatch("[0-9a-f]{64}", blob):
@@ -101,6 +92,7 @@ class HubFile:
         return "sha256 of the hub"
 
     def by_hand(self, option: str) -> str:
+        """How to bring it to a machine without network; `option` takes a path."""
         from huggingface_hub import constants
 
         folder = Path(constants.HF_HUB_CACHE) / f"models--{self.repository.replace('/', '--')}"
@@ -112,15 +104,10 @@ class HubFile:
 
 @dataclass(frozen=True)
 class UrlFile:
-    """A file with an address of its own, kept where `torch.hub` keeps checkpoints.
+    """A file with an address of its own, kept where `torch.hub` keeps checkpoints."""
 
-    Args:
-        url: its address; the name is what follows the last slash.
-        digest: "sha256:" or "md5:" and the beginning of it in hex; empty where none is published.
-    """
-
-    url: str
-    digest: str = ""
+    url: str  # the name of the file is what follows the last slash
+    digest: str = ""  # "sha256:" or "md5:" and the beginning of it in hex; empty where none is published
 
     @property
     def file(self) -> str:
@@ -202,22 +189,14 @@ def published(spec: EncoderSpec) -> HubFile | UrlFile | PackagedFile:
     return HubFile(repository, (cfg.hf_hub_filename if cfg else None) or HUB_FILE)
 
 
-def locate(spec: EncoderSpec) -> Path | None:
-    """Where the published weights lie on this machine, or None; no network is asked and no network built."""
-    return published(spec).locate()
-
-
 ENCODER_ADVICE = "place the file and give its path as `encoder_weights` (or `random_weights` to try shapes and speed)"
 
 
 def fetch(spec: EncoderSpec, *, otherwise: str = ENCODER_ADVICE) -> Path:
     """The published weights, from the cache or, where there is a network, downloaded into it.
 
-    Args:
-        otherwise: what the user may do where that fails, for the message.
-
-    Raises:
-        ArtifactError: they are not here and do not come, or are not what is published.
+    `otherwise` is what the user may do where that fails. Raises ArtifactError where they are not here and do not come,
+    or are not what is published.
     """
     file = published(spec)
     path = file.locate()
@@ -244,8 +223,7 @@ def unless_changed(spec: EncoderSpec, path: Path) -> EncoderSpec:
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
     """Tensors of a safetensors file, or of a torch file, of which nothing but tensors and plain containers is read.
 
-    Raises:
-        ArtifactError: the file is absent, broken, or holds anything that would have to be executed.
+    Raises ArtifactError where it is absent, broken, or holds anything that would have to be executed.
     """
     if path.suffix == ".safetensors":
         return read_tensors(path)[0]

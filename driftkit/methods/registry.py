@@ -37,11 +37,7 @@ DEFAULT_METHOD = next(iter(METHODS))  # that of the first import above
 
 
 def find_method(name: str) -> Method:
-    """The method of that name.
-
-    Raises:
-        UsageError: there is none.
-    """
+    """The method of that name. Raises UsageError: there is none."""
     if name not in METHODS:
         raise UsageError(f"`objective` {name}: expected {', '.join(METHODS)}{did_you_mean(name, METHODS)}")
     return METHODS[name]
@@ -50,8 +46,7 @@ def find_method(name: str) -> Method:
 def find_sampler(method: str, name: str | None) -> SamplerSpec:
     """A sampler of a method; None takes its default.
 
-    Raises:
-        UsageError: the method is unknown, generates nothing, or has no such sampler.
+    Raises UsageError where the method is unknown, generates nothing, or has no such sampler.
     """
     if method not in METHODS or not METHODS[method].generates:
         raise UsageError(f"a {method} run generates no images; sample a run of {' or '.join(generators())}")
@@ -64,10 +59,6 @@ def find_sampler(method: str, name: str | None) -> SamplerSpec:
 
 
 def build_sampler(config: MethodConfig, name: str | None) -> "tuple[SamplerSpec, Sampler]":
-    """A sampler for networks trained with `config`; None takes the method's default.
-
-    Raises:
-        UsageError: the method has no such sampler.
-    """
+    """A sampler for networks trained with `config`; the name and the errors are those of `find_sampler`."""
     spec = find_sampler(config.name, name)
     return spec, spec.make(config)

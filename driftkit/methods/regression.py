@@ -7,20 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from driftkit.methods.accumulate import accumulate_parts
 from driftkit.methods.base import Forward
 from driftkit.protocols import UNCONDITIONAL, Batch, Condition, Execution, StepLoss
 from driftkit.runtime.random import image_noise, stream_seed
 
 
 class NoiseRegression(ABC):
-    """Mean squared error of a prediction from images noised at random times.
+    """Mean squared error of a prediction from images noised at random times."""
 
-    Attributes:
-        term: name of the loss in records.
-    """
-
-    term: str
+    term: str  # name of the loss in records
     needs_labels = False
 
     @abstractmethod
@@ -52,7 +47,7 @@ class NoiseRegression(ABC):
             error = F.mse_loss(prediction, target, reduction="sum") / batch.images.numel()
             return StepLoss(error, {self.term: error})
 
-        return accumulate_parts(loss, batch.drawn(self), execution)
+        return execution.accumulate(loss, batch.drawn(self))
 
     def measure(self, model: nn.Module) -> dict[str, float]:
         return {}
@@ -70,8 +65,7 @@ def one_forward(network: nn.Module) -> Forward:
 class TimedGraph(nn.Module):
     """(x_t [N, 3, H, W], t [N]) -> the network's prediction [N, 3, H, W], unconditional, to be exported.
 
-    Args:
-        time_scale: network time over t.
+    `time_scale` is the network's time over t.
     """
 
     def __init__(self, network: nn.Module, time_scale: float = 1.0):

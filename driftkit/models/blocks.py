@@ -21,12 +21,7 @@ def zero_initialised(module: nn.Module) -> nn.Module:
 
 
 class TimeEmbedding(nn.Module):
-    """Sinusoidal embedding of the time t, from 0 to 1000, then a two-layer perceptron.
-
-    Args:
-        channels: width of the sinusoidal part, even.
-        width: width of the result.
-    """
+    """Sinusoidal embedding, `channels` wide, of the time t, from 0 to 1000, then a two-layer perceptron."""
 
     frequencies: torch.Tensor
 
@@ -44,13 +39,7 @@ class TimeEmbedding(nn.Module):
 
 
 class ConditionedResBlock(nn.Module):
-    """Residual block whose second normalisation is scaled and shifted by the time embedding.
-
-    Args:
-        in_channels, out_channels: image channels.
-        embedding: width of the time embedding.
-        dropout: probability before the second convolution.
-    """
+    """Residual block whose second normalisation is scaled and shifted by the time embedding."""
 
     def __init__(self, in_channels: int, out_channels: int, *, embedding: int, dropout: float):
         super().__init__()

@@ -23,24 +23,17 @@ class NetworkConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Model:
-    """One kind of network.
+    """One kind of network."""
 
-    Attributes:
-        kind: its name in configs.
-        config: class of its config.
-        build: (config, image size in pixels) -> the network, initialised from torch's global generator.
-        role: "generator": called as `network(x, t, condition)`, see `protocols.Network`; "encoder": maps of images, a
-            reconstruction and a head, as `MAEResNet`.
-        memory_format: layout of weights and images that it runs fastest in.
-        conditions: fields of `Condition` that it uses.
-    """
-
-    kind: str
-    config: type[NetworkConfig]
+    kind: str  # its name in configs
+    config: type[NetworkConfig]  # class of its config
+    # (config, image size in pixels) -> the network, initialised from torch's global generator
     build: "Callable[[Any, int], nn.Module]"
+    # "generator": called as `network(x, t, condition)`, see `protocols.Network`; "encoder": maps of images, a
+    # reconstruction and a head, as `MAEResNet`
     role: Literal["generator", "encoder"] = "generator"
+    # layout of weights and images that it runs fastest in
     memory_format: Literal["channels_last", "contiguous_format"] = "channels_last"
-    conditions: tuple[str, ...] = ()
 
 
 MODELS: dict[str, Model] = {}

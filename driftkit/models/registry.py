@@ -12,29 +12,13 @@ import driftkit.models.unet
 from driftkit.errors import ArtifactError, UsageError
 from driftkit.models.contract import MODELS, Model, NetworkConfig, register
 
-__all__ = ["MODELS", "Model", "NetworkConfig", "build_network", "build_with", "network_config", "register", "to_device"]
-
 Network = TypeVar("Network", bound=nn.Module)
-
-
-def network_config(section: Mapping[str, Any]) -> NetworkConfig:
-    """The config of a network from its section of a config, as in the header of exported weights.
-
-    Raises:
-        UsageError: there is no network of that kind.
-        pydantic.ValidationError: values that do not fit it.
-    """
-    kind = section.get("kind")
-    if kind not in MODELS:
-        raise UsageError(f"model.kind {kind!r}: expected {', '.join(MODELS)}")
-    return MODELS[kind].config.model_validate(dict(section))
 
 
 def build_network(config: NetworkConfig, *, image_size: int) -> nn.Module:
     """The network of a config, freshly initialised from torch's global generator.
 
-    Raises:
-        UsageError: the network cannot take images of that size.
+    Raises UsageError where it cannot take images of that size.
     """
     try:
         config.check_image_size(image_size)
@@ -50,6 +34,18 @@ def to_device(network: nn.Module, config: NetworkConfig, device: torch.device) -
     return placed
 
 
+def tensor_problems(expected: Mapping[str, torch.Size], given: Mapping[str, torch.Tensor]) -> str:
+    """In what tensors are not those expected: the first two differences; empty where there are none."""
+    problems = [f"lacks {key}" for key in expected if key not in given]
+    problems += [f"has the unknown {key}" for key in given if key not in expected]
+    problems += [
+        f"{key} is {list(given[key].shape)}, not {list(shape)}"
+        for key, shape in expected.items()
+        if key in given and given[key].shape != shape
+    ]
+    return "; ".join(problems[:2]) + (f" and {len(problems) - 2} more" if len(problems) > 2 else "")
+
+
 def build_with(
     build: Callable[[], Network],
     weights: Mapping[str, torch.Tensor],
@@ -63,13 +59,10 @@ def build_with(
     unless the weights are as large.
 
     Args:
-        build: makes the network.
-        weights: of all tensors that `part` selects; others are ignored.
         name: of the file, for errors.
         part: whether a tensor of that name must be in `weights`; the others keep their initial values.
 
-    Raises:
-        ArtifactError: the weights are not those of the network, or no network can be built.
+    Raises ArtifactError where the weights are not those of the network, or no network can be built.
     """
     try:
         with torch.device("meta"):
@@ -77,16 +70,8 @@ def build_with(
     except (ValueError, RuntimeError, OverflowError) as error:
         raise ArtifactError(f"{name}: its config describes no network: {error!s:.200}") from None
     given = {key: tensor for key, tensor in weights.items() if part(key)}
-    problems = [f"lacks {key}" for key in expected if key not in given]
-    problems += [f"has the unknown {key}" for key in given if key not in expected]
-    problems += [
-        f"{key} is {list(given[key].shape)}, not {list(shape)}"
-        for key, shape in expected.items()
-        if key in given and given[key].shape != shape
-    ]
-    if problems:
-        more = f" and {len(problems) - 2} more" if len(problems) > 2 else ""
-        raise ArtifactError(f"{name} does not hold the network its config describes: {'; '.join(problems[:2])}{more}")
+    if problems := tensor_problems(expected, given):
+        raise ArtifactError(f"{name} does not hold the network its config describes: {problems}")
     network = build()
     network.load_state_dict(given, strict=False)
     return network

@@ -79,11 +79,8 @@ def measure_encoder_speed(
         load: input size -> the encoder at that size; raises DriftkitError for a size that does not fit.
         feature_set: part of the cost, as in training.
         image_size: side in pixels of the images, which are resized to the input size.
-        device: where it runs.
-        batch_size: images at a time.
         sizes: sides in pixels, ascending.
         budget_seconds: a size is skipped if, by the number of pixels, one batch would take longer.
-        report: progress.
     """
     speeds: list[EncoderSpeed] = []
     last: tuple[int, float] | None = None  # side and seconds of one forward and backward

@@ -14,18 +14,26 @@ from driftkit.encoders.frozen_encoder import FrozenEncoder
 from driftkit.errors import DriftkitError
 from driftkit.methods.drifting import aggregated_drift
 from driftkit.methods.drifting.distance import pairwise_distance
-from driftkit.probing.corruptions import CORRUPTIONS, ONE_CLASS, CorruptionSpec
 from driftkit.probing.feature_statistics import (
     distance_concentration,
     effective_rank,
     kernel_statistics,
     neighbour_purity,
     participation_ratio,
+    pixel_alignment,
     signal_share,
     spectrum,
 )
-from driftkit.probing.pixel_alignment import pixel_alignment
-from driftkit.probing.probe_images import CLASS_REPEATS, ProbeImages, num_anchors, one_class_count, pool_size
+from driftkit.probing.probe_images import (
+    CLASS_REPEATS,
+    CORRUPTIONS,
+    ONE_CLASS,
+    CorruptionSpec,
+    ProbeImages,
+    num_anchors,
+    one_class_count,
+    pool_size,
+)
 from driftkit.probing.probe_record import EncoderMeasurement, GroupMeasurement, KernelMeasurement, Separation
 from driftkit.runtime.progress import Report
 from driftkit.runtime.random import generator_for
@@ -68,11 +76,7 @@ class ProbeFeatures:
         self.device = tensors[0].device if tensors else torch.device("cpu")
 
     def __call__(self, images: torch.Tensor, limit: int = FIELD_VECTORS) -> Bank:
-        """The first `limit` picked vectors of uint8 images [N, 3, H, W].
-
-        Raises:
-            DriftkitError: features that are not finite.
-        """
+        """The first `limit` picked vectors of uint8 images [N, 3, H, W]. Raises DriftkitError: one is not finite."""
         parts: dict[str, list[torch.Tensor]] = {name: [] for name in self.shapes}
         with torch.no_grad():  # not inference mode: `picks` made in it could not take part in a gradient later
             for part in images.split(self.chunk) if len(images) else ():
@@ -159,11 +163,9 @@ def measure_encoder(
 
     Args:
         encoder: frozen, on the device to measure on.
-        feature_set: which vectors its maps give.
         images: at least 4 * batch_size real ones.
         batch_size: generated images per step, and as many real ones.
         taus: temperatures to try.
-        seed: of every random draw.
         report: progress (task, just done, total).
 
     Raises:
@@ -219,42 +221,28 @@ def measure_encoder(
     statistics, groups = {}, []
     for name, shape in features.shapes.items():
         vectors = [v[:STATISTIC_VECTORS] for v in (x[name], y[name], remaining[name]) if v.shape[1]]
-        statistics[name] = torch.cat(vectors, dim=1)
-        first = x[name][:, batches.x[0]], y[name][:, batches.y[0]]
-        kernel = _kernel(*first, floors[name], taus)
+        few = statistics[name] = torch.cat(vectors, dim=1)  # a few vectors of all images
+        first = x[name][:, batches.x[0]], y[name][:, batches.y[0]]  # one batch of real images, and another
+        shares = [spectrum(vector[:RANK_IMAGES]) for vector in few]
+        labels = images.labels
         groups.append(
-            _group(shape, first[0], statistics[name], images.labels, kernel, sensitivity[name], separation[name])
+            GroupMeasurement(
+                name=name,
+                map=shape.map,
+                kind=shape.kind,
+                vectors=shape.vectors,
+                channels=shape.channels,
+                distance_concentration=float(distance_concentration(first[0]).mean()),
+                purity=None if labels is None else float(neighbour_purity(few, labels.to(few.device)).mean()),
+                effective_rank=sum(map(effective_rank, shares)) / len(shares),
+                participation_ratio=sum(map(participation_ratio, shares)) / len(shares),
+                kernel=_kernel(*first, floors[name], taus),
+                sensitivity=sensitivity[name],
+                separation=separation[name],
+            )
         )
     purity = None if images.labels is None else _joined_purity(features.shapes, statistics, images.labels)
     return EncoderMeasurement(groups, purity, alignment, repeats)
-
-
-def _group(
-    shape: GroupShape,
-    batch: torch.Tensor,
-    statistics: torch.Tensor,
-    labels: torch.Tensor | None,
-    kernel: list[KernelMeasurement],
-    sensitivity: dict[str, float],
-    separation: dict[str, Separation],
-) -> GroupMeasurement:
-    """Statistics of `batch`, one batch of real images, and of `statistics`, a few vectors of all of them."""
-    shares = [spectrum(vector[:RANK_IMAGES]) for vector in statistics]
-    purity = None if labels is None else float(neighbour_purity(statistics, labels.to(batch.device)).mean())
-    return GroupMeasurement(
-        name=shape.name,
-        map=shape.map,
-        kind=shape.kind,
-        vectors=shape.vectors,
-        channels=shape.channels,
-        distance_concentration=float(distance_concentration(batch).mean()),
-        purity=purity,
-        effective_rank=sum(map(effective_rank, shares)) / len(shares),
-        participation_ratio=sum(map(participation_ratio, shares)) / len(shares),
-        kernel=kernel,
-        sensitivity=sensitivity,
-        separation=separation,
-    )
 
 
 def _corrupted(spec: CorruptionSpec, images: torch.Tensor, seed: int) -> torch.Tensor:

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from driftkit.probing.corruptions import CORRUPTIONS
+from driftkit.probing.probe_images import CORRUPTIONS
 from driftkit.probing.probe_record import EncoderMeasurement, GroupMeasurement, ProbeRecord, Verdict
 from driftkit.runtime.drawing import DPI, GRID, INK, PALETTES
 

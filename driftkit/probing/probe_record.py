@@ -29,35 +29,22 @@ class FieldCallCost:
 
 @dataclass(frozen=True)
 class FieldMemory:
-    """Bytes that the global batch takes besides the networks, estimated from shapes.
+    """Bytes that the global batch takes besides the networks, estimated from shapes."""
 
-    Attributes:
-        batch_size: N generated and P = N real images, on all ranks together.
-        features_bytes: float32 features of the generated and the real images, held through the step.
-        field_chunk_bytes: device type -> workspace of the fields that are computed at a time.
-    """
-
-    batch_size: int
-    features_bytes: int
-    field_chunk_bytes: dict[str, int]
+    batch_size: int  # N generated and P = N real images, on all ranks together
+    features_bytes: int  # float32 features of the generated and the real images, held through the step
+    field_chunk_bytes: dict[str, int]  # device type -> workspace of the fields that are computed at a time
 
 
 @dataclass(frozen=True)
 class EncoderSpeed:
-    """At one input size; the numbers are None where `skipped` says why.
+    """Images per second at one input size; the numbers are None where `skipped` says why."""
 
-    Attributes:
-        input_size: side in pixels.
-        batch_size: images at a time.
-        forward_per_s, forward_backward_per_s: images per second.
-        peak_gib: most memory of the process (CPU) or of the allocator (CUDA) at `batch_size` images.
-    """
-
-    input_size: int
-    batch_size: int
-    forward_per_s: float | None = None
+    input_size: int  # side in pixels
+    batch_size: int  # images at a time
+    forward_per_s: float | None = None  # images per second
     forward_backward_per_s: float | None = None
-    peak_gib: float | None = None
+    peak_gib: float | None = None  # most memory of the process (CPU) or of the allocator (CUDA) at `batch_size` images
     skipped: str | None = None
 
 
@@ -86,121 +73,77 @@ class ProbeSetup:
 
 @dataclass(frozen=True)
 class KernelMeasurement:
-    """The kernel at one temperature between real images.
-
-    Attributes:
-        tau: the temperature.
-        perplexity, fraction: over how many points a row of the softmax spreads, and that over their number.
-        logit_spread: standard deviation of the logits in a row.
-        floor, floor_sd: norm of V before it is normalized when both sides are real: mean and standard deviation.
-        floor_signal: share of its power that repeats in other batches, which should be near 0.
-    """
+    """The kernel at one temperature between real images."""
 
     tau: float
-    perplexity: float
-    fraction: float
-    logit_spread: float
-    floor: float
-    floor_sd: float
-    floor_signal: float
+    perplexity: float  # over how many points a row of the softmax spreads
+    fraction: float  # that over their number
+    logit_spread: float  # standard deviation of the logits in a row
+    floor: float  # norm of V before it is normalized when both sides are real: mean
+    floor_sd: float  # and standard deviation
+    floor_signal: float  # share of its power that repeats in other batches, which should be near 0
 
 
 @dataclass(frozen=True)
 class Separation:
-    """Corrupted images against real ones, one value per temperature.
+    """Corrupted images against real ones, one value per temperature."""
 
-    Attributes:
-        ratio: norm of V over the floor; 1 means that the field does not detect the corruption.
-        z: how many standard deviations of the floor it is above the floor.
-        signal: share of V's power that repeats in other batches, less that of real images: what training can follow.
-    """
-
-    ratio: list[float]
-    z: list[float]
+    ratio: list[float]  # norm of V over the floor; 1 means that the field does not detect the corruption
+    z: list[float]  # how many standard deviations of the floor it is above the floor
+    # share of V's power that repeats in other batches, less that of real images: what training can follow
     signal: list[float]
 
 
 @dataclass(frozen=True)
 class GroupMeasurement:
-    """One feature group: values are means over its vectors.
-
-    Attributes:
-        name, map, kind, vectors, channels: as the feature set made it.
-        distance_concentration: standard deviation over mean of the distances between real images.
-        purity: share of the 10 nearest neighbours with the same class; None where unlabelled.
-        effective_rank, participation_ratio: see `feature_statistics`.
-        kernel: per temperature.
-        sensitivity: relative change of the features over relative change of the pixels, by corruption.
-        separation: by corruption.
-    """
+    """One feature group: values are means over its vectors."""
 
     name: str
     map: str
     kind: str
     vectors: int
     channels: int
-    distance_concentration: float
-    purity: float | None
-    effective_rank: float
-    participation_ratio: float
-    kernel: list[KernelMeasurement]
-    sensitivity: dict[str, float]
-    separation: dict[str, Separation]
+    distance_concentration: float  # standard deviation over mean of the distances between real images
+    purity: float | None  # share of the 10 nearest neighbours with the same class; None where unlabelled
+    effective_rank: float  # see `feature_statistics`
+    participation_ratio: float  # see there
+    kernel: list[KernelMeasurement]  # per temperature
+    sensitivity: dict[str, float]  # relative change of the features over that of the pixels, by corruption
+    separation: dict[str, Separation]  # by corruption
 
 
 @dataclass(frozen=True)
 class EncoderMeasurement:
-    """All groups together.
+    """All groups together."""
 
-    Attributes:
-        groups: one by one.
-        purity: class purity of every map's global vector, brought to one scale and joined; None where unlabelled.
-        pixel_alignment: corruption -> cosine of the step in pixels with the step that undoes it.
-        repeats: batches behind each mean.
-    """
-
-    groups: list[GroupMeasurement]
+    groups: list[GroupMeasurement]  # one by one
+    # class purity of every map's global vector, brought to one scale and joined; None where unlabelled
     purity: float | None
-    pixel_alignment: dict[str, float]
-    repeats: int
+    pixel_alignment: dict[str, float]  # corruption -> cosine of the step in pixels with the step that undoes it
+    repeats: int  # batches behind each mean
 
 
 @dataclass(frozen=True)
 class Detectability:
-    """How well one corruption is detected, in shares of the drift that training can follow.
+    """How well one corruption is detected, in shares of the drift that training can follow."""
 
-    Attributes:
-        best: largest over groups, each at its best temperature.
-        mean: its mean over groups, which have equal parts in the loss.
-        group: where it is largest.
-        strength: geometric mean of both, since one group in thirty that detects it pulls against the noise of the rest.
-    """
-
-    best: float
-    mean: float
-    group: str
+    best: float  # largest over groups, each at its best temperature
+    mean: float  # its mean over groups, which have equal parts in the loss
+    group: str  # where it is largest
+    # geometric mean of both, since one group in thirty that detects it pulls against the noise of the rest
     strength: float
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the measurement means for training.
+    """What the measurement means for training."""
 
-    Attributes:
-        word: good, usable or poor; at most usable where the weights were never trained.
-        score: see `verdict.score`.
-        reasons: one line each.
-        detectability: by corruption.
-        groups: name -> a few words.
-        taus, taps, input_size: recommended settings.
-    """
-
-    word: str
-    score: float
-    reasons: list[str]
-    detectability: dict[str, Detectability]
-    groups: dict[str, str]
-    taus: list[float]
+    word: str  # good, usable or poor; at most usable where the weights were never trained
+    score: float  # see `verdict.score`
+    reasons: list[str]  # one line each
+    detectability: dict[str, Detectability]  # by corruption
+    groups: dict[str, str]  # name -> a few words
+    taus: list[float]  # recommended settings, as the next two
     taps: list[str]
     input_size: int
 

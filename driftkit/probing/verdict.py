@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from statistics import median
 
-from driftkit.probing.corruptions import CORRUPTIONS, ONE_CLASS
+from driftkit.probing.probe_images import CORRUPTIONS, ONE_CLASS
 from driftkit.probing.probe_record import Detectability, EncoderMeasurement, GroupMeasurement, Verdict
 
 ERRORS = {spec.name: spec.error for spec in CORRUPTIONS if not spec.is_control} | {
@@ -48,13 +48,9 @@ def score(alignment: Mapping[str, float], purity_lift: float | None) -> float:
 def give_verdict(
     measurement: EncoderMeasurement, *, chance: float | None, input_size: int, random_weights: bool
 ) -> Verdict:
-    """Verdict on a measured encoder.
+    """Verdict on an encoder measured on real data with inputs of `input_size` pixels.
 
-    Args:
-        measurement: of real data.
-        chance: neighbour purity of features that know nothing; None where unlabelled.
-        input_size: side in pixels at which it was measured.
-        random_weights: whether it was never trained.
+    `chance` is the neighbour purity of features that know nothing; None where unlabelled.
     """
     detected = detectability(measurement)
     lift = None

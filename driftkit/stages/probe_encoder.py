@@ -1,7 +1,7 @@
 """Probing an encoder: its shapes, and on real images what drifting would make of it."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, field_validator
 
@@ -61,12 +61,7 @@ class ProbeEncoderConfig(EncoderConfig):
 def probe_encoder(config: ProbeEncoderConfig, *, report: "Report" = lambda task, done, total: None) -> "ProbeRecord":
     """Load an encoder, report its shapes and, with data, what drifting would make of it.
 
-    Args:
-        config: which encoder, on what images.
-        report: progress (task, just done, total).
-
-    Returns:
-        The record, which is also written where `output` names a folder.
+    Returns the record, which is also written where `output` names a folder.
 
     Raises:
         UsageError: settings that do not fit, or too few images.
@@ -77,7 +72,7 @@ def probe_encoder(config: ProbeEncoderConfig, *, report: "Report" = lambda task,
 
     from driftkit.datasets.sources import open_dataset
     from driftkit.encoders.feature_sets import feature_set
-    from driftkit.encoders.registry import encoder_card, load_encoder, trained_image_size
+    from driftkit.encoders.registry import encoder_kind, load_encoder
     from driftkit.probing.encoder_cost import encoder_shapes, field_call_cost, field_memory, measure_encoder_speed
     from driftkit.probing.probe_images import DEFAULT_BATCH, probe_batch_size
     from driftkit.probing.probe_record import ProbeRecord
@@ -93,10 +88,9 @@ def probe_encoder(config: ProbeEncoderConfig, *, report: "Report" = lambda task,
         pack = open_dataset(config.data, image_size=config.image_size)
         # Refuse before the encoder is loaded what would fail after it.
         batch_size = probe_batch_size(pack, config.data, num_images=config.num_images, batch_size=config.batch_size)
-    if pack is not None:
         side = pack.image_size
     else:
-        side = config.image_size or trained_image_size(config.encoder) or DEFAULT_IMAGE_SIZE
+        side = config.image_size or encoder_kind(config.encoder).image_size(config.encoder) or DEFAULT_IMAGE_SIZE
     # Shapes alone follow from the architecture: random weights need not even be drawn.
     shapes_only = pack is None and not config.speed
     place = torch.device("meta") if config.random_weights and shapes_only else device
@@ -109,7 +103,13 @@ def probe_encoder(config: ProbeEncoderConfig, *, report: "Report" = lambda task,
     encoder = load(config.input_size)
     features = feature_set(config.feature_set or encoder.feature_set)
     maps, calls = encoder_shapes(encoder, features, image_size=side)
-    card = encoder_card(config.encoder)
+    card = encoder_kind(config.encoder).describe(config.encoder)
+    measured = {} if pack is None else _measured(encoder, features, pack, batch_size, config, device, report)
+    speed = None
+    if config.speed or (config.speed is None and pack is not None):
+        speed = measure_encoder_speed(
+            load, features, image_size=side, device=device, budget_seconds=config.speed_seconds, report=report
+        )
     record = ProbeRecord(
         encoder=encoder.name,
         model=card.model if card else None,
@@ -124,14 +124,9 @@ def probe_encoder(config: ProbeEncoderConfig, *, report: "Report" = lambda task,
         maps=maps,
         field_calls=[field_call_cost(call, batch_size=batch_size) for call in calls],
         memory=field_memory(calls, batch_size=batch_size),
+        speed=speed,
+        **measured,
     )
-    if pack is not None:
-        record = _measured(record, encoder, features, pack, config, device, report)
-    if config.speed or (config.speed is None and pack is not None):
-        speed = measure_encoder_speed(
-            load, features, image_size=side, device=device, budget_seconds=config.speed_seconds, report=report
-        )
-        record = record.model_copy(update={"speed": speed})
     return record if config.output is None else _write(config.output, record)
 
 
@@ -146,15 +141,15 @@ def encoder_list() -> "EncoderList":
 
 
 def _measured(
-    record: "ProbeRecord",
     encoder: "FrozenEncoder",
     features: "FeatureSet",
     pack: "ImagePack",
+    batch_size: int,
     config: ProbeEncoderConfig,
     device: "torch.device",
     report: "Report",
-) -> "ProbeRecord":
-    """The record with what was measured on images."""
+) -> "dict[str, Any]":
+    """Fields of the record about what was measured on images."""
     import torch
 
     from driftkit.probing.feature_statistics import chance_purity
@@ -167,7 +162,6 @@ def _measured(
     from driftkit.storage.images import to_float
 
     assert config.data is not None
-    batch_size = record.memory.batch_size
     images, skipped = choose_images(pack, num_images=config.num_images, batch_size=batch_size, seed=config.seed)
 
     def attempt(count: int) -> None:
@@ -193,15 +187,13 @@ def _measured(
         classes=None if labels is None else len(torch.unique(labels)),
     )
     setup = ProbeSetup(batch_size, list(config.taus), config.seed, describe_device(device), skipped)
-    return record.model_copy(
-        update={
-            "data": data,
-            "setup": setup,
-            "measurement": measurement,
-            "chance_purity": chance,
-            "verdict": verdict,
-        }
-    )
+    return {
+        "data": data,
+        "setup": setup,
+        "measurement": measurement,
+        "chance_purity": chance,
+        "verdict": verdict,
+    }
 
 
 def _write(output: Path, record: "ProbeRecord") -> "ProbeRecord":

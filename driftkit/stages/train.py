@@ -30,12 +30,11 @@ from driftkit.storage.lock import locked_folder
 from driftkit.storage.run_folder import Run
 from driftkit.training.checkpoints import Checkpoints
 from driftkit.training.feed import Feed, hold_out
-from driftkit.training.hooks import HeldOutMeasurement, Hook, SampleGrids, Scoring, ScoringHook
+from driftkit.training.hooks import MAX_GRIDS, Hook, Measurement, SampleGrids, Scoring, measure_held_out
 from driftkit.training.memory_estimate import TrainingMemory
-from driftkit.training.metrics_log import MetricsLog, TrainingProgress
+from driftkit.training.metrics_log import MetricsLog, TrainingProgress, open_trackers
 from driftkit.training.monitors import CollapseMonitor, CollapseWatch, NonFiniteRecorder
 from driftkit.training.resume_plan import Resume, ResumePlan, plan_resume, require_same_inputs, with_batch_size
-from driftkit.training.tracking import open_trackers
 from driftkit.training.train_config import TrainConfig
 from driftkit.training.trainer import Trainer
 
@@ -44,14 +43,10 @@ MAX_HELD_OUT = 1000
 
 @dataclass(frozen=True)
 class TrainResult:
-    """A trained run.
-
-    Attributes:
-        resumed_from: steps that it had before; None where it is new.
-    """
+    """A trained run."""
 
     run: Run
-    resumed_from: int | None
+    resumed_from: int | None  # steps that it had before; None where it is new
     ranks: Ranks
 
 
@@ -61,8 +56,6 @@ def train(
     """Train, or continue to train, the run in `output`.
 
     Args:
-        config: the resolved config.
-        output: run folder; made if it is not there.
         origins: where the config's values came from, for the manifest.
         device: auto, cpu or cuda.
         resume: "auto" continues what `output` holds, "never" refuses to touch it.
@@ -110,7 +103,10 @@ def _train(
 
     reached = run.checkpoint().step if plan is not None and run.checkpoints() else 0
     compilation = decide_compilation(config.trainer.compile, device=device, steps_left=config.trainer.steps - reached)
-    setting = _setting(config, pack, compiled=compilation.compiled, device=device, ranks=ranks)
+    training, held_out = hold_out(len(pack), config.data.holdout or 0)
+    dtype = autocast_dtype(config.trainer.precision, device)
+    flips = config.data.horizontal_flip
+    setting = Setting(pack, training, held_out, flips, dtype, compilation.compiled, device, ranks)
     memory = TrainingMemory(running, ranks.world_size, device)
     with memory.explained():
         built = METHODS[config.objective.name].build(config.objective, setting)
@@ -151,7 +147,7 @@ def _train(
         seed=config.seed,
         ranks=ranks,
         device=device,
-        indices=setting.training,
+        indices=training,
         objective=built.objective,
     )
     hooks, checkpoints = _hooks(running, run, scoring, is_main=ranks.is_main)
@@ -177,20 +173,6 @@ def _train(
     return TrainResult(run, resumed_from, ranks)
 
 
-def _setting(config: TrainConfig, pack: ImagePack, *, compiled: bool, device: torch.device, ranks: Ranks) -> Setting:
-    training, held_out = hold_out(len(pack), config.data.holdout or 0)
-    return Setting(
-        pack,
-        training,
-        held_out,
-        flips=config.data.horizontal_flip,
-        dtype=autocast_dtype(config.trainer.precision, device),
-        compile=compiled,
-        device=device,
-        ranks=ranks,
-    )
-
-
 def _hooks(config: TrainConfig, run: Run, scoring: Scoring | None, *, is_main: bool) -> tuple[list[Hook], Checkpoints]:
     """What happens between steps, in this order; the last of the hooks is that of the checkpoints."""
     trainer = config.trainer
@@ -203,8 +185,8 @@ def _hooks(config: TrainConfig, run: Run, scoring: Scoring | None, *, is_main: b
     )
     hooks = [
         NonFiniteRecorder(run),
-        HeldOutMeasurement(every=trainer.measure_every or trainer.sample_every),
-        *([ScoringHook(scoring)] if scoring else []),
+        Measurement(measure_held_out, every=trainer.measure_every or trainer.sample_every, maximum=MAX_GRIDS),
+        *([Measurement(scoring.measure, every=scoring.every)] if scoring else []),
         CollapseMonitor(collapse, fails=trainer.fail_on_collapse, warn=progress.warn),
         MetricsLog(run, progress, trackers=trackers),
         *([SampleGrids(run, every=trainer.sample_every, trackers=trackers)] if trainer.sample_every else []),
@@ -251,11 +233,7 @@ def _recorded_failure(run: Run, ranks: Ranks) -> Iterator[None]:
 
 
 def _require_equal_plan(plan: ResumePlan | None, config: TrainConfig, ranks: Ranks) -> None:
-    """Refuse ranks of which some continue a run that others do not see, or whose settings differ but for places.
-
-    Raises:
-        DriftkitError: on every rank alike.
-    """
+    """Refuse ranks of which some continue a run that others do not see, or whose settings differ but for places."""
     planned = config if plan is None else plan.config
     places = marked_keys(planned, OnResume.PLACE)
     settings = {key: value for key, value in flatten(planned.model_dump(mode="json")).items() if key not in places}
@@ -268,11 +246,7 @@ def _require_equal_plan(plan: ResumePlan | None, config: TrainConfig, ranks: Ran
 
 
 def _require_equal_start(trainer: Trainer, built: BuiltObjective, pack: ImagePack, ranks: Ranks) -> None:
-    """Refuse to train ranks that differ: gradients are averaged, so their weights would never become equal.
-
-    Raises:
-        DriftkitError: on every rank alike.
-    """
+    """Refuse to train ranks that differ: gradients are averaged, so their weights would never become equal."""
     if ranks.world_size > 1:
         ranks.require_equal(
             {

@@ -1,9 +1,16 @@
-"""The forecast cost of a training step: bytes gathered, operations and memory, from shapes alone."""
+"""The forecast cost of a training step: bytes gathered, operations and memory, from shapes without memory."""
 
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from driftkit.errors import UsageError
@@ -11,7 +18,6 @@ from driftkit.methods.base import BatchCost, Forward
 from driftkit.methods.registry import METHODS
 from driftkit.models.registry import build_network
 from driftkit.runtime.memory import gib
-from driftkit.training.kept_tensors import kept_bytes
 from driftkit.training.train_config import TrainConfig
 
 ASSUMED_IMAGE_SIZE = 32
@@ -24,33 +30,19 @@ CARD_SHARE = 0.8
 
 @dataclass(frozen=True)
 class Shapes:
-    """What one image costs, whatever the batch.
+    """What one image costs, whatever the batch."""
 
-    Attributes:
-        network_flops: every forward of the trained network in a step; a backward counts two.
-        encoder_flops: one forward of the frozen encoder. Its weights get no gradient: a backward counts one.
-        real_encoded: whether real images go through the encoder, too.
-        regenerates: whether a step of several micro-batches runs every forward twice.
-        batch: cost of what is computed over the global batch; None where nothing is.
-        parameters: of the trained network.
-        encoder_bytes: of the encoder's weights.
-        saved_bytes: tensors that the networks keep for the backward pass under autocast of `dtype` on `device`.
-        dtype: float32 or bfloat16.
-        device: "cpu" or "cuda".
-        micro_batch: images that the networks see at a time; None: all.
-    """
-
-    network_flops: int
-    encoder_flops: int
-    real_encoded: bool
-    regenerates: bool
-    batch: BatchCost | None
-    parameters: int
-    encoder_bytes: int
-    saved_bytes: int
-    dtype: str
-    device: str
-    micro_batch: int | None
+    network_flops: int  # every forward of the trained network in a step; a backward counts two
+    encoder_flops: int  # one forward of the frozen encoder. Its weights get no gradient: a backward counts one.
+    real_encoded: bool  # whether real images go through the encoder, too
+    regenerates: bool  # whether a step of several micro-batches runs every forward twice
+    batch: BatchCost | None  # cost of what is computed over the global batch; None where nothing is
+    parameters: int  # of the trained network
+    encoder_bytes: int  # of the encoder's weights
+    saved_bytes: int  # tensors that the networks keep for the backward pass under autocast of `dtype` on `device`
+    dtype: str  # float32 or bfloat16
+    device: str  # "cpu" or "cuda"
+    micro_batch: int | None  # images that the networks see at a time; None: all
 
 
 @dataclass(frozen=True)
@@ -72,15 +64,7 @@ class Budget:
 
 
 def budget(shapes: Shapes, *, images: int, ranks: int) -> Budget:
-    """The cost of one step of a rank.
-
-    Args:
-        images: of all ranks together.
-        ranks: how many share them.
-
-    Raises:
-        UsageError: the ranks cannot share the images evenly.
-    """
+    """The cost of one step of a rank. Raises UsageError: `ranks` cannot share `images` evenly."""
     if images % ranks:
         raise UsageError(f"{images} images cannot be shared evenly by {ranks} ranks")
     rows, batch = images // ranks, shapes.batch
@@ -110,12 +94,8 @@ def budget(shapes: Shapes, *, images: int, ranks: int) -> Budget:
 def training_shapes(config: TrainConfig, *, device: str) -> tuple[Shapes, list[str]]:
     """The cost of an image of this run, counted on networks without memory, and assumptions as sentences.
 
-    Args:
-        device: "cpu" or "cuda", which need not be here.
-
-    Raises:
-        ArtifactError: the encoder is a run that is not there yet.
-        UsageError: the config names no such encoder.
+    `device` is "cpu" or "cuda" and need not be here. Raises ArtifactError where the encoder is a run that is not there
+    yet, UsageError where there is no such encoder.
     """
     assumed = []
     size = config.data.image_size
@@ -169,9 +149,6 @@ def _flops(function: Forward, images: torch.Tensor) -> int:
 def training_budget(config: TrainConfig, *, ranks: int, device: str) -> dict[str, Any]:
     """The budget of a run: as it is started, and the same batch on 1, 8 and 64 GPUs where they share it evenly.
 
-    Args:
-        device: "cpu" or "cuda", which need not be here.
-
     Returns:
         `assumed` and `advice`: sentences; `shapes`; `steps`: budgets, the run's own first.
     """
@@ -203,3 +180,80 @@ def _card_advice(shapes: Shapes, *, images: int, ranks: int) -> list[str]:
             fix = f"`trainer.micro_batch` {max(fitting)} takes {gib(smaller[max(fitting)])}, with the same gradient"
         advice.append(f"{gib(whole.memory_bytes)} leave too little room on a GPU of {card} GB; {fix}")
     return advice
+
+
+def kept_bytes(
+    networks: Sequence[nn.Module], function: Forward, *, image_size: int, dtype: torch.dtype, device: str
+) -> int:
+    """Bytes kept per image between forward and backward: the difference between three images and two.
+
+    A GPU that is not here is counted, too: its autocast runs norms and sums in float32 that a CPU's leaves alone, and
+    its attention keeps no matrix of weights.
+
+    Args:
+        networks: all that `function` uses; their weights are replaced by tensors without memory.
+        function: images [N, 3, H, W] -> tensors that the backward pass starts from.
+        dtype: of autocast; float32: none.
+    """
+    target = torch.device("cuda", 0) if device == "cuda" else torch.device(device)
+    kept: dict[int, int] = {}  # by storage, which takes its memory once however often it is kept
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage.nbytes()
+        return tensor
+
+    totals = []
+    with FakeTensorMode(allow_non_fake_inputs=True), _attention_of(target, dtype):
+        for network in networks:
+            network.to_empty(device=target)
+        for count in (2, 3):
+            kept.clear()
+            with _autocast(target, dtype), saved_tensors_hooks(pack, lambda tensor: tensor):
+                images = torch.zeros(count, 3, image_size, image_size, device=target)
+                outputs = function(images.contiguous(memory_format=torch.channels_last))
+            totals.append(sum(kept.values()))  # while the outputs live, and with them all that they need
+            del outputs
+    return totals[1] - totals[0]
+
+
+@contextlib.contextmanager
+def _autocast(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """Autocast of a device that need not be here; `torch.autocast` switches itself off without it."""
+    if dtype == torch.float32:
+        yield
+        return
+    before = torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)
+    torch.set_autocast_enabled(device.type, True)
+    torch.set_autocast_dtype(device.type, dtype)
+    torch.autocast_increment_nesting()
+    try:
+        yield
+    finally:
+        if torch.autocast_decrement_nesting() == 0:
+            torch.clear_autocast_cache()
+        torch.set_autocast_enabled(device.type, before[0])
+        torch.set_autocast_dtype(device.type, before[1])
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Attention by the kernel that a GPU takes: which one that is torch asks the GPU, and without it takes none."""
+
+    def __init__(self, dtype: torch.dtype):
+        super().__init__()
+        self.dtype = dtype
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is not F.scaled_dot_product_attention or len(args) > 3 or kwargs.get("attn_mask") is not None:
+            return func(*args, **kwargs)
+        query, key, value = (tensor.to(self.dtype) for tensor in args)
+        if self.dtype == torch.float32:  # which the flash kernel does not compute in
+            return torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, None, True)[0]
+        return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)[0]
+
+
+def _attention_of(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:
+    return _FusedAttention(dtype) if device.type == "cuda" else contextlib.nullcontext()

@@ -25,15 +25,10 @@ State = Mapping[str, Mapping[str, torch.Tensor]]
 
 
 class Checkpoints(Hook):
-    """Saves the state of a training now and then, at its end, and when it stops; the manifest follows.
+    """Saves the state of a training every so many steps (0: never), at its end, and when it stops; the manifest
+    follows.
 
-    It comes last among the hooks.
-
-    Args:
-        every: steps; 0: only at the end.
-        keep_every: as `Run.prune_checkpoints` has it.
-        header: of weights files.
-        collapse: what is known of it is saved with the state.
+    It comes last among the hooks. `header` is that of weights files; what is known of collapse is saved with the state.
     """
 
     def __init__(self, run: Run, *, every: int, keep_every: int, header: Mapping[str, Any], collapse: CollapseWatch):
@@ -100,12 +95,7 @@ class Checkpoints(Hook):
             self._update_manifest(trainer, "interrupted")
 
     def _save(self, trainer: "Trainer") -> None:
-        """Begin to save this step.
-
-        Raises:
-            NonFiniteStepError: the last update spoiled the state.
-            StorageError: the previous checkpoint was not written.
-        """
+        """Begin to save this step."""
         tensors = trainer.tensors()
         spoiled = list(not_finite(dict(_flat(tensors))))
         if int(trainer.ranks.max(torch.tensor(len(spoiled), device=trainer.device))):
@@ -165,12 +155,9 @@ def _progress(trainer: "Trainer") -> dict[str, Any]:
 class CheckpointWriter:
     """Writes checkpoints on a thread, one at a time.
 
-    It takes the memory of one checkpoint on the host, pinned where the device is a GPU (there torch rounds the size of
-    every tensor up to a power of two), and while it writes that of the largest file once more. The memory is kept from
-    one checkpoint to the next: on a CPU, fresh memory costs several times what the copy does.
-
-    Args:
-        device: of the state.
+    It takes the memory of one checkpoint on the host, pinned where the device of the state is a GPU (there torch rounds
+    the size of every tensor up to a power of two), and while it writes that of the largest file once more. The memory
+    is kept from one checkpoint to the next: on a CPU, fresh memory costs several times what the copy does.
     """
 
     def __init__(self, device: torch.device):
@@ -207,8 +194,7 @@ class CheckpointWriter:
     def save(self, state: State, write: Callable[[State], None]) -> None:
         """Copy the state, after the previous checkpoint has been written, and begin to `write` the copies.
 
-        Raises:
-            StorageError: the previous checkpoint was not written.
+        Raises StorageError where the previous checkpoint was not written.
         """
         self.wait()
         assert self._thread is not None
@@ -227,20 +213,12 @@ class CheckpointWriter:
         write(copies)
 
     def check(self) -> None:
-        """Look at the last checkpoint without waiting for it.
-
-        Raises:
-            StorageError: it was not written.
-        """
+        """Look at the last checkpoint without waiting for it. Raises StorageError: it was not written."""
         if self._writing is not None and self._writing.done():
             self.wait()
 
     def wait(self) -> None:
-        """Wait until the last checkpoint is on disk.
-
-        Raises:
-            StorageError: it was not written.
-        """
+        """Wait until the last checkpoint is on disk. Raises StorageError: it was not written."""
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()

@@ -20,8 +20,7 @@ RESIDENT_SHARE = 1 / 8  # of a GPU's free memory, which images may take to be th
 def hold_out(count: int, num_held_out: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Indices of the images to train on and of those held out, int64, the same for every seed.
 
-    Raises:
-        UsageError: nothing would be left to train on.
+    Raises UsageError where nothing would be left to train on.
     """
     if num_held_out >= count:
         raise UsageError(f"`data.holdout` {num_held_out}: there are only {count} images; hold out fewer")
@@ -38,22 +37,14 @@ def _resident(images: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """The parts of a batch that the host makes; in pinned memory where the device is a GPU.
-
-    Attributes:
-        indices: which images of the pack, int64 [B].
-        images: uint8 [B, 3, H, W]; None where all images are on the device.
-        flips: which of them are mirrored, bool [B].
-        labels: int64 [B]; None where the objective does not need them.
-        draws: those of the objective; None where it makes them itself.
-    """
+    """The parts of a batch that the host makes; in pinned memory where the device is a GPU."""
 
     slots: range
-    indices: torch.Tensor
-    images: torch.Tensor | None
-    flips: torch.Tensor
-    labels: torch.Tensor | None
-    draws: dict[str, torch.Tensor] | None
+    indices: torch.Tensor  # which images of the pack, int64 [B]
+    images: torch.Tensor | None  # uint8 [B, 3, H, W]; None where all images are on the device
+    flips: torch.Tensor  # which of them are mirrored, bool [B]
+    labels: torch.Tensor | None  # int64 [B]; None where the objective does not need them
+    draws: dict[str, torch.Tensor] | None  # those of the objective; None where it makes them itself
 
 
 class Feed:

@@ -19,32 +19,21 @@ BUCKET_BYTES = 25 * 2**20  # as DistributedDataParallel has it: large enough for
 
 @dataclass
 class _Bucket:
-    """Gradients that are exchanged together.
+    """Gradients that are exchanged together."""
 
-    Attributes:
-        flat: all of them, one after another.
-        views: parameter -> its gradient, with the strides of the parameter.
-        missing: how many of them the last backward pass has not computed yet.
-        work: the reduction, once it has begun.
-    """
-
-    flat: torch.Tensor
-    views: dict[nn.Parameter, torch.Tensor]
-    missing: int = 0
-    work: dist.Work | None = None
+    flat: torch.Tensor  # all of them, one after another
+    views: dict[nn.Parameter, torch.Tensor]  # parameter -> its gradient, with the strides of the parameter
+    missing: int = 0  # how many of them the last backward pass has not computed yet
+    work: dist.Work | None = None  # the reduction, once it has begun
 
 
 class GradientExchange:
     """Averages the gradients of a network over ranks.
 
-    Between `clear` and `finish` the gradients are views of flat buffers, into which backward passes add. Buffers are
-    sent in one order on all ranks, each as soon as the last backward pass has filled it and those before. Parameters
-    without a gradient in the previous step have buffers of their own at the end, so that no other buffer waits for
-    them. In a world of one this leaves gradients to torch.
-
-    Args:
-        parameters: of the network; those without `requires_grad` are skipped.
-        bucket_bytes: minimum size of a buffer.
+    Between `clear` and `finish` the gradients are views of flat buffers of at least `bucket_bytes`, into which backward
+    passes add. Buffers are sent in one order on all ranks, each as soon as the last backward pass has filled it and
+    those before. Parameters without a gradient in the previous step have buffers of their own at the end, so that no
+    other buffer waits for them. In a world of one this leaves gradients to torch. Frozen parameters are skipped.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], ranks: Ranks, *, bucket_bytes: int = BUCKET_BYTES):

@@ -15,9 +15,9 @@ from driftkit.protocols import StepLoss
 from driftkit.runtime.random import image_noise
 from driftkit.storage.images import save_grid, to_float, to_uint8
 from driftkit.storage.run_folder import Run
-from driftkit.training.tracking import Tracker
 
 if TYPE_CHECKING:
+    from driftkit.training.metrics_log import Tracker
     from driftkit.training.trainer import Trainer
 
 MAX_RECORDS = 100_000  # of metrics.jsonl, 1 to 5 KB each, before they become half as frequent
@@ -26,15 +26,11 @@ GRID_IMAGES = 64
 
 
 def is_due(step: int, every: int, *, maximum: int | None = None) -> bool:
-    """Whether something done every `every` steps is due; the interval doubles whenever it was due `maximum` times.
+    """Whether something done every `every` steps (0: never) is due after `step` steps.
 
-    A run of n * maximum * every steps has it maximum * (1 + log2(n) / 2) times. The answer follows from the step
-    alone, so a resumed run does what an uninterrupted one does.
-
-    Args:
-        step: steps done so far.
-        every: steps; 0: never.
-        maximum: None: the interval stays.
+    The interval doubles whenever it was due `maximum` times, so that a run of n * maximum * every steps has it
+    maximum * (1 + log2(n) / 2) times. The answer follows from the step alone, so a resumed run does what an
+    uninterrupted one does.
     """
     if every <= 0:
         return False
@@ -46,19 +42,12 @@ def is_due(step: int, every: int, *, maximum: int | None = None) -> bool:
 
 @dataclass
 class FinishedStep:
-    """A training step, for hooks.
+    """A training step, for hooks."""
 
-    Attributes:
-        number: steps done so far, this one included.
-        is_last: whether it ends the training.
-        loss: of this rank's images; hooks add what they measure to its `health`.
-        log: whether a metric record is written; hooks that measure set it, on all ranks.
-    """
-
-    number: int
-    is_last: bool
-    loss: StepLoss
-    log: bool = False
+    number: int  # steps done so far, this one included
+    is_last: bool  # whether it ends the training
+    loss: StepLoss  # of this rank's images; hooks add what they measure to its `health`
+    log: bool = False  # whether a metric record is written; hooks that measure set it, on all ranks
 
     def is_due(self, every: int, *, maximum: int | None = None) -> bool:
         """As the function of that name; everything is due at the last step."""
@@ -78,69 +67,44 @@ class Hook:
         """The last step is done, or the trainer stops earlier because something asked for it."""
 
 
-class HeldOutMeasurement(Hook):
-    """Measures the averaged network on held-out images.
-
-    Args:
-        every: steps.
-    """
-
-    def __init__(self, *, every: int):
-        self.every = every
-
-    def after_step(self, trainer: "Trainer", step: FinishedStep) -> None:
-        if not step.is_due(self.every, maximum=MAX_GRIDS):
-            return
-        step.log = True
-        with trainer.aside():
-            if trainer.ranks.is_main:
-                with trainer.inference():
-                    _add(step, trainer.objective.measure(trainer.averaged_network))
-
-
 @dataclass(frozen=True)
 class Scoring:
-    """Scores of the averaged network while it trains.
+    """Scores of the averaged network while it trains."""
 
-    Attributes:
-        every: steps.
-        score: named numbers of a network in evaluation mode.
-        kinship: how near the evaluator is to the training encoder, for the manifest.
-    """
-
-    every: int
-    score: Callable[[nn.Module], Mapping[str, float]]
+    every: int  # steps
+    score: Callable[[nn.Module], Mapping[str, float]]  # named numbers of a network in evaluation mode
+    # how near the evaluator is to the training encoder, for the manifest
     kinship: Mapping[str, Any] = field(default_factory=dict)
 
+    def measure(self, trainer: "Trainer") -> Mapping[str, float]:
+        return self.score(trainer.averaged_network)
 
-class ScoringHook(Hook):
-    """Scores the averaged network on rank 0."""
 
-    def __init__(self, scoring: Scoring):
-        self.scoring = scoring
+class Measurement(Hook):
+    """Adds what rank 0 measures of the averaged network to the record of every so many steps."""
+
+    def __init__(self, measure: "Callable[[Trainer], Mapping[str, float]]", *, every: int, maximum: int | None = None):
+        self.measure, self.every, self.maximum = measure, every, maximum
 
     def after_step(self, trainer: "Trainer", step: FinishedStep) -> None:
-        if not step.is_due(self.scoring.every):
+        if not step.is_due(self.every, maximum=self.maximum):
             return
         step.log = True
         with trainer.aside():
             if trainer.ranks.is_main:
-                _add(step, self.scoring.score(trainer.averaged_network))
+                step.loss.health |= {name: torch.tensor(value) for name, value in self.measure(trainer).items()}
 
 
-def _add(step: FinishedStep, measured: Mapping[str, float]) -> None:
-    step.loss.health |= {name: torch.tensor(value) for name, value in measured.items()}
+def measure_held_out(trainer: "Trainer") -> Mapping[str, float]:
+    """Measurements of the averaged network on held-out images."""
+    with trainer.inference():
+        return trainer.objective.measure(trainer.averaged_network)
 
 
 class SampleGrids(Hook):
-    """Saves what the averaged network generates from the same noise at every step.
+    """Saves what the averaged network generates from the same noise every so many steps; trackers get copies."""
 
-    Args:
-        every: steps, at least 1.
-        trackers: get copies.
-    """
-
-    def __init__(self, run: Run, *, every: int, trackers: list[Tracker]):
+    def __init__(self, run: Run, *, every: int, trackers: "list[Tracker]"):
         self.run, self.every, self.trackers = run, every, trackers
 
     def after_step(self, trainer: "Trainer", step: FinishedStep) -> None:

@@ -20,13 +20,7 @@ STEP = 0.5  # advice is at most this share of what ran out, however much the for
 
 @dataclass
 class TrainingMemory:
-    """The memory of one training.
-
-    Args:
-        config: complete, with the size of the images.
-        ranks: how many processes train.
-        device: of this one.
-    """
+    """The memory of one training: its complete config, the number of ranks, and the device of this one."""
 
     config: TrainConfig
     ranks: int
@@ -37,11 +31,7 @@ class TrainingMemory:
 
     @contextlib.contextmanager
     def explained(self) -> Iterator[None]:
-        """Turn running out of memory into an explanation.
-
-        Raises:
-            ResourceError: memory ran out; the message has the numbers and what would fit.
-        """
+        """Turn running out of memory into a ResourceError that has the numbers and what would fit."""
         try:
             yield
         except Exception as error:

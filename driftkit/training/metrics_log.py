@@ -1,9 +1,14 @@
-"""Metric records: what one holds, where it is written, and the progress that a terminal shows of it."""
+"""Metric records: what one holds, where it is written, and the progress that a terminal shows of it.
+
+Trackers (TensorBoard, Weights & Biases) get copies of records and grids; `metrics.jsonl` stays the original.
+"""
 
 import contextlib
+import importlib
 import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -19,13 +24,81 @@ from rich.progress import (
 )
 from rich.table import Column
 
+from driftkit.config.layers import flatten
+from driftkit.errors import UsageError
 from driftkit.runtime.progress import is_live, warn
+from driftkit.storage.files import digest_json
 from driftkit.storage.run_folder import Run
 from driftkit.training.hooks import FinishedStep, Hook
-from driftkit.training.tracking import Tracker
+from driftkit.training.train_config import TrackerName
 
 if TYPE_CHECKING:
     from driftkit.training.trainer import Trainer
+
+
+class TensorBoardTracker:
+    """Event files in RUN/tensorboard."""
+
+    def __init__(self, run: Path):
+        module = _require("torch.utils.tensorboard", "tensorboard")
+        self.writer = module.SummaryWriter(log_dir=str(run / "tensorboard"))
+
+    def record(self, record: Mapping[str, Any]) -> None:
+        for name, value in flatten(record).items():
+            if name != "step":
+                self.writer.add_scalar(name.replace(".", "/"), value, record["step"])
+
+    def grid(self, images: torch.Tensor, step: int) -> None:
+        self.writer.add_images("samples", images, step)
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class WandbTracker:
+    """A Weights & Biases run named after the folder; the same folder continues the same run."""
+
+    def __init__(self, run: Path, config: Mapping[str, Any]):
+        self.wandb = _require("wandb", "wandb")
+        self.session = self.wandb.init(
+            project="driftkit",
+            name=run.name,
+            id=digest_json(str(run.resolve()))[:16],  # two folders of one name are two runs
+            resume="allow",
+            dir=str(run),
+            config=dict(config),
+        )
+
+    def record(self, record: Mapping[str, Any]) -> None:
+        values = {name.replace(".", "/"): value for name, value in flatten(record).items()}
+        self.session.log(values, step=record["step"])
+
+    def grid(self, images: torch.Tensor, step: int) -> None:
+        pictures = [self.wandb.Image(image.permute(1, 2, 0).numpy()) for image in images]
+        self.session.log({"samples": pictures}, step=step)
+
+    def close(self) -> None:
+        self.session.finish()
+
+
+Tracker = TensorBoardTracker | WandbTracker
+
+
+def open_trackers(name: TrackerName, run: Path, config: Mapping[str, Any]) -> list[Tracker]:
+    """The tracker of that name for a run folder; empty for "none". Raises UsageError: its package is not installed."""
+    if name == "none":
+        return []
+    return [TensorBoardTracker(run) if name == "tensorboard" else WandbTracker(run, config)]
+
+
+def _require(module: str, package: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise UsageError(
+            f"`trainer.tracker` {package}: the package {package} is not installed; uv sync --extra {package}"
+        ) from None
+
 
 PLAIN_INTERVAL_S = 15.0
 WIDE_COLUMNS = 100  # of a terminal that has room for everything
@@ -33,11 +106,7 @@ ACCURACIES = {"knn_accuracy": "kNN", "linear_accuracy": "linear"}
 
 
 class MetricsLog(Hook):
-    """Writes the records of steps that are marked with `log` to metrics.jsonl, trackers and the terminal.
-
-    Args:
-        trackers: get copies; closed after the training.
-    """
+    """Writes the records of steps that are marked with `log` to metrics.jsonl, trackers and the terminal."""
 
     def __init__(self, run: Run, progress: "TrainingProgress", *, trackers: list[Tracker]):
         self.run, self.progress, self.trackers = run, progress, trackers
@@ -89,9 +158,7 @@ class MetricsLog(Hook):
 class TrainingProgress:
     """Shows step, speed, time left, loss and health of the last record: a bar in a terminal, plain lines elsewhere.
 
-    Args:
-        total: step at which the run ends.
-        shown: False on all ranks but the first.
+    `total` is the step at which the run ends; `shown` is False on all ranks but the first.
     """
 
     def __init__(self, *, total: int, shown: bool):
@@ -159,11 +226,7 @@ def _columns(total: int, *, narrow: bool) -> list[ProgressColumn]:
 
 
 def describe(record: Mapping[str, Any], *, brief: bool = False) -> str:
-    """One line on a metric record: speed, loss, and health signals.
-
-    Args:
-        brief: for a narrow terminal.
-    """
+    """One line on a metric record: speed, loss, and health signals; `brief` for a narrow terminal."""
     health = record.get("health", {})
     if brief:
         collapsed = "COLLAPSED " if health.get("collapsed") else ""

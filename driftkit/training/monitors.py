@@ -81,8 +81,7 @@ class FiniteWatch:
     def check(self) -> None:
         """Wait for the device.
 
-        Raises:
-            NonFiniteStepError: a step was not finite, and nothing was updated since; on all ranks alike.
+        Raises NonFiniteStepError where a step was not finite; nothing was updated since, on all ranks alike.
         """
         if self._first is None or self._flags is None or self._norms is None or not int(self._first):
             return
@@ -158,33 +157,22 @@ class NonFiniteRecorder(Hook):
 
 @dataclass(frozen=True)
 class Collapse:
-    """What is known of collapse, as the manifest and checkpoints hold it.
+    """What is known of collapse, as the manifest and checkpoints hold it."""
 
-    Attributes:
-        below_since: step of the first of the latest consecutive records whose spread lies below the threshold.
-        first_step: where the first episode began; None: there was none.
-        episodes: how many there were.
-        now: whether one is going on.
-        worst_spread, worst_step: the least spread in an episode, and where.
-    """
-
-    below_since: int | None = None
-    first_step: int | None = None
-    episodes: int = 0
-    now: bool = False
-    worst_spread: float | None = None
-    worst_step: int | None = None
+    below_since: int | None = None  # step of the first of the latest consecutive records below the threshold
+    first_step: int | None = None  # where the first episode began; None: there was none
+    episodes: int = 0  # how many there were
+    now: bool = False  # whether one is going on
+    worst_spread: float | None = None  # the least spread in an episode
+    worst_step: int | None = None  # and where
 
 
 class CollapseWatch:
     """Finds episodes of collapse in the spreads of metric records.
 
     An untrained generator gives images that are all alike, and the spread of a few images goes up and down. So an
-    episode begins once every record over `patience` steps lies below the threshold, and ends at the first one above.
-
-    Args:
-        threshold: spread of generated features over that of real ones, in [0, 1).
-        patience: steps.
+    episode begins once every record over `patience` steps lies below the threshold, a share of the spread of real
+    features in [0, 1), and ends at the first one above.
     """
 
     def __init__(self, *, threshold: float, patience: int):
@@ -224,13 +212,9 @@ class CollapseWatch:
 
 
 class CollapseMonitor(Hook):
-    """Warns once per episode of collapse, marks its records, and stops the trainer if that is wanted.
+    """Warns once per episode of collapse, marks its records, and stops the trainer if it `fails` on collapse.
 
     It comes before the hook that writes the records. The manifest has it from the next checkpoint on.
-
-    Args:
-        fails: whether collapse stops the training.
-        warn: shows one line.
     """
 
     def __init__(self, watch: CollapseWatch, *, fails: bool, warn: Callable[[str], None]):

@@ -15,10 +15,7 @@ def adamw(
 
 
 def clip_gradients(network: nn.Module, limit: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """`clip_grad_norm_` that also returns the norm of each parameter's gradient.
-
-    Args:
-        limit: largest norm of the whole gradient.
+    """`clip_grad_norm_` to `limit`, which also returns the norm of each parameter's gradient.
 
     Returns:
         The norm before clipping, and parameter name -> norm of its gradient before clipping; all are scalars.
@@ -35,12 +32,9 @@ def clip_gradients(network: nn.Module, limit: float) -> tuple[torch.Tensor, dict
 def averaged(network: nn.Module, *, decay: float, warmup: float = 9.0) -> ModelEmaV3:
     """An exponential moving average of `network`, which starts as its copy and is a copy again after the first step.
 
-    With a warm-up W the decay at step n is min(decay, (n - 1) / (n - 1 + W)): a short run averages over about its last
-    1 / (W + 1) instead of remembering its initial weights. It reaches a decay of 1 - e at step W / e.
-
-    Args:
-        decay: per step, in [0, 1).
-        warmup: W, in steps; 0: the decay is constant from the second step on.
+    With a warm-up W, in steps, the decay at step n is min(decay, (n - 1) / (n - 1 + W)): a short run averages over
+    about its last 1 / (W + 1) instead of remembering its initial weights. It reaches a decay of 1 - e at step W / e.
+    With W = 0 the decay is constant from the second step on.
     """
     ema = ModelEmaV3(network, decay=decay, use_warmup=warmup > 0, warmup_gamma=warmup or 1.0, warmup_power=1.0)
     ema.module.requires_grad_(False)

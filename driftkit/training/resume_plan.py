@@ -26,26 +26,18 @@ BATCH = "trainer.batch_size"
 
 @dataclass(frozen=True)
 class ResumePlan:
-    """How a run is continued.
+    """How a run is continued."""
 
-    Attributes:
-        config: of this command, with the batch size per rank that the run was begun with.
-        global_batch: images of all ranks per step, as at the beginning.
-        is_finished: whether it has been trained to the last step.
-        notes: sentences on what has changed around it.
-    """
-
-    config: TrainConfig
-    global_batch: int
-    is_finished: bool
-    notes: list[str]
+    config: TrainConfig  # of this command, with the batch size per rank that the run was begun with
+    global_batch: int  # images of all ranks per step, as at the beginning
+    is_finished: bool  # whether it has been trained to the last step
+    notes: list[str]  # sentences on what has changed around it
 
 
 def plan_resume(run: Run, config: TrainConfig, resume: Resume, ranks: Ranks) -> ResumePlan | None:
     """How to continue the run in a folder; None where there is none yet.
 
-    Raises:
-        UsageError: the folder holds something else, or a run that this command must not continue.
+    Raises UsageError where the folder holds something else, or a run that this command must not continue.
     """
     if not run.path.exists():
         return None
@@ -67,20 +59,23 @@ def plan_resume(run: Run, config: TrainConfig, resume: Resume, ranks: Ranks) -> 
             f"{run.path} is at step {steps[-1]}, past `trainer.steps` {config.trainer.steps}; "
             "give more steps or another `output`"
         )
+    before, now, images = manifest.world_size, ranks.world_size, manifest.global_batch
+    if before != now:
+        moved.append(
+            f"{before} processes have trained it and {now} continue, with {images // now} images each: the global "
+            f"batch stays {images}. Sums over it are in another order and dropout masks differ, so the numbers are not "
+            "bit for bit those of as many processes as before"
+        )
     return ResumePlan(
         with_batch_size(config, saved[BATCH]),
         manifest.global_batch,
         is_finished=bool(steps) and steps[-1] == config.trainer.steps and manifest.state == "done",
-        notes=moved + _changed_ranks(manifest.world_size, ranks.world_size, manifest.global_batch),
+        notes=moved,
     )
 
 
 def _require_same_config(run: Run, config: TrainConfig, saved: dict[str, Any]) -> list[str]:
-    """Refuse what decides the numbers; sentences on places that differ, whose content `require_same_inputs` compares.
-
-    Raises:
-        UsageError: a field without a mark differs.
-    """
+    """Refuse what decides the numbers; notes on places that differ, whose content `require_same_inputs` compares."""
     current = flatten(config.model_dump(mode="json"))
     for key in marked_keys(config, OnResume.FROM_DATA):
         if current[key] is None and key in saved:
@@ -114,13 +109,7 @@ def _require_same_global_batch(run: Run, config: TrainConfig, saved: int, global
     """The field sees the global batch, so that must not change; the number of ranks that share it may.
 
     The same command line is the same global batch on any number of ranks; another `trainer.batch_size` has to give it
-    exactly.
-
-    Args:
-        saved: images per rank that the run was begun with.
-
-    Raises:
-        UsageError: it is another, or these ranks cannot share it.
+    exactly. `saved` are the images per rank that the run was begun with.
     """
     batch_size = config.trainer.batch_size
     begun = f"{run.path} was begun with {global_batch} images per step"
@@ -136,27 +125,13 @@ def _require_same_global_batch(run: Run, config: TrainConfig, saved: int, global
         )
 
 
-def _changed_ranks(before: int, now: int, global_batch: int) -> list[str]:
-    if before == now:
-        return []
-    return [
-        f"{before} processes have trained it and {now} continue, with {global_batch // now} images each: the global "
-        f"batch stays {global_batch}. Sums over it are in another order and dropout masks differ, so the numbers are "
-        "not bit for bit those of as many processes as before"
-    ]
-
-
 def with_batch_size(config: TrainConfig, batch_size: int) -> TrainConfig:
     """The config with so many images per rank."""
     return config.model_copy(update={"trainer": config.trainer.model_copy(update={"batch_size": batch_size})})
 
 
 def require_same_inputs(run: Run, pack: ImagePack, encoder: dict[str, Any] | None) -> None:
-    """Refuse images and encoder weights whose content is not that of the beginning.
-
-    Raises:
-        UsageError: they differ.
-    """
+    """Refuse images and encoder weights whose content is not that of the beginning. Raises UsageError: they differ."""
     manifest = run.manifest()
     before = manifest.data_digest or "unknown"
     if before != pack.digest:

@@ -10,9 +10,9 @@ from pydantic import ValidationError
 from torch import nn
 
 from driftkit.errors import ArtifactError, RefusedError, UsageError
-from driftkit.methods.registry import METHODS, build_sampler
+from driftkit.methods.registry import build_sampler
 from driftkit.models.registry import build_network, build_with, to_device
-from driftkit.protocols import UNCONDITIONAL, Condition, SampleRequest
+from driftkit.protocols import UNCONDITIONAL, SampleRequest
 from driftkit.runtime.device import Precision, autocast_dtype, sampling_precision
 from driftkit.runtime.finite import require_finite
 from driftkit.runtime.memory import fitting_batch
@@ -29,9 +29,7 @@ def load_network(
 ) -> tuple[nn.Module, TrainConfig, Checkpoint]:
     """The trained network of a run in evaluation mode, its config and the checkpoint it came from.
 
-    Raises:
-        ArtifactError: the run, its config or the checkpoint is absent or not readable.
-        RefusedError: weights that are not finite.
+    Raises ArtifactError where one of them is absent or not readable, RefusedError where weights are not finite.
     """
     try:
         config = load_config(run.manifest().config)
@@ -82,23 +80,17 @@ def generate(
     device: torch.device | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> tuple[torch.Tensor, dict[str, Any]]:
-    """Images of a run, and the record of how they were made.
+    """Images of a run, uint8 [N, 3, H, W], and the record of how they were made, which `write_samples` stores.
 
     Image i is a function of (seed, i) alone: neither its batch nor the count changes it beyond float rounding.
 
     Args:
-        num_images: how many, > 0.
         first_image: number of the first one.
-        sampler: None takes the method's default.
-        nfe: network evaluations per image; None takes the sampler's default.
+        sampler, nfe, step, precision: None takes the method's default sampler, its default network evaluations per
+            image, the last checkpoint, and the number format of the training.
         weights: "ema" are the averaged weights; "raw" are the last ones.
-        step: checkpoint; None takes the last.
         options: further options of the sampler, for example eta.
-        precision: number format of the network; None takes that of the run's training.
         advance: called with the number of images just made.
-
-    Returns:
-        uint8 [N, 3, H, W], and the record that `write_samples` stores.
 
     Raises:
         UsageError: a sampler, NFE or option that does not fit the run.
@@ -167,17 +159,12 @@ def draw_images(
     device: torch.device,
     advance: Callable[[int], None] | None = None,
     source: str = "the network",
-    condition: Condition = UNCONDITIONAL,
 ) -> Drawn:
-    """Images of a network in evaluation mode on the device; the arguments are those of `generate`.
+    """Images of a network in evaluation mode on the device; the other arguments and the errors are those of `generate`.
 
     Args:
         numbers: of the images, which with the seed decide them.
         source: how an error names the network.
-        condition: of all images.
-
-    Raises:
-        UsageError, RefusedError: as `generate`.
     """
     spec, draw = build_sampler(config.objective, sampler)
     recorded = spec.recorded_options(config.objective, nfe, options or {})
@@ -191,8 +178,8 @@ def draw_images(
         def step_noise(number: int, indices: range = indices) -> torch.Tensor:
             return image_noise(seed, "sampler", indices, shape, step=number).to(device)
 
-        request = SampleRequest(nfe, step_noise, recorded, condition.part(slice(first, first + len(indices))))
-        once = partial(_evaluate, network, noise, request.condition, device=device, dtype=dtype)
+        request = SampleRequest(nfe, step_noise, recorded)
+        once = partial(_evaluate, network, noise, device=device, dtype=dtype)
         explained = fitting_batch("sampling", len(indices), once, device=device)
         with explained, torch.inference_mode(), sampling_precision(device, dtype):
             batch, used_nfe = draw(network, noise, request)
@@ -204,23 +191,8 @@ def draw_images(
     return Drawn(torch.cat(images), spec.name, used_nfe, recorded, str(dtype).removeprefix("torch."))
 
 
-def _evaluate(
-    network: nn.Module,
-    noise: torch.Tensor,
-    condition: Condition,
-    count: int,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> torch.Tensor:
+def _evaluate(network: nn.Module, noise: torch.Tensor, count: int, *, device: torch.device, dtype: torch.dtype) -> None:
     """One evaluation of the network for the first `count` images, which is most of the memory that sampling takes."""
     t = torch.zeros(count, dtype=torch.long, device=device)
     with torch.inference_mode(), sampling_precision(device, dtype):
-        prediction: torch.Tensor = network(noise[:count], t, condition.part(slice(count)))
-    return prediction
-
-
-def can_sample(run: Run) -> bool:
-    """Whether the run's method generates images."""
-    name = run.objective
-    return name in METHODS and METHODS[name].generates
+        network(noise[:count], t, UNCONDITIONAL)

@@ -20,18 +20,13 @@ from driftkit.training.gradients import GradientExchange
 from driftkit.training.hooks import MAX_RECORDS, FinishedStep, Hook
 from driftkit.training.monitors import FiniteWatch
 from driftkit.training.optimizer import adamw, averaged, clip_gradients, optimizer_tensors, restore_optimizer
-from driftkit.training.trainer_config import TrainerConfig
+from driftkit.training.train_config import TrainerConfig
 
 
 class Trainer:
-    """Trains one network with one objective.
+    """Trains one network with one objective, on the device and for the ranks of the feed.
 
-    Args:
-        objective: what a step minimises.
-        network: the plain network.
-        feed: source of the batches, on the device and for the ranks that train.
-        hooks: what happens between steps, in this order.
-        compiled: whether steps use a compiled form of the network.
+    Hooks are what happens between steps, in this order; `compiled` steps use a compiled form of the network.
     """
 
     def __init__(
@@ -74,11 +69,8 @@ class Trainer:
     def train(self) -> None:
         """Train to the last step, or until something asks to stop.
 
-        Raises:
-            InterruptedRunError: a signal asked to stop; the state was saved first.
-            NonFiniteStepError: a loss, gradient, feature or weight is not finite; nothing was updated with it.
-            RefusedError: a hook asked to stop.
-            StorageError: a checkpoint could not be written.
+        Raises InterruptedRunError after a signal and saving, NonFiniteStepError before the update of a step that is not
+        finite, RefusedError where a hook asked to stop, StorageError where a checkpoint could not be written.
         """
         reset_peak_memory(self.device)
         with contextlib.ExitStack() as closing:
@@ -136,8 +128,7 @@ class Trainer:
     def aside(self) -> Iterator[None]:
         """Time spent within does not count as training; by then the device is idle and all steps were finite.
 
-        Raises:
-            NonFiniteStepError: a step was not, on all ranks alike.
+        Raises NonFiniteStepError where a step was not, on all ranks alike.
         """
         synchronize(self.device)
         self.watch.check()

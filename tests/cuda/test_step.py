@@ -9,13 +9,13 @@ import torch
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from driftkit.encoders.trained_encoder import MAEEncoder
-from driftkit.methods.classifier.config import ClassifierConfig
+from driftkit.methods.classifier.method import ClassifierConfig
 from driftkit.methods.classifier.objective import Classifier
 from driftkit.methods.ddpm.config import DDPMConfig
 from driftkit.methods.ddpm.objective import DDPM
 from driftkit.methods.drifting.config import DriftingConfig
 from driftkit.methods.drifting.objective import Drifting
-from driftkit.methods.mae.config import MAEConfig
+from driftkit.methods.mae.method import MAEConfig
 from driftkit.methods.mae.objective import MAE
 from driftkit.models.mae_resnet import MAEResNet, MAEResNetConfig
 from driftkit.models.unet import UNet, UNetConfig

@@ -10,8 +10,7 @@ import timm
 import torch
 
 from driftkit.encoders import weights
-from driftkit.encoders.efficientnet_lite import in_timm_names
-from driftkit.encoders.specs import PACKAGED, SPECS
+from driftkit.encoders.specs import PACKAGED, SPECS, in_timm_names
 from driftkit.encoders.weights import PackagedFile, fetch, published, read_weights
 from driftkit.errors import ArtifactError
 from driftkit.scoring.extractors import INSTALLED, INSTALLED_LINEAGE, load_extractor

@@ -10,7 +10,7 @@ import torch
 
 from driftkit.encoders import weights
 from driftkit.encoders.specs import SPECS
-from driftkit.encoders.weights import HubFile, UrlFile, fetch, locate, published
+from driftkit.encoders.weights import HubFile, UrlFile, fetch, published
 from driftkit.errors import ArtifactError
 from tests.web import serve
 
@@ -49,11 +49,11 @@ def test_digests_come_from_the_authors_or_from_the_name():
 
 def test_nothing_is_asked_of_the_network_to_find_weights(hub_folder, monkeypatch):
     monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: pytest.fail("asked the network"))
-    assert all(locate(spec) is None for spec in SPECS.values() if not spec.packaged)
+    assert all(published(spec).locate() is None for spec in SPECS.values() if not spec.packaged)
     target = hub_folder / "moco_v2_800ep_pretrain.pth.tar"
     target.parent.mkdir(parents=True)
     target.write_bytes(b"")
-    assert locate(SPECS["mocov2"]) == target
+    assert published(SPECS["mocov2"]).locate() == target
 
 
 def test_a_download_arrives_whole_and_under_its_name_alone(hub_folder):

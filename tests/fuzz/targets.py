@@ -28,7 +28,7 @@ from driftkit.datasets.decode import decode_image
 from driftkit.datasets.folder import arrange
 from driftkit.datasets.packs import open_pack
 from driftkit.datasets.sources import parse_spec, resolve
-from driftkit.encoders.registry import trained_image_size
+from driftkit.encoders.registry import encoder_kind
 from driftkit.encoders.trained_encoder import load_trained_encoder
 from driftkit.encoders.weights import read_weights
 from driftkit.errors import DriftkitError
@@ -49,7 +49,7 @@ from driftkit.stages.run import is_done
 from driftkit.storage.files import state_digest, write_json, write_tensors
 from driftkit.storage.images import read_samples, write_samples
 from driftkit.storage.run_folder import Run
-from driftkit.training.sampling import can_sample, load_network
+from driftkit.training.sampling import load_network
 from driftkit.training.train_config import load_config, resolve_config
 from tests.encoders.loading import load
 from tests.scoring.fakes import evaluation, make_pack, make_run, random_images, tiny_extractor
@@ -115,8 +115,7 @@ def manifest(folder: Path) -> Target:
         run.manifest_path.write_bytes(content)
         each(
             lambda: open_runs([run.path]),
-            lambda: can_sample(Run.open(run.path)),
-            lambda: trained_image_size(str(run.path)),
+            lambda: encoder_kind(str(run.path)).image_size(str(run.path)),
             lambda: load(str(run.path)),
         )
         opened = Run.open(run.path)
@@ -282,7 +281,7 @@ def safetensors(folder: Path) -> Target:
         each(
             lambda: open_pack(folder / "p"),
             lambda: load_trained_encoder(place),
-            lambda: trained_image_size(str(place)),
+            lambda: encoder_kind(str(place)).image_size(str(place)),
             lambda: open_statistics_file(place, tiny_extractor()),
             lambda: read_weights(place),
         )
@@ -317,7 +316,7 @@ def encoder_header(folder: Path) -> Target:
             json.dumps(found, ensure_ascii=False).encode()
         with contextlib.suppress(UnicodeEncodeError):  # a header that nobody can write
             write_tensors(place, weights, header=found)
-        each(lambda: trained_image_size(str(place)))
+        each(lambda: encoder_kind(str(place)).image_size(str(place)))
         load_trained_encoder(place)
 
     return Target([json_bytes(header)], "json", read)
@@ -326,7 +325,7 @@ def encoder_header(folder: Path) -> Target:
 def encoder_name(_: Path) -> Target:
     def read(content: bytes) -> None:
         name = content.decode("utf-8", "surrogateescape")
-        each(lambda: trained_image_size(name))
+        each(lambda: encoder_kind(name).image_size(name))
         load(name, random_weights=False)
 
     os.environ["HF_HUB_OFFLINE"] = "1"

@@ -11,7 +11,7 @@ from driftkit.methods.drifting import aggregated_drift, drift_loss
 from driftkit.methods.drifting.config import DriftingConfig
 from driftkit.methods.drifting.objective import Drifting
 from driftkit.methods.drifting.samplers import generate_one_step
-from driftkit.methods.mae.config import MAEConfig
+from driftkit.methods.mae.method import MAEConfig
 from driftkit.methods.mae.objective import MAE
 from driftkit.models.mae_resnet import MAEResNet, MAEResNetConfig
 from driftkit.models.unet import UNet, UNetConfig

@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 
 from driftkit.errors import UsageError
-from driftkit.methods.classifier.config import ClassifierConfig
+from driftkit.methods.classifier.method import ClassifierConfig
 from driftkit.methods.classifier.objective import Classifier
-from driftkit.methods.held_out import HeldOut, LabelledImages
+from driftkit.methods.encoder_training import HeldOut, LabelledImages
 from driftkit.models.mae_resnet import MAEResNet, MAEResNetConfig
 from driftkit.protocols import Batch, Execution
 from driftkit.runtime.ranks import Ranks

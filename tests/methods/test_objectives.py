@@ -8,7 +8,6 @@ import torch
 
 from driftkit.encoders import timm_encoder
 from driftkit.encoders.pixel import PixelEncoder
-from driftkit.methods.crops import random_resized_crop
 from driftkit.methods.ddpm.config import DDPMConfig
 from driftkit.methods.ddpm.objective import DDPM
 from driftkit.methods.ddpm.schedule import linear_schedule
@@ -16,8 +15,8 @@ from driftkit.methods.drifting import aggregated_drift
 from driftkit.methods.drifting import build as drifting_build
 from driftkit.methods.drifting.config import DriftingConfig
 from driftkit.methods.drifting.objective import Drifting
-from driftkit.methods.held_out import HeldOut, LabelledImages
-from driftkit.methods.mae.config import MAEConfig
+from driftkit.methods.encoder_training import HeldOut, LabelledImages, random_resized_crop
+from driftkit.methods.mae.method import MAEConfig
 from driftkit.methods.mae.objective import MAE
 from driftkit.models.mae_resnet import MAEResNet, MAEResNetConfig
 from driftkit.protocols import Batch, Execution

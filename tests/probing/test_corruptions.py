@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from driftkit.probing.corruptions import CORRUPTIONS, blur, checkerboard, collage, grey, noise, shift, shuffle
+from driftkit.probing.probe_images import CORRUPTIONS, blur, checkerboard, collage, grey, noise, shift, shuffle
 
 
 def images(count=6, side=16):

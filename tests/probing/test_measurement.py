@@ -10,10 +10,9 @@ from driftkit.encoders.frozen_encoder import FrozenEncoder
 from driftkit.encoders.pixel import PixelEncoder
 from driftkit.errors import DriftkitError
 from driftkit.methods.drifting import aggregated_drift, drift_loss
-from driftkit.probing.corruptions import ONE_CLASS
+from driftkit.probing.feature_statistics import pixel_alignment
 from driftkit.probing.measurement import measure_encoder, relative_change
-from driftkit.probing.pixel_alignment import pixel_alignment
-from driftkit.probing.probe_images import ProbeImages, one_class_count
+from driftkit.probing.probe_images import ONE_CLASS, ProbeImages, one_class_count
 from driftkit.probing.verdict import best_signal, describe_group, give_verdict, recommended_taus, score
 from driftkit.protocols import FeatureMap
 from driftkit.storage.images import to_float

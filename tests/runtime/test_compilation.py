@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 from driftkit.runtime import compilation
 from driftkit.runtime.compilation import COMPILE_STEPS, decide_compilation, tried_convolutions
 from driftkit.storage.run_folder import Run
-from driftkit.training.trainer_config import CompileSetting
+from driftkit.training.train_config import CompileSetting
 from tests.conftest import driftkit, train_tiny
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)

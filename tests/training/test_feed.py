@@ -5,12 +5,12 @@ import threading
 import pytest
 import torch
 
-from driftkit.methods.classifier.config import ClassifierConfig
+from driftkit.methods.classifier.method import ClassifierConfig
 from driftkit.methods.classifier.objective import Classifier
 from driftkit.methods.ddpm.config import DDPMConfig
 from driftkit.methods.ddpm.objective import DDPM
 from driftkit.methods.drifting.objective import Drifting
-from driftkit.methods.mae.config import MAEConfig
+from driftkit.methods.mae.method import MAEConfig
 from driftkit.methods.mae.objective import MAE
 from driftkit.runtime.random import image_noise, shuffled_indices, stream_seed
 from driftkit.runtime.ranks import Ranks

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from driftkit.errors import UsageError
-from driftkit.training.tracking import open_trackers
+from driftkit.training.metrics_log import open_trackers
 
 
 @pytest.mark.parametrize(("name", "module"), [("tensorboard", "torch.utils.tensorboard"), ("wandb", "wandb")])

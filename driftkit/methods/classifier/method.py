@@ -1,22 +1,39 @@
 """The classifier, as the rest of driftkit knows it."""
 
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from driftkit.methods.base import BuiltObjective, Method, Setting, Workload, register
-from driftkit.methods.classifier.config import ClassifierConfig
+from pydantic import Field
+
+from driftkit.methods.base import (
+    BuiltObjective,
+    Method,
+    MethodConfig,
+    Setting,
+    Workload,
+    export_trained_encoder,
+    register,
+)
 
 if TYPE_CHECKING:
     from torch import nn
 
     from driftkit.datasets.packs import ImagePack
     from driftkit.models.mae_resnet import MAEResNetConfig
-    from driftkit.storage.run_folder import Run
+
+
+class ClassifierConfig(MethodConfig):
+    """The classifier objective."""
+
+    name: Literal["classifier"] = "classifier"
+    min_crop: float = Field(
+        0.5, gt=0, le=1, description="smallest share of the area that a random resized crop keeps; 1: no cropping"
+    )
+    label_smoothing: float = Field(0.05, ge=0, lt=1, description="share of the target spread over all classes")
 
 
 def _build(config: ClassifierConfig, setting: Setting) -> BuiltObjective:
     from driftkit.methods.classifier.objective import Classifier
-    from driftkit.methods.held_out import held_out_images
+    from driftkit.methods.encoder_training import held_out_images
 
     return BuiltObjective(Classifier(config, ranks=setting.ranks, held_out=held_out_images(setting)))
 
@@ -26,19 +43,13 @@ def _workload(config: ClassifierConfig, network: "nn.Module", image_size: int) -
 
 
 def _complete(config: ClassifierConfig, network: "MAEResNetConfig", pack: "ImagePack") -> "MAEResNetConfig":
-    from driftkit.methods.held_out import with_head
+    from driftkit.methods.encoder_training import with_head
 
     return with_head(network.model_copy(update={"decoder": False}), pack, reason="a classifier")
 
 
 def _network_for_budget(config: ClassifierConfig, network: "MAEResNetConfig") -> "MAEResNetConfig":
     return network.model_copy(update={"num_classes": network.num_classes or 1, "decoder": False})
-
-
-def _finish(run: "Run") -> Path:
-    from driftkit.encoders.trained_encoder import export_encoder
-
-    return export_encoder(run)
 
 
 METHOD = register(
@@ -53,6 +64,6 @@ METHOD = register(
         holdout=0.02,
         complete=_complete,
         network_for_budget=_network_for_budget,
-        finish=_finish,
+        finish=export_trained_encoder,
     )
 )

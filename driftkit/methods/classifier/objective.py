@@ -6,10 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from driftkit.methods.accumulate import accumulate_parts
-from driftkit.methods.classifier.config import ClassifierConfig
-from driftkit.methods.crops import crop_batch, crop_draws
-from driftkit.methods.held_out import MEASURE_BATCH, HeldOut
+from driftkit.methods.classifier.method import ClassifierConfig
+from driftkit.methods.encoder_training import MEASURE_BATCH, HeldOut, crop_batch, crop_draws
 from driftkit.protocols import UNCONDITIONAL, Batch, Condition, Execution, StepLoss
 from driftkit.runtime.ranks import Ranks
 from driftkit.storage.images import to_float
@@ -46,7 +44,7 @@ class Classifier:
             total = total / labelled
             return StepLoss(total, {"cross_entropy": total}, {"training_accuracy": correct / labelled})
 
-        outcome = accumulate_parts(loss, batch, execution)
+        outcome = execution.accumulate(loss, batch)
         return StepLoss(outcome.total, outcome.terms, {k: self.ranks.mean(v) for k, v in outcome.health.items()})
 
     @torch.no_grad()

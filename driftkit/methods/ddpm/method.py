@@ -11,7 +11,6 @@ from driftkit.methods.base import (
     Method,
     SamplerSpec,
     Setting,
-    Workload,
     register,
     sampler_table,
 )
@@ -35,12 +34,6 @@ def _build(config: DDPMConfig, setting: Setting) -> BuiltObjective:
     from driftkit.methods.ddpm.objective import DDPM
 
     return BuiltObjective(DDPM(config))
-
-
-def _workload(config: DDPMConfig, network: "nn.Module", image_size: int) -> Workload:
-    from driftkit.methods.regression import one_forward
-
-    return Workload(one_forward(network))
 
 
 def _sampler(name: str, config: DDPMConfig) -> "Sampler":
@@ -89,7 +82,6 @@ METHOD = register(
         config=DDPMConfig,
         network="unet",
         build=_build,
-        workload=_workload,
         samplers=sampler_table(
             SamplerSpec(
                 "ddim", partial(_sampler, "sample_ddim"), lambda config: DDIM_NFE, "noise",

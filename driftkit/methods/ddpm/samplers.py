@@ -1,8 +1,10 @@
 """Samplers for a denoiser that predicts the noise: ancestral (DDPM), DDIM and DPM-Solver++(2M).
 
-Each is a plain function with a `schedule` to bind (`functools.partial(sample_ddim, schedule=schedule)` is a
-`protocols.Sampler`). All keep a float32 state, compute their coefficients in float64, clip only the estimate of the
-clean image and never the noisy state, and return the last such estimate. NFE counts calls of the network.
+Each is a plain function with a `schedule` to bind, that of the training (`functools.partial(sample_ddim,
+schedule=schedule)` is a `protocols.Sampler`). They take a network that predicts the noise of (x [N, C, H, W], t [N],
+condition) and standard normal noise [N, C, H, W], and return images [N, C, H, W] float32, the last estimate of the
+clean images, and the number of network calls, the NFE. An NFE or option that is not listed is a UsageError. All keep a
+float32 state, compute their coefficients in float64, and clip only the estimate of the clean image, never the state.
 """
 
 import math
@@ -52,19 +54,10 @@ def sample_ddpm(
     With nfe < T the chain visits `nfe` of the T times and uses the posterior between those (respacing).
 
     Args:
-        network: predicts the noise of (x [N, C, H, W], t [N], condition).
-        noise: standard normal, [N, C, H, W].
         request: nfe 1 to T (default T); `step_noise(i)` is drawn at every step but the last. Options:
             spacing: "trailing" (default) or "leading"; equal at nfe = T.
             variance: "large", beta, or "small", the posterior's own beta-tilde; the default is `ancestral_variance`.
             clip_x0: clip the image estimate to [-1, 1] before the posterior mean is taken (default true).
-        schedule: the noise schedule the network was trained with.
-
-    Returns:
-        Images [N, C, H, W] float32, the last estimate of the clean images, and the number of network calls.
-
-    Raises:
-        UsageError: nfe or an option is not one of these.
 
     Source: Ho et al. 2020 (arXiv 2006.11239), Algorithm 2 and Eq. (6), (7); respacing: arXiv 2102.09672, section 4.
     Differs: the mean is taken of a clipped x0, as in the authors' code.
@@ -95,20 +88,11 @@ def sample_ddim(
     """DDIM: deterministic at eta = 0, as noisy as ancestral sampling at eta = 1.
 
     Args:
-        network: predicts the noise of (x [N, C, H, W], t [N], condition).
-        noise: standard normal, [N, C, H, W].
         request: nfe 1 to T (default 50); `step_noise(i)` is drawn where eta > 0, at every step but the last. Options:
             eta: >= 0 (default 0).
             spacing: "trailing" (default: starts at T - 1, where the state really is pure noise, which few steps need)
                 or "leading" (that of the DDIM paper's code).
             clip_x0: clip the image estimate to [-1, 1] (default true); the predicted noise stays as it is.
-        schedule: the noise schedule the network was trained with.
-
-    Returns:
-        Images [N, C, H, W] float32, the last estimate of the clean images, and the number of network calls.
-
-    Raises:
-        UsageError: nfe or an option is not one of these.
 
     Source: Song et al. 2021 (arXiv 2010.02502), Eq. (12), (16). Differs: the clipping of x0.
     """
@@ -141,19 +125,10 @@ def sample_dpm_solver(
     final_sigmas_type "zero", lower_order_final; clip_x0 is its thresholding with sample_max_value 1.
 
     Args:
-        network: predicts the noise of (x [N, C, H, W], t [N], condition).
-        noise: standard normal, [N, C, H, W].
         request: nfe 1 to T (default 20). Options:
             spacing: "trailing" (default) or "leading". Leading leaves out time 0, from which a step to zero noise
                 would be all but empty: multiples of floor(T / (nfe + 1)) from the first on; nfe is then at most T - 1.
             clip_x0: clip the image estimate to [-1, 1] (default true).
-        schedule: the noise schedule the network was trained with.
-
-    Returns:
-        Images [N, C, H, W] float32, the last estimate of the clean images, and the number of network calls.
-
-    Raises:
-        UsageError: nfe or an option is not one of these.
 
     Source: Lu et al. 2022 (arXiv 2211.01095), Algorithm 2. Differs: the clipping of x0; the last step is first order.
     """

@@ -14,28 +14,12 @@ SPACINGS: tuple[str, ...] = get_args(Spacing)
 
 @dataclass(frozen=True, eq=False)
 class NoiseSchedule:
-    """Noise added by the forward process at the integer times 0 (cleanest) to num_steps - 1.
+    """Noise added by the forward process at the integer times 0 (cleanest) to num_steps - 1."""
 
-    Attributes:
-        betas: variance that one step adds, float64 [num_steps] on the CPU, in (0, 1).
-        alpha_bar: share of the signal's variance left at each time, float64 [num_steps] on the CPU, falling.
-        num_steps: T.
-
-    Raises:
-        ValueError: the tensors are no float64 vectors of num_steps entries.
-    """
-
-    betas: torch.Tensor
-    alpha_bar: torch.Tensor
-    num_steps: int
+    betas: torch.Tensor  # variance that one step adds, float64 [num_steps] on the CPU, in (0, 1)
+    alpha_bar: torch.Tensor  # share of the signal's variance left at each time, float64 [num_steps] on the CPU, falling
+    num_steps: int  # T
     _on: dict[torch.device, torch.Tensor] = field(default_factory=dict, init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        for name, values in (("betas", self.betas), ("alpha_bar", self.alpha_bar)):
-            if values.dtype != torch.float64 or values.shape != (self.num_steps,):
-                raise ValueError(
-                    f"{name}: expected float64 [{self.num_steps}], got {values.dtype} {list(values.shape)}"
-                )
 
     def alpha_bar_on(self, device: torch.device) -> torch.Tensor:
         """`alpha_bar` on a device, where it stays: a copy at every step would wait for the work queued there."""

@@ -8,7 +8,7 @@ import torch
 from driftkit.encoders.feature_cache import FeatureCache, FeatureSource, open_cache
 from driftkit.encoders.feature_sets import FEATURES_VERSION, feature_set
 from driftkit.encoders.frozen_encoder import FrozenEncoder
-from driftkit.encoders.lineage import PIXEL_TERM, Lineage
+from driftkit.encoders.lineage import PIXEL_TERM
 from driftkit.encoders.registry import encoder_kind, load_encoder
 from driftkit.methods.base import BuiltObjective, Setting
 from driftkit.methods.drifting.config import DriftingConfig
@@ -28,6 +28,7 @@ def build_drifting(config: DriftingConfig, setting: Setting) -> BuiltObjective:
     encoder = encoder.to(memory_format=torch.channels_last)
     features = config.feature_set or encoder.feature_set
     cache = _open_cache(encoder, features, setting) if config.cache_features else None
+    lineages = [encoder.lineage, *([PIXEL_TERM] if feature_set(features).has_pixels else [])]  # of all the loss sees
     record = {
         "name": encoder.name,
         "parameters": encoder.num_parameters,
@@ -35,15 +36,10 @@ def build_drifting(config: DriftingConfig, setting: Setting) -> BuiltObjective:
         "feature_set": features,
         "random_weights": encoder.random_weights,
         "weights_digest": encoder.weights_digest,
-        "lineage": [lineage.describe() for lineage in training_lineages(encoder, features)],
+        "lineage": [lineage.describe() for lineage in lineages],
     }
     encoder.store_weights_for(setting.dtype)  # their digests have been taken
     return BuiltObjective(Drifting(config, encoder, ranks=setting.ranks, cache=cache, compiled=setting.compile), record)
-
-
-def training_lineages(encoder: FrozenEncoder, features: str) -> list[Lineage]:
-    """Lineages of all that the loss sees: the encoder, and the pixels where the feature set has them."""
-    return [encoder.lineage, *([PIXEL_TERM] if feature_set(features).has_pixels else [])]
 
 
 def _open_cache(encoder: FrozenEncoder, features: str, setting: Setting) -> FeatureCache:

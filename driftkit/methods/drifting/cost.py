@@ -6,8 +6,7 @@ import torch
 from torch import nn
 
 from driftkit.encoders.feature_sets import feature_set, field_calls
-from driftkit.encoders.frozen_encoder import FrozenEncoder
-from driftkit.encoders.registry import encoder_kind, load_encoder, trained_image_size
+from driftkit.encoders.registry import encoder_kind, load_encoder
 from driftkit.methods.base import Workload
 from driftkit.methods.drifting.affinity import Affinity
 from driftkit.methods.drifting.config import DriftingConfig
@@ -21,21 +20,13 @@ LOG_MATRICES = 2  # of pairs, beside the workspace, at temperatures whose kernel
 
 @dataclass(frozen=True)
 class FieldCost:
-    """The fields of a step, a `BatchCost`. A field compares `rows` generated images with twice `images` others.
+    """The fields of a step, a `BatchCost`. A field compares `rows` generated images with twice `images` others."""
 
-    Attributes:
-        calls: (vectors, channels) of every batched field.
-        num_taus: temperatures.
-        shared: whether fields share their scales, so that V of all of them waits for the last.
-        wide: whether temperatures are so small that the field takes float64.
-        chunk_bytes: size of the workspace; None: that of the device.
-    """
-
-    calls: tuple[tuple[int, int], ...]
-    num_taus: int = 3
-    shared: bool = False
-    wide: bool = False
-    chunk_bytes: int | None = None
+    calls: tuple[tuple[int, int], ...]  # (vectors, channels) of every batched field
+    num_taus: int = 3  # temperatures
+    shared: bool = False  # whether fields share their scales, so that V of all of them waits for the last
+    wide: bool = False  # whether temperatures are so small that the field takes float64
+    chunk_bytes: int | None = None  # size of the workspace; None: that of the device
     chunk_setting: str = "objective.field_chunk_mib"
 
     def gathered_bytes(self, *, rows: int, ranks: int) -> int:
@@ -90,7 +81,12 @@ def drifting_workload(config: DriftingConfig, network: nn.Module, image_size: in
         ArtifactError: the encoder is a run that is not there yet.
         UsageError: the config names no such encoder.
     """
-    encoder = _encoder_without_weights(config, image_size)
+    kind = encoder_kind(config.encoder)
+    # Published weights would have to be fetched, and only their shapes matter here.
+    published = kind.published(config.encoder) is not None
+    without_weights = config.model_copy(update={"encoder_weights": None, "random_weights": published})
+    size = kind.image_size(config.encoder) or image_size
+    encoder = load_encoder(without_weights, image_size=size, device="meta")
     features = feature_set(config.feature_set or encoder.feature_set)
 
     def encode(images: torch.Tensor) -> list[torch.Tensor]:
@@ -104,23 +100,11 @@ def drifting_workload(config: DriftingConfig, network: nn.Module, image_size: in
         encode=encode,
         encodes_real=not config.cache_features,
         regenerates=True,
-        batch=field_cost(config, calls),
+        batch=FieldCost(
+            calls,
+            num_taus=len(config.taus),
+            shared=config.scale_over == "map",
+            wide=Affinity(config.kernel).sharpness(min(config.taus)) > MAX_SHARPNESS,
+            chunk_bytes=config.field_chunk_mib * 2**20 if config.field_chunk_mib else None,
+        ),
     )
-
-
-def field_cost(config: DriftingConfig, calls: tuple[tuple[int, int], ...]) -> FieldCost:
-    """The cost of the batched fields of a config."""
-    return FieldCost(
-        calls,
-        num_taus=len(config.taus),
-        shared=config.scale_over == "map",
-        wide=Affinity(config.kernel).sharpness(min(config.taus)) > MAX_SHARPNESS,
-        chunk_bytes=config.field_chunk_mib * 2**20 if config.field_chunk_mib else None,
-    )
-
-
-def _encoder_without_weights(config: DriftingConfig, image_size: int) -> FrozenEncoder:
-    # Published weights would have to be fetched, and only their shapes matter here.
-    published = encoder_kind(config.encoder).published(config.encoder) is not None
-    config = config.model_copy(update={"encoder_weights": None, "random_weights": published})
-    return load_encoder(config, image_size=trained_image_size(config.encoder) or image_size, device="meta")

@@ -1,7 +1,6 @@
 """Drifting: the generator regresses onto its own output, moved along the field in an encoder's feature space."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -20,6 +19,7 @@ from driftkit.protocols import UNCONDITIONAL, Batch, Condition, Execution, StepL
 from driftkit.runtime.random import image_noise, seed_global_generators
 from driftkit.runtime.ranks import Ranks
 
+FIELD_STATS = ("drift_scale", "effective_points", "logit_range")  # of a field, by temperature
 # Of real features. Where some of a map's vectors are the same in all images, as at black borders, the others count.
 SMALLEST_VARIANCE = 1e-24
 
@@ -78,33 +78,34 @@ class Drifting:
         execution.clock.mark("data")
         positives = self._positives(batch, execution)
         if len(chunks) == 1:
-            parts = [self._generate(model, noise, chunks[0], batch, execution)]
+            only = self._generate(model, noise, chunks[0], batch, execution)
+            parts = [only[1]]
         else:
+            only = None
             with torch.no_grad():
-                parts = [self._generate(model, noise, chunk, batch, execution).detached() for chunk in chunks]
-        outcome, gradients = self._field(_joined([p.groups for p in parts]), positives, step=batch.step)
+                parts = [self._generate(model, noise, chunk, batch, execution)[1] for chunk in chunks]
+        outcome, gradients = self._field(_joined(parts), positives, step=batch.step)
         execution.clock.mark("field")
         for chunk in chunks:
-            part = parts[0] if len(chunks) == 1 else self._generate(model, noise, chunk, batch, execution)
-            if part.images.requires_grad:
-                part.images.register_hook(lambda _: execution.clock.mark("encoder"))
+            images, groups = only or self._generate(model, noise, chunk, batch, execution)
+            if images.requires_grad:
+                images.register_hook(lambda _: execution.clock.mark("encoder"))
             with execution.backward_of(chunk, len(batch.slots)):
-                torch.autograd.backward(
-                    [g.values for g in part.groups], [gradients[g.name][:, chunk] for g in part.groups]
-                )
+                torch.autograd.backward([g.values for g in groups], [gradients[g.name][:, chunk] for g in groups])
             execution.clock.mark("generator")
         return outcome
 
     def _generate(
         self, model: nn.Module, noise: torch.Tensor, chunk: slice, batch: Batch, execution: Execution
-    ) -> "_Generated":
+    ) -> tuple[torch.Tensor, list[FeatureGroup]]:
+        """Generated images of one chunk and their features."""
         seed_global_generators(batch.seed, batch.step, self.ranks.rank, chunk.start)  # the same dropout each time
         with execution.autocast():
             images = generate_one_step(model, noise[chunk], batch.condition.part(chunk))
             execution.clock.mark("generator")
             groups = self._features(images)
             execution.clock.mark("encoder")
-        return _Generated(images, groups)
+        return images, groups
 
     def _positives(self, batch: Batch, execution: Execution) -> list[FeatureGroup]:
         if self.cache is not None:
@@ -123,7 +124,7 @@ class Drifting:
     ) -> tuple[StepLoss, dict[str, torch.Tensor]]:
         """The loss, and its gradient at every group's features [L, N, C], by name."""
         terms: dict[str, torch.Tensor] = {}
-        stats: list[tuple[FeatureGroup, _FieldStats]] = []
+        stats: list[tuple[FeatureGroup, torch.Tensor]] = []  # of each group the FIELD_STATS, [3, T]
         gradients: dict[str, torch.Tensor] = {}
         variances: list[tuple[torch.Tensor, torch.Tensor]] = []  # of generated and real features of each group
         for gen, x, y_pos, shared in _one_ahead(self._shared(generated, positives)):
@@ -132,10 +133,10 @@ class Drifting:
             both = zip(_variance(x.detach()).split(sizes), _variance(y_pos).split(sizes), strict=True)
             variances += [(ours.mean(), real.mean()) for ours, real in both]
             per_field = drift_loss(x, drift)
-            per_tau = torch.stack([drift.drift_scale, drift.effective_points, drift.logit_range]).split(sizes, dim=2)
+            per_tau = torch.stack([getattr(drift, name) for name in FIELD_STATS]).split(sizes, dim=2)
             for group, loss, values in zip(gen.groups, per_field.split(sizes), per_tau, strict=True):
                 terms[group.name] = loss.mean()
-                stats.append((group, _FieldStats(*values.mean(dim=2).unbind(0))))
+                stats.append((group, values.mean(dim=2)))
             torch.stack([terms[group.name] for group in gen.groups]).sum().backward()
             assert x.grad is not None
             gradients |= {g.name: grad for g, grad in zip(gen.groups, x.grad.split(sizes), strict=True)}
@@ -190,17 +191,16 @@ class Drifting:
                 names += [f"{side} features {name}" for name in sorted(found)]
             raise NonFiniteStepError(names, step) from None
 
-    def _health(self, stats: "Sequence[tuple[FeatureGroup, _FieldStats]]") -> dict[str, torch.Tensor]:
+    def _health(self, stats: Sequence[tuple[FeatureGroup, torch.Tensor]]) -> dict[str, torch.Tensor]:
         """Means over the fields of each map, over maps, and over both by temperature."""
         by_map: dict[str, list[torch.Tensor]] = {}
-        for group, one in stats:
-            by_map.setdefault(group.map, []).append(one.drift_scale.mean())
-        norms = {f"drift_norm/{name}": torch.stack(values).mean() for name, values in by_map.items()}
+        for group, values in stats:
+            by_map.setdefault(group.map, []).append(values[0].mean())
+        norms = {f"drift_norm/{name}": torch.stack(scales).mean() for name, scales in by_map.items()}
         health = {"drift_norm": torch.stack(list(norms.values())).mean(), **norms}
         for t, tau in enumerate(self.config.taus):
-            for name in ("drift_scale", "effective_points", "logit_range"):
-                values = torch.stack([getattr(one, name)[t] for _, one in stats])
-                health[f"{name}/tau {tau:g}"] = values.mean()
+            for row, name in enumerate(FIELD_STATS):
+                health[f"{name}/tau {tau:g}"] = torch.stack([values[row, t] for _, values in stats]).mean()
         return health
 
     def _encode(self, images: torch.Tensor) -> list[FeatureGroup]:
@@ -213,27 +213,6 @@ class Drifting:
         self, model: nn.Module, noise: torch.Tensor, images: torch.Tensor, condition: Condition = UNCONDITIONAL
     ) -> torch.Tensor:
         return generate_one_step(model, noise, condition)
-
-
-@dataclass(frozen=True)
-class _Generated:
-    """Generated images of one chunk and their features."""
-
-    images: torch.Tensor
-    groups: list[FeatureGroup]
-
-    def detached(self) -> "_Generated":
-        """Without the images, which are not needed to compute the field."""
-        return _Generated(self.images[:0], self.groups)
-
-
-@dataclass(frozen=True)
-class _FieldStats:
-    """Statistics of the field of one feature group, [T] each."""
-
-    drift_scale: torch.Tensor
-    effective_points: torch.Tensor
-    logit_range: torch.Tensor
 
 
 Item = TypeVar("Item")

@@ -1,6 +1,7 @@
 """Rectified flow, as the rest of driftkit knows it."""
 
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Literal
 
 from driftkit.methods.base import (
     CURVE_NFES,
@@ -8,13 +9,12 @@ from driftkit.methods.base import (
     Curve,
     Graph,
     Method,
+    MethodConfig,
     SamplerSpec,
     Setting,
-    Workload,
     register,
     sampler_table,
 )
-from driftkit.methods.flow.config import EULER_NFE, HEUN_NFE, FlowConfig
 
 if TYPE_CHECKING:
     import torch
@@ -23,34 +23,32 @@ if TYPE_CHECKING:
     from driftkit.protocols import Sampler
 
 
+EULER_NFE = HEUN_NFE = 50
+
+
+class FlowConfig(MethodConfig):
+    """The rectified flow objective, which has nothing to set."""
+
+    name: Literal["flow"] = "flow"
+
+
 def _build(config: FlowConfig, setting: Setting) -> BuiltObjective:
     from driftkit.methods.flow.objective import Flow
 
     return BuiltObjective(Flow())
 
 
-def _workload(config: FlowConfig, network: "nn.Module", image_size: int) -> Workload:
-    from driftkit.methods.regression import one_forward
+def _sampler(name: str, config: FlowConfig) -> "Sampler":
+    from driftkit.methods.flow import samplers
 
-    return Workload(one_forward(network))
-
-
-def _euler(config: FlowConfig) -> "Sampler":
-    from driftkit.methods.flow.samplers import sample_euler
-
-    return sample_euler
-
-
-def _heun(config: FlowConfig) -> "Sampler":
-    from driftkit.methods.flow.samplers import sample_heun
-
-    return sample_heun
+    sampler: Sampler = getattr(samplers, name)
+    return sampler
 
 
 def _graph(config: FlowConfig, network: "nn.Module", image_size: int) -> Graph:
     import torch
 
-    from driftkit.methods.flow.path import TIME_SCALE
+    from driftkit.methods.flow.samplers import TIME_SCALE
     from driftkit.methods.regression import TimedGraph
 
     generator = torch.Generator().manual_seed(0)
@@ -81,12 +79,18 @@ METHOD = register(
         config=FlowConfig,
         network="unet",
         build=_build,
-        workload=_workload,
         samplers=sampler_table(
             SamplerSpec(
-                "euler", _euler, lambda config: EULER_NFE, "velocity", curve_nfes=CURVE_NFES, speed_nfes=(10, 50, 100)
+                "euler",
+                partial(_sampler, "sample_euler"),
+                lambda config: EULER_NFE,
+                "velocity",
+                curve_nfes=CURVE_NFES,
+                speed_nfes=(10, 50, 100),
             ),
-            SamplerSpec("heun", _heun, lambda config: HEUN_NFE, "velocity", curve_nfes=CURVE_NFES),
+            SamplerSpec(
+                "heun", partial(_sampler, "sample_heun"), lambda config: HEUN_NFE, "velocity", curve_nfes=CURVE_NFES
+            ),
         ),
         graph=_graph,
         curves=(Curve("loss", "velocity prediction loss", "Loss of flow matching: squared error of the velocity."),),

@@ -3,8 +3,7 @@
 import torch
 from torch import nn
 
-from driftkit.methods.flow.path import TIME_SCALE, straight_path
-from driftkit.methods.flow.samplers import sample_heun
+from driftkit.methods.flow.samplers import TIME_SCALE, sample_heun, straight_path
 from driftkit.methods.regression import NoiseRegression
 from driftkit.protocols import UNCONDITIONAL, Condition, SampleRequest
 

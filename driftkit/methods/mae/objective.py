@@ -6,10 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from driftkit.methods.accumulate import accumulate_parts
-from driftkit.methods.crops import crop_batch, crop_draws
-from driftkit.methods.held_out import MEASURE_BATCH, HeldOut
-from driftkit.methods.mae.config import NEVER, MAEConfig
+from driftkit.methods.encoder_training import MEASURE_BATCH, HeldOut, crop_batch, crop_draws
+from driftkit.methods.mae.method import NEVER, MAEConfig
 from driftkit.metrics.quality import knn_accuracy, linear_accuracy
 from driftkit.models.mae_resnet import MAEResNet
 from driftkit.protocols import UNCONDITIONAL, Batch, Condition, Execution, StepLoss
@@ -69,7 +67,7 @@ class MAE:
                 health["training_accuracy"] = (logits.argmax(dim=1) == part.labels).sum() / labelled
             return StepLoss(total, terms, health)
 
-        outcome = accumulate_parts(loss, batch, execution)
+        outcome = execution.accumulate(loss, batch)
         return StepLoss(outcome.total, outcome.terms, {k: self.ranks.mean(v) for k, v in outcome.health.items()})
 
     def _masked_patches(self, seed: int, step: int, slots: range, image_shape: Sequence[int]) -> torch.Tensor:

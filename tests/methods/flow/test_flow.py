@@ -5,8 +5,7 @@ import torch
 
 from driftkit.errors import UsageError
 from driftkit.methods.flow.objective import Flow
-from driftkit.methods.flow.path import straight_path
-from driftkit.methods.flow.samplers import sample_euler, sample_heun
+from driftkit.methods.flow.samplers import sample_euler, sample_heun, straight_path
 from driftkit.protocols import Batch, Execution, SampleRequest
 from driftkit.storage.files import read_json
 from tests.conftest import driftkit, train_tiny
