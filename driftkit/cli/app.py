@@ -27,9 +27,9 @@ from driftkit.errors import (
     StorageError,
     UsageError,
 )
+from driftkit.runtime.environment import set_thread_defaults
 from driftkit.runtime.signals import StoppedError, ending_cleanly, exit_code
 from driftkit.runtime.terminal import say
-from driftkit.runtime.threads import set_thread_defaults
 
 EXIT_CODES = (
     "Exit codes: 0 ok, 1 failure, 2 usage, 3 data or weights missing or damaged, 4 out of memory or disk, no such "

@@ -17,7 +17,7 @@ from driftkit.encoders.timm_weights import load_state, own_tensors, timm_lineage
 from driftkit.encoders.weights import fetch, published, read_weights, unless_changed
 from driftkit.errors import UsageError
 from driftkit.protocols import FeatureMap
-from driftkit.runtime.finite import require_finite
+from driftkit.runtime.readback import require_finite
 from driftkit.storage.files import state_digest
 
 

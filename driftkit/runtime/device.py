@@ -5,6 +5,7 @@ import os
 import platform
 import resource
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Literal
@@ -126,6 +127,16 @@ def copy_to(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
+
+
+def one_worker(name: str, device: torch.device) -> ThreadPoolExecutor:
+    """A pool of one thread; pinned memory that it takes belongs to `device` where that is a GPU."""
+
+    def begin() -> None:
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # of this thread alone; GPU 0 otherwise
+
+    return ThreadPoolExecutor(1, thread_name_prefix=name, initializer=begin)
 
 
 def synchronize(device: torch.device) -> None:

@@ -8,14 +8,16 @@ import hashlib
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
-from driftkit.errors import DriftkitError, LostRankError
+from driftkit.errors import DriftkitError, LostRankError, RefusedError
 
+Result = TypeVar("Result")
 NAME_BYTES = 96
 DEATH_S = 2.0  # until the system has noticed that a process is gone whose connections have just closed
 DEFAULT_TIMEOUT_S = 7200.0  # longer than the slowest download that is let go on, for which the other ranks wait
@@ -272,6 +274,28 @@ class Ranks:
     def mean(self, value: torch.Tensor) -> torch.Tensor:
         """Mean over ranks."""
         return self.sum(value) / self.world_size
+
+
+def together(work: Callable[[], Result], ranks: Ranks) -> Result:
+    """Do something on every rank that needs no other rank; where one fails, all stop instead of waiting for it.
+
+    Raises:
+        Exception: what `work` raised here.
+        RefusedError, DriftkitError: it was refused, or failed, elsewhere.
+    """
+    problem: Exception | None = None
+    try:
+        result = work()
+    except Exception as error:  # whatever it is, the others have to know before it is raised
+        problem = error
+    severity = 0 if problem is None else 1 if isinstance(problem, RefusedError) else 2
+    worst = int(ranks.max(torch.tensor([severity])))
+    if problem is not None:
+        raise problem
+    if worst:  # the same kind everywhere, so that all ranks go on alike where a refusal does not end the command
+        kind = RefusedError if worst == 1 else DriftkitError
+        raise kind("another process of this command failed; its message says why")
+    return result
 
 
 def _own_store(timeout: datetime.timedelta) -> dist.Store:

@@ -17,13 +17,14 @@ from driftkit.metrics.base import FeatureStats, Metric, MetricInputs
 from driftkit.metrics.frechet import frechet_distance
 from driftkit.metrics.memorization import NUM_PAIRS
 from driftkit.metrics.registry import METRICS, Scores, compute_metrics
+from driftkit.runtime.ranks import together
 from driftkit.scoring.evaluation_record import (
     AppearanceInfo,
     EvaluationRecord,
     ReferenceInfo,
     default_path,
 )
-from driftkit.scoring.extraction import Extractor, extract, together
+from driftkit.scoring.extraction import Extractor, extract
 from driftkit.scoring.extractors import load_extractor
 from driftkit.scoring.image_set import (
     ImageSet,

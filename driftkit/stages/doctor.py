@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from driftkit import __version__
 from driftkit.encoders.specs import SPECS
 from driftkit.errors import DriftkitError
-from driftkit.runtime.threads import cpu_quota, usable_cpus
+from driftkit.runtime.environment import cpu_quota, usable_cpus
 from driftkit.storage.download import host_of, unreachable_hosts
 
 if TYPE_CHECKING:
@@ -292,7 +292,7 @@ def _folders() -> list[UsedFolder]:
     import torch
 
     from driftkit.datasets.sources import data_directory
-    from driftkit.runtime.folders import CACHE_VARIABLE, cache_folder
+    from driftkit.runtime.environment import CACHE_VARIABLE, cache_folder
 
     places = [
         ("torch hub cache", Path(torch.hub.get_dir()), "TORCH_HOME"),

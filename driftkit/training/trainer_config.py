@@ -4,8 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from driftkit.config.on_resume import OnResume
-from driftkit.config.settings import Option, Settings
+from driftkit.config.settings import OnResume, Option, Settings
 
 TRAINING, FILES = "Training", "Files"
 
