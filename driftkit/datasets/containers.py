@@ -21,12 +21,8 @@ MAX_MEMBER_BYTES = 256 * 2**20
 MAX_FILES = 20_000_000
 MAX_METADATA_BYTES = 2**20
 METADATA = (
-    tarfile.XHDTYPE,
-    tarfile.XGLTYPE,
-    tarfile.SOLARIS_XHDTYPE,
-    tarfile.GNUTYPE_LONGNAME,
-    tarfile.GNUTYPE_LONGLINK,
-)
+    tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK,
+)  # fmt: skip
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 ARCHIVE_SUFFIXES = (".zip", *TAR_SUFFIXES)
 BROKEN_ARCHIVE = (
@@ -39,9 +35,7 @@ class Container(Protocol):
     """Files by name, whatever holds them."""
 
     @property
-    def path(self) -> Path:
-        """The folder or the archive."""
-        ...
+    def path(self) -> Path: ...
 
     def names(self) -> list[str]:
         """Names of all files, with forward slashes, hidden ones skipped; in no special order."""

@@ -29,14 +29,12 @@ def _open_pack(request: Request) -> ImagePack:
     return open_pack(request.spec.path)
 
 
-PACK_KIND = SourceKind("a pack (.safetensors)", _is_pack, _open_pack)
-
 # Later rows are asked first: a name goes before a pack of that name, and a special kind of folder before any folder.
 SOURCES: dict[str, SourceKind] = {
     "archive": ARCHIVE_KIND,
     "folder": FOLDER_KIND,
     "cifar10": CIFAR10_KIND,
-    "pack": PACK_KIND,
+    "pack": SourceKind("a pack (.safetensors)", _is_pack, _open_pack),
     "shapes": SHAPES_KIND,
 }
 
@@ -164,11 +162,7 @@ def source_record(source: Source) -> PackSource:
 
 
 def require_size(pack: ImagePack, image_size: int | None, spec: str) -> None:
-    """Refuse a pack of another size than asked for: resizing is an import, never done in passing.
-
-    Raises:
-        ArtifactError: the sizes differ.
-    """
+    """Refuse a pack of another size than asked for: resizing is an import, never done in passing."""
     got = (pack.card.width, pack.card.height)
     if image_size is not None and got != (image_size, image_size):
         raise ArtifactError(

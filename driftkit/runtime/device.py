@@ -27,22 +27,19 @@ def resolve_device(name: str, *, local_rank: int = 0) -> torch.device:
         ResourceError: CUDA was asked for without a CUDA device, or torch cannot use the one of this machine.
         UsageError: an unknown name.
     """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-        if name == "cpu":
+    kind = planned_device(name)
+    if kind == "cpu":
+        if name == "auto":
             _require_no_idle_gpu()
-    if name == "cpu":
         return torch.device("cpu")
-    if name == "cuda":
-        if not torch.cuda.is_available():
-            raise ResourceError("`device` cuda: torch sees no CUDA device here; choose cpu or auto")
-        if local_rank >= torch.cuda.device_count():
-            raise ResourceError(
-                f"local rank {local_rank} has no GPU of its own: {torch.cuda.device_count()} visible; "
-                "lower torchrun's --nproc-per-node"
-            )
-        return torch.device("cuda", local_rank)
-    raise UsageError(f"`device` {name}: expected auto, cpu or cuda")
+    if not torch.cuda.is_available():
+        raise ResourceError("`device` cuda: torch sees no CUDA device here; choose cpu or auto")
+    if local_rank >= torch.cuda.device_count():
+        raise ResourceError(
+            f"local rank {local_rank} has no GPU of its own: {torch.cuda.device_count()} visible; "
+            "lower torchrun's --nproc-per-node"
+        )
+    return torch.device("cuda", local_rank)
 
 
 def planned_device(name: str) -> str:
@@ -57,11 +54,7 @@ def planned_device(name: str) -> str:
 
 
 def _require_no_idle_gpu() -> None:
-    """Refuse to fall back to the CPU on a machine whose NVIDIA device this torch cannot use.
-
-    Raises:
-        ResourceError: a device exists and is not hidden by CUDA_VISIBLE_DEVICES.
-    """
+    """Refuse to fall back to the CPU where an NVIDIA device exists, is not hidden, and this torch cannot use it."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1", "NoDevFiles")
     if hidden or not any(DEVICE_FILES.glob("nvidia[0-9]*")):
         return

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
+import psutil
 import torch
 import torch.distributed as dist
 
@@ -48,20 +49,11 @@ class Peer:
         if self.host != socket.gethostname():
             return False
         try:
-            with open(f"/proc/{self.pid}/stat", encoding="utf-8", errors="replace") as file:
-                return file.read().rpartition(")")[2].split()[0] in "ZX"  # dead, though its parent does not know yet
-        except OSError:  # gone, or a system without /proc
-            return not _exists(self.pid)
-
-
-def _exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+            return psutil.Process(self.pid).status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+        except psutil.NoSuchProcess:
+            return True
+        except psutil.AccessDenied:
+            return False
 
 
 class Gathering:
@@ -118,18 +110,15 @@ class Ranks:
                 backend, timeout=timeout, device_id=device, store=_own_store(timeout), rank=int(os.environ["RANK"]),
                 world_size=world_size,
             )  # fmt: skip
-        gathering: dist.ProcessGroup | None = None
-        if device_type == "cuda":
-            group = dist.new_group(timeout=datetime.timedelta(seconds=timeout_s))
-            assert isinstance(group, dist.ProcessGroup)  # no number, which would mean that this rank is not in it
-            gathering = group
-        ranks = cls(dist.get_rank(), dist.get_world_size(), gathering=gathering)
-        return replace(ranks, peers=ranks._meet("cuda" if device_type == "cuda" else "cpu"))
+        group = dist.new_group(timeout=datetime.timedelta(seconds=timeout_s)) if device_type == "cuda" else None
+        assert not isinstance(group, int)  # which would mean that this rank is not in it
+        ranks = cls(dist.get_rank(), dist.get_world_size(), gathering=group)
+        return replace(ranks, peers=ranks._meet(device_type))
 
-    def _meet(self, device: str) -> tuple[Peer, ...]:
+    def _meet(self, device_type: str) -> tuple[Peer, ...]:
         """Exchange host and process number as bytes of one size."""
         own = f"{os.getpid()} {socket.gethostname()}".encode()[:NAME_BYTES].ljust(NAME_BYTES, b" ")
-        name = torch.tensor(list(own), dtype=torch.uint8, device=device)
+        name = torch.tensor(list(own), dtype=torch.uint8, device=device_type)
         gathered = name.new_empty(self.world_size * NAME_BYTES)
         dist.all_gather_into_tensor(gathered, name)
         names = [bytes(row).decode(errors="replace").split() for row in gathered.cpu().view(-1, NAME_BYTES).tolist()]
@@ -257,22 +246,20 @@ class Ranks:
         if len(set(digests)) > 1:
             raise DriftkitError(f"ranks hold features of different shapes or types; rank {self.rank} has {own}")
 
-    def sum(self, value: torch.Tensor) -> torch.Tensor:
-        """Sum over ranks."""
+    def _reduce(self, value: torch.Tensor, op: dist.ReduceOp.RedOpType) -> torch.Tensor:
         if self.world_size > 1:
             value = value.clone()
-            dist.all_reduce(value)
+            dist.all_reduce(value, op=op)
         return value
+
+    def sum(self, value: torch.Tensor) -> torch.Tensor:
+        return self._reduce(value, dist.ReduceOp.SUM)
 
     def max(self, value: torch.Tensor) -> torch.Tensor:
         """Elementwise maximum over ranks."""
-        if self.world_size > 1:
-            value = value.clone()
-            dist.all_reduce(value, op=dist.ReduceOp.MAX)
-        return value
+        return self._reduce(value, dist.ReduceOp.MAX)
 
     def mean(self, value: torch.Tensor) -> torch.Tensor:
-        """Mean over ranks."""
         return self.sum(value) / self.world_size
 
 

@@ -63,10 +63,7 @@ def atomic_path(target: Path, *, num_bytes: int | None = None) -> Iterator[Path]
 
 @contextlib.contextmanager
 def atomic_folder(target: Path, *, num_bytes: int | None = None) -> Iterator[Path]:
-    """Like `atomic_path` for a folder of files.
-
-    A folder already at `target` is renamed away first: a kill between the two renames leaves neither, never a mixture.
-    """
+    """Like `atomic_path` for a folder of files; a kill may leave none where one was before, never a mixture."""
     target = Path(target)
     with storage_errors(target, num_bytes):
         make_folder(target.parent)
@@ -170,20 +167,21 @@ def storage_errors(target: Path, num_bytes: int | None = None) -> Iterator[None]
     try:
         yield
     except (OSError, SafetensorError) as error:
-        number = _errno(error)
+        in_text = re.search(r"\(os error (\d+)\)", str(error))  # all that safetensors says of the system's errors
+        number = error.errno if isinstance(error, OSError) else int(in_text[1]) if in_text else None
         if number not in REMEDIES:
             raise
-        raise StorageError(_explained(target, number, num_bytes)) from error
+        facts = os.strerror(number)
+        if number in (errno.ENOSPC, errno.EDQUOT):
+            facts += f", {megabytes(num_bytes)} needed" if num_bytes is not None else ""
+            facts += f", {megabytes(free_bytes(target))} free"
+        message = f"{target} was not written ({facts}): {REMEDIES[number]}; what was there before is kept"
+        raise StorageError(message) from error
 
 
 def require_free(target: Path, num_bytes: int, what: str) -> None:
-    """Refuse to begin what cannot end for lack of space.
-
-    Raises:
-        StorageError: fewer bytes are free where `target` will lie.
-    """
-    free = free_bytes(target)
-    if free < num_bytes:
+    """Refuse, by a StorageError, to begin what cannot end for lack of space."""
+    if (free := free_bytes(target)) < num_bytes:
         raise StorageError(
             f"{what} needs {megabytes(num_bytes)} and {megabytes(free)} are free where {target} is to lie; "
             "free some space, or choose another disk"
@@ -204,21 +202,6 @@ def megabytes(count: int) -> str:
 def shortened(name: str, room: int) -> str:
     """The beginning of a name that takes at most so many bytes."""
     return os.fsencode(name)[:room].decode("utf-8", "ignore")
-
-
-def _explained(target: Path, number: int, num_bytes: int | None) -> str:
-    facts = os.strerror(number)
-    if number in (errno.ENOSPC, errno.EDQUOT):
-        facts += f", {megabytes(num_bytes)} needed" if num_bytes is not None else ""
-        facts += f", {megabytes(free_bytes(target))} free"
-    return f"{target} was not written ({facts}): {REMEDIES[number]}; what was there before is kept"
-
-
-def _errno(error: Exception) -> int | None:
-    if isinstance(error, OSError):
-        return error.errno
-    in_text = re.search(r"\(os error (\d+)\)", str(error))  # safetensors reports the system's errors as text alone
-    return int(in_text[1]) if in_text else None
 
 
 def _temporaries_in(folder: Path) -> list[Path]:
