@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 from pydantic.fields import FieldInfo
 
-from driftkit.config.layers import Layer, merge, parse_assignments, read_toml, validate
+from driftkit.config.layers import Layer, merge, parse_assignments, read_toml, sections, validate
 
 
 class Settings(BaseModel):
@@ -36,18 +36,12 @@ class Option:
     """Metadata of a field that has an option of its own on the command line; all others are set by `--set`.
 
     Its help is the field's description, its range the field's, its default the field's.
-
-    Attributes:
-        panel: heading of its group in the help text.
-        flags: names, for example ("--num-images", "-n"); empty: the field's name with dashes.
-        default: text that the help shows as default where the field's default is None.
-        switch: whether it is given as --NAME and --no-NAME although the field is no truth value.
     """
 
-    panel: str
-    flags: tuple[str, ...] = ()
-    default: str | None = None
-    switch: bool = False
+    panel: str  # heading of its group in the help text
+    flags: tuple[str, ...] = ()  # names, for example ("--num-images", "-n"); empty: the field's name with dashes
+    default: str | None = None  # text that the help shows as default where the field's default is None
+    switch: bool = False  # whether it is given as --NAME and --no-NAME although the field is no truth value
 
 
 class OnResume(Enum):
@@ -81,12 +75,6 @@ def option_fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[st
                 yield f"{prefix}{name}", field, option
         for section in sections(field):
             yield from option_fields(section, f"{prefix}{name}.")
-
-
-def sections(field: FieldInfo) -> list[type[BaseModel]]:
-    """The models that a field may hold: one of a plain section, several of a union, none of a value."""
-    candidates = (field.annotation, *getattr(field.annotation, "__args__", ()))
-    return [kind for kind in candidates if isinstance(kind, type) and issubclass(kind, BaseModel)]
 
 
 def resolve_settings(

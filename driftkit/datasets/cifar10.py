@@ -169,14 +169,9 @@ def check_md5(path: Path, expected: str | None = None) -> None:
 
 
 def parse_batch(data: bytes, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images and labels of one batch file of the binary edition (`.bin`) or the Python edition.
+    """Images uint8 [N, 3, 32, 32] and labels int64 [N] of one batch file, which errors call `name`.
 
-    Args:
-        data: content of the file; binary: a byte of label and 3072 of pixels per image.
-        name: how errors name it.
-
-    Returns:
-        uint8 [N, 3, 32, 32] and int64 [N].
+    The binary edition (`.bin`) has a byte of label and 3072 of pixels per image; the Python edition is a pickle.
 
     Raises:
         ArtifactError: it holds no images, no labels, not as many of one as of the other, or anything else.

@@ -45,11 +45,7 @@ class BatchUnpickler(pickle._Unpickler):
 
 
 def read_pickled_batch(data: bytes, name: str) -> tuple[bytes, list[int]]:
-    """Pixels and labels of one batch file.
-
-    Args:
-        data: content of the file, a pickle by Python 2 or 3.
-        name: how errors name it.
+    """Pixels and labels of one batch file, a pickle by Python 2 or 3, which errors call `name`.
 
     Raises:
         ArtifactError: larger than 64 MiB, no pickle of a batch, or one that asks for anything but arrays.

@@ -39,15 +39,12 @@ class Container(Protocol):
 
     def names(self) -> list[str]:
         """Names of all files, with forward slashes, hidden ones skipped; in no special order."""
-        ...
 
     def digest(self) -> str:
         """Hex digest that changes when a file does, computed without reading contents."""
-        ...
 
     def contents(self, names: Holds[str]) -> Iterator[tuple[str, bytes]]:
         """Name and content of the files of those names, in the order that is cheapest to read."""
-        ...
 
 
 @dataclass(frozen=True)

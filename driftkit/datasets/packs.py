@@ -81,11 +81,7 @@ class ImagePack:
 
     @property
     def image_size(self) -> int:
-        """Side in pixels.
-
-        Raises:
-            ArtifactError: the images are not square.
-        """
+        """Side in pixels; an ArtifactError where the images are not square."""
         height, width = self.images.shape[-2:]
         if height != width:
             raise ArtifactError(
@@ -101,11 +97,7 @@ class ImagePack:
         return {**named, "(unlabelled)": counts[0]} if counts[0] else named
 
     def verify(self) -> None:
-        """Read everything and compare with the card; done once for a file as it is, however often it is opened.
-
-        Raises:
-            ArtifactError: the content is not what the card says.
-        """
+        """Read everything and compare with the card; done once for a file as it is, however often it is opened."""
         status = self.path.stat()
         key = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, self.card.sha256)
         if key not in _VERIFIED:
@@ -164,6 +156,7 @@ def content_sha256(images: torch.Tensor, labels: torch.Tensor) -> str:
 
 def pack_path(path: Path) -> Path:
     """The safetensors file of a pack that is named with or without its suffix."""
+    path = Path(path)
     return path if path.suffix == SUFFIX else path.with_name(path.name + SUFFIX)
 
 

@@ -47,34 +47,27 @@ class Source(Protocol):
     @property
     def spec(self) -> str:
         """The text that named it."""
-        ...
 
     @property
     def kind(self) -> str:
         """Key of its row in SOURCES."""
-        ...
 
     @property
     def name(self) -> str:
         """Readable beginning of the pack's file name."""
-        ...
 
     @property
     def label(self) -> str:
         """Name of these images next to a score."""
-        ...
 
     def recorded_options(self) -> dict[str, Any]:
         """Import options for the card."""
-        ...
 
     def digest(self) -> str:
         """Hex digest of what would be read, computed without reading pixels."""
-        ...
 
     def read(self) -> RawImages:
         """Read, download or draw the images."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -43,11 +43,7 @@ def resolve_device(name: str, *, local_rank: int = 0) -> torch.device:
 
 
 def planned_device(name: str) -> str:
-    """The type of device that a plan is for: "cpu", or "cuda", which this machine need not have. "auto": what it has.
-
-    Raises:
-        UsageError: an unknown name.
-    """
+    """The type of device of a plan: "cpu", or "cuda", which this machine need not have; for "auto" what it has."""
     if name not in ("auto", "cpu", "cuda"):
         raise UsageError(f"`device` {name}: expected auto, cpu or cuda")
     return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"

@@ -91,11 +91,7 @@ class Ranks:
 
     @classmethod
     def start(cls, *, device_type: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> "Ranks":
-        """Join the group that torchrun's variables describe, or be a world of one without them.
-
-        Args:
-            timeout_s: how long a rank waits for the others before it gives up.
-        """
+        """Join the group that torchrun's variables describe, or be a world of one without them."""
         world_size = int(os.environ.get("WORLD_SIZE", "1"))
         if world_size == 1:
             return cls()
@@ -126,11 +122,7 @@ class Ranks:
 
     @contextlib.contextmanager
     def naming_the_lost(self) -> Iterator[None]:
-        """Name the rank that has died where that is why the others cannot continue.
-
-        Raises:
-            LostRankError: a collective operation failed.
-        """
+        """Name the rank that has died, in a LostRankError, where that is why the others cannot continue."""
         try:
             yield
         except RuntimeError as error:  # gloo raises it as it is, NCCL a kind of it

@@ -57,14 +57,7 @@ def not_finite(tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
 
 
 def require_finite(tensors: Mapping[str, torch.Tensor], what: str, *, fix: str) -> None:
-    """Refuse weights that would spoil everything made with them.
-
-    Args:
-        what: how the message names them; fix: what to do.
-
-    Raises:
-        RefusedError: some are not finite; the message names which.
-    """
+    """Refuse weights that are not finite, which would spoil everything made with them; `what` names them."""
     broken = not_finite(tensors)
     if broken:
         counted = [f"{name} ({count} of {tensors[name].numel()})" for name, count in broken.items()]

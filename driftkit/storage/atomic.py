@@ -11,7 +11,7 @@ import re
 import secrets
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -41,13 +41,9 @@ def atomic_path(target: Path, *, num_bytes: int | None = None) -> Iterator[Path]
 
     The temporary keeps the suffix of the target, since some writers choose their format by it.
 
-    Args:
-        num_bytes: how large the file will be, for the message of a disk that is full.
-
     Raises:
-        StorageError: the disk is full, read-only, over quota or failing; what was there before is untouched.
+        StorageError: the disk is full (for `num_bytes`), read-only, over quota or failing; what was there is untouched.
     """
-    target = Path(target)
     with storage_errors(target, num_bytes):
         make_folder(target.parent)
         remove_abandoned(target)
@@ -144,26 +140,22 @@ def writer_lives(path: Path) -> bool | None:
 def remove_abandoned(target: Path) -> None:
     """Remove temporaries of `target` whose writers are known to be dead."""
     start = temporary_path(target).name.rpartition(f".{_host()}-")[0]
-    for path in _temporaries_in(target.parent):
+
+    def abandoned(path: Path) -> bool:
         match = _TEMPORARY.fullmatch(path.name)
-        if match and f".{match['stem']}" == start and writer_lives(path) is False:
-            _remove(path)
+        return match is not None and f".{match['stem']}" == start and writer_lives(path) is False
+
+    _remove_temporaries(target.parent, abandoned)
 
 
 def remove_all_temporaries(folder: Path, pattern: str = "*") -> None:
     """Remove temporaries of matching names in a folder in which, as the caller knows, nobody else writes those."""
-    for path in _temporaries_in(folder):
-        if path.match(f".{pattern}"):
-            _remove(path)
+    _remove_temporaries(folder, lambda path: path.match(f".{pattern}"))
 
 
 @contextlib.contextmanager
 def storage_errors(target: Path, num_bytes: int | None = None) -> Iterator[None]:
-    """Turn the errors of a disk that takes no more into one line that says what and how much.
-
-    Raises:
-        StorageError: instead of the system's error.
-    """
+    """Turn the errors of a disk that takes no more into a StorageError of one line that says what and how much."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -204,18 +196,13 @@ def shortened(name: str, room: int) -> str:
     return os.fsencode(name)[:room].decode("utf-8", "ignore")
 
 
-def _temporaries_in(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    with os.scandir(folder) as entries:
-        return [folder / entry.name for entry in entries if is_temporary(Path(entry.name))]
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)  # another process may have found it, too
+def _remove_temporaries(folder: Path, wanted: Callable[[Path], bool]) -> None:
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if is_temporary(path) and wanted(path):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)  # another process may have found it, too
 
 
 def _host() -> str:

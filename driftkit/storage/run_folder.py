@@ -176,11 +176,7 @@ class Run:
         return checkpoints_in(self.path, self.manifest().id if self.manifest_path.is_file() else None)
 
     def checkpoint(self, step: int | None = None) -> Checkpoint:
-        """The checkpoint of `step`, or the last one.
-
-        Raises:
-            NotFoundError: there is none, or none of that step.
-        """
+        """The checkpoint of `step`, or the last one; a NotFoundError where it is absent."""
         saved = self.checkpoints()
         if not saved:
             raise NotFoundError(
@@ -206,7 +202,7 @@ class Run:
 
         Args:
             raw, ema: network weights; `header` (config, step, EMA setting) goes into both files.
-            optimizer: flattened optimizer state.
+            optimizer: flattened.
             state: fields of `CheckpointState`.
         """
         path = self.path / CHECKPOINTS / f"step-{step:08d}"
@@ -240,11 +236,7 @@ class Run:
         remove_all_temporaries(self.path / "samples", "step-*")
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
-        """Add one line to metrics.jsonl, whole or not at all.
-
-        Raises:
-            StorageError: the disk takes no more; the lines before are as they were.
-        """
+        """Add one line to metrics.jsonl, whole or, with a StorageError, not at all."""
         line = memoryview((json.dumps(record, allow_nan=False) + "\n").encode())
         with storage_errors(self.metrics_path, len(line)), open(self.metrics_path, "ab", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
@@ -256,11 +248,7 @@ class Run:
                 raise
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All metric records in order; a last line cut off by a kill is skipped.
-
-        Raises:
-            ArtifactError: a line that is not the last is no JSON object.
-        """
+        """All metric records in order; a last line cut off by a kill is skipped, any other is an ArtifactError."""
         if not self.metrics_path.is_file():
             return []
         lines = self.metrics_path.read_text(encoding="utf-8", errors="replace").split("\n")
@@ -268,11 +256,7 @@ class Run:
         for number, line in enumerate(lines, start=1):
             if not line:
                 continue
-            try:
-                record = from_json(line)
-            except (ValueError, RecursionError):
-                record = None
-            if isinstance(record, dict):
+            if (record := metric_record(line)) is not None:
                 records.append(record)
             elif number != len(lines):
                 raise ArtifactError(f"{self.metrics_path} line {number} is no metric record")
@@ -294,6 +278,15 @@ def _manifest_of(fields: Mapping[str, Any]) -> RunManifest:
     unknown = fields.keys() - RunManifest.model_fields.keys()
     assert not unknown, f"no fields of a manifest: {sorted(unknown)}"
     return RunManifest.model_validate(fields)
+
+
+def metric_record(line: str | bytes) -> dict[str, Any] | None:
+    """What a line of metrics.jsonl holds; None where it is no JSON object."""
+    try:
+        record = from_json(line)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None
 
 
 def now() -> str:
