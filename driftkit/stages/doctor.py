@@ -122,7 +122,7 @@ def examine(*, offline: bool = False) -> Examination:
     """Look at everything; nothing is fetched, written or built. `offline`: hosts are not asked whether they answer."""
     unmet, cautions = _requirements()
     problems = _installation() or unmet
-    versions = {"driftkit": __version__, "python": platform.python_version()}
+    versions: dict[str, str | None] = {"driftkit": __version__, "python": platform.python_version()}
     versions |= {name: _version(name) for name in PACKAGES}
     extras = {name: _version(name) for name in EXTRAS}
     if problems:

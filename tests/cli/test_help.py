@@ -101,9 +101,7 @@ def test_environment_variables_lie_between_files_and_options(monkeypatch, tmp_pa
     monkeypatch.setenv("DRIFTKIT_TRAIN_SEED", "8")
     (tmp_path / "c.toml").write_text("seed = 1\n[trainer]\nsteps = 2\nbatch_size = 3\n")
     words = ["train", "--dry-run", "--json", "--config", "c.toml", "--seed", "9"]
-    result = CliRunner().invoke(app, words)
-    assert result.exit_code == 0, result.output
-    document = json.loads(result.stdout)
+    document = json.loads(CliRunner().invoke(app, words).stdout)
     assert document["config"]["trainer"]["steps"] == 7
     assert document["config"]["trainer"]["batch_size"] == 3
     assert document["config"]["seed"] == 9
