@@ -15,11 +15,7 @@ from driftkit import __version__
 from driftkit.cli import compare, data, doctor, export, fid, prefetch, probe_encoder, run, sample, train, verify
 from driftkit.cli.options import with_flags
 from driftkit.errors import (
-    EXIT_FAILURE,
     EXIT_INTERRUPTED,
-    EXIT_MISSING,
-    EXIT_RESOURCES,
-    EXIT_USAGE,
     ArtifactError,
     DriftkitError,
     InterruptedRunError,
@@ -27,9 +23,9 @@ from driftkit.errors import (
     StorageError,
     UsageError,
 )
+from driftkit.runtime.environment import set_thread_defaults
 from driftkit.runtime.signals import StoppedError, ending_cleanly, exit_code
 from driftkit.runtime.terminal import say
-from driftkit.runtime.threads import set_thread_defaults
 
 EXIT_CODES = (
     "Exit codes: 0 ok, 1 failure, 2 usage, 3 data or weights missing or damaged, 4 out of memory or disk, no such "
@@ -71,55 +67,51 @@ class DriftkitGroup(TyperGroup):
 
 def explain(error: Exception, words: Sequence[str]) -> tuple[int, str]:
     """Exit code and the one line that says what was got, what was expected and one fix; it ends in the error's code."""
-    exit_code, code, message = _explanation(error, words)
+    known = _understood(error, words)
     command = next((word for word in words if not word.startswith("-")), "")
-    return exit_code, f"error: {with_flags(message, command)} [{code}]"
+    return known.exit_code, f"error: {with_flags(_one_line(str(known)), command)} [{known.code}]"
 
 
-def _explanation(error: Exception, words: Sequence[str]) -> tuple[int, str, str]:
-    """Exit code, stable code and message."""
+def _understood(error: Exception, words: Sequence[str]) -> DriftkitError:
+    """The error as one of those with an exit code and a message for people."""
     if isinstance(error, DriftkitError):
-        return error.exit_code, error.code, _one_line(str(error))
+        return error
+    text = str(error)
     if hasattr(error, "format_message"):  # typer's usage errors
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "driftkit"
-        return EXIT_USAGE, UsageError.code, f"{_usage_message(error, words)} (see {command} --help)"
+        return UsageError(f"{_usage_message(error, words)} (see {command} --help)")
     if type(error).__name__ == "Abort":  # click's word for Ctrl-C where no handler of ours stands
-        return EXIT_INTERRUPTED, InterruptedRunError.code, "interrupted"
-    if _is_out_of_memory(error):
-        return EXIT_RESOURCES, ResourceError.code, _out_of_memory(error)
+        return InterruptedRunError("interrupted", EXIT_INTERRUPTED)
+    if shortage := _shortage(error):
+        return ResourceError(f"{shortage}; lower --batch-size, --num-images or --input-size")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-        return EXIT_RESOURCES, StorageError.code, f"{_one_line(str(error))}; free some space, or choose another disk"
+        return StorageError(f"{text}; free some space, or choose another disk")
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
-        message = f"{str(error.filename)[:60]}...: the name is too long for a file; give a shorter one"
-        return EXIT_USAGE, UsageError.code, message
+        return UsageError(f"{str(error.filename)[:60]}...: the name is too long for a file; give a shorter one")
     if isinstance(error, PermissionError):
-        message = f"{error.filename}: reading is not permitted; change its permissions"
-        return EXIT_MISSING, ArtifactError.code, message
+        return ArtifactError(f"{error.filename}: reading is not permitted; change its permissions")
     if isinstance(error, OSError):
-        return EXIT_FAILURE, DriftkitError.code, _one_line(str(error))
-    return EXIT_FAILURE, "bug", f"{type(error).__name__}: {_one_line(str(error))} (a bug: --debug shows where)"
+        return DriftkitError(text)
+    return _BugError(f"{type(error).__name__}: {text} (a bug: --debug shows where)")
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+class _BugError(DriftkitError):
+    code = "bug"
+
+
+def _shortage(error: Exception) -> str | None:
+    """Where memory ran out, for work that does not know itself what would fit; None where it did not."""
     if "torch" not in sys.modules:  # which nobody else may bring in just to say so
-        return isinstance(error, MemoryError)
-    from driftkit.runtime.memory import is_out_of_memory
-
-    return is_out_of_memory(error)
-
-
-def _out_of_memory(error: Exception) -> str:
-    """Where memory ran out, for work that does not know itself what would fit."""
-    fix = "lower --batch-size, --num-images or --input-size"
-    if "torch" not in sys.modules:
-        return f"out of memory; {fix}"
+        return "out of memory" if isinstance(error, MemoryError) else None
     import torch
 
-    from driftkit.runtime.memory import describe_shortage
+    from driftkit.runtime.memory import describe_shortage, is_out_of_memory
 
+    if not is_out_of_memory(error):
+        return None
     cuda = isinstance(error, torch.OutOfMemoryError) and torch.cuda.is_available()
-    return f"{describe_shortage(error, torch.device('cuda' if cuda else 'cpu'))}; {fix}"
+    return describe_shortage(error, torch.device("cuda" if cuda else "cpu"))
 
 
 def _usage_message(error: Any, words: Sequence[str]) -> str:
@@ -160,17 +152,8 @@ app = typer.Typer(
     },
     epilog=EXIT_CODES,
 )
-app.command("probe-encoder")(probe_encoder.command)
-app.command("data")(data.command)
-app.command("train")(train.command)
-app.command("sample")(sample.command)
-app.command("fid")(fid.command)
-app.command("compare")(compare.command)
-app.command("export")(export.command)
-app.command("run")(run.command)
-app.command("prefetch")(prefetch.command)
-app.command("verify")(verify.command)
-app.command("doctor")(doctor.command)
+for module in (probe_encoder, data, train, sample, fid, compare, export, run, prefetch, verify, doctor):
+    app.command(module.__name__.rpartition(".")[2].replace("_", "-"))(module.command)
 
 
 def invoke(arguments: Sequence[str]) -> Any:

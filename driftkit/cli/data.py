@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from driftkit.cli.options import with_settings
-from driftkit.cli.output import JsonOption, emit
+from driftkit.cli.output import JsonOption, emit, facts_table
 from driftkit.stages.data import ImportConfig, import_data
 
 
@@ -47,25 +47,23 @@ def _show(document: dict[str, Any]) -> None:
     from driftkit.runtime.terminal import open_console
 
     console = open_console(highlight=False)
-    facts = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    facts.add_column(style="bold", no_wrap=True)
-    facts.add_column(overflow="fold")
     source = document["source"]
     options = ", ".join(f"{key}={value}" for key, value in source["options"].items())
-    facts.add_row("images", f"{document['count']:,} of {document['width']}x{document['height']} px")
-    facts.add_row("label", escape(document["label"]))
-    facts.add_row("path", escape(document["path"]))
-    facts.add_row("sha256", document["sha256"])
-    facts.add_row("source", escape(source["spec"] + (f" ({options})" if options else "")))
+    facts = [
+        ("images", f"{document['count']:,} of {document['width']}x{document['height']} px"),
+        ("label", escape(document["label"])),
+        ("path", escape(document["path"])),
+        ("sha256", document["sha256"]),
+        ("source", escape(source["spec"] + (f" ({options})" if options else ""))),
+    ]
     if source["verified"] is not None:
-        facts.add_row(
-            "checksums", "as published" if source["verified"] else "[yellow]differ from the published ones[/]"
+        facts.append(
+            ("checksums", "as published" if source["verified"] else "[yellow]differ from the published ones[/]")
         )
-    for text in document["notes"]:
-        facts.add_row("note", escape(text))
+    facts += [("note", escape(text)) for text in document["notes"]]
     if document["grid"]:
-        facts.add_row("grid", escape(document["grid"]))
-    console.print(facts)
+        facts.append(("grid", escape(document["grid"])))
+    console.print(facts_table(facts))
     classes = Table("class", "images")
     classes.columns[1].justify = "right"
     shown = list(document["classes"].items())

@@ -30,18 +30,12 @@ _KEY = re.compile(r"`([a-z_]+(?:\.[a-z_]+)*)`")
 
 @dataclass(frozen=True)
 class Given:
-    """What a command line sets, before it is resolved.
+    """What a command line sets, before it is resolved."""
 
-    Attributes:
-        file: of `--config`.
-        environment, options: nested values.
-        assignments: of `--set`.
-    """
-
-    file: Path | None = None
-    environment: Mapping[str, Any] = field(default_factory=dict)
-    assignments: tuple[str, ...] = ()
-    options: Mapping[str, Any] = field(default_factory=dict)
+    file: Path | None = None  # of `--config`
+    environment: Mapping[str, Any] = field(default_factory=dict)  # nested values
+    assignments: tuple[str, ...] = ()  # of `--set`
+    options: Mapping[str, Any] = field(default_factory=dict)  # nested values
 
     def resolve(self, model: type[BaseModel]) -> Any:
         """Settings of a model that has no presets."""
@@ -127,7 +121,7 @@ def _typer_option(key: str, info: FieldInfo, option: Option) -> Any:
     if kind is bool:
         default = default or f"{'' if info.default else 'no-'}{flags[0].removeprefix('--')}"
         flags[0] = f"{flags[0]}/--no-{flags[0].removeprefix('--')}"
-    choices = _choices(info)
+    choices = [word for k in _alternatives(info.annotation) if get_origin(k) is Literal for word in get_args(k)]
     limits: dict[str, Any] = {n: getattr(m, n) for m in info.metadata for n in ("ge", "le") if hasattr(m, n)}
     return typer.Option(
         *flags,
@@ -136,7 +130,7 @@ def _typer_option(key: str, info: FieldInfo, option: Option) -> Any:
         show_default=False,  # which would put the text in parentheses
         show_envvar=False,
         allow_from_autoenv=False,  # read below, so that a variable may hold whatever --set may
-        metavar=f"[{'|'.join(choices)}]" if choices and kind is str else None,
+        metavar=f"[{'|'.join(map(str, choices))}]" if choices and kind is str else None,
         min=limits.get("ge"),
         max=limits.get("le"),
     )
@@ -157,7 +151,7 @@ def _shown(default: Any) -> str | None:
 
 def _value_type(info: FieldInfo) -> Any:
     """The type that typer parses a field's option as."""
-    kinds = [kind for kind in _alternatives(info.annotation) if kind is not type(None)]
+    kinds = _alternatives(info.annotation)
     if all(get_origin(kind) is Literal for kind in kinds):
         return str
     kind = kinds[0]
@@ -166,18 +160,13 @@ def _value_type(info: FieldInfo) -> Any:
     return kind if kind in (int, float, bool, Path) else str
 
 
-def _choices(info: FieldInfo) -> list[str]:
-    """The words that a field may hold; empty where it is free."""
-    kinds = [kind for kind in _alternatives(info.annotation) if kind is not type(None)]
-    return [str(word) for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
-
-
 def _alternatives(annotation: Any) -> list[Any]:
+    """The types that a value may have, without None."""
     if get_origin(annotation) is Annotated:
         return _alternatives(get_args(annotation)[0])
     if get_origin(annotation) in (Union, types.UnionType):
         return [kind for part in get_args(annotation) for kind in _alternatives(part)]
-    return [annotation]
+    return [] if annotation is type(None) else [annotation]
 
 
 def _given(command: str, fields: list[tuple[str, FieldInfo, Option]], values: dict[str, Any]) -> Given:

@@ -1,10 +1,13 @@
 """What every command does with its result and its options: one JSON document or text on stdout, all else on stderr."""
 
 import sys
-from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 from driftkit.runtime.progress import progress_bars as progress_bars
 from driftkit.runtime.terminal import printable, say
@@ -23,6 +26,18 @@ def emit(document: Mapping[str, Any], *, as_json: bool, show: Callable[[], None]
         sys.stdout.flush()
     else:
         show()
+
+
+def facts_table(rows: "Iterable[tuple[str, str]]") -> "Table":
+    """Titles in bold, each with its text in markup beside it."""
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for title, text in rows:
+        table.add_row(title, text)
+    return table
 
 
 def show_line(line: str) -> None:

@@ -33,8 +33,8 @@ def command(
     from driftkit.stages.prefetch import PrefetchRecord, prefetch, select
 
     done = prefetch(select(names or (), everything=everything), force=force, report=note)
-    failed = [one.item.name for one in done if one.state == "failed"]
-    document = PrefetchRecord.of_items(done).document()
+    failed = [one.name for one in done if one.state == "failed"]
+    document = PrefetchRecord(ok=not failed, files=done).document()
     emit(document, as_json=as_json, show=lambda: _show(document))
     if failed:
         raise NotFoundError(f"{len(failed)} of {len(done)} are missing: {', '.join(failed)}; the reasons stand above")

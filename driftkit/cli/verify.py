@@ -12,8 +12,7 @@ COLOURS = {"in use": "cyan", "unknown": "dim"}
 
 def command(
     paths: Annotated[
-        list[Path],
-        typer.Argument(help="Runs, packs, caches, statistics, samples, evaluations, or folders of these."),
+        list[Path], typer.Argument(help="Runs, packs, caches, statistics, samples, evaluations, or folders of these.")
     ],
     as_json: JsonOption = False,
 ) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from driftkit.errors import ArtifactError, NotFoundError, UsageError
 
@@ -100,13 +101,8 @@ def preset_names() -> list[str]:
 
 
 def load_preset(name: str, method: str, role: str) -> list[Layer]:
-    """Layers of a preset for one method: its table `[all]`, that of the role of the method's networks, its own.
-
-    Args:
-        role: generator or encoder.
-
-    Raises:
-        UsageError: there is no such preset, or it is for other methods.
+    """Layers of a preset for a method: its tables `[all]`, of the role of the method's networks (generator or encoder),
+    and of the method; a UsageError where there are none.
     """
     if name not in preset_names():
         raise UsageError(
@@ -165,13 +161,18 @@ def config_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
     """Every dotted key that the config class knows."""
     keys: list[str] = []
     for name, field in model.model_fields.items():
-        parts = [field.annotation, *getattr(field.annotation, "__args__", ())]
-        nested = [p for p in parts if isinstance(p, type) and issubclass(p, BaseModel)]
+        nested = sections(field)
         for inner in nested:
             keys += config_keys(inner, f"{prefix}{name}.")
         if not nested:
             keys.append(f"{prefix}{name}")
     return keys
+
+
+def sections(field: FieldInfo) -> list[type[BaseModel]]:
+    """The models that a field may hold: one of a plain section, several of a union, none of a value."""
+    candidates = (field.annotation, *getattr(field.annotation, "__args__", ()))
+    return [kind for kind in candidates if isinstance(kind, type) and issubclass(kind, BaseModel)]
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

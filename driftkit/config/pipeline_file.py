@@ -34,14 +34,9 @@ from driftkit.errors import UsageError
 
 # The positional argument of each command, as a stage names it.
 POSITIONAL = {
-    "train": None,
-    "sample": "run",
-    "fid": "target",
-    "compare": "runs",
-    "export": "run",
-    "data": "spec",
+    "train": None, "sample": "run", "fid": "target", "compare": "runs", "export": "run", "data": "spec",
     "probe-encoder": "encoder",
-}
+}  # fmt: skip
 # Keys whose values are read by the stage, so that a change of their content makes it run again.
 READ_KEYS = {
     "run", "target", "runs", "encoder", "data", "reference", "spec", "extractor", "encoder_weights",
@@ -75,19 +70,13 @@ class RunConfig(Settings):
 
 @dataclass(frozen=True)
 class Stage:
-    """One command of a pipeline.
-
-    Attributes:
-        arguments: words after the command.
-        inputs: paths and specs that it reads.
-        nproc: processes that torchrun starts; 1: no torchrun.
-    """
+    """One command of a pipeline."""
 
     name: str
     command: str
-    arguments: tuple[str, ...]
-    inputs: tuple[str, ...]
-    nproc: int = 1
+    arguments: tuple[str, ...]  # words after the command
+    inputs: tuple[str, ...]  # paths and specs that it reads
+    nproc: int = 1  # processes that torchrun starts; 1: no torchrun
 
     def command_line(self, nproc: int | None = None) -> list[str]:
         """What one would type to run it alone, with another number of processes if that is given."""

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 from pydantic.fields import FieldInfo
 
-from driftkit.config.layers import Layer, merge, parse_assignments, read_toml, validate
+from driftkit.config.layers import Layer, merge, parse_assignments, read_toml, sections, validate
 
 
 class Settings(BaseModel):
@@ -35,18 +36,35 @@ class Option:
     """Metadata of a field that has an option of its own on the command line; all others are set by `--set`.
 
     Its help is the field's description, its range the field's, its default the field's.
-
-    Attributes:
-        panel: heading of its group in the help text.
-        flags: names, for example ("--num-images", "-n"); empty: the field's name with dashes.
-        default: text that the help shows as default where the field's default is None.
-        switch: whether it is given as --NAME and --no-NAME although the field is no truth value.
     """
 
-    panel: str
-    flags: tuple[str, ...] = ()
-    default: str | None = None
-    switch: bool = False
+    panel: str  # heading of its group in the help text
+    flags: tuple[str, ...] = ()  # names, for example ("--num-images", "-n"); empty: the field's name with dashes
+    default: str | None = None  # text that the help shows as default where the field's default is None
+    switch: bool = False  # whether it is given as --NAME and --no-NAME although the field is no truth value
+
+
+class OnResume(Enum):
+    """What may change around a run when it resumes, as a mark of a field: `every: Annotated[int, OnResume.FREE] = 0`.
+
+    Unmarked fields must stay as they are.
+    """
+
+    FREE = "may differ: it decides how long a run is and what it writes, not its numbers"
+    FROM_DATA = "None is filled in from the images of the first command"
+    PLACE = "names a place, which may differ where the content is the same, and between ranks"
+
+
+def marked_keys(config: BaseModel, mark: OnResume) -> set[str]:
+    """Dotted keys of a config, and of those in it, whose fields bear the mark."""
+    keys: set[str] = set()
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        if isinstance(value, BaseModel):
+            keys |= {f"{name}.{key}" for key in marked_keys(value, mark)}
+        elif mark in field.metadata:
+            keys.add(name)
+    return keys
 
 
 def option_fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo, Option]]:
@@ -57,12 +75,6 @@ def option_fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[st
                 yield f"{prefix}{name}", field, option
         for section in sections(field):
             yield from option_fields(section, f"{prefix}{name}.")
-
-
-def sections(field: FieldInfo) -> list[type[BaseModel]]:
-    """The models that a field may hold: one of a plain section, several of a union, none of a value."""
-    candidates = (field.annotation, *getattr(field.annotation, "__args__", ()))
-    return [kind for kind in candidates if isinstance(kind, type) and issubclass(kind, BaseModel)]
 
 
 def resolve_settings(

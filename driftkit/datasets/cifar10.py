@@ -1,12 +1,10 @@
 """CIFAR-10 from its original archives: the binary edition, or the Python edition, which `cifar10_pickle` reads."""
 
-import contextlib
 import hashlib
 import os
 import tarfile
 import urllib.parse
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -46,23 +44,14 @@ RECORD_BYTES = 1 + IMAGE_BYTES
 
 @dataclass(frozen=True)
 class Cifar10Source:
-    """CIFAR-10 as a source of images.
-
-    Args:
-        spec: the text that named it.
-        split: train or test.
-        path: an archive or an extracted folder; None where it has to be fetched.
-        download_dir: where a fetched archive goes.
-        url: where to fetch it from; None means that it must not be fetched.
-        image_size: side in pixels; None leaves 32.
-    """
+    """CIFAR-10 as a source of images."""
 
     spec: str
     split: str
-    path: Path | None
-    download_dir: Path
-    url: str | None
-    image_size: int | None = None
+    path: Path | None  # an archive or an extracted folder; None where it has to be fetched
+    download_dir: Path  # where a fetched archive goes
+    url: str | None  # where to fetch it from; None means that it must not be fetched
+    image_size: int | None = None  # side in pixels; None leaves 32
     kind: str = "cifar10"
 
     @property
@@ -79,7 +68,8 @@ class Cifar10Source:
     def digest(self) -> str:
         # An archive is refused unless its checksum is the known one, so its batches have the known ones, too.
         # Both editions hold the same images in the same order.
-        return digest_json(self._folder_md5s if self.path is not None and self.path.is_dir() else self._known_md5s)
+        known = {name: BATCH_MD5S[name] for name in SPLITS[self.split]}
+        return digest_json(self._folder_md5s if self.path is not None and self.path.is_dir() else known)
 
     def read(self) -> RawImages:
         path = self.path or fetch_archive(self.url, self.download_dir / ARCHIVE)
@@ -108,10 +98,6 @@ class Cifar10Source:
     def _batch_names(self, path: Path) -> list[str]:
         return [f"{name}.bin" if _is_binary(path) else name for name in SPLITS[self.split]]
 
-    @property
-    def _known_md5s(self) -> dict[str, str]:
-        return {name: BATCH_MD5S[name] for name in SPLITS[self.split]}
-
     @cached_property
     def _folder_md5s(self) -> dict[str, str]:
         assert self.path is not None
@@ -139,7 +125,7 @@ def _is_binary(path: Path) -> bool:
 
 
 def archive_url(url: str | None = None) -> str:
-    """Where to fetch the archive from: the argument, else the variable DRIFTKIT_CIFAR10_URL, else the official host.
+    """Where to fetch the archive from: the argument, else DRIFTKIT_CIFAR10_URL, else the official host.
 
     Raises:
         UsageError: the address is none of http, https or file.
@@ -174,11 +160,7 @@ def placing_advice(target: Path) -> str:
 
 
 def check_md5(path: Path, expected: str | None = None) -> None:
-    """Compare an archive with the checksum that its authors publish, by its name where none is given.
-
-    Raises:
-        ArtifactError: it differs.
-    """
+    """Refuse an archive that has another checksum than its authors publish, by its name where none is given."""
     expected = expected or (BINARY_ARCHIVE_MD5 if path.name == BINARY_ARCHIVE else ARCHIVE_MD5)
     with open(path, "rb") as file:
         got = hashlib.file_digest(file, "md5").hexdigest()
@@ -187,14 +169,9 @@ def check_md5(path: Path, expected: str | None = None) -> None:
 
 
 def parse_batch(data: bytes, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images and labels of one batch file of the binary edition (`.bin`) or the Python edition.
+    """Images uint8 [N, 3, 32, 32] and labels int64 [N] of one batch file, which errors call `name`.
 
-    Args:
-        data: content of the file; binary: a byte of label and 3072 of pixels per image.
-        name: how errors name it.
-
-    Returns:
-        uint8 [N, 3, 32, 32] and int64 [N].
+    The binary edition (`.bin`) has a byte of label and 3072 of pixels per image; the Python edition is a pickle.
 
     Raises:
         ArtifactError: it holds no images, no labels, not as many of one as of the other, or anything else.
@@ -232,25 +209,20 @@ def _read_file(path: Path) -> bytes:
 
 def _read_members(archive: Path, names: list[str]) -> list[tuple[str, bytes]]:
     found: dict[str, bytes] = {}
-    with _named_errors(archive), tarfile.open(archive, "r:gz") as tar:
-        for member in tar:
-            folder, _, name = member.name.removeprefix("./").partition("/")
-            if folder in (FOLDER, BINARY_FOLDER) and name in names and member.isfile() and member.size <= MAX_BYTES:
-                stream = tar.extractfile(member)
-                assert stream is not None, "plain files only"
-                found[name] = stream.read()
+    try:
+        with tarfile.open(archive, "r:gz") as tar:
+            for member in tar:
+                folder, _, name = member.name.removeprefix("./").partition("/")
+                if folder in (FOLDER, BINARY_FOLDER) and name in names and member.isfile() and member.size <= MAX_BYTES:
+                    stream = tar.extractfile(member)
+                    assert stream is not None, "plain files only"
+                    found[name] = stream.read()
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+        raise ArtifactError(f"{archive} is no whole archive: {error}; get it again") from None
     for name in names:
         if name not in found:
             raise ArtifactError(f"{archive} holds no {name}; get it again")
     return [(name, found[name]) for name in names]
-
-
-@contextlib.contextmanager
-def _named_errors(archive: Path) -> Iterator[None]:
-    try:
-        yield
-    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        raise ArtifactError(f"{archive} is no whole archive: {error}; get it again") from None
 
 
 def _open(request: Request) -> Cifar10Source:

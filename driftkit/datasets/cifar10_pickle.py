@@ -45,11 +45,7 @@ class BatchUnpickler(pickle._Unpickler):
 
 
 def read_pickled_batch(data: bytes, name: str) -> tuple[bytes, list[int]]:
-    """Pixels and labels of one batch file.
-
-    Args:
-        data: content of the file, a pickle by Python 2 or 3.
-        name: how errors name it.
+    """Pixels and labels of one batch file, a pickle by Python 2 or 3, which errors call `name`.
 
     Raises:
         ArtifactError: larger than 64 MiB, no pickle of a batch, or one that asks for anything but arrays.
@@ -62,13 +58,10 @@ def read_pickled_batch(data: bytes, name: str) -> tuple[bytes, list[int]]:
         raise ArtifactError(
             f"{name} is no batch of CIFAR-10: {type(error).__name__}: {error}; nothing in it was run; get it again"
         ) from None
-    entries = {k.decode("latin-1") if isinstance(k, bytes) else k: v for k, v in _items(document)}
+    items = document.items() if isinstance(document, dict) else ()
+    entries = {k.decode("latin-1") if isinstance(k, bytes) else k: v for k, v in items}
     pixels, labels = entries.get("data"), entries.get("labels")
     content = pixels.content if isinstance(pixels, PickledArray) else pixels
     if not isinstance(content, bytes) or not isinstance(labels, list) or not all(type(n) is int for n in labels):
         raise ArtifactError(f"{name} is no batch of CIFAR-10: it has no data and labels; get it again")
     return content, labels
-
-
-def _items(document: Any) -> list[tuple[Any, Any]]:
-    return list(document.items()) if isinstance(document, dict) else []

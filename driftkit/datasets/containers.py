@@ -21,12 +21,8 @@ MAX_MEMBER_BYTES = 256 * 2**20
 MAX_FILES = 20_000_000
 MAX_METADATA_BYTES = 2**20
 METADATA = (
-    tarfile.XHDTYPE,
-    tarfile.XGLTYPE,
-    tarfile.SOLARIS_XHDTYPE,
-    tarfile.GNUTYPE_LONGNAME,
-    tarfile.GNUTYPE_LONGLINK,
-)
+    tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK,
+)  # fmt: skip
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 ARCHIVE_SUFFIXES = (".zip", *TAR_SUFFIXES)
 BROKEN_ARCHIVE = (
@@ -39,21 +35,16 @@ class Container(Protocol):
     """Files by name, whatever holds them."""
 
     @property
-    def path(self) -> Path:
-        """The folder or the archive."""
-        ...
+    def path(self) -> Path: ...
 
     def names(self) -> list[str]:
         """Names of all files, with forward slashes, hidden ones skipped; in no special order."""
-        ...
 
     def digest(self) -> str:
         """Hex digest that changes when a file does, computed without reading contents."""
-        ...
 
     def contents(self, names: Holds[str]) -> Iterator[tuple[str, bytes]]:
         """Name and content of the files of those names, in the order that is cheapest to read."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,6 @@ def decode_image(
     camera is set upright. Of an animation, the first frame.
 
     Args:
-        data: content of the file.
         name: how errors name it.
         image_size: None, or the side in pixels of the square to which `square` brings the image.
         max_pixels: above which an image is refused.

@@ -11,13 +11,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from driftkit.datasets.containers import ARCHIVE_SUFFIXES, Container, open_container
 from driftkit.datasets.decode import SUFFIXES, decode_image
 from driftkit.datasets.packs import UNLABELLED, RawImages
-from driftkit.datasets.spec import Request, SourceKind, Spec
+from driftkit.datasets.spec import Request, SourceKind
 from driftkit.errors import ArtifactError, ResourceError, UsageError
 from driftkit.runtime.progress import progress
 
@@ -84,12 +83,12 @@ def _open(request: Request) -> FolderSource:
     return source
 
 
-def _is_archive(spec: Spec) -> bool:
-    return spec.target.lower().endswith(ARCHIVE_SUFFIXES) and spec.path.exists()
-
-
 FOLDER_KIND = SourceKind("a folder of images", lambda spec: spec.path.is_dir(), _open)
-ARCHIVE_KIND = SourceKind("a .zip, .tar or .tar.gz of images", _is_archive, _open)
+ARCHIVE_KIND = SourceKind(
+    "a .zip, .tar or .tar.gz of images",
+    lambda spec: spec.target.lower().endswith(ARCHIVE_SUFFIXES) and spec.path.exists(),
+    _open,
+)
 
 
 @dataclass(frozen=True)
@@ -177,16 +176,28 @@ def _decode(container: Container, names: Sequence[str], image_size: int | None) 
     slots = {name: i for i, name in enumerate(names)}
     batches = _batches(container, slots)
     batch = next(batches)
+    place = f"{container.path}/" if container.path.is_dir() else f"{container.path}: "
     first_name = batch[0][0]
-    first = decode_image(batch[0][1], _full_name(container, first_name), image_size)
-    _require_memory(container, len(names), first)
+    first = decode_image(batch[0][1], place + first_name, image_size)
+    _, height, width = first.shape
+    needed, memory = len(names) * first.nbytes, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:  # refused before images fill it
+        raise ResourceError(
+            f"{container.path}: {len(names):,} images of {width}x{height} px take {needed / 2**30:.1f} GiB and this "
+            f"machine has {memory / 2**30:.1f}; resize them with `image_size`"
+        )
     images = np.empty((len(names), *first.shape), dtype=np.uint8)
 
     def work(batch: list[tuple[str, bytes]]) -> int:
         for name, data in batch:
-            image = decode_image(data, _full_name(container, name), image_size)
+            image = decode_image(data, place + name, image_size)
             if image.shape != first.shape:
-                raise ArtifactError(_mixed_sizes(container, first_name, first, name, image))
+                _, other_height, other_width = image.shape
+                side = min(height, width, other_height, other_width)
+                raise ArtifactError(
+                    f"{container.path}: images differ in size, {first_name} is {width}x{height} px and {name} is "
+                    f"{other_width}x{other_height}; resize them to one size with `image_size`, for example {side}"
+                )
             images[slots[name]] = image
         return len(batch)
 
@@ -211,21 +222,6 @@ def _decode(container: Container, names: Sequence[str], image_size: int | None) 
     return torch.from_numpy(images)
 
 
-def _size(batch: list[tuple[str, bytes]]) -> int:
-    return sum(len(data) for _, data in batch)
-
-
-def _require_memory(container: Container, count: int, first: npt.NDArray[np.uint8]) -> None:
-    """Refuse an import that this machine's memory cannot hold, before images fill it."""
-    needed, memory = count * first.nbytes, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > memory:
-        _, height, width = first.shape
-        raise ResourceError(
-            f"{container.path}: {count:,} images of {width}x{height} px take {needed / 2**30:.1f} GiB and this machine "
-            f"has {memory / 2**30:.1f}; resize them with `image_size`"
-        )
-
-
 def _batches(container: Container, slots: dict[str, int]) -> Iterator[list[tuple[str, bytes]]]:
     batch: list[tuple[str, bytes]] = []
     size = 0
@@ -239,16 +235,5 @@ def _batches(container: Container, slots: dict[str, int]) -> Iterator[list[tuple
         yield batch
 
 
-def _full_name(container: Container, name: str) -> str:
-    return f"{container.path}/{name}" if container.path.is_dir() else f"{container.path}: {name}"
-
-
-def _mixed_sizes(
-    container: Container, first_name: str, first: npt.NDArray[np.uint8], name: str, image: npt.NDArray[np.uint8]
-) -> str:
-    (_, height, width), (_, other_height, other_width) = first.shape, image.shape
-    side = min(height, width, other_height, other_width)
-    return (
-        f"{container.path}: images differ in size, {first_name} is {width}x{height} px and {name} is "
-        f"{other_width}x{other_height}; resize them to one size with `image_size`, for example {side}"
-    )
+def _size(batch: list[tuple[str, bytes]]) -> int:
+    return sum(len(data) for _, data in batch)

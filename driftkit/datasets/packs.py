@@ -81,11 +81,7 @@ class ImagePack:
 
     @property
     def image_size(self) -> int:
-        """Side in pixels.
-
-        Raises:
-            ArtifactError: the images are not square.
-        """
+        """Side in pixels; an ArtifactError where the images are not square."""
         height, width = self.images.shape[-2:]
         if height != width:
             raise ArtifactError(
@@ -101,11 +97,7 @@ class ImagePack:
         return {**named, "(unlabelled)": counts[0]} if counts[0] else named
 
     def verify(self) -> None:
-        """Read everything and compare with the card; done once for a file as it is, however often it is opened.
-
-        Raises:
-            ArtifactError: the content is not what the card says.
-        """
+        """Read everything and compare with the card; done once for a file as it is, however often it is opened."""
         status = self.path.stat()
         key = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, self.card.sha256)
         if key not in _VERIFIED:
@@ -164,6 +156,7 @@ def content_sha256(images: torch.Tensor, labels: torch.Tensor) -> str:
 
 def pack_path(path: Path) -> Path:
     """The safetensors file of a pack that is named with or without its suffix."""
+    path = Path(path)
     return path if path.suffix == SUFFIX else path.with_name(path.name + SUFFIX)
 
 
@@ -194,27 +187,25 @@ def write_pack(
         images: uint8 [N, 3, H, W].
         labels: int64 [N], an index into `classes`, or -1 where unlabelled.
         classes: names, in the order of the labels.
-        source: where the images came from.
-        label: name of these images next to a number.
-        notes: what a reader should know.
+        source, label, notes: as `PackCard` has them.
 
     Raises:
         ValueError: shapes, dtypes or labels do not fit.
     """
-    path = pack_path(Path(path))
-    _check(images, labels, classes)
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or not images.numel():
+        raise ValueError(f"images are {images.dtype} {list(images.shape)}, expected torch.uint8 [N, 3, H, W], N > 0")
+    if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+        raise ValueError(f"labels are {labels.dtype} {list(labels.shape)}, expected torch.int64 [{len(images)}]")
+    low, high = int(labels.min()), int(labels.max())
+    if low < UNLABELLED or high >= len(classes):
+        raise ValueError(f"labels are {low} to {high}, expected -1 to {len(classes) - 1}")
+    path = pack_path(path)
     sha256 = content_sha256(images, labels)
+    count, _, height, width = images.shape
     card = PackCard(
-        name=path.stem,
-        count=len(images),
-        classes=tuple(classes),
-        height=images.shape[2],
-        width=images.shape[3],
-        sha256=sha256,
-        source=source,
-        label=label,
-        notes=tuple(notes),
-    )
+        name=path.stem, count=count, classes=tuple(classes), height=height, width=width, sha256=sha256, source=source,
+        label=label, notes=tuple(notes),
+    )  # fmt: skip
     side = card_path(path)
     with locked_file(path):
         if side.exists() and _header_sha256(path) != sha256:
@@ -227,16 +218,12 @@ def write_pack(
 
 
 def open_pack(path: Path) -> ImagePack:
-    """Open a pack without reading its images.
-
-    Args:
-        path: the safetensors file, with or without its suffix.
+    """Open a pack, named with or without its suffix, without reading its images.
 
     Raises:
         ArtifactError: a file is absent or unreadable, or the card describes other tensors.
     """
-    path = pack_path(Path(path))
-    side = card_path(path)
+    path, side = pack_path(path), card_path(path)
     if path.is_file() and not side.is_file():
         if read_tensors(path)[1].get("driftkit") != "pack":
             raise ArtifactError(f"{path} is no pack of images: it has no card {side.name}; name images or a pack")
@@ -262,16 +249,6 @@ def open_pack(path: Path) -> ImagePack:
             f"{path}: labels are {low} to {high}, expected -1 to {len(card.classes) - 1}; import it again"
         )
     return ImagePack(path, images, labels, card.classes, card)
-
-
-def _check(images: torch.Tensor, labels: torch.Tensor, classes: Sequence[str]) -> None:
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or not images.numel():
-        raise ValueError(f"images are {images.dtype} {list(images.shape)}, expected torch.uint8 [N, 3, H, W], N > 0")
-    if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
-        raise ValueError(f"labels are {labels.dtype} {list(labels.shape)}, expected torch.int64 [{len(images)}]")
-    low, high = int(labels.min()), int(labels.max())
-    if low < UNLABELLED or high >= len(classes):
-        raise ValueError(f"labels are {low} to {high}, expected -1 to {len(classes) - 1}")
 
 
 def _header_sha256(path: Path) -> str:

@@ -22,6 +22,7 @@ from driftkit.runtime.random import stream_seed
 from driftkit.storage.files import digest_json
 
 Array = npt.NDArray[Any]  # float32 planes
+Doubles = npt.NDArray[np.float64]
 Distance = Callable[[Array, Array], Array]
 
 RECIPE = 1  # part of the digest: raise it when the same options draw other pixels
@@ -125,8 +126,8 @@ def _draw(indices: npt.NDArray[np.int64], options: ShapesOptions) -> npt.NDArray
     turn = np.pi * options.jitter * (2 * draws[:, 3] - 1)
 
     at = ((np.arange(size) + 0.5) / size).astype(np.float32)
-    dx = ((at - _column(centre[:, 0])) / _column(radius))[:, None, :]  # [n, 1, S], in radii
-    dy = ((at - _column(centre[:, 1])) / _column(radius))[:, :, None]  # [n, S, 1]
+    dx = (at[None, None, :] - _plane(centre[:, 0])) / _plane(radius)  # [n, 1, S], in radii
+    dy = (at[None, :, None] - _plane(centre[:, 1])) / _plane(radius)  # [n, S, 1]
     cos, sin = _plane(np.cos(turn)), _plane(np.sin(turn))
     distance = list(SHAPES.values())[int(indices[0]) % options.classes](cos * dx + sin * dy, cos * dy - sin * dx)
 
@@ -150,7 +151,7 @@ def _draw(indices: npt.NDArray[np.int64], options: ShapesOptions) -> npt.NDArray
     return image
 
 
-def _uniform(seed: int, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+def _uniform(seed: int, indices: npt.NDArray[np.int64]) -> Doubles:
     """Numbers in [0, 1), [n, NUM_DRAWS], each a function of (seed, index, column): the splitmix64 finaliser."""
     columns = np.arange(1, NUM_DRAWS + 1, dtype=np.uint64)
     z: npt.NDArray[np.uint64] = np.multiply(indices.astype(np.uint64)[:, None], np.uint64(NUM_DRAWS)) + columns
@@ -159,25 +160,17 @@ def _uniform(seed: int, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.float6
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     z = z ^ (z >> np.uint64(31))
-    drawn: npt.NDArray[np.float64] = (z >> np.uint64(11)).astype(np.float64) / float(1 << 53)
+    drawn: Doubles = (z >> np.uint64(11)).astype(np.float64) / float(1 << 53)
     return drawn
 
 
 PRIMARY = np.array(
-    [
-        (0.90, 0.16, 0.18),
-        (0.10, 0.66, 0.28),
-        (0.16, 0.38, 0.92),
-        (0.98, 0.80, 0.10),
-        (0.78, 0.20, 0.80),
-        (0.06, 0.74, 0.82),
-    ]
-)
+    [(0.90, 0.16, 0.18), (0.10, 0.66, 0.28), (0.16, 0.38, 0.92),
+     (0.98, 0.80, 0.10), (0.78, 0.20, 0.80), (0.06, 0.74, 0.82)]
+)  # fmt: skip
 
 
-def _colours(
-    draws: npt.NDArray[np.float64], options: ShapesOptions
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def _colours(draws: Doubles, options: ShapesOptions) -> tuple[Doubles, Doubles, Doubles]:
     """Colour of the shape and of both ends of the ground, each [n, 3] in [0, 1]; the ground stands off the shape."""
     if options.palette == "primary":
         ink = PRIMARY[(draws[:, 0] * len(PRIMARY)).astype(np.int64)]
@@ -196,36 +189,14 @@ def _colours(
     return ink, paper, end
 
 
-def _from_hsv(
-    hue: npt.NDArray[np.float64], saturation: npt.NDArray[np.float64], value: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
+def _from_hsv(hue: Doubles, saturation: Doubles, value: Doubles) -> Doubles:
     k = (np.array([5.0, 3.0, 1.0]) + 6 * hue[:, None]) % 6
-    rgb: npt.NDArray[np.float64] = value[:, None] * (1 - saturation[:, None] * np.clip(np.minimum(k, 4 - k), 0, 1))
+    rgb: Doubles = value[:, None] * (1 - saturation[:, None] * np.clip(np.minimum(k, 4 - k), 0, 1))
     return rgb
 
 
-def _column(values: npt.NDArray[np.float64]) -> Array:
-    return values.astype(np.float32)[:, None]
-
-
-def _plane(values: npt.NDArray[np.float64]) -> Array:
+def _plane(values: Doubles) -> Array:
     return values.astype(np.float32)[:, None, None]
-
-
-def _disc(x: Array, y: Array) -> Array:
-    distance: Array = np.sqrt(x * x + y * y) - 0.88
-    return distance
-
-
-def _square(x: Array, y: Array) -> Array:
-    distance: Array = np.maximum(np.abs(x), np.abs(y)) - 0.76
-    return distance
-
-
-def _triangle(x: Array, y: Array) -> Array:
-    along, _ = _fold(x, y + 0.2, 3, half_turn=True)
-    distance: Array = along - 0.56
-    return distance
 
 
 def _star(x: Array, y: Array) -> Array:
@@ -252,25 +223,9 @@ def _cross(x: Array, y: Array) -> Array:
     return distance
 
 
-def _ring(x: Array, y: Array) -> Array:
-    distance: Array = np.abs(np.sqrt(x * x + y * y) - 0.7) - 0.22
-    return distance
-
-
-def _diamond(x: Array, y: Array) -> Array:
-    distance: Array = (np.abs(x) / 0.58 + np.abs(y) - 1.02) * np.float32(1 / (1 + 0.58**-2) ** 0.5)
-    return distance
-
-
 def _crescent(x: Array, y: Array) -> Array:
     x = x + 0.12
     distance: Array = np.maximum(np.sqrt(x * x + y * y) - 0.92, 0.72 - np.sqrt((x - 0.46) ** 2 + y * y))
-    return distance
-
-
-def _pentagon(x: Array, y: Array) -> Array:
-    along, _ = _fold(x, y, 5, half_turn=True)
-    distance: Array = along - 0.74
     return distance
 
 
@@ -284,15 +239,15 @@ def _fold(x: Array, y: Array, corners: int, *, half_turn: bool = False) -> tuple
 
 
 SHAPES: dict[str, Distance] = {
-    "circle": _disc,
-    "square": _square,
-    "triangle": _triangle,
+    "circle": lambda x, y: np.sqrt(x * x + y * y) - 0.88,
+    "square": lambda x, y: np.maximum(np.abs(x), np.abs(y)) - 0.76,
+    "triangle": lambda x, y: _fold(x, y + 0.2, 3, half_turn=True)[0] - 0.56,
     "star": _star,
     "heart": _heart,
     "cross": _cross,
-    "ring": _ring,
-    "diamond": _diamond,
+    "ring": lambda x, y: np.abs(np.sqrt(x * x + y * y) - 0.7) - 0.22,
+    "diamond": lambda x, y: (np.abs(x) / 0.58 + np.abs(y) - 1.02) * np.float32(1 / (1 + 0.58**-2) ** 0.5),
     "crescent": _crescent,
-    "pentagon": _pentagon,
+    "pentagon": lambda x, y: _fold(x, y, 5, half_turn=True)[0] - 0.74,
 }
 """The kinds of shapes in the order of their labels."""

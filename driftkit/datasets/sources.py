@@ -29,14 +29,12 @@ def _open_pack(request: Request) -> ImagePack:
     return open_pack(request.spec.path)
 
 
-PACK_KIND = SourceKind("a pack (.safetensors)", _is_pack, _open_pack)
-
 # Later rows are asked first: a name goes before a pack of that name, and a special kind of folder before any folder.
 SOURCES: dict[str, SourceKind] = {
     "archive": ARCHIVE_KIND,
     "folder": FOLDER_KIND,
     "cifar10": CIFAR10_KIND,
-    "pack": PACK_KIND,
+    "pack": SourceKind("a pack (.safetensors)", _is_pack, _open_pack),
     "shapes": SHAPES_KIND,
 }
 
@@ -56,19 +54,13 @@ def open_dataset(
     allow_download: bool = True,
     url: str | None = None,
 ) -> ImagePack:
-    """Open the images that a spec names; import them first if they are not in a pack yet.
+    """Open the images that a spec names, memory-mapped; import them first if they are not in a pack yet.
 
     Args:
         spec: a name (with `?key=value&...` or `:split`), a folder, an archive or a pack.
-        image_size: side in pixels to which images are brought at the import; None leaves them as they are.
-        limit: largest number of images, in equal shares of the classes; None uses all.
-        data_dir: folder of imported packs; see `data_directory`.
+        image_size, data_dir, allow_download, url: as in `Request`.
+        limit: largest number of images, in equal shares of the classes, which are then in memory; None uses all.
         ranks: peers of this process; only the first one imports or downloads, the others wait.
-        allow_download: fetch images that are not here.
-        url: address to fetch them from; None: the source's own.
-
-    Returns:
-        The pack, memory-mapped unless `limit` picks a part of it.
 
     Raises:
         UsageError: the spec or an option does not fit.
@@ -147,15 +139,8 @@ def _import_once(source: Source, path: Path) -> ImagePack:
 def import_source(source: Source, path: Path) -> ImagePack:
     """Read a source and write it as the pack `path`."""
     raw = source.read()
-    return write_pack(
-        path,
-        raw.images,
-        raw.labels,
-        raw.classes,
-        source=source_record(source).model_copy(update={"verified": raw.verified}),
-        label=source.label,
-        notes=raw.notes,
-    )
+    record = source_record(source).model_copy(update={"verified": raw.verified})
+    return write_pack(path, raw.images, raw.labels, raw.classes, source=record, label=source.label, notes=raw.notes)
 
 
 def source_record(source: Source) -> PackSource:
@@ -164,11 +149,7 @@ def source_record(source: Source) -> PackSource:
 
 
 def require_size(pack: ImagePack, image_size: int | None, spec: str) -> None:
-    """Refuse a pack of another size than asked for: resizing is an import, never done in passing.
-
-    Raises:
-        ArtifactError: the sizes differ.
-    """
+    """Refuse a pack of another size than asked for: resizing is an import, never done in passing."""
     got = (pack.card.width, pack.card.height)
     if image_size is not None and got != (image_size, image_size):
         raise ArtifactError(

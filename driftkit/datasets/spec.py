@@ -23,11 +23,7 @@ class Spec:
         return Path(self.target)
 
     def require_keys(self, *known: str) -> None:
-        """Refuse query keys that the source does not know.
-
-        Raises:
-            UsageError: names the key, a similar one, and all known ones.
-        """
+        """Refuse query keys that the source does not know by a UsageError that names all known ones."""
         for key in self.query:
             if key not in known:
                 hint = did_you_mean(key, known)
@@ -36,21 +32,13 @@ class Spec:
 
 @dataclass(frozen=True)
 class Request:
-    """What a source is opened with.
-
-    Attributes:
-        spec: which images.
-        image_size: side in pixels to which images are brought at the import; None leaves them as they are.
-        data_dir: folder of imports and downloads.
-        allow_download: fetch images that are not here.
-        url: address to fetch them from; None: the source's own.
-    """
+    """What a source is opened with."""
 
     spec: Spec
-    image_size: int | None
-    data_dir: Path
-    allow_download: bool = True
-    url: str | None = None
+    image_size: int | None  # side in pixels to which images are brought at the import; None leaves them as they are
+    data_dir: Path  # of imports and downloads
+    allow_download: bool = True  # fetch images that are not here
+    url: str | None = None  # address to fetch them from; None: the source's own
 
 
 class Source(Protocol):
@@ -59,34 +47,27 @@ class Source(Protocol):
     @property
     def spec(self) -> str:
         """The text that named it."""
-        ...
 
     @property
     def kind(self) -> str:
         """Key of its row in SOURCES."""
-        ...
 
     @property
     def name(self) -> str:
         """Readable beginning of the pack's file name."""
-        ...
 
     @property
     def label(self) -> str:
         """Name of these images next to a score."""
-        ...
 
     def recorded_options(self) -> dict[str, Any]:
         """Import options for the card."""
-        ...
 
     def digest(self) -> str:
         """Hex digest of what would be read, computed without reading pixels."""
-        ...
 
     def read(self) -> RawImages:
         """Read, download or draw the images."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from driftkit.config.on_resume import OnResume
-from driftkit.config.settings import COMMAS, Option, Settings
+from driftkit.config.settings import COMMAS, OnResume, Option, Settings
 
 MapNorm = Literal["none", "layer", "final"]
 Resize = Literal["bicubic", "bilinear"]

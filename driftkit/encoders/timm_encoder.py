@@ -20,7 +20,7 @@ from driftkit.encoders.weights import fetch, published, read_weights, unless_cha
 from driftkit.errors import ArtifactError, UsageError
 from driftkit.models.registry import tensor_problems
 from driftkit.protocols import FeatureMap
-from driftkit.runtime.finite import require_finite
+from driftkit.runtime.readback import require_finite
 from driftkit.storage.files import state_digest
 
 

@@ -24,7 +24,7 @@ from driftkit.errors import ArtifactError, UsageError
 from driftkit.models.mae_resnet import MAEResNet, MAEResNetConfig
 from driftkit.models.registry import build_with
 from driftkit.protocols import FeatureMap
-from driftkit.runtime.finite import require_finite
+from driftkit.runtime.readback import require_finite
 from driftkit.storage.files import read_tensors, state_digest, write_tensors
 from driftkit.storage.json_text import from_json
 from driftkit.storage.run_folder import Run

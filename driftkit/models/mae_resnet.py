@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import nn
 
-from driftkit.config.on_resume import OnResume
+from driftkit.config.settings import OnResume
 from driftkit.models.blocks import ResBlock
 from driftkit.models.contract import Model, NetworkConfig, register
 

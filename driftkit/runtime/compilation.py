@@ -18,15 +18,9 @@ CompileSetting = Literal["auto", "on", "off"]
 
 @dataclass(frozen=True)
 class Compilation:
-    """Whether networks are compiled.
+    """Whether networks are compiled, and why, in a few words."""
 
-    Attributes:
-        setting: what was asked for.
-        compiled: what was decided.
-        reason: why, in a few words.
-    """
-
-    setting: str
+    setting: str  # what was asked for
     compiled: bool
     reason: str
 

@@ -5,6 +5,7 @@ import os
 import platform
 import resource
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Literal
@@ -26,41 +27,30 @@ def resolve_device(name: str, *, local_rank: int = 0) -> torch.device:
         ResourceError: CUDA was asked for without a CUDA device, or torch cannot use the one of this machine.
         UsageError: an unknown name.
     """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-        if name == "cpu":
+    kind = planned_device(name)
+    if kind == "cpu":
+        if name == "auto":
             _require_no_idle_gpu()
-    if name == "cpu":
         return torch.device("cpu")
-    if name == "cuda":
-        if not torch.cuda.is_available():
-            raise ResourceError("`device` cuda: torch sees no CUDA device here; choose cpu or auto")
-        if local_rank >= torch.cuda.device_count():
-            raise ResourceError(
-                f"local rank {local_rank} has no GPU of its own: {torch.cuda.device_count()} visible; "
-                "lower torchrun's --nproc-per-node"
-            )
-        return torch.device("cuda", local_rank)
-    raise UsageError(f"`device` {name}: expected auto, cpu or cuda")
+    if not torch.cuda.is_available():
+        raise ResourceError("`device` cuda: torch sees no CUDA device here; choose cpu or auto")
+    if local_rank >= torch.cuda.device_count():
+        raise ResourceError(
+            f"local rank {local_rank} has no GPU of its own: {torch.cuda.device_count()} visible; "
+            "lower torchrun's --nproc-per-node"
+        )
+    return torch.device("cuda", local_rank)
 
 
 def planned_device(name: str) -> str:
-    """The type of device that a plan is for: "cpu", or "cuda", which this machine need not have. "auto": what it has.
-
-    Raises:
-        UsageError: an unknown name.
-    """
+    """The type of device of a plan: "cpu", or "cuda", which this machine need not have; for "auto" what it has."""
     if name not in ("auto", "cpu", "cuda"):
         raise UsageError(f"`device` {name}: expected auto, cpu or cuda")
     return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _require_no_idle_gpu() -> None:
-    """Refuse to fall back to the CPU on a machine whose NVIDIA device this torch cannot use.
-
-    Raises:
-        ResourceError: a device exists and is not hidden by CUDA_VISIBLE_DEVICES.
-    """
+    """Refuse to fall back to the CPU where an NVIDIA device exists, is not hidden, and this torch cannot use it."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1", "NoDevFiles")
     if hidden or not any(DEVICE_FILES.glob("nvidia[0-9]*")):
         return
@@ -126,6 +116,16 @@ def copy_to(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
+
+
+def one_worker(name: str, device: torch.device) -> ThreadPoolExecutor:
+    """A pool of one thread; pinned memory that it takes belongs to `device` where that is a GPU."""
+
+    def begin() -> None:
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # of this thread alone; GPU 0 otherwise
+
+    return ThreadPoolExecutor(1, thread_name_prefix=name, initializer=begin)
 
 
 def synchronize(device: torch.device) -> None:

@@ -23,13 +23,9 @@ PHASES = {
 }
 # Of torch's allocator, the system, C++, oneDNN, which says no more than that, and a thread without room for its stack.
 _WORDS = (
-    "can't allocate memory",
-    "cannot allocate memory",
-    "std::bad_alloc",
-    "could not create a primitive",
-    "resource temporarily unavailable",
-    "can't start new thread",
-)
+    "can't allocate memory", "cannot allocate memory", "std::bad_alloc", "could not create a primitive",
+    "resource temporarily unavailable", "can't start new thread",
+)  # fmt: skip
 _ASKED = re.compile(r"tried to allocate ([\d.]+) ?(bytes|[KMGT]iB)", re.IGNORECASE)
 _UNITS = {"bytes": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 

@@ -11,13 +11,7 @@ import torch
 
 
 def stream_seed(seed: int, stream: str, *counters: int) -> int:
-    """A 63-bit seed for one draw.
-
-    Args:
-        seed: the run's seed.
-        stream: what the draw is for ("noise", "shuffle", ...); streams are independent of one another.
-        counters: which draw it is, for example (step, image index).
-    """
+    """A 63-bit seed for one draw of a stream ("noise", "shuffle", ...); counters say which, say (step, image index)."""
     text = "/".join([str(seed), stream, *map(str, counters)])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
@@ -28,15 +22,11 @@ def generator_for(seed: int, stream: str, *counters: int) -> torch.Generator:
 
 
 def image_noise(seed: int, stream: str, indices: Iterable[int], shape: Sequence[int], *, step: int = 0) -> torch.Tensor:
-    """Standard normal noise, one independent draw per image.
+    """Standard normal noise, float32 [N, *shape] on the CPU, one independent draw per image.
 
     Args:
         indices: global image indices; image 17 gets the same noise in whatever batch it stands.
-        shape: shape of one image's noise, for example (3, 32, 32).
         step: training step, or the step of a sampler that draws noise as it goes.
-
-    Returns:
-        float32 [N, *shape] on the CPU.
     """
     numbers, generator = list(indices), torch.Generator()
     noise = torch.empty((len(numbers), *shape))

@@ -8,14 +8,17 @@ import hashlib
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
+import psutil
 import torch
 import torch.distributed as dist
 
-from driftkit.errors import DriftkitError, LostRankError
+from driftkit.errors import DriftkitError, LostRankError, RefusedError
 
+Result = TypeVar("Result")
 NAME_BYTES = 96
 DEATH_S = 2.0  # until the system has noticed that a process is gone whose connections have just closed
 DEFAULT_TIMEOUT_S = 7200.0  # longer than the slowest download that is let go on, for which the other ranks wait
@@ -46,20 +49,11 @@ class Peer:
         if self.host != socket.gethostname():
             return False
         try:
-            with open(f"/proc/{self.pid}/stat", encoding="utf-8", errors="replace") as file:
-                return file.read().rpartition(")")[2].split()[0] in "ZX"  # dead, though its parent does not know yet
-        except OSError:  # gone, or a system without /proc
-            return not _exists(self.pid)
-
-
-def _exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+            return psutil.Process(self.pid).status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+        except psutil.NoSuchProcess:
+            return True
+        except psutil.AccessDenied:
+            return False
 
 
 class Gathering:
@@ -97,11 +91,7 @@ class Ranks:
 
     @classmethod
     def start(cls, *, device_type: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> "Ranks":
-        """Join the group that torchrun's variables describe, or be a world of one without them.
-
-        Args:
-            timeout_s: how long a rank waits for the others before it gives up.
-        """
+        """Join the group that torchrun's variables describe, or be a world of one without them."""
         world_size = int(os.environ.get("WORLD_SIZE", "1"))
         if world_size == 1:
             return cls()
@@ -116,18 +106,15 @@ class Ranks:
                 backend, timeout=timeout, device_id=device, store=_own_store(timeout), rank=int(os.environ["RANK"]),
                 world_size=world_size,
             )  # fmt: skip
-        gathering: dist.ProcessGroup | None = None
-        if device_type == "cuda":
-            group = dist.new_group(timeout=datetime.timedelta(seconds=timeout_s))
-            assert isinstance(group, dist.ProcessGroup)  # no number, which would mean that this rank is not in it
-            gathering = group
-        ranks = cls(dist.get_rank(), dist.get_world_size(), gathering=gathering)
-        return replace(ranks, peers=ranks._meet("cuda" if device_type == "cuda" else "cpu"))
+        group = dist.new_group(timeout=datetime.timedelta(seconds=timeout_s)) if device_type == "cuda" else None
+        assert not isinstance(group, int)  # which would mean that this rank is not in it
+        ranks = cls(dist.get_rank(), dist.get_world_size(), gathering=group)
+        return replace(ranks, peers=ranks._meet(device_type))
 
-    def _meet(self, device: str) -> tuple[Peer, ...]:
+    def _meet(self, device_type: str) -> tuple[Peer, ...]:
         """Exchange host and process number as bytes of one size."""
         own = f"{os.getpid()} {socket.gethostname()}".encode()[:NAME_BYTES].ljust(NAME_BYTES, b" ")
-        name = torch.tensor(list(own), dtype=torch.uint8, device=device)
+        name = torch.tensor(list(own), dtype=torch.uint8, device=device_type)
         gathered = name.new_empty(self.world_size * NAME_BYTES)
         dist.all_gather_into_tensor(gathered, name)
         names = [bytes(row).decode(errors="replace").split() for row in gathered.cpu().view(-1, NAME_BYTES).tolist()]
@@ -135,11 +122,7 @@ class Ranks:
 
     @contextlib.contextmanager
     def naming_the_lost(self) -> Iterator[None]:
-        """Name the rank that has died where that is why the others cannot continue.
-
-        Raises:
-            LostRankError: a collective operation failed.
-        """
+        """Name the rank that has died, in a LostRankError, where that is why the others cannot continue."""
         try:
             yield
         except RuntimeError as error:  # gloo raises it as it is, NCCL a kind of it
@@ -255,23 +238,43 @@ class Ranks:
         if len(set(digests)) > 1:
             raise DriftkitError(f"ranks hold features of different shapes or types; rank {self.rank} has {own}")
 
-    def sum(self, value: torch.Tensor) -> torch.Tensor:
-        """Sum over ranks."""
+    def _reduce(self, value: torch.Tensor, op: dist.ReduceOp.RedOpType) -> torch.Tensor:
         if self.world_size > 1:
             value = value.clone()
-            dist.all_reduce(value)
+            dist.all_reduce(value, op=op)
         return value
+
+    def sum(self, value: torch.Tensor) -> torch.Tensor:
+        return self._reduce(value, dist.ReduceOp.SUM)
 
     def max(self, value: torch.Tensor) -> torch.Tensor:
         """Elementwise maximum over ranks."""
-        if self.world_size > 1:
-            value = value.clone()
-            dist.all_reduce(value, op=dist.ReduceOp.MAX)
-        return value
+        return self._reduce(value, dist.ReduceOp.MAX)
 
     def mean(self, value: torch.Tensor) -> torch.Tensor:
-        """Mean over ranks."""
         return self.sum(value) / self.world_size
+
+
+def together(work: Callable[[], Result], ranks: Ranks) -> Result:
+    """Do something on every rank that needs no other rank; where one fails, all stop instead of waiting for it.
+
+    Raises:
+        Exception: what `work` raised here.
+        RefusedError, DriftkitError: it was refused, or failed, elsewhere.
+    """
+    problem: Exception | None = None
+    try:
+        result = work()
+    except Exception as error:  # whatever it is, the others have to know before it is raised
+        problem = error
+    severity = 0 if problem is None else 1 if isinstance(problem, RefusedError) else 2
+    worst = int(ranks.max(torch.tensor([severity])))
+    if problem is not None:
+        raise problem
+    if worst:  # the same kind everywhere, so that all ranks go on alike where a refusal does not end the command
+        kind = RefusedError if worst == 1 else DriftkitError
+        raise kind("another process of this command failed; its message says why")
+    return result
 
 
 def _own_store(timeout: datetime.timedelta) -> dist.Store:

@@ -18,11 +18,7 @@ REPEAT_S = 1.0  # timeout, uv and torchrun pass on a signal that the process got
 
 
 class StoppedError(BaseException):
-    """A signal ends this process; like KeyboardInterrupt it is no error that anything should handle.
-
-    Attributes:
-        number: of the signal.
-    """
+    """A signal of this number ends this process; like KeyboardInterrupt it is no error that anything should handle."""
 
     def __init__(self, number: int):
         super().__init__(signal.Signals(number).name)
@@ -67,11 +63,7 @@ class _Handlers:
 
 
 class StopRequest(_Handlers):
-    """Turns a signal into a wish to stop after the step.
-
-    Attributes:
-        signal: its number; None as long as nobody asked.
-    """
+    """Turns a signal into a wish to stop after the step: `signal` is its number, None as long as nobody asked."""
 
 
 class _Ending(_Handlers):

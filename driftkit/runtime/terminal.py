@@ -24,11 +24,7 @@ def say(line: str, *, file: TextIO | None = None) -> None:
 
 
 def open_console(**options: Any) -> "Console":
-    """A rich console on stdout that shows control characters in text instead of passing them on.
-
-    Args:
-        options: as `rich.console.Console` takes them.
-    """
+    """A rich console on stdout that shows control characters in text instead of passing them on."""
     from rich.console import Console
     from rich.text import Text
 

@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -10,11 +11,7 @@ MAX_MARKS = 4096  # events kept before they are added up, for which a GPU must b
 
 
 class Stopwatch:
-    """Seconds of work, without those in which it is paused.
-
-    Args:
-        seconds: to begin with.
-    """
+    """Seconds of work, on top of `seconds`, without those in which it is paused."""
 
     def __init__(self, seconds: float = 0.0):
         self._before = seconds
@@ -48,25 +45,19 @@ class StepClock:
     """Adds up the time between marks under the name of the later one.
 
     On CUDA the marks are events in the stream, read when `seconds` waits for them; elsewhere they are clock readings.
-
-    Args:
-        device: where the work happens.
     """
 
     def __init__(self, device: torch.device | None = None):
         self._device = device if device is not None and device.type == "cuda" else None
-        self._marks: list[tuple[str | None, float | torch.cuda.Event]] = []
+        self._marks: list[tuple[str | None, Any]] = []  # clock readings, or events
         self._totals: dict[str, float] = {}
 
     def start(self) -> None:
         """A step begins; the time since the last mark is not counted."""
-        self._mark(None)
+        self.mark(None)
 
-    def mark(self, name: str) -> None:
-        """The time since the last mark was spent on `name`."""
-        self._mark(name)
-
-    def _mark(self, name: str | None) -> None:
+    def mark(self, name: str | None) -> None:
+        """The time since the last mark was spent on `name`; None: it is not counted."""
         if self._device is not None:
             event = torch.cuda.Event(enable_timing=True)
             event.record()
@@ -82,7 +73,8 @@ class StepClock:
             torch.cuda.synchronize(self._device)
         for (_, before), (name, after) in zip(self._marks, self._marks[1:], strict=False):
             if name is not None:
-                self._totals[name] = self._totals.get(name, 0.0) + _seconds_between(before, after)
+                seconds = after - before if isinstance(after, float) else before.elapsed_time(after) / 1000
+                self._totals[name] = self._totals.get(name, 0.0) + float(seconds)
         del self._marks[:-1]
 
     def seconds(self) -> dict[str, float]:
@@ -90,11 +82,3 @@ class StepClock:
         self._add_up()
         totals, self._totals = self._totals, {}
         return totals
-
-
-def _seconds_between(before: "float | torch.cuda.Event", after: "float | torch.cuda.Event") -> float:
-    if isinstance(before, float) or isinstance(after, float):
-        assert isinstance(before, float)
-        assert isinstance(after, float)
-        return after - before
-    return float(before.elapsed_time(after)) / 1000

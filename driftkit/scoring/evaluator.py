@@ -18,6 +18,7 @@ from driftkit.metrics.frechet import frechet_distance
 from driftkit.metrics.memorization import NUM_PAIRS
 from driftkit.metrics.registry import METRICS, compute_metrics
 from driftkit.metrics.survey import compare_appearance
+from driftkit.runtime.ranks import together
 from driftkit.scoring.evaluation_record import (
     AppearanceInfo,
     EvaluationRecord,
@@ -25,7 +26,7 @@ from driftkit.scoring.evaluation_record import (
     ScoredRecord,
     default_path,
 )
-from driftkit.scoring.extraction import Extractor, extract, together
+from driftkit.scoring.extraction import Extractor, extract
 from driftkit.scoring.extractors import load_extractor
 from driftkit.scoring.image_set import ImageSet, ScoringExecution, is_run, open_target, require_size, require_target
 from driftkit.scoring.reference import SCORES_VERSION, Reference, TrainingImages, open_reference, open_training

@@ -6,19 +6,18 @@ Ranks share the images of a set. Rank 0 ends up with what one process would have
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
 from driftkit.encoders.lineage import Lineage
-from driftkit.errors import DriftkitError, RefusedError
+from driftkit.errors import RefusedError
 from driftkit.metrics.base import FeatureStats
 from driftkit.metrics.moments import Moments
 from driftkit.metrics.survey import Survey, survey_images
 from driftkit.runtime.device import IEEE_FLOAT32, copy_to, ieee_float32
 from driftkit.runtime.memory import fitting_batch
-from driftkit.runtime.ranks import Ranks
+from driftkit.runtime.ranks import Ranks, together
 from driftkit.scoring.evaluation_record import ExtractorInfo
 from driftkit.scoring.image_set import ImageSet, ScoringExecution, default_batch_size
 
@@ -114,26 +113,6 @@ class Extractor:
 def _joined(parts: list[tuple[torch.Tensor, torch.Tensor | None]]) -> tuple[torch.Tensor, torch.Tensor | None]:
     logits = [scores.float() for _, scores in parts if scores is not None]
     return torch.cat([values.float() for values, _ in parts]), torch.cat(logits) if logits else None
-
-
-Result = TypeVar("Result")
-
-
-def together(work: Callable[[], Result], ranks: Ranks) -> Result:
-    """Do something on every rank that needs no other rank; where one fails, all raise instead of waiting for it."""
-    problem: Exception | None = None
-    try:
-        result = work()
-    except Exception as error:  # whatever it is, the others have to know before it is raised
-        problem = error
-    severity = 0 if problem is None else 1 if isinstance(problem, RefusedError) else 2
-    worst = int(ranks.max(torch.tensor([severity])))
-    if problem is not None:
-        raise problem
-    if worst:  # the same kind everywhere, so that all ranks go on alike where a refusal does not end the command
-        kind = RefusedError if worst == 1 else DriftkitError
-        raise kind("another process of this command failed; its message says why")
-    return result
 
 
 def kept_indices(total: int, max_rows: int = MAX_ROWS) -> torch.Tensor:

@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from driftkit.config.layers import did_you_mean
 from driftkit.encoders.lineage import PIXELS, Lineage, family_of
 from driftkit.encoders.specs import PACKAGED, SPECS, TIMM_PREFIX
-from driftkit.encoders.timm_encoder import timm_spec
-from driftkit.encoders.timm_weights import load_state, own_tensors, timm_lineage
+from driftkit.encoders.timm_encoder import load_state, own_tensors, timm_lineage, timm_spec
 from driftkit.encoders.weights import HubFile, UrlFile, fetch, read_weights, unless_changed
 from driftkit.errors import ArtifactError, UsageError
 from driftkit.scoring.extraction import Extractor

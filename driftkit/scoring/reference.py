@@ -13,8 +13,9 @@ from driftkit.errors import DriftkitError, StorageError
 from driftkit.metrics.base import Baseline, FeatureStats, Metric
 from driftkit.metrics.memorization import baseline_distances
 from driftkit.metrics.registry import Floor, real_floor
+from driftkit.runtime.ranks import together
 from driftkit.scoring.evaluation_record import TrainingInfo
-from driftkit.scoring.extraction import Extractor, extract, together
+from driftkit.scoring.extraction import Extractor, extract
 from driftkit.scoring.image_set import ImageSet, ScoringExecution, file_formats
 from driftkit.scoring.sanity import require_scorable
 from driftkit.scoring.statistics_file import (

@@ -23,7 +23,7 @@ from driftkit.metrics.base import Baseline, FeatureStats
 from driftkit.metrics.moments import Moments
 from driftkit.metrics.registry import Floor
 from driftkit.metrics.survey import DIGEST_BYTES, PROPERTIES, Survey
-from driftkit.runtime.folders import cache_folder
+from driftkit.runtime.environment import cache_folder
 from driftkit.scoring.evaluation_record import ExtractorInfo, Info
 from driftkit.scoring.extraction import Extractor
 from driftkit.storage.files import digest_json, read_tensors, state_digest, write_tensors

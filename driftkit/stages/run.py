@@ -42,22 +42,15 @@ Report = Callable[[int, Stage, str, float], None]
 
 
 class StageRecord(BaseModel):
-    """The last completed run of a stage.
-
-    Attributes:
-        fingerprint: of everything that it follows from.
-        identity: the same without training steps and driftkit's version: what a run shares with its continuation.
-        result: the document that its command printed.
-        products: paths without which it has to run again.
-    """
+    """The last completed run of a stage."""
 
     name: str
     seconds: float
     command_line: list[str]
-    fingerprint: str
-    identity: str
-    result: Any = None
-    products: list[str]
+    fingerprint: str  # of everything that it follows from
+    identity: str  # the same without training steps and driftkit's version: what a run shares with its continuation
+    result: Any = None  # the document that its command printed
+    products: list[str]  # paths without which it has to run again
 
 
 class PipelineRecord(Record):
@@ -130,11 +123,7 @@ def _run_stage(pipeline: Pipeline, stage: Stage, execute: Execute, *, force: boo
 
 
 def require_stages(pipeline: Pipeline, names: Sequence[str]) -> None:
-    """Refuse names that no stage has.
-
-    Raises:
-        UsageError: names the first one, and the stages that exist.
-    """
+    """Refuse names that no stage has."""
     known = [stage.name for stage in pipeline.stages]
     for name in names:
         if name not in known:
@@ -172,13 +161,12 @@ def _launch(stage: Stage) -> dict[str, Any]:
             signal.signal(number, handler)
     if stopped:
         raise InterruptedRunError(f"stage {stage.name} was stopped; the same command resumes it", exit_code(stopped[0]))
+    shown = shlex.join(stage.command_line())
     if child.returncode:
-        shown = shlex.join(stage.command_line())
         raise DriftkitError(f"stage {stage.name} failed with exit code {child.returncode}: {shown}")
     try:
         return dict(json.loads(printed))
     except ValueError:
-        shown = shlex.join(stage.command_line())
         raise DriftkitError(f"stage {stage.name} printed no JSON document but {printed[:80]!r}: {shown}") from None
 
 
@@ -202,11 +190,7 @@ def _make_room(pipeline: Pipeline, stage: Stage, *, force: bool) -> list[str]:
 
 
 def _set_aside(path: Path) -> None:
-    """Rename a run to the first free NAME.old-N next to it.
-
-    Raises:
-        BusyError: it is being trained.
-    """
+    """Rename a run to the first free NAME.old-N next to it; a BusyError where it is being trained."""
     if holder := holder_of(path):
         raise BusyError(f"{path} was made with other settings and is being written by {holder}; stop that first")
     number = 1
@@ -228,8 +212,7 @@ def _identity(stage: Stage) -> str:
 def fingerprint(stage: Stage, *, version: str = __version__, evaluations: bool = True) -> str:
     """Digest of the command line, driftkit's version and the content of everything the stage reads.
 
-    Args:
-        evaluations: whether those of the runs that a `compare` stage reads count.
+    `evaluations`: whether those of the runs that a `compare` stage reads count.
     """
     prefix = f"DRIFTKIT_{stage.command.upper().replace('-', '_')}_"
     evaluations = evaluations and stage.command == "compare"

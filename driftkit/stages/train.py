@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from driftkit.config.layers import flatten
-from driftkit.config.on_resume import OnResume, marked_keys
+from driftkit.config.settings import OnResume, marked_keys
 from driftkit.datasets.packs import ImagePack
 from driftkit.datasets.sources import open_dataset
 from driftkit.errors import InterruptedRunError, StorageError, UsageError
@@ -21,9 +21,8 @@ from driftkit.runtime.compilation import decide_compilation, tried_convolutions
 from driftkit.runtime.device import autocast_dtype, resolve_device
 from driftkit.runtime.progress import warn
 from driftkit.runtime.random import stream_seed
-from driftkit.runtime.ranks import Ranks, local_rank
+from driftkit.runtime.ranks import Ranks, local_rank, together
 from driftkit.scoring.during_training import open_scoring
-from driftkit.scoring.extraction import together
 from driftkit.storage.atomic import require_free
 from driftkit.storage.files import digest_json, state_digest, tensor_bytes
 from driftkit.storage.lock import locked_folder

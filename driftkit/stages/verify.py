@@ -23,16 +23,8 @@ from driftkit.storage.files import read_json, read_tensors, sha256_file, state_d
 from driftkit.storage.images import read_samples
 from driftkit.storage.json_text import from_json
 from driftkit.storage.lock import holder_of, is_lock
-from driftkit.storage.records import (
-    NoteKind,
-    Problem,
-    ProblemKind,
-    Record,
-    RunManifest,
-    Verification,
-    VerificationNote,
-)
-from driftkit.storage.run_folder import CHECKPOINTS, METRICS_FILE, Checkpoint, Run, checkpoints_in
+from driftkit.storage.records import NoteKind, Problem, ProblemKind, Record, RunManifest, Verification, VerificationNote
+from driftkit.storage.run_folder import CHECKPOINTS, METRICS_FILE, Checkpoint, Run, checkpoints_in, metric_record
 
 NAMED = 3  # unknown files of a folder that are named
 ATTEMPTS = 3  # at a run that is trained meanwhile
@@ -50,13 +42,9 @@ AGAIN = {
 
 
 def verify(paths: Sequence[Path]) -> Verification:
-    """Read what lies at the paths and compare it with its checksums.
+    """Read what lies at the paths, folders of anything included, and compare it with its checksums.
 
-    Args:
-        paths: runs, packs, caches, statistics, samples, evaluations, or folders of any of these.
-
-    Returns:
-        The problems and notes; `ok` says whether all may be used as they are. Nothing is raised for a bad file.
+    Nothing is raised for a bad file; `ok` of the result says whether all may be used as they are.
     """
     verifier = _Verifier()
     for path in paths:
@@ -66,7 +54,13 @@ def verify(paths: Sequence[Path]) -> Verification:
             verifier.problem(path, "missing", "is not there", "look for its right name")
         elif not verifier.file(path):
             verifier.note(path, "unknown", "not a file that driftkit wrote")
-    return verifier.result()
+    return Verification(
+        ok=not verifier.problems,
+        checked=dict(sorted(verifier.checked.items())),
+        bytes=verifier.num_bytes,
+        problems=verifier.problems,
+        notes=verifier.notes,
+    )
 
 
 class _Verifier:
@@ -75,12 +69,6 @@ class _Verifier:
         self.notes: list[VerificationNote] = []
         self.checked: Counter[str] = Counter()
         self.num_bytes = 0
-
-    def result(self) -> Verification:
-        checked = dict(sorted(self.checked.items()))
-        return Verification(
-            ok=not self.problems, checked=checked, bytes=self.num_bytes, problems=self.problems, notes=self.notes
-        )
 
     def problem(self, path: Path, kind: ProblemKind, problem: str, fix: str) -> None:
         self.problems.append(Problem(path=str(path), kind=kind, problem=problem.removeprefix("is "), fix=fix))
@@ -150,12 +138,11 @@ class _Verifier:
         return True
 
     def leftover(self, path: Path) -> None:
-        lives = writer_lives(path)
-        if lives:
+        if lives := writer_lives(path):
             self.note(path, "in use", "being written now")
-            return
-        writer = "a process that ended" if lives is False else "another machine"
-        self.note(path, "leftover", f"half-written by {writer}: remove it once nothing is writing here")
+        else:
+            writer = "a process that ended" if lives is False else "another machine"
+            self.note(path, "leftover", f"half-written by {writer}: remove it once nothing is writing here")
 
     def json(self, path: Path) -> dict[str, Any] | None:
         """A JSON document; None where it cannot be used."""
@@ -264,8 +251,7 @@ class _Verifier:
             self.note(folder, "in use", f"being written by {holder}")
 
     def run_once(self, folder: Path) -> None:
-        manifest = _manifest(folder)
-        saved = checkpoints_in(folder, manifest.id if manifest else None)
+        manifest, saved = _saved(folder)
         if manifest and max((c.step for c in saved), default=0) < manifest.step:
             path = folder / CHECKPOINTS / f"step-{manifest.step:08d}"
             fix = f"{COPY}; the same train command resumes from the last that is there"
@@ -284,9 +270,7 @@ class _Verifier:
         )
 
     def checkpoint_alone(self, folder: Path) -> None:
-        run = folder.resolve().parent.parent
-        manifest = _manifest(run)
-        for saved in checkpoints_in(run, manifest.id if manifest else None):
+        for saved in _saved(folder.resolve().parent.parent)[1]:
             if saved.path.name == folder.resolve().name:
                 self.checkpoint(replace(saved, path=folder), [])
 
@@ -328,7 +312,7 @@ class _Verifier:
                 self.problem(path, "missing", "is not there", fix)
             return
         *lines, last = path.read_bytes().split(b"\n")
-        broken = next((number for number, line in enumerate(lines, start=1) if not _is_record(line)), None)
+        broken = next((number for number, line in enumerate(lines, start=1) if metric_record(line) is None), None)
         if broken is not None:
             self.problem(path, "damaged", f"line {broken} is no metric record", fix)
             return
@@ -337,12 +321,13 @@ class _Verifier:
         self.good("metrics", path.stat().st_size)
 
 
-def _manifest(run: Path) -> RunManifest | None:
-    """None where it cannot be read, which is reported as a file of the folder."""
+def _saved(run: Path) -> tuple[RunManifest | None, list[Checkpoint]]:
+    """Manifest and checkpoints; no manifest where it cannot be read, which is reported as a file of the folder."""
     try:
-        return Run(run).manifest()
+        manifest = Run(run).manifest()
     except ArtifactError:
-        return None
+        return None, checkpoints_in(run, None)
+    return manifest, checkpoints_in(run, manifest.id)
 
 
 def _other_settings(manifest: RunManifest, checkpoint: Checkpoint) -> list[str]:
@@ -394,10 +379,3 @@ def _snapshot(run: Path) -> tuple[bytes, set[str]]:
     path, checkpoints = run / "manifest.json", run / CHECKPOINTS
     names = {p.name for p in checkpoints.iterdir()} if checkpoints.is_dir() else set()
     return path.read_bytes() if path.is_file() else b"", names
-
-
-def _is_record(line: bytes) -> bool:
-    try:
-        return isinstance(from_json(line), dict)
-    except (ValueError, RecursionError):
-        return False

@@ -11,7 +11,7 @@ import re
 import secrets
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -41,13 +41,9 @@ def atomic_path(target: Path, *, num_bytes: int | None = None) -> Iterator[Path]
 
     The temporary keeps the suffix of the target, since some writers choose their format by it.
 
-    Args:
-        num_bytes: how large the file will be, for the message of a disk that is full.
-
     Raises:
-        StorageError: the disk is full, read-only, over quota or failing; what was there before is untouched.
+        StorageError: the disk is full (for `num_bytes`), read-only, over quota or failing; what was there is untouched.
     """
-    target = Path(target)
     with storage_errors(target, num_bytes):
         make_folder(target.parent)
         remove_abandoned(target)
@@ -63,10 +59,7 @@ def atomic_path(target: Path, *, num_bytes: int | None = None) -> Iterator[Path]
 
 @contextlib.contextmanager
 def atomic_folder(target: Path, *, num_bytes: int | None = None) -> Iterator[Path]:
-    """Like `atomic_path` for a folder of files.
-
-    A folder already at `target` is renamed away first: a kill between the two renames leaves neither, never a mixture.
-    """
+    """Like `atomic_path` for a folder of files; a kill may leave none where one was before, never a mixture."""
     target = Path(target)
     with storage_errors(target, num_bytes):
         make_folder(target.parent)
@@ -147,43 +140,40 @@ def writer_lives(path: Path) -> bool | None:
 def remove_abandoned(target: Path) -> None:
     """Remove temporaries of `target` whose writers are known to be dead."""
     start = temporary_path(target).name.rpartition(f".{_host()}-")[0]
-    for path in _temporaries_in(target.parent):
+
+    def abandoned(path: Path) -> bool:
         match = _TEMPORARY.fullmatch(path.name)
-        if match and f".{match['stem']}" == start and writer_lives(path) is False:
-            _remove(path)
+        return match is not None and f".{match['stem']}" == start and writer_lives(path) is False
+
+    _remove_temporaries(target.parent, abandoned)
 
 
 def remove_all_temporaries(folder: Path, pattern: str = "*") -> None:
     """Remove temporaries of matching names in a folder in which, as the caller knows, nobody else writes those."""
-    for path in _temporaries_in(folder):
-        if path.match(f".{pattern}"):
-            _remove(path)
+    _remove_temporaries(folder, lambda path: path.match(f".{pattern}"))
 
 
 @contextlib.contextmanager
 def storage_errors(target: Path, num_bytes: int | None = None) -> Iterator[None]:
-    """Turn the errors of a disk that takes no more into one line that says what and how much.
-
-    Raises:
-        StorageError: instead of the system's error.
-    """
+    """Turn the errors of a disk that takes no more into a StorageError of one line that says what and how much."""
     try:
         yield
     except (OSError, SafetensorError) as error:
-        number = _errno(error)
+        in_text = re.search(r"\(os error (\d+)\)", str(error))  # all that safetensors says of the system's errors
+        number = error.errno if isinstance(error, OSError) else int(in_text[1]) if in_text else None
         if number not in REMEDIES:
             raise
-        raise StorageError(_explained(target, number, num_bytes)) from error
+        facts = os.strerror(number)
+        if number in (errno.ENOSPC, errno.EDQUOT):
+            facts += f", {megabytes(num_bytes)} needed" if num_bytes is not None else ""
+            facts += f", {megabytes(free_bytes(target))} free"
+        message = f"{target} was not written ({facts}): {REMEDIES[number]}; what was there before is kept"
+        raise StorageError(message) from error
 
 
 def require_free(target: Path, num_bytes: int, what: str) -> None:
-    """Refuse to begin what cannot end for lack of space.
-
-    Raises:
-        StorageError: fewer bytes are free where `target` will lie.
-    """
-    free = free_bytes(target)
-    if free < num_bytes:
+    """Refuse, by a StorageError, to begin what cannot end for lack of space."""
+    if (free := free_bytes(target)) < num_bytes:
         raise StorageError(
             f"{what} needs {megabytes(num_bytes)} and {megabytes(free)} are free where {target} is to lie; "
             "free some space, or choose another disk"
@@ -206,33 +196,13 @@ def shortened(name: str, room: int) -> str:
     return os.fsencode(name)[:room].decode("utf-8", "ignore")
 
 
-def _explained(target: Path, number: int, num_bytes: int | None) -> str:
-    facts = os.strerror(number)
-    if number in (errno.ENOSPC, errno.EDQUOT):
-        facts += f", {megabytes(num_bytes)} needed" if num_bytes is not None else ""
-        facts += f", {megabytes(free_bytes(target))} free"
-    return f"{target} was not written ({facts}): {REMEDIES[number]}; what was there before is kept"
-
-
-def _errno(error: Exception) -> int | None:
-    if isinstance(error, OSError):
-        return error.errno
-    in_text = re.search(r"\(os error (\d+)\)", str(error))  # safetensors reports the system's errors as text alone
-    return int(in_text[1]) if in_text else None
-
-
-def _temporaries_in(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    with os.scandir(folder) as entries:
-        return [folder / entry.name for entry in entries if is_temporary(Path(entry.name))]
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)  # another process may have found it, too
+def _remove_temporaries(folder: Path, wanted: Callable[[Path], bool]) -> None:
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if is_temporary(path) and wanted(path):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)  # another process may have found it, too
 
 
 def _host() -> str:

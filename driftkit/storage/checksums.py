@@ -50,11 +50,7 @@ def read_checksums(folder: Path) -> dict[str, str]:
 
 
 def require_checksum(path: Path, expected: str, *, num_bytes: int | None = None) -> None:
-    """Read a file and compare it with its checksum.
-
-    Args:
-        expected: hex sha256.
-        num_bytes: the size it was written with, where that is known.
+    """Compare a file with the hex sha256, and the size where that is known, that it was written with.
 
     Raises:
         NotFoundError: the file is absent.
@@ -75,12 +71,7 @@ def require_checksum(path: Path, expected: str, *, num_bytes: int | None = None)
 
 
 def require_listed(path: Path) -> None:
-    """Compare a file with the checksum file of its folder.
-
-    Raises:
-        NotFoundError: the file or its checksum file is absent.
-        ArtifactError: it is damaged, another file, or not listed.
-    """
+    """Compare a file with the checksum file of its folder; raises as `require_checksum`."""
     listed = read_checksums(path.parent)
     if path.name not in listed:
         raise ArtifactError(f"{path} is not listed in {CHECKSUM_FILE}")

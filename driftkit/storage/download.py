@@ -1,13 +1,12 @@
 """Downloads, and asking shortly whether a host or a file is there."""
 
-import contextlib
 import socket
 import sys
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -17,7 +16,6 @@ from driftkit.storage.atomic import atomic_path
 
 TIMEOUT_S = 10.0
 STALLED_S = 30.0  # without a byte, until a download is given up
-AGENT = {"User-Agent": "driftkit"}
 
 
 def download(url: str, target: Path, check: Callable[[Path], object]) -> None:
@@ -29,8 +27,10 @@ def download(url: str, target: Path, check: Callable[[Path], object]) -> None:
     """
     import torch
 
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(STALLED_S)
     try:
-        with atomic_path(target) as temporary, _socket_timeout(STALLED_S):
+        with atomic_path(target) as temporary:
             torch.hub.download_url_to_file(url, str(temporary), progress=sys.stderr.isatty())
             try:
                 check(temporary)
@@ -38,14 +38,6 @@ def download(url: str, target: Path, check: Callable[[Path], object]) -> None:
                 raise ArtifactError(str(error).replace(str(temporary), url)) from None
     except (OSError, HTTPException) as error:
         raise ArtifactError(f"{target.name} did not come from {url}: {error or type(error).__name__}") from None
-
-
-@contextlib.contextmanager
-def _socket_timeout(seconds: float) -> Iterator[None]:
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
     finally:
         socket.setdefaulttimeout(before)
 
@@ -56,7 +48,7 @@ def require_file(url: str, *, timeout_s: float = TIMEOUT_S) -> None:
     Raises:
         OSError: no network, no such host, or the host says that it has no such file.
     """
-    request = urllib.request.Request(url, method="HEAD", headers=AGENT)
+    request = urllib.request.Request(url, method="HEAD", headers={"User-Agent": "driftkit"})
     try:
         urllib.request.urlopen(request, timeout=timeout_s).close()
     except HTTPException as error:
@@ -74,10 +66,9 @@ def host_of(url: str) -> str:
 
 
 def unreachable_hosts(urls: Iterable[str], *, timeout_s: float = TIMEOUT_S) -> dict[str, str]:
-    """Which hosts of these addresses give no answer, all asked at once.
+    """Which hosts of these addresses give no answer of any kind, all asked at once.
 
     Args:
-        urls: addresses; each host is asked once, and an answer of any kind is one.
         timeout_s: for all of them together, name look-up included.
 
     Returns:
@@ -88,7 +79,14 @@ def unreachable_hosts(urls: Iterable[str], *, timeout_s: float = TIMEOUT_S) -> d
     answered: dict[str, str] = {}
 
     def ask(host: str) -> None:
-        answered[host] = _reason(host, timeout_s)
+        reason = ""
+        try:
+            require_file(f"{host}/", timeout_s=timeout_s)
+        except urllib.error.HTTPError:
+            pass  # it refuses this page, so it is there
+        except OSError as error:
+            reason = str(getattr(error, "reason", error)) or type(error).__name__
+        answered[host] = reason
 
     # Daemons, because a name look-up knows no timeout: one that hangs must not keep the program from ending.
     threads = [threading.Thread(target=ask, args=(host,), daemon=True) for host in hosts]
@@ -99,13 +97,3 @@ def unreachable_hosts(urls: Iterable[str], *, timeout_s: float = TIMEOUT_S) -> d
         thread.join(max(0.0, deadline - time.monotonic()))
     reasons |= answered.copy()
     return {host: reason for host, reason in reasons.items() if reason}
-
-
-def _reason(host: str, timeout_s: float) -> str:
-    try:
-        require_file(f"{host}/", timeout_s=timeout_s)
-    except urllib.error.HTTPError:
-        return ""  # it refuses this page, so it is there
-    except OSError as error:
-        return str(getattr(error, "reason", error)) or type(error).__name__
-    return ""

@@ -71,11 +71,7 @@ class SampleSet:
 
 
 def write_samples(path: Path, images: torch.Tensor, info: Mapping[str, Any]) -> SampleSet:
-    """Write `path` (.safetensors), its JSON next to it and a PNG grid of the first 64 images, uncurated.
-
-    Args:
-        info: fields of `SampleRecord`.
-    """
+    """Write `path` (.safetensors), its `SampleRecord` next to it and a PNG grid of the first 64 images, uncurated."""
     with locked_file(path):
         path.with_suffix(".json").unlink(missing_ok=True)  # an old record must never stand next to new images
         write_tensors(path, {"images": images})

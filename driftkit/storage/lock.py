@@ -12,6 +12,7 @@ import socket
 import sys
 import textwrap
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -38,49 +39,19 @@ class Holder(BaseModel):
     command: str
     since: str
 
-    @classmethod
-    def this_process(cls) -> "Holder":
-        command = textwrap.shorten(shlex.join(["driftkit", *sys.argv[1:]]), COMMAND_LENGTH, placeholder=" ...")
-        since = datetime.now(UTC).isoformat(timespec="seconds")
-        return cls(pid=os.getpid(), host=socket.gethostname(), command=ascii(command)[1:-1], since=since)
-
     def __str__(self) -> str:
         text = f"process {self.pid} on {self.host} since {self.since} ({self.command})"
         return "".join(c if c.isprintable() else "?" for c in text)  # it goes to a terminal
 
 
-@contextlib.contextmanager
-def locked_folder(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold a folder, which is made if need be, so that no other process writes it as a whole.
-
-    Folders that were made for this and are still empty at the end are removed.
-
-    Args:
-        wait: until others are done, instead of refusing.
-
-    Raises:
-        BusyError: another living process holds it; the message names that process.
-        StorageError: the folder cannot be written.
-    """
-    with _lock(folder / LOCK_FILE, folder, wait=wait):
-        yield
+def locked_folder(folder: Path, *, wait: bool = False) -> AbstractContextManager[None]:
+    """Hold a folder, which is made if need be, so that no other process writes it as a whole; see `_lock`."""
+    return _lock(folder / LOCK_FILE, folder, wait=wait)
 
 
-@contextlib.contextmanager
-def locked_file(path: Path, *, wait: bool = True) -> Iterator[None]:
-    """Hold a file or folder that others may want to write, too, by a lock next to it.
-
-    Folders that were made for this and are still empty at the end are removed.
-
-    Args:
-        wait: until others are done, saying for whom, instead of refusing.
-
-    Raises:
-        BusyError: another living process holds it, and `wait` is not given.
-        StorageError: the folder around it cannot be written.
-    """
-    with _lock(path.with_name(f".{shortened(path.name, 200)}{LOCK_FILE}"), path, wait=wait):
-        yield
+def locked_file(path: Path, *, wait: bool = True) -> AbstractContextManager[None]:
+    """Hold a file or folder that others may want to write, too, by a lock next to it; see `_lock`."""
+    return _lock(path.with_name(f".{shortened(path.name, 200)}{LOCK_FILE}"), path, wait=wait)
 
 
 def holder_of(folder: Path) -> str | None:
@@ -107,6 +78,15 @@ def is_lock(path: Path) -> bool:
 
 @contextlib.contextmanager
 def _lock(path: Path, target: Path, *, wait: bool) -> Iterator[None]:
+    """Hold `target` by a lock at `path`. Folders that were made for this and are empty at the end are removed.
+
+    Args:
+        wait: until others are done, saying for whom, instead of refusing.
+
+    Raises:
+        BusyError: another living process, which is named, holds it, and `wait` is not given.
+        StorageError: the lock cannot be written.
+    """
     if os.environ.get(SWITCH) == "off":
         yield
         return
@@ -118,7 +98,10 @@ def _lock(path: Path, target: Path, *, wait: bool) -> Iterator[None]:
         with storage_errors(target):
             _acquire(lock, path, target, wait=wait)
             if first:
-                _holder_path(path).write_text(Holder.this_process().model_dump_json())
+                command = textwrap.shorten(shlex.join(["driftkit", *sys.argv[1:]]), COMMAND_LENGTH, placeholder=" ...")
+                since = datetime.now(UTC).isoformat(timespec="seconds")
+                holder = Holder(pid=os.getpid(), host=socket.gethostname(), command=ascii(command)[1:-1], since=since)
+                _holder_path(path).write_text(holder.model_dump_json())
         yield
     finally:
         if first and lock.is_locked:

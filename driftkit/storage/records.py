@@ -16,17 +16,12 @@ MAX_COUNT = 2**63 - 1
 
 
 class Record(BaseModel):
-    """Base of all records.
-
-    Class attributes:
-        kind: what the record is of, for example "evaluation".
-        format_version: of its fields; it rises when a reader of the version before would misread it.
-    """
+    """Base of all records."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
-    kind: ClassVar[str]
-    format_version: ClassVar[int] = 1
+    kind: ClassVar[str]  # what the record is of, for example "evaluation"
+    format_version: ClassVar[int] = 1  # of its fields; it rises when a reader of the version before would misread it
 
     def document(self) -> dict[str, Any]:
         """The record as JSON data."""
@@ -137,12 +132,7 @@ NoteKind = Literal["unfinished", "leftover", "in use", "unknown"]
 
 
 class Problem(BaseModel):
-    """A file that must not be used as it is.
-
-    Attributes:
-        problem: what is wrong with it, got and expected.
-        fix: one thing to do about it.
-    """
+    """A file that must not be used as it is: what is wrong with it, and one thing to do about it."""
 
     path: str
     kind: ProblemKind
@@ -159,17 +149,12 @@ class VerificationNote(BaseModel):
 
 
 class Verification(Record):
-    """The result of `driftkit verify`.
-
-    Attributes:
-        checked: number of products by kind (checkpoint, pack, evaluation, ...) that are as they were written.
-        bytes: of the files whose content was compared with a checksum.
-    """
+    """The result of `driftkit verify`."""
 
     kind: ClassVar[str] = "verification"
 
     ok: bool
-    checked: dict[str, int]
-    bytes: int
+    checked: dict[str, int]  # number of products by kind (checkpoint, pack, ...) that are as they were written
+    bytes: int  # of the files whose content was compared with a checksum
     problems: list[Problem]
     notes: list[VerificationNote]

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 
@@ -40,7 +40,6 @@ from driftkit.storage.records import CheckpointState, RunManifest
 METRICS_FILE = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 Weights = Literal["ema", "raw"]
-T = TypeVar("T")
 _STEP = re.compile(r"step-(\d{8,})")
 
 
@@ -48,32 +47,26 @@ _STEP = re.compile(r"step-(\d{8,})")
 class Checkpoint:
     """One saved step of a run. What is read of it is compared with its checksum file.
 
-    Attributes:
-        run_id: id of the run it belongs to; None where the run has no readable manifest.
+    All that reads raises an ArtifactError where a file is absent or damaged, or is of another run or step.
     """
 
     path: Path
     step: int
-    run_id: str | None = None
+    run_id: str | None = None  # None where the run has no readable manifest
 
     @property
     def state_path(self) -> Path:
         return self.path / "state.json"
 
     def weights(self, which: Weights) -> dict[str, torch.Tensor]:
-        """Network weights under their plain names, on the CPU.
-
-        Raises:
-            ArtifactError: the file is absent or damaged, or the checkpoint is of another run or step.
-        """
+        """Network weights under their plain names, on the CPU."""
         return self._tensors(f"{which}.safetensors")
 
     def optimizer(self) -> dict[str, torch.Tensor]:
-        """Optimizer state as `training.optimizer` flattened it; raises as `weights`."""
+        """Optimizer state as `training.optimizer` flattened it."""
         return self._tensors("optimizer.safetensors")
 
     def state(self) -> CheckpointState:
-        """Step, images seen and training seconds; raises as `weights`."""
         require_listed(self.state_path)
         state = CheckpointState.read(self.state_path)
         if state.step != self.step:
@@ -98,11 +91,7 @@ def checkpoints_in(run: Path, run_id: str | None) -> list[Checkpoint]:
 
 
 class Run:
-    """A run folder, new or existing. Checkpoints may be written on one thread while another adds metrics and grids.
-
-    Args:
-        path: the folder; `Run.open` checks that it is one.
-    """
+    """A run folder, new or existing. Checkpoints may be written on one thread while another adds metrics and grids."""
 
     def __init__(self, path: Path):
         self.path = Path(path)
@@ -143,12 +132,12 @@ class Run:
     @property
     def objective(self) -> str:
         """The name of the objective the run was trained with; ArtifactError where its config has none."""
-        return self._config_value("objective", "name", str)
+        return str(self._config_value("objective", "name", str))
 
     @property
     def image_size(self) -> int:
         """Side in pixels of the training images, at least 1; ArtifactError where its config has none."""
-        size = self._config_value("data", "image_size", int)
+        size = int(self._config_value("data", "image_size", int))
         if size < 1:
             raise ArtifactError(f"{self.manifest_path}: config key data.image_size is {size}, expected at least 1")
         return size
@@ -160,7 +149,7 @@ class Run:
             raise ArtifactError(f"{self.manifest_path}: its config has no section {name}; it was edited or damaged")
         return section
 
-    def _config_value(self, section: str, key: str, kind: type[T]) -> T:
+    def _config_value(self, section: str, key: str, kind: type) -> Any:
         value = self.config_section(section).get(key)
         if not isinstance(value, kind) or isinstance(value, bool):
             raise ArtifactError(
@@ -172,52 +161,32 @@ class Run:
     def create(
         self, *, config: Mapping[str, Any], origins: Mapping[str, str], inputs: Mapping[str, Any], **more: Any
     ) -> None:
-        """Write the first manifest.
-
-        Args:
-            config: the resolved config as JSON data.
-            origins: dotted config key -> where its value came from.
-            inputs: what the run reads, each with a digest.
-            more: further fields of `RunManifest`.
-        """
-        manifest = RunManifest(
-            id=secrets.token_hex(8),
-            config=dict(config),
-            origins=dict(origins),
-            inputs=dict(inputs),
-            versions=versions(),
-            created=now(),
-        )
-        _with_fields(manifest, more).write(self.manifest_path)
+        """Write the first manifest, from fields of `RunManifest`."""
+        own = {"id": secrets.token_hex(8), "versions": versions(), "created": now()}
+        given = {"config": dict(config), "origins": dict(origins), "inputs": dict(inputs)}
+        _manifest_of({**own, **given, **more}).write(self.manifest_path)
 
     def update(self, **fields: Any) -> None:
         """Replace fields of the manifest."""
         with self._manifest_lock:
-            _with_fields(self.manifest(), {**fields, "updated": now()}).write(self.manifest_path)
+            _manifest_of({**dict(self.manifest()), **fields, "updated": now()}).write(self.manifest_path)
 
     def checkpoints(self) -> list[Checkpoint]:
         """All saved steps, oldest first."""
         return checkpoints_in(self.path, self.manifest().id if self.manifest_path.is_file() else None)
 
     def checkpoint(self, step: int | None = None) -> Checkpoint:
-        """The checkpoint of `step`, or the last one.
-
-        Raises:
-            NotFoundError: there is none, or none of that step.
-        """
+        """The checkpoint of `step`, or the last one; a NotFoundError where it is absent."""
         saved = self.checkpoints()
         if not saved:
             raise NotFoundError(
                 f"{self.path} holds no checkpoint yet; its training saves one every checkpoint_every steps"
             )
-        if step is None:
-            return saved[-1]
-        for checkpoint in saved:
-            if checkpoint.step == step:
+        for checkpoint in reversed(saved):
+            if step in (None, checkpoint.step):
                 return checkpoint
-        raise NotFoundError(
-            f"{self.path} has no checkpoint of step {step}; it has {', '.join(str(c.step) for c in saved)}"
-        )
+        known = ", ".join(str(c.step) for c in saved)
+        raise NotFoundError(f"{self.path} has no checkpoint of step {step}; it has {known}")
 
     def save_checkpoint(
         self,
@@ -233,7 +202,7 @@ class Run:
 
         Args:
             raw, ema: network weights; `header` (config, step, EMA setting) goes into both files.
-            optimizer: flattened optimizer state.
+            optimizer: flattened.
             state: fields of `CheckpointState`.
         """
         path = self.path / CHECKPOINTS / f"step-{step:08d}"
@@ -267,11 +236,7 @@ class Run:
         remove_all_temporaries(self.path / "samples", "step-*")
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
-        """Add one line to metrics.jsonl, whole or not at all.
-
-        Raises:
-            StorageError: the disk takes no more; the lines before are as they were.
-        """
+        """Add one line to metrics.jsonl, whole or, with a StorageError, not at all."""
         line = memoryview((json.dumps(record, allow_nan=False) + "\n").encode())
         with storage_errors(self.metrics_path, len(line)), open(self.metrics_path, "ab", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
@@ -283,11 +248,7 @@ class Run:
                 raise
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All metric records in order; a last line cut off by a kill is skipped.
-
-        Raises:
-            ArtifactError: a line that is not the last is no JSON object.
-        """
+        """All metric records in order; a last line cut off by a kill is skipped, any other is an ArtifactError."""
         if not self.metrics_path.is_file():
             return []
         lines = self.metrics_path.read_text(encoding="utf-8", errors="replace").split("\n")
@@ -295,11 +256,7 @@ class Run:
         for number, line in enumerate(lines, start=1):
             if not line:
                 continue
-            try:
-                record = from_json(line)
-            except (ValueError, RecursionError):
-                record = None
-            if isinstance(record, dict):
+            if (record := metric_record(line)) is not None:
                 records.append(record)
             elif number != len(lines):
                 raise ArtifactError(f"{self.metrics_path} line {number} is no metric record")
@@ -317,10 +274,19 @@ class Run:
         return [p for p in sorted((self.path / "evaluations").glob("*.json")) if not is_temporary(p)]
 
 
-def _with_fields(manifest: RunManifest, fields: Mapping[str, Any]) -> RunManifest:
+def _manifest_of(fields: Mapping[str, Any]) -> RunManifest:
     unknown = fields.keys() - RunManifest.model_fields.keys()
     assert not unknown, f"no fields of a manifest: {sorted(unknown)}"
-    return RunManifest.model_validate({**dict(manifest), **fields})
+    return RunManifest.model_validate(fields)
+
+
+def metric_record(line: str | bytes) -> dict[str, Any] | None:
+    """What a line of metrics.jsonl holds; None where it is no JSON object."""
+    try:
+        record = from_json(line)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None
 
 
 def now() -> str:

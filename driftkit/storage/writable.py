@@ -24,7 +24,6 @@ def require_writable(target: Path, key: str, *, folder: bool = False) -> None:
         UsageError: something else is in the way, or nobody may write there.
         StorageError: the disk is full, over quota or read-only.
     """
-    target = Path(target)
     if "\0" in str(target):
         raise UsageError(f"{key} {str(target)!r}: expected a path, got one with a NUL character")
     try:
@@ -59,17 +58,14 @@ def _try_to_write(target: Path, key: str, *, folder: bool) -> None:
 
 
 def require_replaceable(target: Path, key: str, kind: str) -> None:
-    """Refuse to write over anything but an earlier result of the same kind.
+    """Refuse, by a UsageError, to write over anything but an earlier result of the same kind.
 
     Args:
         target: the file that will be written, whose record is the JSON of that name.
         key: the setting that named it, for the message.
         kind: what the record must say it is; "evaluation" covers "evaluation curve".
-
-    Raises:
-        UsageError: something else is there.
     """
-    record = Path(target).with_suffix(".json")
+    record = target.with_suffix(".json")
     if not (target.exists() or record.exists()):
         return
     existing = _kind_of(target, record)

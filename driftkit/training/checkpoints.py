@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 
 from driftkit.errors import InterruptedRunError, NonFiniteStepError
-from driftkit.runtime.device import describe_device, peak_memory_gib
-from driftkit.runtime.finite import not_finite, require_finite
-from driftkit.runtime.worker import one_worker
+from driftkit.runtime.device import describe_device, one_worker, peak_memory_gib
+from driftkit.runtime.readback import not_finite, require_finite
 from driftkit.storage.run_folder import Run
 from driftkit.training.hooks import FinishedStep, Hook
 from driftkit.training.monitors import CollapseWatch

@@ -9,9 +9,9 @@ import torch
 
 from driftkit.errors import UsageError
 from driftkit.protocols import Batch, Objective
+from driftkit.runtime.device import one_worker
 from driftkit.runtime.random import generator_for, shuffled_indices, stream_seed
 from driftkit.runtime.ranks import Ranks
-from driftkit.runtime.worker import one_worker
 from driftkit.storage.images import to_float
 
 RESIDENT_SHARE = 1 / 8  # of a GPU's free memory, which images may take to be there once for all

@@ -9,8 +9,8 @@ import torch
 
 from driftkit.errors import NonFiniteStepError, RefusedError, StorageError
 from driftkit.protocols import StepLoss
-from driftkit.runtime.finite import not_finite
 from driftkit.runtime.ranks import Ranks
+from driftkit.runtime.readback import not_finite
 from driftkit.storage.records import Record
 from driftkit.storage.run_folder import Run
 from driftkit.training.hooks import FinishedStep, Hook

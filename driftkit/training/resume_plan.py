@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from driftkit.config.layers import flatten
-from driftkit.config.on_resume import OnResume, marked_keys
+from driftkit.config.settings import OnResume, marked_keys
 from driftkit.datasets import sources
 from driftkit.datasets.packs import ImagePack
 from driftkit.encoders import registry

@@ -14,9 +14,9 @@ from driftkit.methods.registry import build_sampler
 from driftkit.models.registry import build_network, build_with, to_device
 from driftkit.protocols import UNCONDITIONAL, SampleRequest
 from driftkit.runtime.device import Precision, autocast_dtype, sampling_precision
-from driftkit.runtime.finite import require_finite
 from driftkit.runtime.memory import fitting_batch
 from driftkit.runtime.random import image_noise
+from driftkit.runtime.readback import require_finite
 from driftkit.storage.images import to_uint8
 from driftkit.storage.run_folder import Checkpoint, Run, Weights
 from driftkit.training.train_config import TrainConfig, load_config

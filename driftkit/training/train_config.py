@@ -17,8 +17,7 @@ from driftkit.config.layers import (
     read_toml,
     validate,
 )
-from driftkit.config.on_resume import OnResume
-from driftkit.config.settings import Option, Settings
+from driftkit.config.settings import OnResume, Option, Settings
 from driftkit.errors import UsageError
 from driftkit.methods.registry import DEFAULT_METHOD, METHODS, find_method
 from driftkit.models.contract import NetworkConfig

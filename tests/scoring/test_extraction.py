@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from driftkit.errors import DriftkitError, RefusedError
 from driftkit.metrics.moments import Moments
-from driftkit.runtime.ranks import Ranks
-from driftkit.scoring.extraction import Extractor, extract, gather_rows, kept_indices, together
+from driftkit.runtime.ranks import Ranks, together
+from driftkit.scoring.extraction import Extractor, extract, gather_rows, kept_indices
 from driftkit.scoring.image_set import ImageSet, ScoringExecution, Share, default_batch_size
 from tests.conftest import first_is_fast
 from tests.cuda.fake import CUDA, fake_cuda, watching

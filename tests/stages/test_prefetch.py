@@ -46,7 +46,7 @@ def test_what_is_fetched_is_present_the_next_time(site):
     assert [one.checked for one in first] == ["readable", "published sha256", "published md5"]
     assert len(reported) == 3
     for one in first:
-        document = one.describe().model_dump()
+        document = one.model_dump()
         content = site.files["/" + document["url"].rsplit("/", 1)[1]]
         assert document["sha256"] == hashlib.sha256(content).hexdigest()
         assert document["bytes"] == len(content)
@@ -85,7 +85,7 @@ def test_a_host_that_does_not_answer_is_asked_once_for_all(monkeypatch, tmp_path
         raise OSError("no network")
 
     monkeypatch.setattr("urllib.request.urlopen", refuse)
-    done = [one for one in prefetch(select([], everything=True)) if one.item.name not in PACKAGED]
+    done = [one for one in prefetch(select([], everything=True)) if one.name not in PACKAGED]
     assert all(one.state == "failed" for one in done)
     assert len(asked) == len(set(asked)) < len(done)
     for one in done:

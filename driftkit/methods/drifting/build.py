@@ -15,7 +15,7 @@ from driftkit.methods.drifting.config import DriftingConfig
 from driftkit.methods.drifting.objective import Drifting
 from driftkit.protocols import Execution
 from driftkit.runtime.device import autocast
-from driftkit.runtime.folders import cache_folder
+from driftkit.runtime.environment import cache_folder
 from driftkit.storage.files import state_digest
 
 

@@ -1,10 +1,11 @@
-"""How many threads this process may use, and how they wait: settings of OpenMP, which are read when torch loads."""
+"""What the environment decides: threads, which OpenMP reads about when torch loads, and the folder of caches."""
 
 import math
 import os
 from pathlib import Path
 
 CGROUP = Path("/sys/fs/cgroup")
+CACHE_VARIABLE = "DRIFTKIT_CACHE"
 
 
 def usable_cpus(cgroup: Path = CGROUP) -> int:
@@ -38,3 +39,10 @@ def set_thread_defaults() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if cpu_quota() is not None:
         os.environ.setdefault("OMP_NUM_THREADS", str(usable_cpus()))
+
+
+def cache_folder() -> Path:
+    """$DRIFTKIT_CACHE, else driftkit/ in $XDG_CACHE_HOME or ~/.cache. Not made here."""
+    if named := os.environ.get(CACHE_VARIABLE):
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "driftkit"

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from driftkit.runtime import threads
-from driftkit.runtime.threads import cpu_quota, set_thread_defaults, usable_cpus
+from driftkit.runtime import environment
+from driftkit.runtime.environment import cpu_quota, set_thread_defaults, usable_cpus
 
 
 @pytest.mark.parametrize(
@@ -31,8 +31,8 @@ def test_the_quota_of_both_versions_of_control_groups(tmp_path, files, quota):
 
 
 def test_what_the_user_has_set_stays(monkeypatch):
-    monkeypatch.setattr(threads, "cpu_quota", lambda: 1.5)
-    monkeypatch.setattr(threads, "usable_cpus", lambda: 2)
+    monkeypatch.setattr(environment, "cpu_quota", lambda: 1.5)
+    monkeypatch.setattr(environment, "usable_cpus", lambda: 2)
     for name in ("OMP_WAIT_POLICY", "OMP_NUM_THREADS"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)  # so that what is set below is undone, too
