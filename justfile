@@ -22,7 +22,7 @@ lint:
 types:
     uv run mypy
 
-# run the tests, for example: just test tests/drift
+# run the tests, for example: just test tests/methods/drifting
 test *ARGS:
     uv run pytest {{ARGS}}
 

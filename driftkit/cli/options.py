@@ -18,13 +18,15 @@ import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from driftkit.config.layers import merge, nest, parse_assignments
+from driftkit.config.layers import did_you_mean, merge, nest, parse_assignments
 from driftkit.config.settings import Option, option_fields, resolve_settings
+from driftkit.errors import UsageError
 
 FLAGS: dict[str, dict[str, str]] = {}
 """Command -> dotted key -> flag; filled by `with_settings`."""
 
 CONFIG_PANEL = "Other settings"
+GLOBAL_VARIABLES = {"DRIFTKIT_DATA_DIR"}  # that begin like those of a command
 _KEY = re.compile(r"`([a-z_]+(?:\.[a-z_]+)*)`")
 
 
@@ -173,10 +175,11 @@ def _given(command: str, fields: list[tuple[str, FieldInfo, Option]], values: di
     """What options, `--config` and `--set` say, which are taken out of `values`, and the environment."""
     options = [(key, nest(key, value)) for key, _, _ in fields if (value := values.pop(_name(key))) is not None]
     environment = []
-    for key, _, option in fields:
+    for key, info, option in fields:
         text = os.environ.get(variable_of(command, flags_of(key, option)[0]))
-        if text:
-            environment.append((key, parse_assignments([f"{key}={text}"])))
+        if text:  # the type of the field decides what it is; several values stand between spaces
+            environment.append((key, nest(key, text.split() if get_origin(_value_type(info)) is list else text)))
+    _refuse_unknown_variables(command)
     more = os.environ.get(variable_of(command, "--set"), "").split()
     file = values.pop("config") or os.environ.get(variable_of(command, "--config")) or None
     return Given(
@@ -185,6 +188,15 @@ def _given(command: str, fields: list[tuple[str, FieldInfo, Option]], values: di
         tuple(values.pop("set") or ()),
         merge(options)[0],
     )
+
+
+def _refuse_unknown_variables(command: str) -> None:
+    """A misspelt variable would be ignored in silence."""
+    known = {variable_of(command, flag) for flag in (*FLAGS[command].values(), "--config", "--set")} | GLOBAL_VARIABLES
+    prefix = variable_of(command, "")
+    for name in sorted(os.environ):
+        if name.startswith(prefix) and name not in known:
+            raise UsageError(f"{name}: driftkit {command} has no such option{did_you_mean(name, known)}")
 
 
 def variable_of(command: str, flag: str) -> str:

@@ -104,6 +104,7 @@ def _done(run: Run, evaluator: Evaluator, num_images: int) -> set[SamplerSetup]:
             and record.reference.digest == evaluator.reference.info.digest
             and record.num_images == num_images
             and record.kinship is not None
+            and record.selection is None
             and sampling is not None
             and (sampling.weights, sampling.seed, sampling.precision) == ("ema", SEED, "float32")
             and not sampling.options

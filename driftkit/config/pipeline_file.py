@@ -29,7 +29,7 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, field_validator
 
 from driftkit.config.layers import did_you_mean, flatten, read_toml, validate
-from driftkit.config.settings import Option, Settings
+from driftkit.config.settings import ONE_OR_MORE, Option, Settings
 from driftkit.errors import UsageError
 
 # The positional argument of each command, as a stage names it.
@@ -40,7 +40,7 @@ POSITIONAL = {
 # Keys whose values are read by the stage, so that a change of their content makes it run again.
 READ_KEYS = {
     "run", "target", "runs", "encoder", "data", "reference", "spec", "extractor", "encoder_weights",
-    "extractor_weights", "config", "features", "features_weights",
+    "extractor_weights", "config", "training", "neighbours_in",
 }  # fmt: skip
 DISTRIBUTED = ("train", "fid")
 """Commands whose work several processes share."""
@@ -56,7 +56,7 @@ class RunConfig(Settings):
     output: Annotated[Path | None, Option(PANEL, ("--output", "-o"), default="the file's own")] = Field(
         None, description="folder that {output} stands for"
     )
-    stage: Annotated[tuple[str, ...], Option(PANEL)] = Field(
+    stage: Annotated[tuple[str, ...], ONE_OR_MORE, Option(PANEL)] = Field(
         (), description="run only the stage of this name; repeatable"
     )
     nproc: Annotated[int | None, Option(PANEL, default="the file's own")] = Field(

@@ -1,8 +1,8 @@
 """How a run is sampled: fields that `sample`, `fid` and `compare` share."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from driftkit.config.settings import Option, Settings
 
@@ -10,9 +10,7 @@ SAMPLING = "How to sample"
 
 
 class SamplingConfig(Settings):
-    """A sampler and what it depends on. Keys that are no fields are options of the sampler, for example eta."""
-
-    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+    """A sampler and what it depends on."""
 
     sampler: Annotated[str | None, Option(SAMPLING, default="the method's own")] = Field(
         None, description="sampler of the run's method"
@@ -30,8 +28,3 @@ class SamplingConfig(Settings):
     precision: Annotated[Literal["auto", "float32", "bfloat16"] | None, Option(SAMPLING, default="as in training")] = (
         Field(None, description="number format of the network; auto: bfloat16 where the device gains")
     )
-
-    @property
-    def sampler_options(self) -> dict[str, Any]:
-        """Options of the sampler, checked by it."""
-        return dict(self.model_extra or {})

@@ -25,6 +25,9 @@ def _split(value: Any) -> Any:
     return [part for word in words for part in (map(str.strip, word.split(",")) if isinstance(word, str) else [word])]
 
 
+ONE_OR_MORE = BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
+"""Metadata of a field of several values: one text stands for itself alone."""
+
 COMMAS = BeforeValidator(_split)
 """Metadata of a field of several values: on the command line commas may stand between them."""
 

@@ -26,6 +26,7 @@ ARCHIVE, FOLDER = "cifar-10-python.tar.gz", "cifar-10-batches-py"
 OFFICIAL_URL = f"https://www.cs.toronto.edu/~kriz/{ARCHIVE}"
 URL_VARIABLE = "DRIFTKIT_CIFAR10_URL"
 ARCHIVE_MD5 = "c58f30108f718f92721af3b95e74349a"
+MAX_ARCHIVE_BYTES = 200_000_000  # the archives have 170 million
 BINARY_ARCHIVE, BINARY_FOLDER = "cifar-10-binary.tar.gz", "cifar-10-batches-bin"
 BINARY_ARCHIVE_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
 BATCH_MD5S = {
@@ -148,7 +149,7 @@ def fetch_archive(url: str | None, target: Path) -> Path:
     if url is None:
         raise NotFoundError(f"CIFAR-10 is not in {target.parent}/; {advice}")
     try:
-        download(url, target, lambda path: check_md5(path, ARCHIVE_MD5))
+        download(url, target, lambda path: check_md5(path, ARCHIVE_MD5), max_bytes=MAX_ARCHIVE_BYTES)
     except ArtifactError as error:
         raise NotFoundError(f"CIFAR-10 could not be fetched: {error}; {advice}") from None
     return target

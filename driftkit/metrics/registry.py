@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from driftkit.config.layers import did_you_mean
 from driftkit.errors import UsageError
 from driftkit.metrics.base import FeatureStats, Metric, MetricInputs, MetricResult, Quantity
 from driftkit.metrics.frechet import FID
@@ -44,7 +45,7 @@ def select_metrics(names: Iterable[str] | None) -> tuple[Metric, ...]:
         return tuple(METRICS.values())
     chosen = {REQUIRED, *names}
     for name in sorted(chosen - METRICS.keys()):
-        raise UsageError(f"`metrics` {name}: expected some of {', '.join(METRICS)}")
+        raise UsageError(f"`metrics` {name}: expected some of {', '.join(METRICS)}{did_you_mean(name, METRICS)}")
     return tuple(metric for name, metric in METRICS.items() if name in chosen)
 
 

@@ -15,6 +15,19 @@ from driftkit.models.contract import MODELS, Model, NetworkConfig, register
 Network = TypeVar("Network", bound=nn.Module)
 
 
+def network_config(section: Mapping[str, Any]) -> NetworkConfig:
+    """The config of a network from its section of a config, as model cards read it from the header of weights.
+
+    Raises:
+        UsageError: there is no network of that kind.
+        pydantic.ValidationError: values that do not fit it.
+    """
+    kind = section.get("kind")
+    if kind not in MODELS:
+        raise UsageError(f"model.kind {kind!r}: expected {', '.join(MODELS)}")
+    return MODELS[kind].config.model_validate(dict(section))
+
+
 def build_network(config: NetworkConfig, *, image_size: int) -> nn.Module:
     """The network of a config, freshly initialised from torch's global generator.
 

@@ -158,6 +158,7 @@ class EvaluationRecord(ScoredRecord):
         metric_settings: what the numbers depend on, for example subset sizes.
         real_metrics: what real images give in place of numbers that have no floor.
         appearance: property -> how far generated images are from real ones; None where no real images were at hand.
+        selection: names of the metrics that were asked for; None: all.
         per_class, memorization: what those metrics gave next to numbers.
         identity: digest of all that the evaluation follows from, for runs.
         seconds_by_part: wall time of images, features, training images and scores.
@@ -166,6 +167,7 @@ class EvaluationRecord(ScoredRecord):
     kind: ClassVar[str] = "evaluation"
 
     metrics: Metrics
+    selection: Sequence[str] | None = None
     metric_settings: Mapping[str, int] = Field(default_factory=dict)
     real_metrics: Mapping[str, float] = Field(default_factory=dict)
     appearance: Mapping[str, AppearanceInfo] | None = None
@@ -235,8 +237,10 @@ def read_evaluations(run: Run) -> tuple[list[EvaluationRecord], list[str]]:
 
 def default_path(target: Path, run: Run | None, record: EvaluationRecord) -> Path:
     """Where an evaluation belongs: in its run, or next to images that no run here made."""
+    selection = [] if record.selection is None else ["-".join(record.selection)]
     if run is None or record.sampling is None:
-        return target.with_name(f"{target.name.removesuffix('.safetensors')}.{record.extractor.label}.evaluation.json")
+        label = ".".join([record.extractor.label, *selection])
+        return target.with_name(f"{target.name.removesuffix('.safetensors')}.{label}.evaluation.json")
     sampling = record.sampling
     parts = (
         record.extractor.label,
@@ -246,6 +250,7 @@ def default_path(target: Path, run: Run | None, record: EvaluationRecord) -> Pat
         f"seed{sampling.seed}",
         *([] if sampling.precision in (None, "float32") else [sampling.precision]),
         record.reference.digest[:8],
+        *selection,
     )
     return run.path / "evaluations" / f"{file_label('-'.join(parts))}.json"
 

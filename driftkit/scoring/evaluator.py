@@ -61,6 +61,12 @@ class ScoringOptions:
     allow_collapsed: bool = False
     allow_jpeg: bool = False
 
+    def selection(self) -> list[str] | None:
+        """Names of the metrics; None for all, with or without the search for copies, which has a setting of its own."""
+        names = [metric.name for metric in self.metrics]
+        others = (metric.name for metric in METRICS.values() if metric.needs != "training")
+        return None if set(others) <= set(names) else names
+
     def without_memorization(self) -> "ScoringOptions":
         """The same without metrics that need training images."""
         return replace(self, metrics=tuple(metric for metric in self.metrics if metric.needs != "training"))
@@ -138,7 +144,7 @@ class Evaluator:
             {
                 "scores": SCORES_VERSION,
                 "driftkit": __version__,
-                "sampler": [sampling.sampler, sampling.nfe, sampling.sampler_options],
+                "sampler": [sampling.sampler, sampling.nfe],
                 "noise": [sampling.seed, sampling.precision or "float32", checkpoint.step],
                 "weights": [sampling.weights, sha256_file(checkpoint.path / f"{sampling.weights}.safetensors")],
                 "num_images": num_images,
@@ -164,7 +170,7 @@ class Evaluator:
         generated = extract(self.extractor, ImageSet.of_tensor(images), alone)
         assert generated.survey is not None
         require_scorable(generated.survey, "samples", allow_collapsed=allow)
-        collapse_warning(generated.moments, real, allow_collapsed=allow)
+        collapse_warning(generated.moments, real, self.extractor.name, allow_collapsed=allow)
         return frechet_distance(generated.moments, real, device=self.execution.device)
 
     def _evaluate(
@@ -190,7 +196,9 @@ class Evaluator:
         kin = None if run is None else kinship(training_encoders_of(run.manifest()), self.extractor.lineage)
         if kin and not kin.counts:
             warnings.append(f"{self.extractor.name} is no independent evaluator of this run: {kin.reason}")
-        warnings += collapse_warning(generated.moments, real.moments, allow_collapsed=allow_collapsed)
+        warnings += collapse_warning(
+            generated.moments, real.moments, self.extractor.name, allow_collapsed=allow_collapsed
+        )
         known = training if isinstance(training, TrainingImages) else None
         inputs = MetricInputs(
             generated,
@@ -224,6 +232,7 @@ class Evaluator:
                 **info.model_dump(), is_training_data=run is not None and run.manifest().data_digest == info.digest
             ),
             metrics=scores.values,
+            selection=self.options.selection(),
             metric_settings=scores.settings,
             real_metrics=scores.real,
             appearance=appearance,

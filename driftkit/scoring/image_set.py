@@ -172,7 +172,6 @@ def _sample(run: Run, sampling: SamplingConfig, execution: ScoringExecution, num
         device=execution.device,
         advance=lambda count: execution.report("sample", count, len(share)),
         **sampling.model_dump(include={"sampler", "nfe", "seed", "weights", "step"}),
-        options=sampling.sampler_options,
         precision=sampling.precision or "float32",
     )
     return ImageSet(str(run.path), images[: len(share)], share, run=run, sampling=SamplingInfo.of(info))

@@ -152,7 +152,9 @@ def floor_warnings(floor: Floor | None, fid: float, num_images: int) -> list[str
     return []
 
 
-def collapse_warning(generated: Moments, reference: Moments, *, allow_collapsed: bool = False) -> list[str]:
+def collapse_warning(
+    generated: Moments, reference: Moments, extractor: str, *, allow_collapsed: bool = False
+) -> list[str]:
     """A warning when generated features spread far less than real ones, as they do when a generator collapses.
 
     Raises:
@@ -160,9 +162,10 @@ def collapse_warning(generated: Moments, reference: Moments, *, allow_collapsed:
     """
     spread, real = float(generated.covariance().trace()), float(reference.covariance().trace())
     share = spread / max(real, 1e-300)
-    varies = f"the generated features vary by {100 * share:.2g} % of the real ones' variance"
+    varies = f"the generated features of {extractor} vary by {100 * share:.2g} % of the real ones' variance"
     if share < COLLAPSED_RATIO and not allow_collapsed:
         raise RefusedError(
-            f"the generator has collapsed: {varies}; look at the grid (`allow_collapsed` scores them all the same)"
+            f"the generator has collapsed: {varies}, expected at least {100 * COLLAPSED_RATIO:g} %; look at the grid "
+            "(`allow_collapsed` scores them all the same)"
         )
     return [f"collapse: {varies}"] if share < COLLAPSE_RATIO else []

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
-from pydantic import Field
+from pydantic import Field, TypeAdapter, ValidationError
 
 from driftkit import __version__
 from driftkit.errors import ArtifactError, RefusedError, StorageError
@@ -249,10 +249,10 @@ def cached_figures(
     if not use or path is None or path.parent != statistics_folder():
         return compute()
     file = path.with_name(f"{path.stem}.{name}.json")
-    with contextlib.suppress(ArtifactError):  # absent, or cut off: computed now
+    with contextlib.suppress(ArtifactError, ValidationError):  # absent, or not what was written: computed now
         kept = FiguresRecord.read(file)
         if (kept.name, kept.statistics, kept.driftkit) == (name, path.stem, __version__):
-            return kind(**kept.figures)
+            return TypeAdapter(kind).validate_python(kept.figures)
     figures = compute()
     if figures is not None:
         with contextlib.suppress(OSError, StorageError):  # a cache that is full or read-only costs time, not the score

@@ -6,9 +6,10 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from pydantic import ConfigDict
 from torch import nn
 
 from driftkit import __version__
@@ -17,15 +18,30 @@ from driftkit.errors import ArtifactError, NotFoundError, RefusedError, UsageErr
 from driftkit.methods.base import Graph
 from driftkit.methods.registry import METHODS
 from driftkit.stages.model_card import describe_run, to_markdown
-from driftkit.storage.files import atomic_folder, read_json, sha256_file, write_json, write_tensors
+from driftkit.storage.files import atomic_folder, sha256_file, write_tensors
+from driftkit.storage.records import Record
 from driftkit.storage.run_folder import Run, Weights, now
 from driftkit.training.sampling import load_network
 
-FORMAT = 1
 SUFFIXES = {"safetensors": ".safetensors", "onnx": ".onnx", "torchscript": ".pt"}
 TOLERANCE = 1e-4  # largest difference between an exported graph and its network
 TRIED_BATCHES = (1, 3)
 TRACED_BATCH = 2
+
+
+class ExportRecord(Record):
+    """model.json: what the file is, how its graph is called, and everything that the model card says."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+
+    kind: ClassVar[str] = "export"
+
+    driftkit: str
+    created: str
+    file_format: str
+    graph: str
+    file: str
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -78,8 +94,6 @@ def export(
     graph = graph_of(config.objective, network, size)
     graph.module.eval().requires_grad_(False)
     document = {
-        "format_version": FORMAT,
-        "kind": "export",
         "driftkit": __version__,
         "created": now(),
         "file_format": format,
@@ -99,7 +113,9 @@ def export(
     with atomic_folder(folder) as temporary:
         document["difference"] = _write_model(temporary / name, graph, network, format, document)
         document |= {"file": name, "sha256": sha256_file(temporary / name)}
-        write_json(temporary / "model.json", document)
+        record = ExportRecord(**document)
+        record.write(temporary / "model.json")
+        document = record.document()
         (temporary / "README.md").write_text(to_markdown(document), encoding="utf-8")
     return Export(folder, folder / name, document)
 
@@ -109,7 +125,7 @@ def _require_free(folder: Path, *, force: bool) -> None:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     try:
-        is_export = folder.is_dir() and read_json(folder / "model.json").get("kind") == "export"
+        is_export = folder.is_dir() and bool(ExportRecord.read(folder / "model.json"))
     except ArtifactError:
         is_export = False
     if not is_export:

@@ -5,10 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from driftkit.config.sampling_config import SAMPLING, SamplingConfig
-from driftkit.config.settings import Option
+from driftkit.config.settings import ONE_OR_MORE, Option
 from driftkit.errors import UsageError
 
 if TYPE_CHECKING:  # torch is loaded when images are scored, not for --help
@@ -21,12 +21,10 @@ SCORING, FILES = "Scores", "Where it goes"
 class FidConfig(SamplingConfig):
     """Settings of `driftkit fid`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
     reference: Annotated[str, Option(SCORING, ("--reference", "-r"))] = Field(
         description="real images (shapes, cifar10, a folder, an archive, a pack), or a file of statistics"
     )
-    extractor: Annotated[tuple[str, ...], Option(SCORING)] = Field(
+    extractor: Annotated[tuple[str, ...], ONE_OR_MORE, Option(SCORING)] = Field(
         ("inception",),
         min_length=1,
         description="feature extractor: inception, dinov2, clip, efficientnet-lite2 (installed), pixels, timm:MODEL or "

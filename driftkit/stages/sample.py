@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from driftkit.config.sampling_config import SAMPLING, SamplingConfig
 from driftkit.config.settings import Option
@@ -18,7 +18,9 @@ FILES = "Where it goes"
 
 
 class SampleConfig(SamplingConfig):
-    """Settings of `driftkit sample`."""
+    """Settings of `driftkit sample`. Keys that are no fields are options of the sampler, for example eta."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
 
     num_images: Annotated[int, Option(SAMPLING, ("--num-images", "-n"))] = Field(
         64, ge=1, description="number of images"
@@ -66,7 +68,7 @@ def sample(
         seed=config.seed,
         weights=config.weights,
         step=config.step,
-        options=config.sampler_options,
+        options=config.model_extra,
         precision=config.precision,
         batch_size=config.batch_size,
         device=device,

@@ -27,6 +27,7 @@ from driftkit.storage.records import NoteKind, Problem, ProblemKind, Record, Run
 from driftkit.storage.run_folder import CHECKPOINTS, METRICS_FILE, Checkpoint, Run, checkpoints_in, metric_record
 
 NAMED = 3  # unknown files of a folder that are named
+CHECKPOINT_FILES = {"ema.safetensors", "raw.safetensors", "optimizer.safetensors", "state.json"}
 ATTEMPTS = 3  # at a run that is trained meanwhile
 COPY = "restore it from a copy"
 AGAIN = {
@@ -283,6 +284,8 @@ class _Verifier:
             self.refused(folder / CHECKSUM_FILE, error, fix)
             return
         before = len(self.problems)
+        if missing := sorted(CHECKPOINT_FILES - listed.keys()):
+            self.problem(folder / CHECKSUM_FILE, "damaged", f"does not list {', '.join(missing)}", fix)
         for name, expected in listed.items():
             path = folder / name
             try:

@@ -6,6 +6,7 @@ writer still lives.
 
 import contextlib
 import errno
+import hashlib
 import os
 import re
 import secrets
@@ -206,4 +207,9 @@ def _remove_temporaries(folder: Path, wanted: Callable[[Path], bool]) -> None:
 
 
 def _host() -> str:
-    return re.sub(r"[^A-Za-z0-9]", "", socket.gethostname())[:16]
+    """Stands for this machine since it was started, and this container on it: elsewhere process numbers mean others."""
+    parts = [socket.gethostname()]
+    with contextlib.suppress(OSError):  # not Linux: the name has to do
+        parts += [Path("/proc/sys/kernel/random/boot_id").read_text(), os.readlink("/proc/self/ns/pid")]
+    digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    return re.sub(r"[^A-Za-z0-9]", "", parts[0])[:16] + digest[:6]

@@ -12,17 +12,20 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from driftkit.errors import ArtifactError
-from driftkit.storage.atomic import atomic_path
+from driftkit.storage.atomic import atomic_path, require_free
 
 TIMEOUT_S = 10.0
 STALLED_S = 30.0  # without a byte, until a download is given up
 
 
-def download(url: str, target: Path, check: Callable[[Path], object]) -> None:
+def download(url: str, target: Path, check: Callable[[Path], object], *, max_bytes: int | None = None) -> None:
     """Fetch a file; its name appears only when the whole file is there and `check` accepts it.
 
+    Args:
+        max_bytes: largest size that the host may announce; None: any that fits the disk.
+
     Raises:
-        ArtifactError: it cannot be reached, breaks off, or is another file.
+        ArtifactError: it cannot be reached, breaks off, is larger, or is another file.
         StorageError: the disk takes no more.
     """
     import torch
@@ -30,7 +33,11 @@ def download(url: str, target: Path, check: Callable[[Path], object]) -> None:
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(STALLED_S)
     try:
-        with atomic_path(target) as temporary:
+        size = announced_bytes(url)
+        if size and max_bytes and size > max_bytes:
+            raise ArtifactError(f"{url}: the host announces {size:,} bytes, expected at most {max_bytes:,}")
+        with atomic_path(target, num_bytes=size) as temporary:
+            require_free(target, size or 0, target.name)
             torch.hub.download_url_to_file(url, str(temporary), progress=sys.stderr.isatty())
             try:
                 check(temporary)
@@ -57,6 +64,17 @@ def require_file(url: str, *, timeout_s: float = TIMEOUT_S) -> None:
         # Addresses that a host redirects to are often signed for GET alone; its redirect says that the file is there.
         if urlsplit(error.url).netloc == urlsplit(url).netloc:
             raise
+
+
+def announced_bytes(url: str) -> int | None:
+    """The size that a host gives for a file; None where it says none."""
+    try:
+        request = urllib.request.Request(url, method="HEAD", headers={"User-Agent": "driftkit"})
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as reply:
+            length = reply.headers.get("Content-Length")
+    except (OSError, HTTPException):  # the download says what is wrong
+        return None
+    return int(length) if length and length.isdigit() else None
 
 
 def host_of(url: str) -> str:

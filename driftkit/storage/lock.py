@@ -101,7 +101,7 @@ def _lock(path: Path, target: Path, *, wait: bool) -> Iterator[None]:
                 command = textwrap.shorten(shlex.join(["driftkit", *sys.argv[1:]]), COMMAND_LENGTH, placeholder=" ...")
                 since = datetime.now(UTC).isoformat(timespec="seconds")
                 holder = Holder(pid=os.getpid(), host=socket.gethostname(), command=ascii(command)[1:-1], since=since)
-                _holder_path(path).write_text(holder.model_dump_json())
+                _write_new(_holder_path(path), holder.model_dump_json())
         yield
     finally:
         if first and lock.is_locked:
@@ -144,6 +144,14 @@ def _holder(path: Path) -> str:
         return str(Holder.model_validate_json(_holder_path(path).read_bytes()))
     except (OSError, ValidationError):  # it has not written its name yet
         return "another process"
+
+
+def _write_new(path: Path, text: str) -> None:
+    """Write a small file in place of whatever has its name; a link there is replaced, not followed."""
+    path.unlink(missing_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    with open(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
 
 
 def _holder_path(path: Path) -> Path:

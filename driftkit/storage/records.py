@@ -7,7 +7,7 @@ minor version may add some; another `format_version` is refused.
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from driftkit.errors import ArtifactError
 from driftkit.storage.files import read_json, write_json
@@ -86,11 +86,22 @@ class RunManifest(Record):
     collapse: dict[str, Any] | None = Field(None, description="the last episode of collapsed features")
     scored_on_the_way: dict[str, Any] | None = Field(None, description="kinship of the evaluator during training")
 
+    @model_validator(mode="after")
+    def _check_names(self) -> Self:
+        for key, value in (("encoder.name", (self.encoder or {}).get("name")), ("inputs.data.digest", self._digest)):
+            if value is not None and not isinstance(value, str):
+                raise ValueError(f"{key}: expected a text, got {value!r:.80}")
+        return self
+
+    @property
+    def _digest(self) -> Any:
+        return self.inputs.get("data", {}).get("digest")
+
     @property
     def data_digest(self) -> str | None:
         """Digest of the training images."""
-        digest = self.inputs.get("data", {}).get("digest")
-        return digest if isinstance(digest, str) else None
+        digest: str | None = self._digest
+        return digest
 
 
 class CheckpointState(Record):

@@ -107,6 +107,8 @@ class Run:
         """
         run = cls(path)
         if not run.path.is_dir():
+            if run.path.exists():
+                raise ArtifactError(f"{path}: expected a run folder, got a file")
             raise NotFoundError(f"{path}: no such run folder; `driftkit train --output {path}` makes one")
         if not run.manifest_path.is_file():
             raise ArtifactError(f"{path} is no driftkit run: it has no manifest.json")

@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 
-from driftkit.errors import NonFiniteStepError, RefusedError, StorageError
+from driftkit.errors import ArtifactError, NonFiniteStepError, RefusedError, StorageError
 from driftkit.protocols import StepLoss
 from driftkit.runtime.ranks import Ranks
 from driftkit.runtime.readback import not_finite
@@ -150,7 +151,7 @@ class NonFiniteRecorder(Hook):
         path = self.run.path / "inspect" / f"step-{error.step:08d}.json"
         try:
             record.write(path)
-        except StorageError as reason:
+        except (OSError, StorageError) as reason:
             return f"its batch could not be recorded: {reason}"
         return f"its batch is recorded in {path}"
 
@@ -201,8 +202,15 @@ class CollapseWatch:
         return asdict(self.known)
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state` returned."""
-        self.known = Collapse(**state)
+        """Restore what `state` returned.
+
+        Raises:
+            ArtifactError: a value of another kind; unknown ones are ignored.
+        """
+        try:
+            self.known = TypeAdapter(Collapse).validate_python(dict(state))
+        except ValidationError as error:
+            raise ArtifactError(f"what a checkpoint knows of collapse is damaged: {error.errors()[0]['msg']}") from None
 
     def document(self) -> dict[str, Any] | None:
         """For the manifest; None where no episode was seen."""

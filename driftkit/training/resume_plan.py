@@ -12,7 +12,7 @@ from driftkit.config.settings import OnResume, marked_keys
 from driftkit.datasets import sources
 from driftkit.datasets.packs import ImagePack
 from driftkit.encoders import registry
-from driftkit.errors import UsageError
+from driftkit.errors import ArtifactError, UsageError
 from driftkit.runtime.ranks import Ranks
 from driftkit.storage.atomic import is_temporary
 from driftkit.storage.lock import is_lock
@@ -50,8 +50,11 @@ def plan_resume(run: Run, config: TrainConfig, resume: Resume, ranks: Ranks) -> 
     manifest = Run.open(run.path).manifest()
     saved = flatten(manifest.config)
     moved = _require_same_config(run, config, saved)
-    assert manifest.world_size is not None
-    assert manifest.global_batch is not None
+    if manifest.world_size is None or manifest.global_batch is None or not isinstance(saved.get(BATCH), int):
+        raise ArtifactError(
+            f"{run.manifest_path}: expected world_size, global_batch and {BATCH}, got a manifest without one of them; "
+            "it was edited or damaged"
+        )
     _require_same_global_batch(run, config, saved[BATCH], manifest.global_batch, ranks)
     steps = [checkpoint.step for checkpoint in run.checkpoints()]
     if steps and steps[-1] > config.trainer.steps:

@@ -26,8 +26,9 @@ TRAINING, FILES = "Training", "Files"
 
 
 def _from_flag(value: Any) -> Any:
-    """`--compile`, `--no-compile`, and true and false in a file, as the settings they stand for."""
-    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+    """`--compile`, `--no-compile`, true and false in a file, 1 and 0 in a variable, as the settings they stand for."""
+    words = {True: "on", False: "off", "1": "on", "0": "off", "true": "on", "false": "off"}
+    return words.get(value, value) if isinstance(value, bool | str) else value
 
 
 CompileSetting = Annotated[Literal["auto", "on", "off"], BeforeValidator(_from_flag)]

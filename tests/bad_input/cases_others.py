@@ -78,7 +78,7 @@ GRID = "name = 'a'\ncommand = 'data'\nspec = 'shapes?count=8&image_size=8'"
 RUN = [
     Case("run-no-pipeline", "run", 2, ["PIPELINE"]),
     Case("run-missing", "run p.toml", 3, ["p.toml is not there"]),
-    Case("run-a-folder", "run {drift}", 3, ["cannot be read"]),
+    Case("run-a-folder", "run {drift}", 3, ["got a folder"]),
     Case("run-empty-file", "run p.toml", 2, ["at least one [[stage]]"], raw(b"", "p.toml")),
     Case("run-no-toml", "run p.toml", 2, ["p.toml is not valid TOML", "line 1"], text("stage: x", "p.toml")),
     Case("run-no-text", "run {pack}", 3, ["cannot be read"]),

@@ -107,6 +107,19 @@ def test_errors_name_key_and_origin_elsewhere(bake, monkeypatch):
     bake(fails="kind (from environment)")
 
 
+def test_variables_hold_what_options_hold(bake, monkeypatch):
+    monkeypatch.setenv("DRIFTKIT_BAKE_SEEDS", "a b")
+    monkeypatch.setenv("DRIFTKIT_BAKE_OUTPUT", "2024")
+    monkeypatch.setenv("DRIFTKIT_BAKE_FAN", "1")
+    settings = bake()
+    assert (settings.seeds, settings.output, settings.oven.fan) == (("a", "b"), Path("2024"), True)
+
+
+def test_a_misspelt_variable_is_an_error(bake, monkeypatch):
+    monkeypatch.setenv("DRIFTKIT_BAKE_LOAFS", "3")
+    bake(fails="DRIFTKIT_BAKE_LOAFS: driftkit bake has no such option (did you mean DRIFTKIT_BAKE_LOAVES?)")
+
+
 def test_messages_from_below_name_the_option(bake):
     message = explain(UsageError("`oven.degrees` 900: expected less; lower `oven.degrees`, or see `README`"), ["bake"])
     assert message == (2, "error: --degrees 900: expected less; lower --degrees, or see `README` [usage]")

@@ -40,6 +40,7 @@ def test_every_sampler_of_the_cost_curve_is_scored_once(runs, missing, tmp_path)
     assert files == {p: p.stat().st_mtime_ns for run in runs for p in (run / "evaluations").glob("*.json")}
 
 
+@pytest.mark.slow
 def test_a_run_scored_by_another_evaluator_is_scored_again(runs, missing, tmp_path, monkeypatch):
     compare_runs(runs, tmp_path / "out", **missing)
     monkeypatch.setattr(evaluator, "load_extractor", lambda *_, **__: tiny_extractor(digest="ef" * 32))

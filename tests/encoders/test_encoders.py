@@ -231,6 +231,7 @@ def test_the_full_set_equals_plain_loops_in_float64(side):
     assert set(groups) == {"m/locations", "input/rms", "input/pixels"}
 
 
+@pytest.mark.slow
 def test_a_mae_compiles_as_one_graph_with_its_resizing_for_changing_batch_sizes():
     encoder = MAEEncoder(
         "mae", resnet(1, 2, 1, 1), input_size=16, map_norm="layer", resize_mode="bilinear", feature_set="paper-full"

@@ -126,6 +126,7 @@ def test_a_damaged_shard_is_named(encoder, tmp_path):
         opened(encoder, tmp_path)
 
 
+@pytest.mark.slow
 def test_training_with_a_cache_has_the_same_loss_and_starts_at_once_again(tmp_path):
     train_tiny(tmp_path / "mae", "mae")
     line = ["train", "--encoder", tmp_path / "mae", *TINY_DATA, *TINY_UNET, *TINY_LOOP, "--steps", "4"]

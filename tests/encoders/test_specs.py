@@ -68,6 +68,7 @@ def test_the_rows_that_predecessors_had_give_one_vector_of_their_width():
         assert (call.vectors, call.channels) == (1, channels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in SMALL if name not in ("aimv2", "radio")])
 def test_a_small_network_of_the_family_trains_a_generator(name, monkeypatch):
     spec = dataclasses.replace(SPECS[name], model=SMALL[name])
@@ -143,6 +144,7 @@ def bicubic_position(grid, row, column):
     return total
 
 
+@pytest.mark.slow
 def test_training_and_scoring_see_the_same_features_of_dinov2(small_dinov2, tmp_path):
     """From weights of 518 pixels, at 224: position embeddings are resized the same way for both."""
     native = timm.create_model(SMALL["dinov2"], num_classes=0)

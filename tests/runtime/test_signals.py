@@ -66,6 +66,7 @@ def test_a_signal_that_is_ignored_from_outside_stays_ignored():
     process.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), first_is_fast((signal.SIGTERM, 143), (signal.SIGINT, 130)))
 def test_any_command_ends_with_one_line_and_leaves_nothing(number, code, tmp_path):
     words = ["data", "shapes?image_size=64&count=200000", "--output", str(tmp_path / "out" / "pack.safetensors")]

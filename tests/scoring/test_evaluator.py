@@ -67,7 +67,7 @@ def test_run_is_sampled_and_its_evaluation_records_what_the_number_depends_on(tm
     evaluation = score(run.path, real, num_images=40, sampling=SamplingConfig(seed=3))
     assert sampled == [
         {"num_images": 40, "seed": 3, "weights": "ema", "precision": "float32", "sampler": None, "nfe": None,
-         "step": None, "options": {}}
+         "step": None}
     ]  # fmt: skip
     record = evaluation.record
     digest = record.reference.digest

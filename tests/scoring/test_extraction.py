@@ -107,6 +107,7 @@ def work(rank, world, folder):
     ranks.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", first_is_fast(2, 3))
 def test_ranks_together_make_what_one_process_makes(tmp_path, monkeypatch, world):
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")

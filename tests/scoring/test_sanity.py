@@ -121,9 +121,9 @@ def test_floors_that_are_missing_of_fewer_images_or_close_are_reported():
 
 def test_collapsed_features_are_noticed():
     rows = torch.randn(100, 6, generator=torch.Generator().manual_seed(0))
-    assert collapse_warning(Moments.of(rows), Moments.of(rows)) == []
-    assert "collapse" in collapse_warning(Moments.of(rows * 0.2), Moments.of(rows))[0]
+    assert collapse_warning(Moments.of(rows), Moments.of(rows), "tiny") == []
+    assert "collapse" in collapse_warning(Moments.of(rows * 0.2), Moments.of(rows), "tiny")[0]
     for collapsed in (torch.ones(15, 6), rows * 0.05):
         with pytest.raises(RefusedError, match="collapsed"):
-            collapse_warning(Moments.of(collapsed), Moments.of(rows))
-        assert "collapse" in collapse_warning(Moments.of(collapsed), Moments.of(rows), allow_collapsed=True)[0]
+            collapse_warning(Moments.of(collapsed), Moments.of(rows), "tiny")
+        assert "collapse" in collapse_warning(Moments.of(collapsed), Moments.of(rows), "tiny", allow_collapsed=True)[0]

@@ -69,6 +69,7 @@ def left(place):
     return [str(p) for p in place.rglob(".*")]
 
 
+@pytest.mark.slow
 def test_a_training_whose_checkpoint_finds_no_room_keeps_the_last_one(disk):
     """As its own process, as people start it."""
     words = [str(w) for w in (*TRAIN, *KEPT, "--steps", 8, "--output", disk / "run")]

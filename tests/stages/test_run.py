@@ -180,6 +180,7 @@ output = "{output}/report"
 )
 
 
+@pytest.mark.slow
 def test_scores_are_shared_by_processes_and_made_once(tmp_path):
     path = write(tmp_path, SCORED)
     result = driftkit("run", path, "--json")

@@ -22,6 +22,11 @@ RECORD = "run/samples/ddim-nfe2-ema-step4-seed0-n16.json"
 SAMPLES = "run/samples/ddim-nfe2-ema-step4-seed0-n16.safetensors"
 
 
+def drop_line(path, word):
+    lines = Path(path).read_text().splitlines(keepends=True)
+    Path(path).write_text("".join(line for line in lines if word not in line))
+
+
 def said(*words):
     result = driftkit(*words)
     assert result.exit_code == 0, result.output
@@ -141,6 +146,7 @@ DAMAGE = [
     (file_of_a_checkpoint_gone, f"{LAST}/raw.safetensors", "missing"),
     (lambda: os.unlink(f"{LAST}/SHA256SUMS"), f"{LAST}/SHA256SUMS", "missing"),
     (lambda: os.truncate(f"{LAST}/SHA256SUMS", 100), f"{LAST}/SHA256SUMS", "damaged"),
+    (lambda: drop_line(f"{LAST}/SHA256SUMS", "ema.safetensors"), f"{LAST}/SHA256SUMS", "damaged"),
     (state_edited, f"{LAST}/state.json", "damaged"),
     (manifest_edited, "run/manifest.json", "damaged"),
     (manifest_no_json, "run/manifest.json", "damaged"),

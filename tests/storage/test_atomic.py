@@ -179,7 +179,7 @@ def test_room_is_asked_for_where_the_folder_will_be(tmp_path):
 
 def test_the_host_stands_in_the_name(tmp_path):
     host = "".join(c for c in socket.gethostname() if c.isascii() and c.isalnum())[:16]
-    assert f".{host}-" in temporary_path(tmp_path / "a").name
+    assert f".{host}" in temporary_path(tmp_path / "a").name
 
 
 def test_a_failed_rename_leaves_no_temporary(tmp_path, monkeypatch):

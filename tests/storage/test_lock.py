@@ -81,6 +81,18 @@ def test_a_file_system_without_locks_is_refused_unless_one_says_that_nobody_else
         pass
 
 
+def test_a_link_in_the_place_of_the_holder_is_replaced_not_followed(tmp_path):
+    precious = tmp_path / "precious.txt"
+    precious.write_text("mine")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / ".lock.json").symlink_to(precious)
+    with locked_folder(run):
+        assert precious.read_text() == "mine"
+        assert not (run / ".lock.json").is_symlink()
+    assert precious.read_text() == "mine"
+
+
 def test_locks_are_told_by_their_names():
     assert is_lock(Path("run/.lock"))
     assert is_lock(Path("data/.p.safetensors.lock"))

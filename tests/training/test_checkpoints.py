@@ -219,6 +219,7 @@ def test_metrics_of_one_thread_meet_the_manifest_of_another(tmp_path):
     assert not verify([run.path]).problems
 
 
+@pytest.mark.slow
 def test_speed_counts_everything_and_that_of_the_steps_alone_stands_next_to_it(tmp_path, monkeypatch):
     monkeypatch.setattr(hooks, "save_grid", lambda path, *_, **__: (time.sleep(0.2), path.parent.mkdir(exist_ok=True),
                                                                    path.write_bytes(b"grid")))  # fmt: skip

@@ -93,6 +93,7 @@ def ranks(tmp_path_factory):
     return [torch.load(f"{folder}/{rank}.pt", weights_only=True) for rank in range(WORLD)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", first_is_fast("afterwards", "signalled"))
 def test_they_are_those_of_one_process_with_the_joint_batch(ranks, which):
     want, weights, _ = train(Ranks())

@@ -60,6 +60,7 @@ def limited():
         process.stdin.close()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits of the address space are Linux's")
 @pytest.mark.parametrize("objective", first_is_fast("ddpm", "drift"))
 def test_a_step_without_memory_is_explained_and_the_advice_fits(objective, limited, tmp_path):

@@ -61,6 +61,7 @@ def shown_lines(written):
     return re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", first_is_fast(40, 20, 79))
 def test_a_narrow_terminal_keeps_the_count_and_its_width(columns):
     lines = shown_lines(on_terminal(columns))

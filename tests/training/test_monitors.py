@@ -365,6 +365,7 @@ def test_a_collapsed_run_warns_once_is_recorded_and_compare_says_so(tmp_path):
     assert "collapse in training from step 1: generated features spread" in warning
 
 
+@pytest.mark.slow
 def test_a_run_that_learns_does_not_warn(tmp_path):
     result = driftkit(*line(tmp_path / "run", "--batch-size", 16, "--learning-rate", "1e-3", steps=60))
     assert result.exit_code == 0, result.output
@@ -372,6 +373,7 @@ def test_a_run_that_learns_does_not_warn(tmp_path):
     assert read_json(tmp_path / "run" / "manifest.json")["collapse"] is None
 
 
+@pytest.mark.slow
 def test_a_kernel_that_tells_no_points_apart_collapses(tmp_path):
     learns = ["--batch-size", 16, "--learning-rate", "1e-3"]
     result = driftkit(*line(tmp_path / "run", *learns, "--set", "objective.taus=[50]", steps=60))

@@ -29,7 +29,7 @@ def contents(run: Path) -> dict[str, object]:
     return {"step": last.step, "tensors": tensors, "records": records, "grids": grids}
 
 
-@pytest.mark.parametrize("objective", ["drift", "ddpm", "mae"])
+@pytest.mark.parametrize("objective", first_is_fast("drift", "ddpm", "mae"))
 def test_resuming_equals_not_having_stopped_bit_for_bit(objective, tmp_path):
     # MAE with everything it can do, begun in the middle; measured at every step, since the last one always is.
     more = [] if objective != "mae" else ["--set", "objective.finetune_from=2", "--set", "trainer.measure_every=1"]
