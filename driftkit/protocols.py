@@ -13,7 +13,7 @@ from driftkit.runtime.timing import StepClock
 
 
 class Condition(NamedTuple):
-    """What a network is told beside image and time. Both None: unconditional."""
+    """What a network gets next to image and time. Both None: unconditional."""
 
     labels: torch.Tensor | None = None  # int64 [N]
     guidance: torch.Tensor | None = None  # float32 [N], scale of classifier-free guidance
@@ -41,7 +41,7 @@ class Batch:
     indices: torch.Tensor | None = None  # int64 [B] on the CPU: which images of the pack they are
     flips: torch.Tensor | None = None  # bool [B] on the CPU: which of them are mirrored
     draws: Mapping[str, torch.Tensor] | None = None  # [B, *] each, what `Objective.draws` gave; None: not drawn yet
-    condition: Condition = UNCONDITIONAL  # what the network is told of these images
+    condition: Condition = UNCONDITIONAL  # of these images
 
     def part(self, chunk: slice) -> "Batch":
         """Some of the images, with their slots."""
@@ -71,7 +71,7 @@ class StepLoss:
     total: torch.Tensor  # scalar
     terms: dict[str, torch.Tensor] = field(default_factory=dict)  # named parts of the total
     # Signals that are not minimised, equal on all ranks. `spread`, where it is among them, is that of the features of
-    # generated images over that of real ones, about 1 when all is well: collapse is judged by it.
+    # generated images over that of real ones, about 1 when all is well: collapse is detected by it.
     health: dict[str, torch.Tensor] = field(default_factory=dict)
     # Scalars that are not finite where what they are named after is not: they explain a loss that is not finite.
     sources: dict[str, torch.Tensor] = field(default_factory=dict)

@@ -1,1 +1,4 @@
-"""The command line: one module per subcommand that parses, builds a config, calls one stage and prints. No tensors."""
+"""The commands: each module parses, calls one stage and prints. Nothing here computes.
+
+Open `options.py` first: options are made from settings.
+"""

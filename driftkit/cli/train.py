@@ -102,7 +102,7 @@ def command(
 
 
 def _budget(config: Any, device: str) -> dict[str, Any]:
-    """What a step will cost, or why that cannot be told yet."""
+    """What a step will cost, or why that is not known yet."""
     from driftkit.errors import ArtifactError
     from driftkit.runtime.device import planned_device
     from driftkit.training.budget import training_budget

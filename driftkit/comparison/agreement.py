@@ -13,7 +13,7 @@ from typing import Literal
 from driftkit.comparison.score_table import ScoreRow, ScoreTable
 from driftkit.metrics.registry import REQUIRED, quantities
 
-NEAR_FLOOR = 1.1  # times the floor, within which two runs are not told apart
+NEAR_FLOOR = 1.1  # times the floor, within which two runs count as equal
 
 Verdict = Literal["ranked", "disputed", "tied", "unknown"]
 

@@ -1,1 +1,4 @@
-"""Loading, merging and checking configs. The config classes live beside what they configure."""
+"""Settings, how their layers are merged, presets, pipeline files. Settings of methods stand beside them.
+
+Open `settings.py` first.
+"""

@@ -1,4 +1,4 @@
-"""What names images (a spec), and what a kind of source tells the registry about itself."""
+"""What names images (a spec), and what the registry knows of a kind of source."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

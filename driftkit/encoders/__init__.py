@@ -1,5 +1,4 @@
-"""Frozen encoders. Open `registry` first: ENCODERS lists the kinds, and `load_encoder` finds the kind of a name.
+"""Frozen encoders, what vectors are made of their maps, and caches of those. Networks trained here are in `models`.
 
-A kind is one file (`pixel`, `timm_encoder`, `trained_encoder`); a published timm encoder is one row of `specs`.
-What is made of the maps is in `feature_sets`. How the vectors drift is not here: see `methods/drifting`.
+Open `registry.py` first.
 """

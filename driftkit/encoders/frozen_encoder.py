@@ -1,4 +1,4 @@
-"""What every encoder is (`FrozenEncoder`) and what a kind of encoders tells the registry (`EncoderKind`)."""
+"""What every encoder is (`FrozenEncoder`) and what the registry knows of a kind of encoders (`EncoderKind`)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

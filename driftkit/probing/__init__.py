@@ -1,5 +1,4 @@
-"""What an encoder's kernel sees, before anything is trained with it. Open `measurement` first, then `verdict`.
+"""What an encoder's kernel detects: corruptions, measurement, verdict, figure, cost. Encoders are in `encoders`.
 
-`probe_images` are real images and those it should tell from them, `encoder_cost` is shapes, memory and speed,
-`probe_record` is what is written, `probe_figure` draws it. The field itself is in `methods/drifting`.
+Open `measurement.py` first.
 """

@@ -1,1 +1,4 @@
-"""What the machine gives: device, number formats, random streams, process group."""
+"""The machine: device, ranks, memory, random numbers, signals, console, time.
+
+Open `device.py` or `ranks.py` first.
+"""

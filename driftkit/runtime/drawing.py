@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 DPI = 160
-# Told apart by people with colour-blindness, too; the dark edition is lighter.
+# Distinct for people with colour-blindness; the dark edition is lighter.
 PALETTES = {
     "light": ("#3b5bdb", "#d9480f", "#2b8a3e", "#9c36b5", "#0b7285", "#e03131", "#5f3dc4", "#846358"),
     "dark": ("#91a7ff", "#ffa94d", "#69db7c", "#e599f7", "#66d9e8", "#ff8787", "#b197fc", "#d0bfb4"),

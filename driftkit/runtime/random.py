@@ -30,7 +30,7 @@ def image_noise(seed: int, stream: str, indices: Iterable[int], shape: Sequence[
     """
     numbers, generator = list(indices), torch.Generator()
     noise = torch.empty((len(numbers), *shape))
-    for row, index in zip(noise, numbers, strict=True):  # one generator seeded anew gives what a new one would
+    for row, index in zip(noise, numbers, strict=True):  # one generator seeded again gives what a new one would
         generator.manual_seed(stream_seed(seed, stream, step, index))
         torch.randn(tuple(shape), generator=generator, out=row)
     return noise

@@ -1,4 +1,4 @@
-"""Being told to stop: by Ctrl-C, by a scheduler that takes the machine back, by a terminal that is closed.
+"""Signals to stop: by Ctrl-C, by a scheduler that takes the machine back, by a terminal that is closed.
 
 A training finishes its step and saves (`StopRequest`); everything else ends where it is, without leaving half-written
 files (`ending_cleanly`). Either way a second signal ends the process at once.

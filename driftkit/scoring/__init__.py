@@ -1,1 +1,4 @@
-"""Judging encoders and samples: what a kernel would see, scores, speed, tables and the report."""
+"""Images in, evaluation record out. The numbers themselves are in `metrics`, tables of runs in `comparison`.
+
+Open `evaluator.py` first.
+"""

@@ -1,1 +1,4 @@
-"""Files that driftkit writes and reads back: JSON and safetensors, written to a temporary name and renamed."""
+"""Files: run folders, records, atomic writes, checksums, locks, downloads. README.md states the promises.
+
+Open `run_folder.py` first.
+"""

@@ -1,1 +1,4 @@
-"""Classifier of labelled images: an independent evaluator of generators. Open `objective.py` first."""
+"""A classifier, whose encoder is used as an independent evaluator.
+
+Open `objective.py` first.
+"""

@@ -1,1 +1,4 @@
-"""DDPM. Open `objective.py` first; `schedule.py` has the noise schedule, `samplers.py` the samplers."""
+"""DDPM: noise prediction, with ancestral, DDIM and DPM-Solver++ samplers.
+
+Open `objective.py` first.
+"""

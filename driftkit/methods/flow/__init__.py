@@ -1,1 +1,4 @@
-"""Rectified flow. Open `objective.py` first: the straight path and its velocity; `samplers.py` integrates it."""
+"""Rectified flow: velocity prediction on straight paths, with Euler and Heun samplers.
+
+Open `objective.py` first.
+"""

@@ -1,1 +1,4 @@
-"""Masked autoencoder: an encoder for drifting that one trains oneself. Open `objective.py` first."""
+"""A masked autoencoder, whose encoder is used for drifting.
+
+Open `objective.py` first.
+"""
