@@ -1,4 +1,4 @@
-"""Runs side by side: tables, conclusions, speed, pictures, report. Scores are made in `scoring`.
+"""Runs side by side: summaries, score tables, agreement of evaluators, conclusions, speed, pictures and the report.
 
-Open `score_table.py` first.
+Scores are made in `scoring`; the order of the work is in `stages/compare.py`. Open `score_table.py` first.
 """

@@ -1,4 +1,5 @@
-"""One kind of pack, and the sources it is imported from.
+"""Images: one kind of pack, many sources. Open `sources` first: SOURCES lists the kinds, `open_dataset` opens a spec.
 
-Open `sources.py` first.
+A source is one file (`shapes`, `cifar10`, `folder`) with one row; `packs` is what all of them become. Which images a
+training step takes is not here: see `training/feed`.
 """

@@ -1,4 +1,5 @@
-"""Frozen encoders, what vectors are made of their maps, and caches of those. Networks trained here are in `models`.
+"""Frozen encoders. Open `registry` first: ENCODERS lists the kinds, and `load_encoder` finds the kind of a name.
 
-Open `registry.py` first.
+A kind is one file (`pixel`, `timm_encoder`, `trained_encoder`); a published timm encoder is one row of `specs`.
+What is made of the maps is in `feature_sets`. How the vectors drift is not here: see `methods/drifting`.
 """

@@ -1,4 +1,4 @@
-"""A folder per method: settings, objective, samplers, and the `Method` value that the rest sees. Networks are in `models`.
+"""Methods: what a training run minimises and how its network is sampled.
 
-Open `base.py` first, then `drifting/field.py`.
+Open `registry.py` first. Each folder is one method, whole: config, objective, samplers and one `Method` value.
 """

@@ -1,4 +1,1 @@
-"""Networks, by kind. They know no method.
-
-Open `unet.py` first.
-"""
+"""Networks. Open `registry.py` first: a network is a file with its config, its module and its row of `MODELS`."""

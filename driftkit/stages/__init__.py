@@ -1,4 +1,4 @@
-"""One module per command: settings and paths in, files and records out. What they are made of lives on the floors below.
+"""One module per command: settings and paths in, files and records out. The work is done on the floors below.
 
 Open `train.py` or `fid.py` first.
 """

@@ -1,4 +1,4 @@
-"""The trainer and its hooks, batches, resuming, sampling, cost on paper. What a step minimises is in `methods`.
+"""Training of any method: the loop, hooks between its steps, batches, optimizer, resuming, and what a step costs.
 
-Open `trainer.py` first.
+No method is named here (`methods`), nothing is scored (`scoring`). Open `trainer.py` first, then `hooks.py`.
 """

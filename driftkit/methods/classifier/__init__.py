@@ -1,4 +1,1 @@
-"""A classifier, whose encoder is used as an independent evaluator.
-
-Open `objective.py` first.
-"""
+"""Classifier of labelled images: an independent evaluator of generators. Open `objective.py` first."""

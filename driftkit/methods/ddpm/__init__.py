@@ -1,4 +1,1 @@
-"""DDPM: noise prediction, with ancestral, DDIM and DPM-Solver++ samplers.
-
-Open `objective.py` first.
-"""
+"""DDPM. Open `objective.py` first; `schedule.py` has the noise schedule, `samplers.py` the samplers."""

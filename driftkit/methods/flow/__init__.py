@@ -1,4 +1,1 @@
-"""Rectified flow: velocity prediction on straight paths, with Euler and Heun samplers.
-
-Open `objective.py` first.
-"""
+"""Rectified flow. Open `objective.py` first: the straight path and its velocity; `samplers.py` integrates it."""

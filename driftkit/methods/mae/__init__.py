@@ -1,4 +1,1 @@
-"""A masked autoencoder, whose encoder is used for drifting.
-
-Open `objective.py` first.
-"""
+"""Masked autoencoder: an encoder for drifting that one trains oneself. Open `objective.py` first."""
