@@ -40,7 +40,7 @@ def scaled_down(stage: Stage, data: str, judge: Path) -> Stage:
     elif stage.command == "sample":
         words = changed(words, num_images="40", **({"nfe": "3"} if "--nfe" in words else {}))
     elif stage.command == "fid":
-        words = (*changed(words, reference=data, features=f"encoder:{judge}"), "--allow-collapsed")
+        words = (*changed(words, reference=data, extractor=f"encoder:{judge}"), "--allow-collapsed")
     return replace(stage, arguments=words)
 
 
