@@ -12,7 +12,7 @@ RUN = f"fid {{drift}} -r {{pack}} {EXTRACTOR} -n 16"
 SAMPLE = [
     Case("sample-no-run", "sample", 2, ["RUN"]),
     Case("sample-missing-run", "sample outputs/drift", 3, ["outputs/drift", "no such run folder"]),
-    Case("sample-run-is-a-samples-file", "sample {samples}", 3, ["samples.safetensors", "no"]),
+    Case("sample-run-is-a-samples-file", "sample {samples}", 3, ["samples.safetensors", "got a file"]),
     Case("sample-run-is-another-folder", "sample photos", 3, ["no driftkit run", "manifest.json"], images(count=1)),
     Case("sample-run-is-mae", "sample {mae}", 2, ["mae", "no images"]),
     Case("sample-manifest-empty", "sample run", 3, ["manifest.json"], raw(b"", "run/manifest.json")),

@@ -44,6 +44,7 @@ def test_pixels_on_data_give_every_number_a_verdict_and_a_picture(tmp_path):
         assert picture.width > 1000
 
 
+@pytest.mark.slow
 def test_a_tiny_mae_with_every_feature_set(tmp_path):
     train_tiny(tmp_path / "mae", "mae")
     documents = {

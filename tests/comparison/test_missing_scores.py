@@ -29,6 +29,7 @@ def runs(tmp_path):
     return [tmp_path / "ddpm", tmp_path / "drift"]
 
 
+@pytest.mark.slow
 def test_every_sampler_of_the_cost_curve_is_scored_once(runs, missing, tmp_path):
     result = compare_runs(runs, tmp_path / "out", **missing)
     (table,) = result.record.score_tables

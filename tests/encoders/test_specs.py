@@ -102,6 +102,7 @@ def small_dinov2(monkeypatch):
         monkeypatch.setitem(SPECS, name, dataclasses.replace(SPECS[name], model=SMALL[name]))
 
 
+@pytest.mark.slow
 def test_class_token_and_last_map_are_what_the_network_gives_after_its_norm(small_dinov2):
     images = torch.rand(2, 3, 32, 32) * 2 - 1
     encoder = load("dinov2", random_weights=True, input_size=56)

@@ -199,6 +199,7 @@ def test_ranks_share_the_work_and_receive_the_rest():
         budget(shapes, images=10, ranks=3)
 
 
+@pytest.mark.slow
 def test_dry_run_prints_the_budget_and_says_when_it_cannot(monkeypatch):
     line = ("train", "--dry-run", "--encoder", "mocov2", "--batch-size", "64", "--device", "cuda", "--json")
     document = json.loads(driftkit(*line).stdout)["budget"]

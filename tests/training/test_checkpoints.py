@@ -53,6 +53,7 @@ class Gate:
         monkeypatch.setattr(Trainer, "train_step", stepping)
 
 
+@pytest.mark.slow
 def test_training_goes_on_to_the_next_checkpoint_and_what_is_saved_is_the_step_itself(tmp_path, monkeypatch):
     for steps in (2, 4):
         train_tiny(tmp_path / str(steps), "ddpm", steps=steps)

@@ -82,6 +82,7 @@ def test_a_step_without_memory_is_explained_and_the_advice_fits(objective, limit
     assert Run(tmp_path / "run").checkpoint().step == 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits of the address space are Linux's")
 def test_sampling_without_memory_names_a_batch_that_fits(limited, tmp_path):
     done = limited(

@@ -381,6 +381,7 @@ def test_a_kernel_that_tells_no_points_apart_collapses(tmp_path):
     assert result.stderr.count("warning: collapse") == 1
 
 
+@pytest.mark.slow
 def test_fail_on_collapse_saves_and_ends_with_5_and_again_when_resumed(tmp_path):
     words = line(tmp_path / "run", *STUCK, steps=60)
     result = driftkit(*words, "--fail-on-collapse")

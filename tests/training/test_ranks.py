@@ -74,6 +74,7 @@ def work(rank: int, world: int, folder: str) -> None:
     ranks.stop()
 
 
+@pytest.mark.slow
 def test_ranks_share_one_field_and_one_gradient(tmp_path, monkeypatch):
     monkeypatch.setenv("MASTER_PORT", str(29500 + os.getpid() % 1000))
     world = 2
