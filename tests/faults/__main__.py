@@ -1,5 +1,10 @@
 """Kill driftkit's processes and look at what they leave: `python -m tests.faults --kills 70`."""
 
+import os
+
+# A pool of threads would not survive the fork; torch reads this when it loads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import argparse
 import sys
 import tempfile
