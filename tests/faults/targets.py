@@ -123,7 +123,7 @@ name = "score"
 command = "fid"
 target = "{{output}}/drift/samples/24.safetensors"
 reference = "{TEST_SHAPES}"
-features = "encoder:{{output}}/mae"
+extractor = "encoder:{{output}}/mae"
 allow_collapsed = true
 
 [[stage]]
