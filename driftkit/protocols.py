@@ -162,7 +162,7 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """What a sampler takes beside network and noise."""
+    """What a sampler takes besides network and noise."""
 
     nfe: int | None  # network evaluations per image; None: the sampler's own default
     # sampler step -> fresh noise like the prior noise, for stochastic samplers

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 WIDTH = 100
 SPARK = 10
 MAX_ROWS = 12
-MAX_METRICS = 3  # columns beside the ranking score
+MAX_METRICS = 3  # columns next to the ranking score
 
 
 def show(comparison: "Comparison") -> None:

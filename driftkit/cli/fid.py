@@ -24,7 +24,7 @@ def command(
     settings: FidConfig,
     as_json: JsonOption = False,
 ) -> dict[str, Any] | None:
-    """Score images against real ones: FID and what it hides, beside what real images would score.
+    """Score images against real ones: FID and what it hides, next to what real images would score.
 
     [bold]Examples[/bold]
 

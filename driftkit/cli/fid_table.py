@@ -1,4 +1,4 @@
-"""What `driftkit fid` prints for people: every score beside what real images would get, and warnings in words."""
+"""What `driftkit fid` prints for people: every score next to what real images would get, and warnings in words."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any

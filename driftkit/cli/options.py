@@ -82,7 +82,7 @@ def with_settings(command: str, model: type[BaseModel]) -> Callable[[Callable[..
 
 
 def _explicit_flags(signature: inspect.Signature) -> Iterator[tuple[str, str]]:
-    """Name and flag of the options that the command has beside its settings."""
+    """Name and flag of the options that the command has next to its settings."""
     for parameter in signature.parameters.values():
         for info in getattr(parameter.annotation, "__metadata__", ()):
             if isinstance(info, typer.models.OptionInfo):

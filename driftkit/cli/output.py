@@ -29,7 +29,7 @@ def emit(document: Mapping[str, Any], *, as_json: bool, show: Callable[[], None]
 
 
 def facts_table(rows: "Iterable[tuple[str, str]]") -> "Table":
-    """Titles in bold, each with its text in markup beside it."""
+    """Titles in bold, each with its text in markup next to it."""
     from rich.table import Table
 
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))

@@ -45,9 +45,9 @@ class Pair:
     """Two runs, the opinions on them, and the label of the better one where they are ranked.
 
     Attributes:
-        verdict: ranked (every independent evaluator that tells them apart says the same, and where that is a single
+        verdict: ranked (every independent evaluator that separates them says the same, and where that is a single
             one, no related one says otherwise), disputed (evaluators that count say otherwise), tied (no independent
-            one tells them apart), or unknown (none has scored both).
+            one separates them), or unknown (none has scored both).
     """
 
     first: str

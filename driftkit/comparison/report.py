@@ -164,7 +164,7 @@ def _source(text: str) -> str:
 
 
 def table_view(table: ScoreTable, record: ComparisonRecord) -> dict[str, Any]:
-    """What the page shows of a score table beside its rows: columns that any row has, speeds, budgets."""
+    """What the page shows of a score table next to its rows: columns that any row has, speeds, budgets."""
     runs = {run.label: run for run in record.runs}
     rows = [
         {

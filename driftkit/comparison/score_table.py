@@ -46,7 +46,7 @@ class ScoreRow:
         floor: the real-vs-real floor of the ranking metric, by the same evaluator.
         badges: short warnings that stand next to the number wherever it is shown.
         kinship: how near the evaluator is to the run's training encoder.
-        appearance: plain properties of the images beside those of real ones; see `metrics.survey`.
+        appearance: plain properties of the images next to those of real ones; see `metrics.survey`.
     """
 
     run: str
@@ -127,7 +127,7 @@ class ScoreTable:
         return next((row for row in self.related if row.run == run and row.kinship.degree == "related"), None)
 
     def columns(self) -> list[Quantity]:
-        """Numbers beside the ranking score that any row has."""
+        """Numbers next to the ranking score that any row has."""
         shown = [quantity for key, quantity in quantities().items() if quantity.column and key != REQUIRED]
         return [quantity for quantity in shown if any(quantity.key in row.metrics for row in self.all_rows)]
 

@@ -230,7 +230,7 @@ def _crescent(x: Array, y: Array) -> Array:
 
 
 def _fold(x: Array, y: Array, corners: int, *, half_turn: bool = False) -> tuple[Array, Array]:
-    """Coordinates along and beside the nearest corner's direction (the first points up), or the nearest edge's."""
+    """Coordinates along and across the nearest corner's direction (the first points up), or the nearest edge's."""
     sector = 2 * np.pi / corners
     angle = np.arctan2(x, -y) / np.float32(sector) + np.float32(0.5 if half_turn else 0.0)
     angle = np.abs(angle - np.round(angle)) * np.float32(sector)

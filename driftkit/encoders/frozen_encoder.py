@@ -101,7 +101,7 @@ class EncoderKind:
     load: Callable[[EncoderConfig, int, torch.device], FrozenEncoder]
     pattern: str = ""  # how its names look, for messages; empty where `names` lists them all
     names: Callable[[], Sequence[str]] = lambda: ()  # its names that the table lists
-    # name -> its card; None where only loading it tells
+    # name -> its card; None where only loading it shows
     describe: Callable[[str], EncoderCard | None] = lambda name: None
     licence: Callable[[str], str] = lambda name: "unknown"  # name -> licence of its weights
     # name -> the file that its weights are published in; None where it has none or brings its own

@@ -120,7 +120,7 @@ def _between(encoder: Lineage | None, evaluator: Lineage) -> Kinship:
 
 
 def training_encoders_of(manifest: RunManifest) -> list[Lineage | None]:
-    """What a run's training signal was computed with, as its manifest tells: nothing for a method without encoder."""
+    """What a run's training signal was computed with, as its manifest records: nothing for a method without encoder."""
     encoder = manifest.encoder
     if encoder is None:
         return [None] if "encoder" in _section(manifest.config, "objective") else []

@@ -130,7 +130,7 @@ class UrlFile:
     def check(self, path: Path) -> str:
         if self.digest:
             _check_digest(path, self.digest)
-        read_weights(path)  # also tells a page of HTML from weights where no digest is published
+        read_weights(path)  # also refuses a page of HTML where no digest is published
         return f"published {self.digest.partition(':')[0]}" if self.digest else "readable"
 
     def by_hand(self, option: str) -> str:

@@ -80,7 +80,7 @@ class BuiltObjective:
 
 @dataclass(frozen=True)
 class Setting:
-    """What an objective may need to know of the run beside its own config."""
+    """What an objective may need to know of the run besides its own config."""
 
     pack: "ImagePack"  # all images
     training: "torch.Tensor"  # indices of the images that are trained on
@@ -107,7 +107,7 @@ class BatchCost(Protocol):
 
     def feature_bytes(self, *, images: int) -> int: ...  # of gathered features that live at a time
 
-    def workspace_bytes(self, *, rows: int, images: int, device: str) -> int: ...  # beside the features
+    def workspace_bytes(self, *, rows: int, images: int, device: str) -> int: ...  # besides the features
 
     def chunk_mib(self, device: str) -> int: ...  # size of the workspace, which an error about memory names
 

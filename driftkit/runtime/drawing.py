@@ -15,7 +15,7 @@ PALETTES = {
 }
 INK = {"light": "#343a40", "dark": "#ced4da"}
 GRID = {"light": "#dee2e6", "dark": "#3b4048"}
-LABEL = 40  # characters of a run's name beside a chart; the middle of longer ones is left out
+LABEL = 40  # characters of a run's name next to a chart; the middle of longer ones is left out
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Figure:
     Attributes:
         name: file name without suffix.
         light, dark: what the page embeds, with `media_type`; `dark` is None where one edition serves both.
-        png, svg: what lies beside the page; `svg` is None for pictures made of pixels.
+        png, svg: files next to the page; `svg` is None for pictures made of pixels.
         width, height: in CSS pixels.
     """
 

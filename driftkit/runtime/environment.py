@@ -33,7 +33,7 @@ def cpu_quota(cgroup: Path = CGROUP) -> float | None:
 def set_thread_defaults() -> None:
     """Let OpenMP's threads sleep while they wait, and be no more than may run; what the user has set stays.
 
-    Threads that spin while they wait take the processors from everybody else, and from one another beside a busy
+    Threads that spin while they wait take the processors from everybody else, and from one another next to a busy
     program: a training on two threads falls to a tenth of its speed.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")

@@ -29,7 +29,7 @@ def hold_out(count: int, num_held_out: int) -> tuple[torch.Tensor, torch.Tensor]
 
 
 def _resident(images: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """The images on the GPU where they are small beside it: copying each batch would hold up its queue."""
+    """The images on the GPU where they are small against it: copying each batch would hold up its queue."""
     if device.type != "cuda" or images.nbytes > RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]:
         return images
     return images.to(device)

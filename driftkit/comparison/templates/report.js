@@ -19,7 +19,7 @@ for (const button of document.querySelectorAll("thead button")) {
   });
 }
 
-/* Pictures: a click or Enter enlarges, arrows go on, Escape or a click beside the picture closes. */
+/* Pictures: a click or Enter enlarges, arrows go on, Escape or a click next to the picture closes. */
 const zoom = document.getElementById("zoom");
 const pictures = [...document.querySelectorAll("button.zoom")];
 let shown = 0;

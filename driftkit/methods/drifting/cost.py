@@ -15,7 +15,7 @@ from driftkit.methods.drifting.workspace import CHUNK_BYTES, KEPT_CHUNKS, field_
 from driftkit.methods.regression import one_forward
 
 FLOAT_BYTES = 4
-LOG_MATRICES = 2  # of pairs, beside the workspace, at temperatures whose kernel would underflow
+LOG_MATRICES = 2  # of pairs, besides the workspace, at temperatures whose kernel would underflow
 
 
 @dataclass(frozen=True)

@@ -188,7 +188,7 @@ class AggregatedDrift:
     """[T, G], how many points a generated one feels: (sum of A)^2 / (sum of A^2) over y, mean over x. Near 1: only its
     nearest neighbour; near N + P: all alike."""
     logit_range: torch.Tensor
-    """[T, G], largest minus smallest log k of the field: small where the kernel hardly tells points apart."""
+    """[T, G], largest minus smallest log k of the field: small where the kernel hardly separates points."""
 
 
 def aggregated_drift(
