@@ -148,5 +148,5 @@ def _precision(shape: tuple[int, int, int], tau: float) -> Iterator[Row]:
         want = aggregated_drift(near.double(), pos.double(), taus=(tau,), scale_over="location").v
         results = aggregated_drift(near, pos, taus=(tau,), scale_over="location").v, literal(near, pos, (tau,))
         with_rule, without = (((v - want).norm() / want.norm()).item() for v in results)
-        case, ratio = f"error at tau {tau}, {name}", with_rule / PRECISION_RULE
+        case, ratio = f"error at tau {tau} (ratio: over 1e-5), {name}", with_rule / PRECISION_RULE
         yield Row("field", case, with_rule, without, "", ratio, "<= 1", "without the rule")
