@@ -13,10 +13,11 @@ from driftkit.runtime.timing import StepClock
 
 
 class Condition(NamedTuple):
-    """What a network gets next to image and time. Both None: unconditional."""
+    """What a network gets next to image and time. All None: unconditional."""
 
-    labels: torch.Tensor | None = None  # int64 [N]
-    guidance: torch.Tensor | None = None  # float32 [N], scale of classifier-free guidance
+    labels: torch.Tensor | None = None  # int64 [N], -1: no class
+    guidance: torch.Tensor | None = None  # float32 [N], the guidance scale alpha that the network is trained with
+    style: torch.Tensor | None = None  # int64 [N, tokens], style codes, which are noise like the prior noise
 
     def part(self, chunk: slice) -> "Condition":
         """The condition of some of the images."""

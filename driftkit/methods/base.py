@@ -3,11 +3,12 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from driftkit.config.layers import validate
+from driftkit.config.settings import Option
 from driftkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -33,6 +34,22 @@ class MethodConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str = ""
+
+
+CONDITIONS = "Conditions"
+
+
+class GenerativeConfig(MethodConfig):
+    """Settings of a method whose runs can be sampled."""
+
+    class_conditional: Annotated[bool, Option(CONDITIONS)] = Field(
+        False, description="train on the labels of the images, so that samples of a class can be asked for"
+    )
+
+    @property
+    def trains_guidance(self) -> bool:
+        """Whether the network is trained with the guidance scale as an input, rather than guided by its sampler."""
+        return False
 
 
 class SamplerOptions(BaseModel):

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
+
+from driftkit.config.settings import OnResume
 
 if TYPE_CHECKING:
     from torch import nn
@@ -19,6 +21,20 @@ class NetworkConfig(BaseModel):
 
     def check_image_size(self, image_size: int) -> None:
         """Raise ValueError where the network cannot take images of that side, in pixels."""
+
+
+class GeneratorNetworkConfig(NetworkConfig):
+    """Shape of a generator's network that can be conditioned. What is left to the images is filled in for training."""
+
+    channels: int = Field(3, ge=1, le=256, description="channels of images or latents; filled in from the data")
+    num_classes: Annotated[int | None, OnResume.FROM_DATA] = Field(
+        None, ge=0, le=100_000, description="classes of the label embedding; filled in, 0 without class_conditional"
+    )
+    guided: Annotated[bool | None, OnResume.FROM_DATA] = Field(
+        None, description="embed the guidance scale; filled in, true where the objective trains with guidance"
+    )
+    style_tokens: int = Field(0, ge=0, le=1024, description="style codes of an image, drawn like noise; 0: none")
+    style_codes: int = Field(64, ge=2, le=65_536, description="values that each style code may take")
 
 
 @dataclass(frozen=True)

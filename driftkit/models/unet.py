@@ -15,13 +15,14 @@ from driftkit.models.blocks import (
     group_norm,
     zero_initialised,
 )
-from driftkit.models.contract import Model, NetworkConfig, register
+from driftkit.models.conditioning import ConditionEmbedding
+from driftkit.models.contract import GeneratorNetworkConfig, Model, register
 from driftkit.protocols import UNCONDITIONAL, Condition
 
 MAX_MULTIPLIER = 64
 
 
-class UNetConfig(NetworkConfig):
+class UNetConfig(GeneratorNetworkConfig):
     """Shape of the U-Net. The defaults give 38.3 M parameters at 32x32."""
 
     kind: Literal["unet"] = Field("unet", description="which network this section configures")
@@ -58,7 +59,7 @@ class UNetConfig(NetworkConfig):
 
 
 class UNet(nn.Module):
-    """U-Net with scale-shift time conditioning, self-attention at chosen resolutions and a zero-initialised output.
+    """U-Net conditioned by scale and shift, with self-attention at chosen resolutions and a zero-initialised output.
 
     Args:
         config: widths and depths.
@@ -74,7 +75,8 @@ class UNet(nn.Module):
         base = config.base_channels
         embedding = 4 * base
         self.time_embedding = TimeEmbedding(base, embedding)
-        self.input = nn.Conv2d(3, base, 3, padding=1)
+        self.condition_embedding = ConditionEmbedding(config, channels=base, width=embedding)
+        self.input = nn.Conv2d(config.channels, base, 3, padding=1)
         self.down = nn.ModuleList()
         channels, skips = base, [base]
         size = image_size
@@ -113,14 +115,14 @@ class UNet(nn.Module):
                 self.up[-1].append(Upsample(channels))  # type: ignore[operator]
                 size *= 2
         self.output_norm = group_norm(channels)
-        self.output = zero_initialised(nn.Conv2d(channels, 3, 3, padding=1))
+        self.output = zero_initialised(nn.Conv2d(channels, config.channels, 3, padding=1))
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, condition: Condition = UNCONDITIONAL) -> torch.Tensor:
-        """x [N, 3, H, W], t [N] from 0 to 1000, condition (ignored) -> [N, 3, H, W].
+        """x [N, C, H, W], t [N] from 0 to 1000, condition -> [N, C, H, W].
 
         The last norm and convolution are float32 even under autocast: 8 bits are too coarse for images and noise.
         """
-        embedding = self.time_embedding(t)
+        embedding = self.condition_embedding(self.time_embedding(t), condition)
         h = self.input(x)
         skips = [h]
         for parts in self.down:

@@ -28,6 +28,7 @@ from driftkit.storage.files import digest_json, state_digest, tensor_bytes
 from driftkit.storage.lock import locked_folder
 from driftkit.storage.run_folder import Run
 from driftkit.training.checkpoints import Checkpoints
+from driftkit.training.conditions import class_counts, conditioned_network
 from driftkit.training.feed import Feed, hold_out
 from driftkit.training.hooks import MAX_GRIDS, Hook, Measurement, SampleGrids, Scoring, measure_held_out
 from driftkit.training.memory_estimate import TrainingMemory
@@ -133,6 +134,7 @@ def _train(
             **fields,
             inputs={"data": {"spec": config.data.spec, "digest": pack.digest, "count": len(pack)}},
             parameters=sum(p.numel() for p in network.parameters()),
+            classes=class_counts(pack) if getattr(config.objective, "class_conditional", False) else (),
             encoder=built.encoder,
             world_size=ranks.world_size,
         )
@@ -210,7 +212,7 @@ def _completed(config: TrainConfig, pack: ImagePack) -> TrainConfig:
     return config.model_copy(
         update={
             "data": config.data.model_copy(update={"image_size": pack.image_size, "holdout": holdout}),
-            "model": method.complete(config.objective, config.model, pack),
+            "model": method.complete(config.objective, conditioned_network(config.objective, config.model, pack), pack),
         }
     )
 

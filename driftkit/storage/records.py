@@ -58,6 +58,13 @@ class Record(BaseModel):
             raise ArtifactError(f"{path}: {key}: {message}, got {first['input']!r:.80}") from None
 
 
+class ClassCount(BaseModel):
+    """A class that a generator is conditioned on; labels are in the order of the classes."""
+
+    name: str
+    images: int = Field(ge=1, description="training images of this class")
+
+
 class RunManifest(Record):
     """What a run folder holds, and how far its training is. The config's classes are those of `training`."""
 
@@ -76,6 +83,7 @@ class RunManifest(Record):
     images_seen: int = Field(0, ge=0, le=MAX_COUNT)
     train_seconds: float = Field(0.0, ge=0)
     parameters: int | None = Field(None, le=MAX_COUNT, description="trained numbers of the network")
+    classes: tuple[ClassCount, ...] = Field((), description="of a class-conditional generator, in the order of labels")
     encoder: dict[str, Any] | None = Field(None, description="the training encoder, as its floor describes it")
     global_batch: int | None = Field(None, description="images that all processes see per step")
     world_size: int | None = None

@@ -18,6 +18,7 @@ from driftkit.methods.base import BatchCost, Forward
 from driftkit.methods.registry import METHODS
 from driftkit.models.registry import build_network
 from driftkit.runtime.memory import gib
+from driftkit.training.conditions import conditioned_network
 from driftkit.training.train_config import TrainConfig
 
 ASSUMED_IMAGE_SIZE = 32
@@ -104,7 +105,8 @@ def training_shapes(config: TrainConfig, *, device: str) -> tuple[Shapes, list[s
         assumed.append(f"images of {size} pixels (`data.image_size` is not set)")
     method = METHODS[config.objective.name]
     with torch.device("meta"):
-        network = build_network(method.network_for_budget(config.objective, config.model), image_size=size)
+        shape = conditioned_network(config.objective, config.model, None)
+        network = build_network(method.network_for_budget(config.objective, shape), image_size=size)
     work = method.workload(config.objective, network, size)
     trained, encode, encoder = work.trained, work.encode, work.encoder
     image = torch.zeros(1, 3, size, size, device="meta")

@@ -9,13 +9,50 @@ from driftkit.protocols import UNCONDITIONAL, Batch, Condition
 TINY = UNetConfig(base_channels=8, channel_multipliers=(1, 2), num_res_blocks=1, num_heads=2, attention_resolutions=())
 
 
-def test_an_unconditional_network_ignores_its_condition():
-    network = UNet(TINY, image_size=8).eval()
-    x, t = torch.randn(2, 3, 8, 8), torch.tensor([3, 900])
-    conditions = (UNCONDITIONAL, Condition(labels=torch.tensor([0, 1]), guidance=torch.ones(2)))
-    first, second = (network(x, t, condition) for condition in conditions)
-    assert torch.equal(first, second)
-    assert torch.equal(first, network(x, t))
+def random_network(**settings):
+    """A U-Net whose output depends on everything it gets: zero-initialised layers would hide it."""
+    torch.manual_seed(0)
+    network = UNet(TINY.model_copy(update=settings), image_size=8).eval()
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return network
+
+
+INPUT = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([3, 900])
+CONDITIONED = {"num_classes": 3, "guided": True, "style_tokens": 2, "style_codes": 4}
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        Condition(labels=torch.tensor([2, 0])),
+        Condition(guidance=torch.tensor([2.0, 4.0])),
+        Condition(style=torch.tensor([[1, 0], [3, 3]])),
+    ],
+)
+def test_every_part_of_a_condition_changes_each_image(condition):
+    network = random_network(**CONDITIONED)
+    changed = network(*INPUT, condition) != network(*INPUT)
+    assert changed.flatten(1).any(dim=1).all()
+
+
+def test_no_condition_is_no_class_scale_one_and_the_first_codes():
+    network = random_network(**CONDITIONED)
+    same = Condition(torch.tensor([-1, -1]), torch.ones(2), torch.zeros(2, 2, dtype=torch.long))
+    assert torch.equal(network(*INPUT), network(*INPUT, same))
+
+
+def test_the_tokens_of_a_style_have_codebooks_of_their_own():
+    network = random_network(**CONDITIONED)
+    swapped = [network(*INPUT, Condition(style=torch.tensor([[1, 2], codes]))) for codes in ([1, 2], [2, 1])]
+    assert not torch.equal(*swapped)
+
+
+@pytest.mark.parametrize("part", ["labels", "guidance", "style"])
+def test_a_part_that_the_network_does_not_take_is_an_error(part):
+    values = {"labels": torch.tensor([0, 1]), "guidance": torch.ones(2), "style": torch.zeros(2, 1, dtype=torch.long)}
+    with pytest.raises(ValueError, match=f"takes no {part}"):
+        random_network()(*INPUT, Condition(**{part: values[part]}))
 
 
 def test_a_part_of_a_batch_has_the_conditions_of_its_images():

@@ -6,10 +6,10 @@ from pydantic import Field
 
 from driftkit.config.settings import Option
 from driftkit.encoders.encoder_config import ENCODER, EncoderConfig
-from driftkit.methods.base import MethodConfig
+from driftkit.methods.base import GenerativeConfig
 
 
-class DriftingConfig(EncoderConfig, MethodConfig):
+class DriftingConfig(EncoderConfig, GenerativeConfig):
     """The drifting objective."""
 
     name: Literal["drift"] = "drift"

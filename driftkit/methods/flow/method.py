@@ -7,9 +7,9 @@ from driftkit.methods.base import (
     CURVE_NFES,
     BuiltObjective,
     Curve,
+    GenerativeConfig,
     Graph,
     Method,
-    MethodConfig,
     SamplerSpec,
     Setting,
     register,
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 EULER_NFE = HEUN_NFE = 50
 
 
-class FlowConfig(MethodConfig):
+class FlowConfig(GenerativeConfig):
     """The rectified flow objective, which has nothing to set."""
 
     name: Literal["flow"] = "flow"
