@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from driftkit.cli.app import app
 from driftkit.datasets.packs import ImagePack, PackCard, PackSource, content_sha256
 from driftkit.methods.base import Setting
+from driftkit.models.unet import UNetConfig
 from driftkit.runtime.ranks import Ranks
 from driftkit.storage.checksums import write_checksums
 from driftkit.storage.files import read_tensors, write_tensors
@@ -52,7 +53,7 @@ def setting(images: torch.Tensor, ranks: Ranks | None = None, **changes: object)
         width=images.shape[3], sha256=content_sha256(images, labels), source=source, label="test",
     )  # fmt: skip
     pack = ImagePack(Path("test.safetensors"), images, labels, (), card)
-    known = {"training": torch.arange(len(images)), "held_out": torch.arange(0), "flips": True, "dtype": torch.float32,
+    known = {"network": UNetConfig(), "training": torch.arange(len(images)), "held_out": torch.arange(0), "flips": True, "dtype": torch.float32,
              "compile": False, "device": torch.device("cpu"), "ranks": ranks or Ranks()}  # fmt: skip
     return Setting(pack, **{**known, **changes})
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from driftkit.datasets.packs import ImagePack
     from driftkit.encoders.frozen_encoder import FrozenEncoder
+    from driftkit.models.contract import NetworkConfig
     from driftkit.protocols import Objective, Sampler
     from driftkit.runtime.ranks import Ranks
     from driftkit.storage.run_folder import Run
@@ -100,6 +101,7 @@ class Setting:
     """What an objective may need to know of the run besides its own config."""
 
     pack: "ImagePack"  # all images
+    network: "NetworkConfig"  # of the trained network, complete
     training: "torch.Tensor"  # indices of the images that are trained on
     held_out: "torch.Tensor"  # indices of those that are not
     flips: bool  # whether mirrored images are trained on, too

@@ -36,6 +36,17 @@ def image_noise(seed: int, stream: str, indices: Iterable[int], shape: Sequence[
     return noise
 
 
+def style_codes(
+    seed: int, stream: str, indices: Iterable[int], *, tokens: int, codes: int, step: int = 0
+) -> torch.Tensor:
+    """Style codes, int64 [N, tokens] below `codes`, one independent draw per image; arguments as `image_noise`."""
+    drawn = [
+        torch.randint(codes, (tokens,), generator=generator_for(seed, f"{stream} style", step, index))
+        for index in indices
+    ]
+    return torch.stack(drawn)
+
+
 def seed_global_generators(seed: int, *counters: int) -> None:
     """Seed torch's global generators, which dropout draws from, for one step of one rank."""
     torch.manual_seed(stream_seed(seed, "global", *counters))

@@ -5,6 +5,7 @@ import torch
 
 from driftkit.models.unet import UNet, UNetConfig
 from driftkit.protocols import UNCONDITIONAL, Batch, Condition
+from driftkit.runtime.random import style_codes
 
 TINY = UNetConfig(base_channels=8, channel_multipliers=(1, 2), num_res_blocks=1, num_heads=2, attention_resolutions=())
 
@@ -78,3 +79,10 @@ def test_conditions_of_every_step_are_one_graph(dtype):
         network(torch.randn(2, 3, 8, 8), torch.full((2,), step, dtype=dtype), Condition())
         network(torch.randn(2, 3, 8, 8), torch.full((2,), step, dtype=dtype), UNCONDITIONAL.part(slice(2)))
     assert len(compiled) == 1
+
+
+def test_style_codes_are_of_seed_and_image_alone():
+    drawn = style_codes(3, "sample", range(50), tokens=8, codes=4)
+    assert torch.equal(drawn[7:9], style_codes(3, "sample", [7, 8], tokens=8, codes=4))
+    assert not torch.equal(drawn, style_codes(4, "sample", range(50), tokens=8, codes=4))
+    assert sorted(drawn.unique().tolist()) == [0, 1, 2, 3]
