@@ -53,8 +53,9 @@ def setting(images: torch.Tensor, ranks: Ranks | None = None, **changes: object)
         width=images.shape[3], sha256=content_sha256(images, labels), source=source, label="test",
     )  # fmt: skip
     pack = ImagePack(Path("test.safetensors"), images, labels, (), card)
-    known = {"network": UNetConfig(), "training": torch.arange(len(images)), "held_out": torch.arange(0), "flips": True, "dtype": torch.float32,
-             "compile": False, "device": torch.device("cpu"), "ranks": ranks or Ranks()}  # fmt: skip
+    known = {"network": UNetConfig(), "training": torch.arange(len(images)), "held_out": torch.arange(0), "flips": True,
+             "dtype": torch.float32, "compile": False, "device": torch.device("cpu"),
+             "ranks": ranks or Ranks()}  # fmt: skip
     return Setting(pack, **{**known, **changes})
 
 
