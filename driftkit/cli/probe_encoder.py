@@ -26,10 +26,11 @@ COLOURS = {"good": "green", "usable": "yellow", "poor": "red"}
 def command(
     given: Given,
     encoder: Annotated[
-        str | None,
+        list[str] | None,
         typer.Argument(
-            metavar="NAME",
-            help="A name of --list, timm:MODEL, or the folder of a MAE or classifier run.",
+            metavar="NAME...",
+            help="A name of --list, timm:MODEL, or the folder of a MAE or classifier run; or several, each as "
+            "NAME?KEY=VALUE&... with the settings that are its own.",
             show_default=False,
         ),
     ] = None,
@@ -47,6 +48,7 @@ def command(
       driftkit probe-encoder timm:vit_small_patch16_dinov3 --taps block4,block8,block12 --random-weights
       driftkit probe-encoder mocov2 --encoder-weights moco_v2_800ep_pretrain.pth.tar
       driftkit probe-encoder outputs/mae --data cifar10 --output outputs/probe-mae
+      driftkit probe-encoder outputs/mae "mocov2?input_size=64"     both, and their union
       driftkit probe-encoder outputs/mae --json
 
     Without --data: maps, vectors, field calls and memory. With it, corrupted images (noisy, blurred, shuffled, of one
@@ -56,7 +58,7 @@ def command(
         listed = encoder_list()
         emit(listed.document(), as_json=as_json, show=lambda: _show_list(listed))
         return listed.document()
-    if encoder is not None:
+    if encoder:
         given = dataclasses.replace(given, options={**given.options, "encoder": encoder})
     config = given.resolve(ProbeEncoderConfig)
     if not config.encoder:
@@ -110,6 +112,9 @@ def _list_row(card: "EncoderCard") -> tuple[str, ...]:
 
 def _show(record: "ProbeRecord") -> None:
     console = open_console(width=WIDTH, highlight=False)
+    for part in record.parts or ():
+        _show(part)
+        console.print()
     about = ", ".join(text for text in (record.model, record.trained_by, record.licence) if text)
     console.print(f"[bold]{escape(record.encoder)}[/bold]  {escape(about)}")
     console.print(

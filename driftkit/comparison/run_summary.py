@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from driftkit.comparison.formats import method_label, short_name
 from driftkit.config.layers import flatten
+from driftkit.encoders.encoder_config import joined_name, read_encoder
 from driftkit.encoders.lineage import Lineage, lineage_of_run, read_kinship, training_encoders_of
 from driftkit.errors import ArtifactError, DriftkitError
 from driftkit.methods.registry import METHODS, Curve
@@ -156,7 +157,7 @@ class _Facts(BaseModel):
     data: str | None = Field(None, alias="config.data.spec")
     image_size: int | None = Field(None, alias="config.data.image_size", ge=1)
     batch_size: int | None = Field(None, alias="config.trainer.batch_size")
-    configured_encoder: str | None = Field(None, alias="config.objective.encoder")
+    configured_encoder: tuple[str, ...] | str | None = Field(None, alias="config.objective.encoder")
     encoder: str | None = Field(None, alias="encoder.name")
     configured_feature_set: str | None = Field(None, alias="config.objective.feature_set")
     feature_set: str | None = Field(None, alias="encoder.feature_set")
@@ -182,7 +183,7 @@ def summarise(run: Run, *, label: str) -> RunSummary:
         first = error.errors()[0]
         problem = f"{first['loc'][0]}: {first['msg']}"
         raise ArtifactError(f"{run.manifest_path}: {problem}; it was edited or damaged") from None
-    encoder = facts.encoder or facts.configured_encoder
+    encoder = facts.encoder or (joined_name(facts.configured_encoder) if facts.configured_encoder else None)
     feature_set = facts.feature_set or facts.configured_feature_set
     random_weights = facts.random_weights or facts.configured_random_weights
     parts = [method_label(facts.method), short_name(encoder) if encoder else None, feature_set]
@@ -239,8 +240,12 @@ def curve_keys() -> list[str]:
 
 def _group(config: Mapping[str, Any], encoder_digest: str | None, data_digest: str | None) -> str:
     """The same for runs that differ in their seed alone; encoders and images count by content, not by name."""
-    ignored = {*NOT_COMPARED, *(["objective.encoder"] if encoder_digest else [])}
-    compared = {k: v for k, v in config.items() if k not in ignored and not k.startswith("evaluation.")}
+    compared = {k: v for k, v in config.items() if k not in NOT_COMPARED and not k.startswith("evaluation.")}
+    if encoder_digest:
+        encoder = compared.pop("objective.encoder", None)
+        if isinstance(encoder, list):  # how each is used stands in its text
+            read = [read_encoder(text)[1] for text in encoder]
+            compared["encoders"] = [{k: v for k, v in each.items() if k != "encoder_weights"} for each in read]
     return digest_json([compared, encoder_digest, data_digest or config.get("data.spec")])[:12]
 
 

@@ -13,6 +13,7 @@ from driftkit.config.layers import did_you_mean
 from driftkit.errors import UsageError
 from driftkit.protocols import FeatureMap
 
+INPUT = "input"  # stands for a map's name in groups of vectors of the image itself
 STD_EPSILON = 1e-6  # under the root: a constant channel would otherwise have an infinite gradient
 
 
@@ -192,7 +193,7 @@ def paper_full(maps: list[FeatureMap], images: torch.Tensor) -> list[FeatureGrou
 def _input_groups(images: torch.Tensor) -> list[FeatureGroup]:
     rms = images.float().square().mean(dim=(2, 3)).add(STD_EPSILON).sqrt()
     pixels = images.float().flatten(1)
-    return [FeatureGroup("input", "rms", rms[None]), FeatureGroup("input", "pixels", pixels[None])]
+    return [FeatureGroup(INPUT, "rms", rms[None]), FeatureGroup(INPUT, "pixels", pixels[None])]
 
 
 def every_location(maps: list[FeatureMap], images: torch.Tensor) -> list[FeatureGroup]:

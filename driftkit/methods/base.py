@@ -1,6 +1,6 @@
 """The `Method` value, through which the rest of driftkit sees a method. It loads no torch, since help texts read it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeVar
@@ -136,8 +136,8 @@ class Workload:
     """What a step of a method does with images, for the forecast of its cost."""
 
     trained: Forward  # every forward of the trained network in a step
-    encoder: "FrozenEncoder | None" = None  # frozen encoder; None where there is none
-    encode: Forward | None = None  # its forward, gradients of which go back to the images
+    encoders: "Sequence[FrozenEncoder]" = ()  # frozen encoders
+    encode: Forward | None = None  # the forward of them all, gradients of which go back to the images
     encodes_real: bool = False  # whether real images go through the encoder at every step, too
     regenerates: bool = False  # whether a step of several micro-batches runs every forward twice
     batch: BatchCost | None = None  # cost of what is computed over the global batch; None where nothing is

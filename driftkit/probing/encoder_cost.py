@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from driftkit.encoders.encoder_union import EncoderUnion
 from driftkit.encoders.feature_sets import FeatureSet, FieldCall, field_calls
 from driftkit.encoders.frozen_encoder import FrozenEncoder
 from driftkit.errors import DriftkitError
@@ -19,15 +20,11 @@ DEFAULT_TAUS = 3
 FLOAT_BYTES = 4
 
 
-def encoder_shapes(
-    encoder: FrozenEncoder, feature_set: FeatureSet, *, image_size: int
-) -> tuple[list[MapShape], list[FieldCall]]:
-    """Maps and field calls of one image of `image_size` pixels, found by running the encoder once."""
-    device = next((b.device for b in [*encoder.parameters(), *encoder.buffers()]), torch.device("cpu"))
-    images = torch.zeros(1, 3, image_size, image_size, device=device)
+def encoder_shapes(encoders: EncoderUnion, *, image_size: int) -> tuple[list[MapShape], list[FieldCall]]:
+    """Maps and field calls of one image of `image_size` pixels, found by running the encoders once."""
+    images = torch.zeros(1, 3, image_size, image_size, device=encoders.device)
     with torch.inference_mode():
-        maps = encoder.maps(images)
-        groups = feature_set(maps, images)
+        maps, groups = encoders.maps_and_groups(images)
     shapes = {m.name: m.values.shape for m in maps}
     # Feature sets may add vectors of the image itself, which no map gives.
     shapes |= {g.map: images.shape for g in groups if g.map not in shapes}

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from driftkit.encoders.feature_sets import FeatureGroup, FeatureSet
-from driftkit.encoders.frozen_encoder import FrozenEncoder
+from driftkit.encoders.encoder_union import EncoderUnion
+from driftkit.encoders.feature_sets import INPUT, FeatureGroup
 from driftkit.errors import DriftkitError
 from driftkit.methods.drifting import aggregated_drift
 from driftkit.methods.drifting.distance import pairwise_distance
@@ -64,16 +64,14 @@ class GroupShape:
 class ProbeFeatures:
     """Features of uint8 images, some at a time; which vectors are kept is drawn once, with the first images."""
 
-    def __init__(self, encoder: FrozenEncoder, feature_set: FeatureSet, seed: int, report: Report, *, total: int):
-        self.encoder = encoder
-        self.feature_set = feature_set
+    def __init__(self, encoders: EncoderUnion, seed: int, report: Report, *, total: int):
+        self.encoders = encoders
         self.seed = seed
         self.report = report
         self.total = total
         self.shapes: dict[str, GroupShape] = {}
-        self.chunk = max(2, min(256, CHUNK_PIXELS // encoder.input_size**2))
-        tensors = [*encoder.parameters(), *encoder.buffers()]
-        self.device = tensors[0].device if tensors else torch.device("cpu")
+        self.chunk = max(2, min(256, CHUNK_PIXELS // encoders.input_size**2))
+        self.device = encoders.device
 
     def __call__(self, images: torch.Tensor, limit: int = FIELD_VECTORS) -> Bank:
         """The first `limit` picked vectors of uint8 images [N, 3, H, W]. Raises DriftkitError: one is not finite."""
@@ -84,7 +82,7 @@ class ProbeFeatures:
                     values = group.values[:limit].float()
                     if not bool(torch.isfinite(values).all()):
                         raise DriftkitError(
-                            f"features {group.name} of {self.encoder.name} are not finite on real images; "
+                            f"features {group.name} of {self.encoders.name} are not finite on real images; "
                             "expected numbers: its weights are broken, or the input does not fit it"
                         )
                     parts.setdefault(group.name, []).append(values)
@@ -100,7 +98,7 @@ class ProbeFeatures:
 
     def groups_of(self, inputs: torch.Tensor) -> list[FeatureGroup]:
         """The picked vectors of float images [N, 3, H, W] in [-1, 1], with gradient to them."""
-        groups = self.feature_set(self.encoder.maps(inputs), inputs)
+        groups = self.encoders.groups(inputs)
         picks = [self._shape(g).picks.to(g.values.device) for g in groups]
         return [FeatureGroup(g.map, g.kind, g.values[p]) for g, p in zip(groups, picks, strict=True)]
 
@@ -150,8 +148,7 @@ class _Batches:
 
 
 def measure_encoder(
-    encoder: FrozenEncoder,
-    feature_set: FeatureSet,
+    encoders: EncoderUnion,
     images: ProbeImages,
     *,
     batch_size: int,
@@ -162,7 +159,7 @@ def measure_encoder(
     """Measure every feature group; the same arguments give the same numbers.
 
     Args:
-        encoder: frozen, on the device to measure on.
+        encoders: on the device to measure on.
         images: at least 4 * batch_size real ones.
         batch_size: generated images per step, and as many real ones.
         taus: temperatures to try.
@@ -178,7 +175,7 @@ def measure_encoder(
         raise ValueError(f"got {count} images, expected at least {4 * batch_size} for batches of {batch_size}")
     half = repeats * batch_size
     num_encoded = count + len(CORRUPTIONS) * half + len(images.one_class) * one_class_count(batch_size)
-    features = ProbeFeatures(encoder, feature_set, seed, report, total=num_encoded)
+    features = ProbeFeatures(encoders, seed, report, total=num_encoded)
     x_images = images.real[:half]
     x, y = features(x_images), features(images.real[half : 2 * half])
     remaining = features(images.real[2 * half :], STATISTIC_VECTORS)
@@ -313,7 +310,7 @@ def _joined_purity(shapes: dict[str, GroupShape], values: Bank, labels: torch.Te
     """Class purity of each map's global vector (the mean of its fewest places), scaled to unit spread, joined."""
     chosen: dict[str, GroupShape] = {}
     for shape in shapes.values():
-        of_input = shape.map == "input" and len({s.map for s in shapes.values()}) > 1
+        of_input = shape.map == INPUT and len({s.map for s in shapes.values()}) > 1
         if of_input or shape.kind.endswith(("std", "rms")):
             continue
         if shape.map not in chosen or shape.vectors < chosen[shape.map].vectors:

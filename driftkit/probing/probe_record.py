@@ -149,7 +149,10 @@ class Verdict:
 
 
 class ProbeRecord(Record):
-    """A probed encoder. `data` to `verdict` are there where it was measured on images, `speed` where it was timed."""
+    """A probed encoder, or several together.
+
+    `data` to `verdict` are there where it was measured on images, `speed` where it was timed.
+    """
 
     kind: ClassVar[str] = "probe"
 
@@ -173,6 +176,7 @@ class ProbeRecord(Record):
     verdict: Verdict | None = None
     speed: list[EncoderSpeed] | None = None
     files: list[str] | None = None
+    parts: list["ProbeRecord"] | None = None  # of each encoder, where several were probed; the rest is of all together
 
 
 @dataclass(frozen=True)

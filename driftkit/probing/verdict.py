@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from statistics import median
 
+from driftkit.encoders.feature_sets import INPUT
 from driftkit.probing.probe_images import CORRUPTIONS, ONE_CLASS
 from driftkit.probing.probe_record import Detectability, EncoderMeasurement, GroupMeasurement, Verdict
 
@@ -150,7 +151,7 @@ def recommended_taps(groups: list[GroupMeasurement]) -> list[str]:
     """Maps that detect some corruption best of all maps, or on average at least 0.8 as well as the best map."""
     maps: dict[str, dict[str, float]] = {}
     for group in groups:
-        if group.map == "input":  # comes from the feature set, whatever the taps
+        if group.map == INPUT:  # comes from the feature set, whatever the taps
             continue
         signals = maps.setdefault(group.map, {})
         for name in ERRORS:

@@ -44,6 +44,11 @@ def describe_run(run: Run, config: TrainConfig, *, weights: Weights, step: int) 
 
 
 def _encoder(encoder: Mapping[str, Any]) -> dict[str, Any]:
+    parts = encoder.get("parts")
+    if isinstance(parts, list) and parts:
+        described = [_encoder(part) for part in parts]
+        known = {key: encoder.get(key) for key in ("name", "feature_set", "weights_digest", "random_weights")}
+        return {**known, "parts": described}
     name = encoder.get("name") or "unknown"
     random = encoder.get("random_weights") is True
     return {

@@ -1,18 +1,19 @@
 """Probing an encoder: its shapes, and on real images what drifting would make of it."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, field_validator
 
 from driftkit.config.settings import COMMAS, Option
-from driftkit.encoders.encoder_config import EncoderConfig
+from driftkit.encoders.encoder_config import EncoderConfig, EncodersConfig, EncoderTexts
 
 if TYPE_CHECKING:  # torch is loaded when an encoder is probed, not for --help
     import torch
 
     from driftkit.datasets.packs import ImagePack
-    from driftkit.encoders.feature_sets import FeatureSet
+    from driftkit.encoders.encoder_union import EncoderUnion, UnionMember
     from driftkit.encoders.frozen_encoder import FrozenEncoder
     from driftkit.probing.probe_record import EncoderList, ProbeRecord
     from driftkit.runtime.progress import Report
@@ -21,10 +22,10 @@ SHAPES, DATA, FILES = "Shapes", "Measuring on images", "Where it goes"
 DEFAULT_IMAGE_SIZE = 32
 
 
-class ProbeEncoderConfig(EncoderConfig):
+class ProbeEncoderConfig(EncodersConfig):
     """Settings of `driftkit probe-encoder`."""
 
-    encoder: str = Field("", description="which encoder is probed")
+    encoder: EncoderTexts = Field("", description="which encoders are probed")
     image_size: Annotated[int | None, Option(SHAPES, default="that of the data, the run's, or 32")] = Field(
         None, ge=8, le=4096, description="side in pixels of the images"
     )
@@ -59,7 +60,9 @@ class ProbeEncoderConfig(EncoderConfig):
 
 
 def probe_encoder(config: ProbeEncoderConfig, *, report: "Report" = lambda task, done, total: None) -> "ProbeRecord":
-    """Load an encoder, report its shapes and, with data, what drifting would make of it.
+    """Load encoders, report their shapes and, with data, what drifting would make of them.
+
+    Of several, each is reported by itself in `parts`, and the record is of all together.
 
     Returns the record, which is also written where `output` names a folder.
 
@@ -71,7 +74,7 @@ def probe_encoder(config: ProbeEncoderConfig, *, report: "Report" = lambda task,
     import torch
 
     from driftkit.datasets.sources import open_dataset
-    from driftkit.encoders.feature_sets import feature_set
+    from driftkit.encoders.encoder_union import EncoderUnion
     from driftkit.encoders.registry import encoder_kind, load_encoder
     from driftkit.probing.encoder_cost import encoder_shapes, field_call_cost, field_memory, measure_encoder_speed
     from driftkit.probing.probe_images import DEFAULT_BATCH, probe_batch_size
@@ -84,49 +87,53 @@ def probe_encoder(config: ProbeEncoderConfig, *, report: "Report" = lambda task,
     device = resolve_device(config.device)
     batch_size = config.batch_size or DEFAULT_BATCH
     pack = None
+    configs = config.each()
     if config.data is not None:
         pack = open_dataset(config.data, image_size=config.image_size)
         # Refuse before the encoder is loaded what would fail after it.
         batch_size = probe_batch_size(pack, config.data, num_images=config.num_images, batch_size=config.batch_size)
         side = pack.image_size
     else:
-        side = config.image_size or encoder_kind(config.encoder).image_size(config.encoder) or DEFAULT_IMAGE_SIZE
+        sides = [encoder_kind(one.encoder).image_size(one.encoder) for one in configs]
+        side = config.image_size or next((known for known in sides if known), DEFAULT_IMAGE_SIZE)
     # Shapes alone follow from the architecture: random weights need not even be drawn.
     shapes_only = pack is None and not config.speed
-    place = torch.device("meta") if config.random_weights and shapes_only else device
 
-    def load(input_size: int | None) -> "FrozenEncoder":
-        resized = config.model_copy(update={"input_size": input_size})
-        encoder = load_encoder(resized, image_size=side, device=place)
+    def load(one: EncoderConfig) -> "FrozenEncoder":
+        place = torch.device("meta") if one.random_weights and shapes_only else device
+        encoder = load_encoder(one, image_size=side, device=place)
         return encoder.to(memory_format=torch.channels_last)  # as training has it
 
-    encoder = load(config.input_size)
-    features = feature_set(config.feature_set or encoder.feature_set)
-    maps, calls = encoder_shapes(encoder, features, image_size=side)
-    card = encoder_kind(config.encoder).describe(config.encoder)
-    measured = {} if pack is None else _measured(encoder, features, pack, batch_size, config, device, report)
-    speed = None
-    if config.speed or (config.speed is None and pack is not None):
-        speed = measure_encoder_speed(
-            load, features, image_size=side, device=device, budget_seconds=config.speed_seconds, report=report
+    def describe(one: EncoderUnion) -> ProbeRecord:
+        maps, calls = encoder_shapes(one, image_size=side)
+        return ProbeRecord(
+            encoder=one.name,
+            parameters=one.num_parameters,
+            input_size=one.input_size,
+            resize="+".join(dict.fromkeys(encoder.resize_mode for encoder in one.encoders)),
+            map_norm="+".join(dict.fromkeys(encoder.map_norm for encoder in one.encoders)),
+            feature_set=one.feature_set,
+            weights=one.weights_digest,
+            maps=maps,
+            field_calls=[field_call_cost(call, batch_size=batch_size) for call in calls],
+            memory=field_memory(calls, batch_size=batch_size),
+            **({} if pack is None else _measured(one, pack, batch_size, config, device, report)),
         )
-    record = ProbeRecord(
-        encoder=encoder.name,
-        model=card.model if card else None,
-        trained_by=card.trained_by if card else None,
-        licence=card.licence if card else None,
-        parameters=encoder.num_parameters,
-        input_size=encoder.input_size,
-        resize=encoder.resize_mode,
-        map_norm=encoder.map_norm,
-        feature_set=features.name,
-        weights=encoder.weights_digest,
-        maps=maps,
-        field_calls=[field_call_cost(call, batch_size=batch_size) for call in calls],
-        memory=field_memory(calls, batch_size=batch_size),
-        speed=speed,
-        **measured,
-    )
+
+    def describe_one(one: EncoderConfig, member: UnionMember) -> ProbeRecord:
+        card = encoder_kind(one.encoder).describe(one.encoder)
+        known: dict[str, Any] = {key: getattr(card, key) for key in ("model", "trained_by", "licence")} if card else {}
+        record = describe(EncoderUnion([replace(member, label="")]))
+        if config.speed or (config.speed is None and pack is not None):
+            known["speed"] = measure_encoder_speed(
+                lambda size: load(one.model_copy(update={"input_size": size})), member.features,
+                image_size=side, device=device, budget_seconds=config.speed_seconds, report=report,
+            )  # fmt: skip
+        return record.model_copy(update=known)
+
+    union = EncoderUnion.load(config, load)
+    parts = [describe_one(one, member) for one, member in zip(configs, union.members, strict=True)]
+    record = parts[0] if len(parts) == 1 else describe(union).model_copy(update={"parts": parts})
     return record if config.output is None else _write(config.output, record)
 
 
@@ -141,8 +148,7 @@ def encoder_list() -> "EncoderList":
 
 
 def _measured(
-    encoder: "FrozenEncoder",
-    features: "FeatureSet",
+    encoders: "EncoderUnion",
     pack: "ImagePack",
     batch_size: int,
     config: ProbeEncoderConfig,
@@ -167,16 +173,16 @@ def _measured(
     def attempt(count: int) -> None:
         with torch.inference_mode():
             some = to_float(images.real[:count].to(device))
-            features(encoder.maps(some), some)
+            encoders.groups(some)
 
     with fitting_batch("probing", batch_size, attempt, device=device):
         measurement = measure_encoder(
-            encoder, features, images, batch_size=batch_size, taus=config.taus, seed=config.seed, report=report
+            encoders, images, batch_size=batch_size, taus=config.taus, seed=config.seed, report=report
         )
     labels = images.labels
     chance = None if labels is None else chance_purity(labels)
     verdict = give_verdict(
-        measurement, chance=chance, input_size=encoder.input_size, random_weights=encoder.random_weights
+        measurement, chance=chance, input_size=encoders.input_size, random_weights=encoders.random_weights
     )
     data = ProbeData(
         spec=config.data,

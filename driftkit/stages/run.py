@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, ClassVar
+from urllib.parse import parse_qsl
 
 from pydantic import BaseModel, Field
 
@@ -229,7 +230,14 @@ def fingerprint(stage: Stage, *, version: str = __version__, evaluations: bool =
 
 def _content(path: str, *, evaluations: bool) -> str:
     """What identifies an input's content: a run's weights (and scores), a file's bytes; names stand for themselves."""
-    place = Path(path.removeprefix("encoder:").split("?")[0])
+    place, _, query = path.removeprefix("encoder:").partition("?")
+    weights = dict(parse_qsl(query)).get("weights")  # of an encoder that carries its own settings
+    content = _content_of(Path(place), evaluations=evaluations)
+    return digest_json([content, _content_of(Path(weights), evaluations=False)]) if weights else content
+
+
+def _content_of(place: Path, *, evaluations: bool) -> str:
+    """The same of a plain path."""
     if place.is_file():
         return sha256_file(place)
     if not place.exists():

@@ -34,12 +34,12 @@ class Shapes:
     """What one image costs, whatever the batch."""
 
     network_flops: int  # every forward of the trained network in a step; a backward counts two
-    encoder_flops: int  # one forward of the frozen encoder. Its weights get no gradient: a backward counts one.
-    real_encoded: bool  # whether real images go through the encoder, too
+    encoder_flops: int  # one forward of the frozen encoders. Their weights get no gradient: a backward counts one.
+    real_encoded: bool  # whether real images go through the encoders, too
     regenerates: bool  # whether a step of several micro-batches runs every forward twice
     batch: BatchCost | None  # cost of what is computed over the global batch; None where nothing is
     parameters: int  # of the trained network
-    encoder_bytes: int  # of the encoder's weights
+    encoder_bytes: int  # of the encoders' weights
     saved_bytes: int  # tensors that the networks keep for the backward pass under autocast of `dtype` on `device`
     dtype: str  # float32 or bfloat16
     device: str  # "cpu" or "cuda"
@@ -108,19 +108,19 @@ def training_shapes(config: TrainConfig, *, device: str) -> tuple[Shapes, list[s
         shape = conditioned_network(config.objective, config.model, None)
         network = build_network(method.network_for_budget(config.objective, shape), image_size=size)
     work = method.workload(config.objective, network, size)
-    trained, encode, encoder = work.trained, work.encode, work.encoder
+    trained, encode = work.trained, work.encode
     image = torch.zeros(1, 3, size, size, device="meta")
     dtype = _dtype(config.trainer.precision, device)
     network_flops, encoder_flops = _flops(trained, image), _flops(encode, image) if encode else 0
-    if encoder is not None:
+    for encoder in work.encoders:
         encoder.store_weights_for(dtype)
 
     def generate_and_encode(images: torch.Tensor) -> list[torch.Tensor]:
         outputs = trained(images)
         return encode(outputs[0].float()) if encode else outputs
 
-    networks = [network] if encoder is None else [network, encoder]
-    encoder_bytes = 0 if encoder is None else sum(p.nbytes for p in encoder.parameters())
+    networks = [network, *work.encoders]
+    encoder_bytes = sum(p.nbytes for encoder in work.encoders for p in encoder.parameters())
     shapes = Shapes(
         network_flops=network_flops,
         encoder_flops=encoder_flops,

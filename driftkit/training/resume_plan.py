@@ -12,6 +12,7 @@ from driftkit.config.settings import OnResume, marked_keys
 from driftkit.datasets import sources
 from driftkit.datasets.packs import ImagePack
 from driftkit.encoders import registry
+from driftkit.encoders.encoder_config import read_encoder
 from driftkit.errors import ArtifactError, UsageError
 from driftkit.runtime.ranks import Ranks
 from driftkit.storage.atomic import is_temporary
@@ -90,7 +91,7 @@ def _require_same_config(run: Run, config: TrainConfig, saved: dict[str, Any]) -
         before, now = saved.get(key), current.get(key)
         if before == now:
             continue
-        if key in places and _is_place(key, before) and _is_place(key, now):
+        if key in places and _may_move(key, before, now):
             moved.append(f"{key} was {before} and is {now} now, with the same content")
         else:
             different.append(f"`{key}` was {before!r} and is {now!r} now")
@@ -101,10 +102,25 @@ def _require_same_config(run: Run, config: TrainConfig, saved: dict[str, Any]) -
     return moved
 
 
+def _may_move(key: str, before: Any, now: Any) -> bool:
+    """Whether both values say where something lies, or are encoders of which each does and is used as before."""
+    if not isinstance(before, list) or not isinstance(now, list):
+        return _is_place(key, before) and _is_place(key, now)
+    if len(before) != len(now):
+        return False
+    for old, new in zip(map(read_encoder, before), map(read_encoder, now), strict=True):
+        same_settings = {**old[1], "encoder_weights": None} == {**new[1], "encoder_weights": None}
+        if not same_settings or (old[0] != new[0] and not (_is_place(key, old[0]) and _is_place(key, new[0]))):
+            return False
+    return True
+
+
 def _is_place(key: str, value: Any) -> bool:
     """Whether a setting is no name of known images or of a known encoder, but says where something lies."""
     if value is None or key.endswith("_weights"):
         return True
+    if not isinstance(value, str):
+        return False
     return sources.names_a_place(value) if key.startswith("data.") else registry.names_a_place(value)
 
 
@@ -143,4 +159,6 @@ def require_same_inputs(run: Run, pack: ImagePack, encoder: dict[str, Any] | Non
         )
     saved = manifest.encoder or {}
     if encoder is not None and saved.get("weights_digest") != encoder["weights_digest"]:
-        raise UsageError(f"{run.path} was trained with other weights of {encoder['name']}; give another `output`")
+        pairs = zip(encoder.get("parts") or [encoder], saved.get("parts") or [saved], strict=False)
+        changed = [now["name"] for now, then in pairs if now["weights_digest"] != then.get("weights_digest")]
+        raise UsageError(f"{run.path} was trained with other weights of {', '.join(changed)}; give another `output`")

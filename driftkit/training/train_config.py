@@ -18,6 +18,7 @@ from driftkit.config.layers import (
     validate,
 )
 from driftkit.config.settings import OnResume, Option, Settings
+from driftkit.encoders.encoder_config import joined_name
 from driftkit.errors import UsageError
 from driftkit.methods.registry import DEFAULT_METHOD, METHODS, find_method
 from driftkit.models.contract import NetworkConfig
@@ -256,7 +257,5 @@ def _word(values: Mapping[str, Any], section: str, key: str) -> str | None:
 def default_output(config: TrainConfig) -> Path:
     """`outputs/METHOD`, or `outputs/METHOD_ENCODER` where an encoder trains it."""
     encoder = getattr(config.objective, "encoder", None)
-    if encoder and Path(encoder).suffix == ".safetensors":
-        encoder = str(Path(encoder).parent)  # exported encoders all have the same file name
-    name: str = config.objective.name + (f"_{Path(encoder).name.replace(':', '-')}" if encoder else "")
+    name: str = config.objective.name + (f"_{joined_name(encoder)}" if encoder else "")
     return Path("outputs") / name

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
+from driftkit.encoders.encoder_union import EncoderUnion
 from driftkit.encoders.trained_encoder import MAEEncoder
 from driftkit.methods.classifier.method import ClassifierConfig
 from driftkit.methods.classifier.objective import Classifier
@@ -70,7 +71,7 @@ def objective_of(method: str, encoder, ranks: Ranks):
         return MAE(MAEConfig(finetune_from=0), ranks=ranks)
     if method == "classifier":
         return Classifier(ClassifierConfig(), ranks=ranks)
-    return Drifting(DriftingConfig(encoder=encoder.name), encoder, ranks=ranks)
+    return Drifting(DriftingConfig(encoder=encoder.name), EncoderUnion.of(encoder), ranks=ranks)
 
 
 class Steps:

@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 
+from driftkit.encoders.encoder_union import EncoderUnion
 from driftkit.encoders.feature_sets import feature_set
 from driftkit.encoders.trained_encoder import MAEEncoder
 from driftkit.methods.drifting.config import DriftingConfig
@@ -44,7 +45,9 @@ def test_compiled_features_and_their_gradients_are_the_eager_ones(monkeypatch, s
     torch._dynamo.reset()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager", fullgraph=True))
     encoder = mae_encoder(input_size=size)
-    eager, compiled = (Drifting(DriftingConfig(), encoder, ranks=Ranks(), compiled=c) for c in (False, True))
+    eager, compiled = (
+        Drifting(DriftingConfig(), EncoderUnion.of(encoder), ranks=Ranks(), compiled=c) for c in (False, True)
+    )
     for count in (4, 3):
         images = [torch.randn(count, 3, 16, 16).requires_grad_()]
         images.append(images[0].detach().clone().requires_grad_())
@@ -88,5 +91,5 @@ def test_training_stores_weights_once_and_records_the_digest_of_the_original_one
     built = METHODS["drift"].build(config, setting(torch.zeros(4, 3, 32, 32, dtype=torch.uint8), dtype=dtype))
     assert built.encoder["weights_digest"] == encoder.weights_digest
     assert built.encoder["parameters"] == encoder.num_parameters
-    kinds = {p.dtype for p in built.objective.encoder.parameters()}
+    kinds = {p.dtype for p in built.objective.encoders.encoders[0].parameters()}
     assert kinds == {torch.float32, dtype}

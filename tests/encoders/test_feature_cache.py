@@ -8,6 +8,7 @@ from collections import namedtuple
 import pytest
 import torch
 
+from driftkit.encoders.encoder_union import EncoderUnion
 from driftkit.encoders.feature_cache import FeatureSource, open_cache
 from driftkit.encoders.feature_sets import feature_set
 from driftkit.encoders.trained_encoder import MAEEncoder
@@ -160,7 +161,7 @@ def test_the_gradient_with_cached_features_is_that_without(encoder, tmp_path):
     gradients = {}
     for name, used, batch in (("plain", None, 3), ("cached", cache, 3), ("other images", cache, 4)):
         noise.zero_grad()
-        objective = Drifting(DriftingConfig(feature_set="paper"), encoder, ranks=Ranks(), cache=used)
+        objective = Drifting(DriftingConfig(), EncoderUnion.of(encoder, "paper", used), ranks=Ranks())
         real = feed.batch(3)
         if batch != 3:
             other = feed.batch(batch)

@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 
+from driftkit.encoders.encoder_union import EncoderUnion
 from driftkit.encoders.feature_sets import feature_set, field_calls
 from driftkit.encoders.resizing import resize
 from driftkit.encoders.specs import NORMALISATIONS, PACKAGED, SPECS
@@ -75,7 +76,7 @@ def test_a_small_network_of_the_family_trains_a_generator(name, monkeypatch):
     monkeypatch.setitem(SPECS, name, spec)
     side = 64 if "patch32" in spec.model else 2 * spec.patch  # a larger patch stands in for one of 16 pixels
     encoder = load(name, random_weights=True, input_size=side)
-    objective = Drifting(DriftingConfig(encoder=name), encoder, ranks=Ranks())
+    objective = Drifting(DriftingConfig(encoder=name), EncoderUnion.of(encoder), ranks=Ranks())
     shift = torch.nn.Parameter(torch.zeros(3, 1, 1))
 
     class Generator(torch.nn.Module):

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from driftkit.encoders.feature_sets import feature_set, field_calls
+from driftkit.encoders.encoder_union import EncoderUnion
+from driftkit.encoders.feature_sets import field_calls
 from driftkit.encoders.trained_encoder import MAEEncoder
 from driftkit.methods.ddpm.config import DDPMConfig
 from driftkit.methods.ddpm.objective import DDPM
@@ -57,7 +58,7 @@ def gradient(objective, network, micro_batch):
 
 
 OBJECTIVES = {
-    "drift": lambda: (Drifting(DriftingConfig(), encoder(), ranks=Ranks()), unet()),
+    "drift": lambda: (Drifting(DriftingConfig(), EncoderUnion.of(encoder()), ranks=Ranks()), unet()),
     "ddpm": lambda: (DDPM(DDPMConfig()), unet()),
     "mae": lambda: (MAE(MAEConfig(finetune_from=0, finetune_ramp=1), ranks=Ranks()), mae()),
 }
@@ -92,7 +93,7 @@ def test_averaging_the_losses_of_chunks_would_be_another_gradient():
 def test_dropout_is_the_same_in_both_passes():
     """The literal form: all chunks with their graphs at once, each with its own seed, one field, one backward pass."""
     network = unet(dropout=0.5)
-    objective = Drifting(DriftingConfig(feature_set="multires"), encoder(), ranks=Ranks())
+    objective = Drifting(DriftingConfig(), EncoderUnion.of(encoder(), "multires"), ranks=Ranks())
     got, _ = gradient(objective, network, 4)
     network.zero_grad()
     real, images = batch(), []
@@ -101,8 +102,7 @@ def test_dropout_is_the_same_in_both_passes():
         seed_global_generators(0, 4, 0, which.start)
         images.append(generate_one_step(network, noise[which]))
     generated = torch.cat(images)
-    make = feature_set("multires")
-    calls = [field_calls(make(objective.encoder.maps(i), i)) for i in (generated, real.images)]
+        calls = [field_calls(objective.encoders.groups(i)) for i in (generated, real.images)]
     losses = [
         (x, drift_loss(x.values(), aggregated_drift(x.values(), y.values(), scale_over="location")))
         for x, y in zip(*calls, strict=True)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from driftkit.encoders import timm_encoder
+from driftkit.encoders.encoder_union import EncoderUnion
 from driftkit.encoders.pixel import PixelEncoder
 from driftkit.methods.ddpm.config import DDPMConfig
 from driftkit.methods.ddpm.objective import DDPM
@@ -41,7 +42,7 @@ class Linear(torch.nn.Module):
 
 
 def test_drifting_moves_the_generator_along_the_field():
-    objective = Drifting(DriftingConfig(encoder="pixel"), PixelEncoder(input_size=4), ranks=Ranks())
+    objective = Drifting(DriftingConfig(encoder="pixel"), EncoderUnion.of(PixelEncoder(input_size=4)), ranks=Ranks())
     model, real = Linear(), batch()
     outcome = objective.accumulate(model, real, Execution())
     noise = image_noise(0, "prior", range(8), (3, 4, 4), step=0)
@@ -64,7 +65,7 @@ def test_drifting_learns_a_shift():
         def forward(self, x, t, condition):
             return 0.1 * x + self.shift
 
-    objective = Drifting(DriftingConfig(encoder="pixel"), PixelEncoder(input_size=4), ranks=Ranks())
+    objective = Drifting(DriftingConfig(encoder="pixel"), EncoderUnion.of(PixelEncoder(input_size=4)), ranks=Ranks())
     model = Shift()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
     target = torch.tensor([0.5, -0.3, 0.1]).view(3, 1, 1)

@@ -2,6 +2,7 @@
 
 import torch
 
+from driftkit.encoders.encoder_union import EncoderUnion
 from driftkit.encoders.feature_sets import FEATURE_SETS, FeatureGroup, field_calls
 from driftkit.encoders.pixel import PixelEncoder
 from driftkit.errors import UsageError
@@ -53,7 +54,7 @@ def test_memory_of_large_batches_is_bounded_by_the_chunks_or_one_field():
 
 def test_the_cost_of_a_field_call_is_that_of_its_products():
     """One Gram [N, 2N] over C channels and one product per temperature, each 2 operations per number and term."""
-    maps, (call,) = encoder_shapes(PixelEncoder(input_size=8), LOCATIONS, image_size=8)
+    maps, (call,) = encoder_shapes(EncoderUnion.of(PixelEncoder(input_size=8)), image_size=8)
     assert [(m.name, m.channels, m.vectors) for m in maps] == [("pixels", 192, 1)]
     cost = field_call_cost(call, batch_size=10)
     assert (cost.channels, cost.vectors) == (192, 1)

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from driftkit.encoders.encoder_union import EncoderUnion
 from driftkit.encoders.feature_sets import FEATURE_SETS
 from driftkit.encoders.frozen_encoder import FrozenEncoder
 from driftkit.encoders.pixel import PixelEncoder
@@ -56,7 +57,11 @@ def probe_images(count=8 * BATCH):
 
 def measure(function, images=None, **options):
     return measure_encoder(
-        FakeEncoder(function), LOCATIONS, images or probe_images(), batch_size=BATCH, taus=TAUS, **options
+        EncoderUnion.of(FakeEncoder(function), "locations"),
+        images or probe_images(),
+        batch_size=BATCH,
+        taus=TAUS,
+        **options,
     )
 
 
@@ -75,7 +80,9 @@ def test_a_global_mean_is_blind_to_arrangement_and_detail_but_not_to_content():
 
 
 def test_pixels_see_arrangement_and_are_as_sensitive_as_pixels():
-    measured = measure_encoder(PixelEncoder(input_size=16), LOCATIONS, probe_images(), batch_size=BATCH, taus=TAUS)
+    measured = measure_encoder(
+        EncoderUnion.of(PixelEncoder(input_size=16)), probe_images(), batch_size=BATCH, taus=TAUS
+    )
     (group,) = measured.groups
     assert all(value == pytest.approx(1, rel=1e-4) for value in group.sensitivity.values())
     assert best_signal(group, "shuffle") > 0.3
@@ -114,7 +121,9 @@ def test_one_constant_map_among_others_is_called_constant():
         def maps(self, images):
             return [*super().maps(images), FeatureMap("dead", torch.zeros(len(images), 4, 1, 1))]
 
-    measured = measure_encoder(Two(global_mean), LOCATIONS, probe_images(), batch_size=BATCH, taus=TAUS)
+    measured = measure_encoder(
+        EncoderUnion.of(Two(global_mean), "locations"), probe_images(), batch_size=BATCH, taus=TAUS
+    )
     dead = next(g for g in measured.groups if g.map == "dead")
     assert "constant" in describe_group(dead)
     assert dead.effective_rank == 0

@@ -5,11 +5,11 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from driftkit.config.settings import Option
-from driftkit.encoders.encoder_config import ENCODER, EncoderConfig
+from driftkit.encoders.encoder_config import ENCODER, EncodersConfig
 from driftkit.methods.base import GenerativeConfig
 
 
-class DriftingConfig(EncoderConfig, GenerativeConfig):
+class DriftingConfig(EncodersConfig, GenerativeConfig):
     """The drifting objective."""
 
     name: Literal["drift"] = "drift"

@@ -5,7 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from driftkit.encoders.feature_sets import feature_set, field_calls
+from driftkit.encoders.encoder_config import EncoderConfig
+from driftkit.encoders.encoder_union import EncoderUnion
+from driftkit.encoders.feature_sets import field_calls
+from driftkit.encoders.frozen_encoder import FrozenEncoder
 from driftkit.encoders.registry import encoder_kind, load_encoder
 from driftkit.methods.base import Workload
 from driftkit.methods.drifting.affinity import Affinity
@@ -81,22 +84,25 @@ def drifting_workload(config: DriftingConfig, network: nn.Module, image_size: in
         ArtifactError: the encoder is a run that is not there yet.
         UsageError: the config names no such encoder.
     """
-    kind = encoder_kind(config.encoder)
-    # Published weights would have to be fetched, and only their shapes matter here.
-    published = kind.published(config.encoder) is not None
-    without_weights = config.model_copy(update={"encoder_weights": None, "random_weights": published})
-    size = kind.image_size(config.encoder) or image_size
-    encoder = load_encoder(without_weights, image_size=size, device="meta")
-    features = feature_set(config.feature_set or encoder.feature_set)
+
+    def load(one: EncoderConfig) -> FrozenEncoder:
+        kind = encoder_kind(one.encoder)
+        # Published weights would have to be fetched, and only their shapes matter here.
+        published = kind.published(one.encoder) is not None
+        without_weights = one.model_copy(update={"encoder_weights": None, "random_weights": published})
+        size = kind.image_size(one.encoder) or image_size
+        return load_encoder(without_weights, image_size=size, device="meta")
+
+    encoders = EncoderUnion.load(config, load)
 
     def encode(images: torch.Tensor) -> list[torch.Tensor]:
-        return [group.values for group in features(encoder.maps(images), images)]
+        return [group.values for group in encoders.groups(images)]
 
     image = torch.zeros(1, 3, image_size, image_size, device="meta")
-    calls = tuple((c.vectors, c.channels) for c in field_calls(features(encoder.maps(image), image)))
+    calls = tuple((c.vectors, c.channels) for c in field_calls(encoders.groups(image)))
     return Workload(
         one_forward(network),
-        encoder=encoder,
+        encoders=encoders.encoders,
         encode=encode,
         encodes_real=not config.cache_features,
         regenerates=True,

@@ -6,9 +6,8 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from driftkit.encoders.feature_cache import FeatureCache
-from driftkit.encoders.feature_sets import FeatureGroup, FieldCall, feature_set, field_calls
-from driftkit.encoders.frozen_encoder import FrozenEncoder
+from driftkit.encoders.encoder_union import EncoderUnion
+from driftkit.encoders.feature_sets import FeatureGroup, FieldCall, field_calls
 from driftkit.errors import NonFiniteError, NonFiniteStepError
 from driftkit.methods.drifting.config import DriftingConfig
 from driftkit.methods.drifting.field import AggregatedDrift, aggregated_drift
@@ -25,12 +24,12 @@ SMALLEST_VARIANCE = 1e-24
 
 
 class Drifting:
-    """Loss of a one-step generator in the feature space of a frozen encoder.
+    """Loss of a one-step generator in the feature space of frozen encoders.
 
     Generated and real features of all ranks are gathered, so that the field sees the global batch.
 
     Args:
-        cache: of the features of real images; None encodes those of every batch.
+        encoders: give the feature groups of images.
         compiled: whether everything from images to feature groups is one compiled function.
 
     Source: arXiv 2602.04770, Algorithm 1 and Appendix A.5, A.6. Differs: unconditional, one real image per generated;
@@ -41,21 +40,18 @@ class Drifting:
     def __init__(
         self,
         config: DriftingConfig,
-        encoder: FrozenEncoder,
+        encoders: EncoderUnion,
         *,
         ranks: Ranks,
-        cache: FeatureCache | None = None,
         compiled: bool = False,
     ):
         self.config = config
-        self.cache = cache
-        self.encoder = encoder
+        self.encoders = encoders
         self.ranks = ranks
         self._compared: set[tuple[torch.Size, torch.Size]] = set()
-        self.features = feature_set(config.feature_set or encoder.feature_set)
-        self._features: Callable[[torch.Tensor], list[FeatureGroup]] = self._encode
+        self._features: Callable[[torch.Tensor], list[FeatureGroup]] = encoders.groups
         if compiled:  # batches have one or two sizes: a program for each is faster than one for any
-            self._features = torch.compile(self._encode, dynamic=False)
+            self._features = torch.compile(encoders.groups, dynamic=False)
 
     needs_labels = False
 
@@ -108,10 +104,10 @@ class Drifting:
         return images, groups
 
     def _positives(self, batch: Batch, execution: Execution) -> list[FeatureGroup]:
-        if self.cache is not None:
+        if self.encoders.is_cached:
             assert batch.indices is not None
             assert batch.flips is not None
-            groups = self.cache.groups(batch.indices, batch.flips, device=batch.images.device)
+            groups = self.encoders.cached(batch.indices, batch.flips, device=batch.images.device)
             execution.clock.mark("data")
             return groups
         with torch.no_grad(), execution.autocast():
@@ -202,9 +198,6 @@ class Drifting:
             for row, name in enumerate(FIELD_STATS):
                 health[f"{name}/tau {tau:g}"] = torch.stack([values[row, t] for _, values in stats]).mean()
         return health
-
-    def _encode(self, images: torch.Tensor) -> list[FeatureGroup]:
-        return self.features(self.encoder.maps(images), images)
 
     def measure(self, model: nn.Module) -> dict[str, float]:
         return {}
