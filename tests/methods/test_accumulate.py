@@ -102,7 +102,7 @@ def test_dropout_is_the_same_in_both_passes():
         seed_global_generators(0, 4, 0, which.start)
         images.append(generate_one_step(network, noise[which]))
     generated = torch.cat(images)
-        calls = [field_calls(objective.encoders.groups(i)) for i in (generated, real.images)]
+    calls = [field_calls(objective.encoders.groups(i)) for i in (generated, real.images)]
     losses = [
         (x, drift_loss(x.values(), aggregated_drift(x.values(), y.values(), scale_over="location")))
         for x, y in zip(*calls, strict=True)
