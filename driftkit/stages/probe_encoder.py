@@ -120,7 +120,7 @@ def probe_encoder(config: ProbeEncoderConfig, *, report: "Report" = lambda task,
             **({} if pack is None else _measured(one, pack, batch_size, config, device, report)),
         )
 
-    def describe_one(one: EncoderConfig, member: UnionMember) -> ProbeRecord:
+    def describe_one(one: EncoderConfig, member: "UnionMember") -> ProbeRecord:
         card = encoder_kind(one.encoder).describe(one.encoder)
         known: dict[str, Any] = {key: getattr(card, key) for key in ("model", "trained_by", "licence")} if card else {}
         record = describe(EncoderUnion([replace(member, label="")]))

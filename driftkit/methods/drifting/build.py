@@ -13,7 +13,9 @@ from driftkit.encoders.frozen_encoder import FrozenEncoder
 from driftkit.encoders.registry import encoder_kind, load_encoder
 from driftkit.methods.base import BuiltObjective, Setting
 from driftkit.methods.drifting.config import DriftingConfig
+from driftkit.methods.drifting.grouping import GroupImages, Groups, step_groups
 from driftkit.methods.drifting.objective import Drifting
+from driftkit.models.contract import GeneratorNetworkConfig
 from driftkit.protocols import Execution
 from driftkit.runtime.device import autocast
 from driftkit.runtime.environment import cache_folder
@@ -21,6 +23,11 @@ from driftkit.runtime.environment import cache_folder
 
 def build_drifting(config: DriftingConfig, setting: Setting) -> BuiltObjective:
     """The objective, and what the manifest records of its encoders."""
+    labels = setting.pack.labels[setting.training] if config.class_conditional else None
+    groups = step_groups(config, global_batch=setting.global_batch, num_classes=len(setting.pack.classes))
+    groups.share(setting.ranks.world_size)  # refuses what ranks cannot share, before anything is loaded
+    plain = groups == Groups(1, setting.global_batch, setting.global_batch, 0) and labels is None
+    images = None if plain else GroupImages(groups, setting.training, labels)
     published = [one.encoder for one in config.each() if one.encoder_weights is None and not one.random_weights]
     if setting.ranks.world_size > 1 and published:
         with setting.ranks.first_alone():  # one download per cache, which the other ranks then read
@@ -38,7 +45,15 @@ def build_drifting(config: DriftingConfig, setting: Setting) -> BuiltObjective:
     record = encoders.record()
     for encoder in encoders.encoders:
         encoder.store_weights_for(setting.dtype)  # their digests have been taken
-    return BuiltObjective(Drifting(config, encoders, ranks=setting.ranks, compiled=setting.compile), record)
+    objective = Drifting(
+        config,
+        encoders,
+        network=setting.network if isinstance(setting.network, GeneratorNetworkConfig) else None,
+        images=images,
+        ranks=setting.ranks,
+        compiled=setting.compile,
+    )
+    return BuiltObjective(objective, record, tuple(groups.advice(by_class=config.class_conditional)))
 
 
 def _open_cache(member: UnionMember, setting: Setting) -> FeatureCache:
