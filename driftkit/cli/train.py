@@ -56,6 +56,7 @@ def command(
       driftkit train --objective ddpm --data photos.zip --image-size 64
       driftkit train --objective mae --preset cpu --output outputs/mae
       driftkit train --encoder outputs/mae --preset cpu --steps 500
+      driftkit train --encoder outputs/mae --encoder "mocov2?input_size=64"
       torchrun --nproc-per-node=8 -m driftkit train --encoder mocov2
 
     A config value is taken from, later ones winning: default, --preset, --config file, DRIFTKIT_TRAIN_* variable

@@ -189,7 +189,10 @@ def published(spec: EncoderSpec) -> HubFile | UrlFile | PackagedFile:
     return HubFile(repository, (cfg.hf_hub_filename if cfg else None) or HUB_FILE)
 
 
-ENCODER_ADVICE = "place the file and give its path as `encoder_weights` (or `random_weights` to try shapes and speed)"
+ENCODER_ADVICE = (
+    "place the file and give its path as `encoder_weights`, among several encoders as NAME?weights=FILE "
+    "(or `random_weights` to try shapes and speed)"
+)
 
 
 def fetch(spec: EncoderSpec, *, otherwise: str = ENCODER_ADVICE) -> Path:

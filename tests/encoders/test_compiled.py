@@ -1,5 +1,6 @@
 """Encoders as compiled functions from images to feature groups, and frozen weights in the type of autocast."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -40,14 +41,15 @@ def test_resizing_network_and_feature_set_are_one_graph(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [16, 24])  # as they come, and resized
-def test_compiled_features_and_their_gradients_are_the_eager_ones(monkeypatch, size):
+@pytest.mark.parametrize(("size", "several"), [(16, False), (24, False), (24, True)])  # as they come, and resized
+def test_compiled_features_and_their_gradients_are_the_eager_ones(monkeypatch, size, several):
     torch._dynamo.reset()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager", fullgraph=True))
     encoder = mae_encoder(input_size=size)
-    eager, compiled = (
-        Drifting(DriftingConfig(), EncoderUnion.of(encoder), ranks=Ranks(), compiled=c) for c in (False, True)
-    )
+    union = EncoderUnion.of(encoder)
+    if several:
+        union = EncoderUnion([replace(union.members[0], label=label) for label in ("a", "b")])
+    eager, compiled = (Drifting(DriftingConfig(), union, ranks=Ranks(), compiled=c) for c in (False, True))
     for count in (4, 3):
         images = [torch.randn(count, 3, 16, 16).requires_grad_()]
         images.append(images[0].detach().clone().requires_grad_())
