@@ -429,6 +429,14 @@ def test_every_method_trains_resumes_samples_and_exports_it(objective, tmp_path)
     assert json.loads(card.stdout)["model"]["patch_size"] == 4
 
 
+def test_it_drifts_by_class_with_guidance_and_style(tmp_path):
+    words = ["--class-conditional", "--batch-size", 20, "--unconditional", 2, "--guidance-max", 3]
+    line = [*LINE, *objective_words("drift"), *words, "--set", "model.style_tokens=2", "--output", tmp_path / "run"]
+    done(*line, "--steps", 2)
+    model = read_json(tmp_path / "run" / "manifest.json")["config"]["model"]
+    assert (model["num_classes"], model["guided"], model["style_tokens"]) == (10, True, 2)
+
+
 @pytest.mark.parametrize("format", first_is_fast("torchscript", "onnx"))
 @pytest.mark.parametrize("objective", ["drift", "flow"])
 def test_its_graphs_give_the_numbers_of_the_network(objective, format, tmp_path):
@@ -444,7 +452,19 @@ def test_a_dry_run_shows_the_filled_in_shape_and_the_cost():
     assert document["config"]["model"]["hidden_size"] == 192
     assert document["budget"]["shapes"]["parameters"] == 8_207_244
     assert document["budget"]["shapes"]["network_flops"] > 2 * 256 * 5e6
-    assert "8.21 M parameters" in done(*line, "--dry-run").stdout
+    tiny = done(*LINE, "--objective", "ddpm", "--dry-run").stdout
+    assert f"trained network: {count(dit(patch_size=4)) / 1e6:.3g} M parameters" in tiny
+
+
+def test_a_preset_of_it_is_kept_unless_another_network_is_asked_for(monkeypatch):
+    preset = [("preset x", {"model": {"kind": "dit", "size": "B"}})]
+    monkeypatch.setattr("driftkit.training.train_config.load_preset", lambda *names: preset)
+    models = [
+        resolve_config(objective="ddpm", preset="x", assignments=words)[0].model
+        for words in ([], ["model.kind=dit"], ["model.kind=unet"])
+    ]
+    assert [model.kind for model in models] == ["dit", "dit", "unet"]
+    assert [models[0].hidden_size, models[1].hidden_size] == [768, 768]
 
 
 def test_settings_of_the_unet_are_named():
