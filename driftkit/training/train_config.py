@@ -32,6 +32,7 @@ def _from_flag(value: Any) -> Any:
 
 
 CompileSetting = Annotated[Literal["auto", "on", "off"], BeforeValidator(_from_flag)]
+Schedule = Literal["constant", "cosine", "linear"]
 TrackerName = Literal["none", "tensorboard", "wandb"]
 
 
@@ -46,6 +47,17 @@ class TrainerConfig(Settings):
     )
     learning_rate: Annotated[float, Option(TRAINING)] = Field(2e-4, gt=0, description="AdamW learning rate")
     warmup_steps: int = Field(0, ge=0, description="steps over which the learning rate rises linearly from 0")
+    schedule: Annotated[Schedule, Option(TRAINING)] = Field(
+        "constant",
+        description="learning rate after warm-up; cosine and linear fall to the last step (see trainer.decay_steps, "
+        ".final_rate)",
+    )
+    decay_steps: int | None = Field(
+        None, ge=1, description="last steps, over which a cosine or linear schedule falls; None: all after warm-up"
+    )
+    final_rate: float = Field(
+        0.0, ge=0, le=1, description="share of the learning rate to which a cosine or linear schedule falls"
+    )
     betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW moment decays")
     weight_decay: float = Field(0.01, ge=0, description="AdamW weight decay")
     gradient_clip: float = Field(2.0, gt=0, description="largest gradient norm")
@@ -103,6 +115,10 @@ class TrainerConfig(Settings):
     def _check(self) -> Self:
         if not all(0 <= b < 1 for b in self.betas):
             raise ValueError(f"betas: expected two numbers in [0, 1), got {self.betas}")
+        if self.schedule == "constant" and (self.decay_steps is not None or self.final_rate):
+            raise ValueError("decay_steps and final_rate belong to a cosine or linear `trainer.schedule`")
+        if self.decay_steps is not None and self.decay_steps > self.steps:
+            raise ValueError(f"decay_steps {self.decay_steps}: expected at most `trainer.steps` {self.steps}")
         return self
 
 

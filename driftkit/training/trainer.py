@@ -19,7 +19,14 @@ from driftkit.training.feed import Feed
 from driftkit.training.gradients import GradientExchange
 from driftkit.training.hooks import MAX_RECORDS, FinishedStep, Hook
 from driftkit.training.monitors import FiniteWatch
-from driftkit.training.optimizer import adamw, averaged, clip_gradients, optimizer_tensors, restore_optimizer
+from driftkit.training.optimizer import (
+    adamw,
+    averaged,
+    clip_gradients,
+    optimizer_tensors,
+    restore_optimizer,
+    scheduled_rate,
+)
 from driftkit.training.train_config import TrainerConfig
 
 
@@ -111,7 +118,7 @@ class Trainer:
         self.optimizer.found_inf = self.watch.found_inf  # type: ignore[attr-defined]  # fused: then it updates nothing
         loss.health["gradient_norm"] = norm
         for group in self.optimizer.param_groups:
-            group["lr"] = self._learning_rate()
+            group["lr"] = scheduled_rate(self.step, self.config)
         self.optimizer.step()
         self.exchange.clear()
         self.step += 1
@@ -119,10 +126,6 @@ class Trainer:
         self.clock.mark("optimizer")
         self.images_seen += len(batch.images) * self.ranks.world_size
         return loss
-
-    def _learning_rate(self) -> float:
-        warmup = self.config.warmup_steps
-        return self.config.learning_rate * min(1.0, (self.step + 1) / warmup if warmup else 1.0)
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:

@@ -86,6 +86,21 @@ TRAIN = [
     Case("train-set-tau-zero", f"{TINY} --set objective.taus=[0.0]", 2, ["taus", "0.0"]),
     Case("train-set-tau-nan", f"{TINY} --set objective.taus=[nan]", 2, ["objective.taus"]),
     Case("train-set-betas", f"{TINY} --set trainer.betas=[0.9,1.5]", 2, ["betas", "1.5"]),
+    Case("train-schedule-misspelt", f"{TINY} --schedule cosin", 2, ["--schedule", "did you mean cosine?"]),
+    Case(
+        "train-schedule-decay-of-a-constant-rate",
+        f"{TINY} --set trainer.decay_steps=1",
+        2,
+        ["decay_steps", "--schedule"],
+    ),
+    Case(
+        "train-schedule-longer-than-the-run",
+        f"{TINY} --schedule linear --set trainer.decay_steps=3",
+        2,
+        ["decay_steps 3", "--steps 2"],
+    ),
+    Case("train-schedule-final-rate-above-one", f"{TINY} --schedule cosine --set trainer.final_rate=2", 2, ["final_rate"]),
+    Case("train-schedule-resumed-otherwise", f"{AGAIN} --schedule cosine", 2, ["--schedule", "--init-from"]),
     Case("train-set-ema-one", f"{TINY} --set trainer.ema_decay=1.0", 2, ["trainer.ema_decay", "1"]),
     Case(
         "train-set-weight-decay-infinite", f"{TINY} --set trainer.weight_decay=inf", 2, ["trainer.weight_decay", "inf"]
@@ -193,7 +208,7 @@ TRAIN = [
     Case("train-output-path-too-long", f"{TINY} -o {'/'.join(['x' * 200] * 25)}", 2, ["--output", "too long"]),
     Case("train-output-in-proc", f"{TINY} -o /proc/x/run", 2, ["--output", "/proc", "cannot be written"]),
     Case("train-resume-never", f"{AGAIN} --resume never", 2, ["already holds a run"]),
-    Case("train-resume-other-rate", f"{AGAIN} --learning-rate 0.5", 2, ["--learning-rate", "0.5"]),
+    Case("train-resume-other-rate", f"{AGAIN} --learning-rate 0.5", 2, ["--learning-rate", "0.5", "--init-from"]),
     Case("train-resume-other-batch", f"{AGAIN} -b 8", 2, ["begun with 4 images per step", "makes 8"]),
     Case("train-resume-other-seed", f"{AGAIN} --seed 7", 2, ["seed"]),
     Case("train-resume-other-network", f"{AGAIN} --set model.base_channels=16", 2, ["model.base_channels"]),
