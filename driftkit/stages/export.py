@@ -20,7 +20,7 @@ from driftkit.methods.registry import METHODS
 from driftkit.stages.model_card import describe_run, to_markdown
 from driftkit.storage.files import atomic_folder, sha256_file, write_tensors
 from driftkit.storage.records import Record
-from driftkit.storage.run_folder import Run, Weights, now
+from driftkit.storage.run_folder import Run, now
 from driftkit.training.sampling import load_network
 
 SUFFIXES = {"safetensors": ".safetensors", "onnx": ".onnx", "torchscript": ".pt"}
@@ -56,7 +56,7 @@ def export(
     output: Path | None = None,
     *,
     format: str,
-    weights: Weights = "ema",
+    weights: str = "ema",
     step: int | None = None,
     force: bool = False,
 ) -> Export:
@@ -67,7 +67,7 @@ def export(
     Args:
         output: folder for the model, README.md and model.json; None takes RUN/exports/FORMAT.
         format: "safetensors" (weights), "onnx" or "torchscript" (graphs that need no driftkit).
-        weights: "ema" are the averaged weights; "raw" are the last ones.
+        weights: their name, for example "ema", "ema-0.9995", "raw" or "average:3".
         step: checkpoint; None takes the last.
         force: replace an earlier export in the folder.
 

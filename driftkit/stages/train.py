@@ -113,7 +113,8 @@ def _train(
     scoring = open_scoring(config, built.encoder, device, is_main=ranks.is_main)
     torch.manual_seed(stream_seed(config.seed, "initial weights"))
     network = build_network(config.model, image_size=pack.image_size)
-    checkpoint_bytes = 4 * tensor_bytes(network.state_dict())  # weights, their average, two moments of each
+    held = 3 + len(config.trainer.averages)  # weights, two moments of each, their averages
+    checkpoint_bytes = held * tensor_bytes(network.state_dict())
     together(lambda: require_free(run.path, checkpoint_bytes, "one checkpoint"), ranks)
 
     document = config.model_dump(mode="json")

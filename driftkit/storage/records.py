@@ -136,7 +136,7 @@ class SampleRecord(Record):
     nfe: int | None = Field(None, description="network evaluations per image")
     sampler_options: dict[str, Any] = {}
     seed: int | None = None
-    weights: str | None = Field(None, description="ema or raw")
+    weights: str | None = Field(None, description="ema, ema-0.9995, raw, average:3, ...")
     step: int | None = None
     run: str | None = Field(None, description="path of the run folder")
     data: str | None = Field(None, description="spec of the training images")

@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import nn
 
+from driftkit.config.weights_name import EMA
 from driftkit.errors import DriftkitError, InterruptedRunError
 from driftkit.protocols import Execution, Objective, StepLoss
 from driftkit.runtime.compilation import compiled_network
@@ -50,7 +51,10 @@ class Trainer:
         self.ranks, self.device = feed.ranks, feed.device
         self.network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model = compiled_network(self.network, same_dropout=bool(config.micro_batch)) if compiled else self.network
-        self.ema = averaged(self.network, decay=config.ema_decay, warmup=config.ema_warmup)
+        self.averages = {
+            name: averaged(self.network, decay=decay, warmup=config.ema_warmup)
+            for name, decay in config.averages.items()
+        }
         self.optimizer = adamw(
             self.network, learning_rate=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
         )
@@ -122,7 +126,8 @@ class Trainer:
         self.optimizer.step()
         self.exchange.clear()
         self.step += 1
-        self.ema.update(self.network, self.step)
+        for average in self.averages.values():
+            average.update(self.network, self.step)
         self.clock.mark("optimizer")
         self.images_seen += len(batch.images) * self.ranks.world_size
         return loss
@@ -146,8 +151,8 @@ class Trainer:
 
     @property
     def averaged_network(self) -> nn.Module:
-        """The network with averaged weights, in evaluation mode."""
-        network: nn.Module = self.ema.module.eval()
+        """The network with averaged weights, in evaluation mode; of several averages the first."""
+        network: nn.Module = self.averages[EMA].module.eval()
         return network
 
     def stop_with(self, error: DriftkitError) -> None:
@@ -167,7 +172,7 @@ class Trainer:
         """The state of the training but for counters, on the device: raw weights, averaged weights, optimizer."""
         return {
             "raw": self.network.state_dict(),
-            "ema": self.ema.module.state_dict(),
+            **{name: average.module.state_dict() for name, average in self.averages.items()},
             "optimizer": optimizer_tensors(self.optimizer, self.network),
         }
 
@@ -176,6 +181,7 @@ class Trainer:
     ) -> None:
         """Restore a state that `tensors` returned, and the counters of its step."""
         self.network.load_state_dict(tensors["raw"])
-        self.ema.module.load_state_dict(tensors["ema"])
+        for name, average in self.averages.items():
+            average.module.load_state_dict(tensors[name])
         restore_optimizer(self.optimizer, self.network, tensors["optimizer"])
         self.step, self.images_seen, self.stopwatch = step, images_seen, Stopwatch(train_seconds)

@@ -99,9 +99,14 @@ TRAIN = [
         2,
         ["decay_steps 3", "--steps 2"],
     ),
-    Case("train-schedule-final-rate-above-one", f"{TINY} --schedule cosine --set trainer.final_rate=2", 2, ["final_rate"]),
+    Case(
+        "train-schedule-final-rate-above-one", f"{TINY} --schedule cosine --set trainer.final_rate=2", 2, ["final_rate"]
+    ),
     Case("train-schedule-resumed-otherwise", f"{AGAIN} --schedule cosine", 2, ["--schedule", "--init-from"]),
     Case("train-set-ema-one", f"{TINY} --set trainer.ema_decay=1.0", 2, ["trainer.ema_decay", "1"]),
+    Case("train-set-ema-none", f"{TINY} --set trainer.ema_decay=[]", 2, ["trainer.ema_decay", "at least 1"]),
+    Case("train-set-ema-twice", f"{TINY} --set trainer.ema_decay=[0.9,0.90]", 2, ["ema_decay", "[0.9, 0.9]"]),
+    Case("train-set-ema-word", f"{TINY} --set trainer.ema_decay=0.9,often", 2, ["trainer.ema_decay", "often"]),
     Case(
         "train-set-weight-decay-infinite", f"{TINY} --set trainer.weight_decay=inf", 2, ["trainer.weight_decay", "inf"]
     ),

@@ -1,4 +1,4 @@
-"""Learning rate and average of the weights against their formulas, clipping against torch's, and updates that are held back."""
+"""Learning rate and average of weights against their formulas, clipping against torch's, and updates held back."""
 
 import math
 
@@ -80,7 +80,7 @@ def test_the_step_at_which_the_decay_is_reached(warmup, step):
 
 def test_the_full_size_preset_averages_with_a_constant_decay():
     trainer = resolve_config(objective="ddpm", preset="cifar10-multires")[0].trainer
-    assert (trainer.ema_decay, trainer.ema_warmup) == (0.9999, 0)
+    assert (trainer.ema_decay, trainer.ema_warmup) == ((0.9999,), 0)
     assert resolve_config(objective="ddpm")[0].trainer.ema_warmup == 9.0
 
 
