@@ -21,6 +21,12 @@ def averaged_checkpoints(name: str) -> int | None:
     return int(count) if kind == "average" else None
 
 
+def split_weights(text: str) -> tuple[str, str | None]:
+    """PATH@WEIGHTS as path and name of weights; None for the name where there is none."""
+    path, at, name = text.rpartition("@")
+    return (path, name) if path and at and _NAME.fullmatch(name) else (text, None)
+
+
 def require_weights_name(name: str) -> str:
     """The name of weights, which a run need not have. Raises ValueError where it is none."""
     if not _NAME.fullmatch(name):

@@ -36,6 +36,7 @@ def describe_run(run: Run, config: TrainConfig, *, weights: str, step: int) -> d
         "device": manifest.device,
         "seed": config.seed,
         "data": {"spec": config.data.spec, "digest": data.get("digest"), "count": data.get("count")},
+        "initialised_from": origin.model_dump(mode="json") if (origin := manifest.initialised_from) else None,
         "encoder": _encoder(encoder) if encoder else None,
         "nfe": _nfe(config.objective),
         "scores": _scores(run, weights=weights, step=step),

@@ -23,6 +23,7 @@ Resume = Literal["auto", "never"]
 
 BATCH = "trainer.batch_size"
 STEPS = "trainer.steps"
+INIT = "init_from"
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def _require_same_config(run: Run, config: TrainConfig, saved: dict[str, Any]) -
         before, now = saved.get(key), current.get(key)
         if before == now:
             continue
-        if key in places and _is_place(key, before) and _is_place(key, now):
+        if key in places and _is_place(key, before) and _is_place(key, now) and (key != INIT or (before and now)):
             moved.append(f"{key} was {before} and is {now} now, with the same content")
         else:
             why = f", and its {config.trainer.schedule} schedule ends at the last step" if key == STEPS else ""
@@ -108,7 +109,7 @@ def _require_same_config(run: Run, config: TrainConfig, saved: dict[str, Any]) -
 
 def _is_place(key: str, value: Any) -> bool:
     """Whether a setting is no name of known images or of a known encoder, but says where something lies."""
-    if value is None or key.endswith("_weights"):
+    if value is None or key == INIT or key.endswith("_weights"):
         return True
     return sources.names_a_place(value) if key.startswith("data.") else registry.names_a_place(value)
 

@@ -81,8 +81,8 @@ class TrainerConfig(Settings):
         (0.9999,),
         min_length=1,
         max_length=8,
-        description="decay of the averaged weights per step, after warm-up; several are all kept, and the first is the one "
-        "to sample and score",
+        description="decay of the averaged weights per step, after warm-up; of several, all are kept and the first is "
+        "sampled and scored",
     )
     ema_warmup: float = Field(
         9.0, ge=0, description="EMA warm-up W: the decay of step n is at most (n - 1) / (n - 1 + W); 0: none"
@@ -200,6 +200,12 @@ class TrainConfig(Settings):
     """Everything that decides a run. A run's own config is of `config_class`, which knows its method and network."""
 
     seed: Annotated[int, Option(TRAINING)] = Field(0, ge=0, description="seed of all random draws")
+    init_from: Annotated[str | None, OnResume.PLACE, Option(TRAINING, default="random weights")] = Field(
+        None,
+        min_length=1,
+        description="initial weights: RUN, RUN@raw or the like, or an exported safetensors file; what the network is "
+        "conditioned on may differ",
+    )
     data: DataConfig = DataConfig()
     objective: Annotated[
         Union[tuple(method.config for method in METHODS.values())], Field(discriminator="name")  # type: ignore[valid-type]  # noqa: UP007

@@ -212,6 +212,27 @@ TRAIN = [
     Case("train-output-name-too-long", f"{TINY} -o {'x' * 300}", 2, ["--output", "too long"]),
     Case("train-output-path-too-long", f"{TINY} -o {'/'.join(['x' * 200] * 25)}", 2, ["--output", "too long"]),
     Case("train-output-in-proc", f"{TINY} -o /proc/x/run", 2, ["--output", "/proc", "cannot be written"]),
+    # the weights to start from
+    Case("train-init-from-missing", f"{DDPM} --init-from outputs/x", 3, ["outputs/x", "no such run folder"]),
+    Case("train-init-from-empty-word", f"{DDPM} --init-from ''", 2, ["--init-from", "empty word"]),
+    Case(
+        "train-init-from-no-run", f"{DDPM} --init-from photos", 3, ["photos is no driftkit run"], image("photos/x.png")
+    ),
+    Case("train-init-from-samples", f"{DDPM} --init-from {{samples}}", 2, ["--init-from", "driftkit export"]),
+    Case("train-init-from-a-picture", f"{DDPM} --init-from x.png", 2, ["x.png", "safetensors"], image("x.png")),
+    Case("train-init-from-weights-of-a-file", f"{DDPM} --init-from {{samples}}@raw", 2, ["leave @raw out"]),
+    Case("train-init-from-weights-misspelt", f"{DDPM} --init-from {{drift}}@rawr", 3, ["@rawr", "no such run folder"]),
+    Case("train-init-from-weights-not-kept", f"{DDPM} --init-from {{drift}}@ema-0.5", 3, ["it has ema, raw"]),
+    Case("train-init-from-too-few-checkpoints", f"{DDPM} --init-from {{drift}}@average:2", 3, ["it has 1"]),
+    Case("train-init-from-an-encoder", f"{DDPM} --init-from {{mae}}", 2, ["does not hold this network", "lacks"]),
+    Case(
+        "train-init-from-another-width",
+        f"{DDPM} --set model.base_channels=16 --init-from {{drift}}",
+        2,
+        ["--init-from", "is [", "more; give the model settings"],
+    ),
+    Case("train-init-from-number", f"{DDPM} --set init_from=3", 2, ["init_from", "string"]),
+    Case("train-resume-with-another-beginning", f"{AGAIN} --init-from {{ddpm}}", 2, ["--init-from was None"]),
     Case("train-resume-never", f"{AGAIN} --resume never", 2, ["already holds a run"]),
     Case("train-resume-other-rate", f"{AGAIN} --learning-rate 0.5", 2, ["--learning-rate", "0.5", "--init-from"]),
     Case("train-resume-other-batch", f"{AGAIN} -b 8", 2, ["begun with 4 images per step", "makes 8"]),

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from driftkit.training.optimizer import adamw, averaged, clip_gradients, scheduled_rate
-from driftkit.training.train_config import TrainerConfig, resolve_config
+from driftkit.training.train_config import TrainerConfig, load_config, resolve_config
 
 
 def literal_rates(kind, *, steps, warmup, decay, floor):
@@ -76,6 +76,22 @@ def test_the_step_at_which_the_decay_is_reached(warmup, step):
     ema = averaged(nn.Linear(1, 1), decay=0.9999, warmup=warmup)
     assert ema.get_decay(step) == pytest.approx(0.9999, abs=1e-12)
     assert ema.get_decay(step - 1) < 0.9999 - 1e-10
+
+
+@pytest.mark.parametrize(
+    ("given", "decays", "written"),
+    [
+        ("0.999", (0.999,), 0.999),
+        ("[0.999, 0.9995]", (0.999, 0.9995), [0.999, 0.9995]),
+        ("0.999,0.9995", (0.999, 0.9995), [0.999, 0.9995]),
+    ],
+)
+def test_averages_are_set_by_one_decay_or_several_and_named_after_them(given, decays, written):
+    config = resolve_config(objective="ddpm", assignments=[f"trainer.ema_decay={given}"])[0]
+    assert config.trainer.ema_decay == decays
+    assert list(config.trainer.averages) == ["ema", "ema-0.9995"][: len(decays)]
+    assert config.model_dump(mode="json")["trainer"]["ema_decay"] == written
+    assert load_config(config.model_dump(mode="json")) == config
 
 
 def test_the_full_size_preset_averages_with_a_constant_decay():
