@@ -129,7 +129,7 @@ class Trainer:
         for average in self.averages.values():
             average.update(self.network, self.step)
         self.clock.mark("optimizer")
-        self.images_seen += len(batch.images) * self.ranks.world_size
+        self.images_seen += len(batch.slots) * self.ranks.world_size
         return loss
 
     @contextlib.contextmanager
