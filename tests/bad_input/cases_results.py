@@ -243,6 +243,7 @@ EXPORT = [
     Case("export-samples-file", "export {samples}", 3, ["samples.safetensors"]),
     Case("export-mae", "export {mae}", 2, ["mae", "no images"]),
     Case("export-format-misspelt", "export {drift} --format onx", 2, ["onx", "did you mean onnx?"]),
+    Case("compare-weights-misspelt", "compare {drift} {ddpm} --weights best", 2, ["--weights", "best", "ema-DECAY"]),
     Case("export-weights-misspelt", "export {drift} --weights best", 2, ["--weights", "best", "ema-DECAY"]),
     Case("export-weights-not-kept", "export {drift} --weights ema-0.5", 3, ["ema-0.5", "it has ema, raw"]),
     Case("export-step-not-kept", "export {drift} --step 5", 3, ["step 5"]),
