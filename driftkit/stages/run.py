@@ -25,6 +25,7 @@ from pydantic import BaseModel, Field
 from driftkit import __version__
 from driftkit.config.layers import did_you_mean
 from driftkit.config.pipeline_file import Pipeline, Stage
+from driftkit.config.weights_name import split_weights
 from driftkit.datasets.containers import open_container
 from driftkit.datasets.packs import pack_path
 from driftkit.errors import ArtifactError, BusyError, DriftkitError, InterruptedRunError, UsageError
@@ -238,6 +239,8 @@ def _content(path: str, *, evaluations: bool) -> str:
 
 def _content_of(place: Path, *, evaluations: bool) -> str:
     """The same of a plain path."""
+    if not place.exists():
+        place = Path(split_weights(str(place))[0])
     if place.is_file():
         return sha256_file(place)
     if not place.exists():
