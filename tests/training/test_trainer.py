@@ -196,7 +196,8 @@ def test_a_signal_saves_and_the_same_command_goes_on(number, code, tmp_path):
     stopped = Run(tmp_path / "run").checkpoint().step
     assert read_json(tmp_path / "run" / "manifest.json")["state"] == "interrupted"
     more = [w if w != "100000" else str(stopped + 1) for w in line[3:]]
-    assert driftkit(*more).exit_code == 0
+    again = driftkit(*more)
+    assert again.exit_code == 0, again.output
     assert Run(tmp_path / "run").checkpoint().step == stopped + 1
 
 
