@@ -192,6 +192,8 @@ class Method:
     # (config, network, image size) -> what `export` writes; None where nothing is exported
     graph: "Callable[[Any, nn.Module, int], Graph] | None" = None
     min_batch: int = 1  # least images of the global batch
+    # whether its objective compares generated images with real ones, so that a generator of latents is decoded for it
+    sees_pixels: bool = False
     reports_spread: bool = False  # whether its steps generate images, so that their collapse shows while it trains
     # share of the images kept out of training for measurements, unless `data.holdout` gives a number
     holdout: float = 0.0
