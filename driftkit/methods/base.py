@@ -78,6 +78,8 @@ class SamplerSpec:
     options: type[SamplerOptions] = SamplerOptions  # class of its options
     # (config, NFE) -> options that follow from them, recorded with the samples
     implied_options: Callable[[Any, int | None], dict[str, Any]] = lambda config, nfe: {}
+    # options whose default is another one where latents are generated, which are not bounded
+    latent_options: Mapping[str, Any] = field(default_factory=dict)
 
     def recorded_options(self, config: Any, nfe: int | None, options: Mapping[str, Any]) -> dict[str, Any]:
         """Options to record with samples: those that were given, and those that follow from config and NFE.
@@ -109,6 +111,7 @@ class Setting:
     compile: bool  # whether networks are compiled
     device: "torch.device"
     ranks: "Ranks"
+    latents: bool = False  # whether the network generates latents instead of images
 
 
 class BatchCost(Protocol):

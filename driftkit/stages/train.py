@@ -110,7 +110,18 @@ def _train(
     training, held_out = hold_out(len(pack), config.data.holdout or 0)
     dtype = autocast_dtype(config.trainer.precision, device)
     flips = config.data.horizontal_flip
-    setting = Setting(pack, config.model, training, held_out, flips, dtype, compilation.compiled, device, ranks)
+    setting = Setting(
+        pack,
+        config.model,
+        training,
+        held_out,
+        flips,
+        dtype,
+        compilation.compiled,
+        device,
+        ranks,
+        latents=config.data.autoencoder is not None,
+    )
     memory = TrainingMemory(running, ranks.world_size, device)
     with memory.explained():
         built = METHODS[config.objective.name].build(config.objective, setting)

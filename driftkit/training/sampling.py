@@ -172,7 +172,8 @@ def draw_images(
         source: how an error names the network.
     """
     spec, draw = build_sampler(config.objective, sampler)
-    recorded = spec.recorded_options(config.objective, nfe, options or {})
+    known = {} if autoencoder is None else spec.latent_options
+    recorded = spec.recorded_options(config.objective, nfe, {**known, **(options or {})})
     shape = config.data.sample_shape
     dtype = autocast_dtype(precision or config.trainer.precision, device)
     images, used_nfe = [], 0
