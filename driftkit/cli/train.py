@@ -147,6 +147,8 @@ def budget_table(budget: Mapping[str, Any]) -> tuple[Table, str]:
     for number, step in enumerate(steps):
         count = f"{step['ranks']} {one if step['ranks'] == 1 else many}"
         table.add_column(f"{count} (this run)" if number == 0 else count, justify="right")
+    for name, number in budget["step_images"].items():
+        table.add_row(f"{name}, of all ranks" if name == "groups" else name, *(str(number) for _ in steps))
     table.add_row("images", *(str(step["images_per_rank"]) for step in steps))
     drifting = shapes["batch"] is not None
     rows = {

@@ -111,23 +111,17 @@ def _train(
     dtype = autocast_dtype(config.trainer.precision, device)
     flips = config.data.horizontal_flip
     setting = Setting(
-        pack,
-        config.model,
-        training,
-        held_out,
-        flips,
-        dtype,
-        compilation.compiled,
-        device,
-        ranks,
+        pack, config.model, training, held_out, flips, dtype, compilation.compiled, device, ranks, global_batch,
         latents=config.data.autoencoder is not None,
-    )
+    )  # fmt: skip
     memory = TrainingMemory(running, ranks.world_size, device)
     with memory.explained():
         built = METHODS[config.objective.name].build(config.objective, setting)
         autoencoder = open_autoencoder(config, device)
         if autoencoder is not None:
             built = in_latents(built, autoencoder, config, pack, ranks=ranks, device=device)
+    for sentence in built.advice if ranks.is_main and plan is None else ():
+        warn(sentence)
     scoring = open_scoring(config, built.encoder, device, is_main=ranks.is_main)
     torch.manual_seed(stream_seed(config.seed, "initial weights"))
     network = build_network(config.model, image_size=config.data.sample_shape[-1])

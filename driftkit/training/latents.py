@@ -6,7 +6,6 @@ objective compares generated images with real ones, it decodes what the network 
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import nn
@@ -18,7 +17,7 @@ from driftkit.errors import ArtifactError, UsageError
 from driftkit.methods.base import BuiltObjective
 from driftkit.methods.registry import METHODS
 from driftkit.models.contract import GeneratorNetworkConfig
-from driftkit.protocols import UNCONDITIONAL, Batch, Condition, Execution, Objective, StepLoss
+from driftkit.protocols import UNCONDITIONAL, Batch, ChosenImages, Condition, Execution, Objective, StepLoss
 from driftkit.runtime.ranks import Ranks
 from driftkit.storage.run_folder import Run
 from driftkit.training.train_config import TrainConfig
@@ -50,11 +49,15 @@ class LatentObjective:
     ):
         self.inner, self.autoencoder, self.shape, self.cache = inner, autoencoder, shape, cache
 
-    def __getattr__(self, name: str) -> Any:  # whatever else the objective is asked for
-        return getattr(self.__dict__["inner"], name)
+    @property
+    def needs_labels(self) -> bool:
+        return self.inner.needs_labels
 
     def draws(self, seed: int, step: int, slots: range, image_shape: Sequence[int]) -> dict[str, torch.Tensor]:
         return self.inner.draws(seed, step, slots, self.shape)
+
+    def choose(self, seed: int, step: int, slots: range) -> ChosenImages | None:
+        return self.inner.choose(seed, step, slots)
 
     def accumulate(self, model: nn.Module, batch: Batch, execution: Execution) -> StepLoss:
         batch = batch.drawn(self)

@@ -14,6 +14,28 @@ AGAIN = TINY.replace("-o run", "-o {drift}").replace("--steps 2", "--steps 4")
 
 
 TRAIN = [
+    Case("train-classes-unlabelled", f"{TINY} -d {{big}} --class-conditional", 2, ["no labels", "class folders"]),
+    Case("train-groups-more-than-classes", f"{TINY} --class-conditional --groups 5", 2, ["4 classes"]),
+    Case("train-groups-uneven", f"{TINY} --groups 3", 2, ["--batch-size", "3 groups"]),
+    Case("train-groups-zero", f"{TINY} --groups 0", 2, ["--groups", "'0'"]),
+    Case("train-positives-word", f"{TINY} --positives many", 2, ["--positives", "many"]),
+    Case("train-positives-above-queue", f"{TINY} --positives 64,queue:32", 2, ["--positives", "queue of 32"]),
+    Case(
+        "train-positives-above-class",
+        f"{TINY} -b 8 --class-conditional --positives 9999",
+        2,
+        ["--positives", "9999", "one has"],
+    ),
+    Case("train-guidance-unconditional", f"{TINY} --guidance-max 4", 2, ["guidance_max", "class_conditional"]),
+    Case(
+        "train-guidance-without-images",
+        f"{TINY} -b 8 --class-conditional --guidance-max 4",
+        2,
+        ["guidance_max", "unconditional"],
+    ),
+    Case("train-guidance-below-one", f"{TINY} --guidance-max 0.5", 2, ["--guidance-max", "0.5"]),
+    Case("train-unconditional-alone", f"{TINY} --unconditional 4", 2, ["unconditional", "weight 0"]),
+    Case("train-classes-of-a-mae", f"{TINY} --objective mae --class-conditional", 2, ["class_conditional"]),
     Case("train-objective-misspelt", "train --objective drft", 2, ["--objective drft", "did you mean drift?"]),
     Case("train-option-misspelt", "train --stepz 3", 2, ["--stepz", "--steps"]),
     Case("train-stray-word", "train outputs/x", 2, ["unexpected extra argument", "outputs/x"]),

@@ -140,9 +140,7 @@ def test_a_hub_id_that_is_not_here_says_what_to_fetch(place):
 
 def test_a_hub_id_is_read_from_the_cache(tmp_path, monkeypatch):
     folder = tiny_autoencoder(tmp_path / "owner" / "name" / "vae")
-    monkeypatch.setattr(
-        module.HubFile, "locate", lambda self: tmp_path / self.repository / self.file, raising=True
-    )
+    monkeypatch.setattr(module.HubFile, "locate", lambda self: tmp_path / self.repository / self.file, raising=True)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert load_autoencoder("owner/name/vae").digest == load_autoencoder(str(folder)).digest

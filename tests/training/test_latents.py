@@ -11,6 +11,7 @@ from torch import nn
 from driftkit.encoders.autoencoder import load_autoencoder
 from driftkit.encoders.pixel import PixelEncoder
 from driftkit.errors import ArtifactError, UsageError
+from driftkit.methods.base import BuiltObjective
 from driftkit.methods.drifting.config import DriftingConfig
 from driftkit.methods.drifting.objective import Drifting
 from driftkit.methods.registry import METHODS
@@ -22,7 +23,7 @@ from driftkit.storage.run_folder import Run
 from driftkit.training import latents as module
 from driftkit.training.latents import DecodedNetwork, LatentObjective, in_latents, open_autoencoder
 from driftkit.training.sampling import generate, load_network
-from driftkit.training.train_config import load_config
+from driftkit.training.train_config import load_config, resolve_config
 from tests.conftest import TINY_LOOP, TINY_UNET, driftkit, first_is_fast, replace_weights, setting
 from tests.encoders.tiny_autoencoder import tiny_autoencoder
 
@@ -47,7 +48,7 @@ def trained(place, output, objective="ddpm", *more, steps=2):
     return Run.open(output)
 
 
-@pytest.mark.parametrize("objective", ["ddpm", "flow", "drift"])
+@pytest.mark.parametrize("objective", first_is_fast("drift", "ddpm", "flow"))
 def test_every_method_is_trained_sampled_scored_and_compared(place, tmp_path, objective):
     run = trained(place, tmp_path / "run", objective)
     config = load_config(run.manifest().config)
@@ -69,7 +70,6 @@ def test_every_method_is_trained_sampled_scored_and_compared(place, tmp_path, ob
 
 def test_samples_are_the_decoded_latents_of_the_sampler_and_nothing_is_clipped(place, tmp_path):
     run = trained(place, tmp_path / "run", "ddpm")
-    network, config, _ = load_network(run)
     drawn = {}
 
     def draw(network, noise, request):
@@ -126,7 +126,7 @@ def test_the_objective_sees_latents_of_the_images_of_the_batch(place):
         needs_labels=False,
     )
     objective = in_latents(
-        SimpleObjective(inner), autoencoder, config("ddpm", place), pack, ranks=Ranks(), device=CPU
+        BuiltObjective(inner), autoencoder, config("ddpm", place), pack, ranks=Ranks(), device=CPU
     ).objective
     real = pack.images[[3, 5]].float() / 127.5 - 1
     real = torch.stack([real[0], real[1].flip(-1)])
@@ -137,15 +137,7 @@ def test_the_objective_sees_latents_of_the_images_of_the_batch(place):
     assert objective.needs_labels is False
 
 
-def SimpleObjective(inner):  # noqa: N802
-    from driftkit.methods.base import BuiltObjective
-
-    return BuiltObjective(inner)
-
-
 def config(objective, place):
-    from driftkit.training.train_config import resolve_config
-
     return resolve_config(objective=objective, assignments=[f"data.autoencoder={place}"])[0]
 
 
@@ -260,8 +252,6 @@ def test_scores_on_the_way_are_of_decoded_images(place, tmp_path):
     ],
 )
 def test_what_follows_from_the_autoencoder_cannot_be_set(place, assignments, says):
-    from driftkit.training.train_config import resolve_config
-
     chosen, _ = resolve_config(objective="ddpm", assignments=[f"data.autoencoder={place}", *assignments])
     with pytest.raises(UsageError, match=says):
         module.latent_shape(module.with_latent_channels(chosen), 16)
