@@ -167,5 +167,6 @@ def budget_table(budget: Mapping[str, Any]) -> tuple[Table, str]:
         if shown:
             table.add_row(label, *(f"{step[key] / unit:,.3g}" for step in steps))
     where = "a GPU" if shapes["device"] == "cuda" else "a CPU"
+    network = f"trained network: {shapes['parameters'] / 1e6:,.3g} M parameters"
     counted = f"memory: {shapes['dtype']} on {where}, without what lives for a moment only"
-    return table, "; ".join([counted, *budget["advice"], *budget["assumed"]])
+    return table, "; ".join([network, counted, *budget["advice"], *budget["assumed"]])

@@ -10,6 +10,10 @@ TINY = (
     "--set model.num_res_blocks=1 -o run"
 )
 DDPM = TINY.replace("-e pixel", "--objective ddpm")
+DIT = (
+    "train --objective ddpm -d {pack} --batch-size 4 --steps 2 --device cpu --set model.kind=dit "
+    "--set model.hidden_size=16 --set model.depth=1 --set model.num_heads=2 -o run"
+)
 AGAIN = TINY.replace("-o run", "-o {drift}").replace("--steps 2", "--steps 4")
 
 
@@ -121,6 +125,16 @@ TRAIN = [
         "train-set-too-deep", f"{TINY} --set model.channel_multipliers=[1,1,1,1,1,1]", 2, ["channel_multipliers", "8"]
     ),
     Case("train-set-heads", f"{TINY} --set model.num_heads=3", 2, ["num_heads 3"]),
+    Case("train-set-kind-misspelt", f"{DIT} --set model.kind=dti", 2, ["model.kind dti", "did you mean dit?"]),
+    Case("train-set-kind-of-encoders", f"{DIT} --set model.kind=mae_resnet", 2, ["mae_resnet", "dit"]),
+    Case("train-set-patch", f"{DIT} --set model.patch_size=3", 2, ["`model.patch_size` 3", "size 8", "1, 2, 4, 8"]),
+    Case("train-set-patch-too-large", f"{DIT} --set model.patch_size=16", 2, ["`model.patch_size` 16", "size 8"]),
+    Case("train-set-patch-zero", f"{DIT} --set model.patch_size=0", 2, ["model.patch_size", "0"]),
+    Case("train-set-dit-heads", f"{DIT} --set model.num_heads=3", 2, ["num_heads 3", "hidden_size 16"]),
+    Case("train-set-dit-head-size", f"{DIT} --set model.num_heads=8", 2, ["2 channels", "multiple of 4"]),
+    Case("train-set-dit-size", f"{DIT} --set model.size=XL", 2, ["model.size", "Ti", "XL"]),
+    Case("train-set-dit-key-of-unet", f"{DIT} --set model.dropout=0", 2, ["model.dropout", "a setting of unet"]),
+    Case("train-set-unet-key-of-dit", f"{TINY} --set model.depth=2", 2, ["model.depth", "a setting of dit"]),
     Case("train-set-dropout", f"{TINY} --set model.dropout=1.5", 2, ["model.dropout", "1.5"]),
     Case("train-set-holdout-all", f"{TINY} --set data.holdout=64", 2, ["data.holdout", "64"]),
     Case("train-set-limit-zero", f"{TINY} --set data.limit=0", 2, ["data.limit", "0"]),
