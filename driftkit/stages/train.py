@@ -118,8 +118,6 @@ def _train(
     with memory.explained():
         built = METHODS[config.objective.name].build(config.objective, setting)
         autoencoder = open_autoencoder(config, device)
-        if autoencoder is not None:
-            built = in_latents(built, autoencoder, config, pack, ranks=ranks, device=device)
     for sentence in built.advice if ranks.is_main and plan is None else ():
         warn(sentence)
     scoring = open_scoring(config, built.encoder, device, is_main=ranks.is_main)
@@ -127,6 +125,12 @@ def _train(
     network = build_network(config.model, image_size=config.data.sample_shape[-1])
     checkpoint_bytes = 4 * tensor_bytes(network.state_dict())  # weights, their average, two moments of each
     together(lambda: require_free(run.path, checkpoint_bytes, "one checkpoint"), ranks)
+
+    if plan is not None:
+        require_same_inputs(run, pack, built.encoder, None if autoencoder is None else autoencoder.describe())
+    if autoencoder is not None:  # last, since images may have to be encoded
+        with memory.explained():
+            built = in_latents(built, autoencoder, config, pack, ranks=ranks, device=device)
 
     document = config.model_dump(mode="json")
     fields: dict[str, Any] = {
@@ -137,7 +141,6 @@ def _train(
         **({} if scoring is None else {"scored_on_the_way": dict(scoring.kinship)}),
     }
     if plan is not None:
-        require_same_inputs(run, pack, built.encoder, None if autoencoder is None else autoencoder.describe())
         ranks.barrier()  # all have read the manifest
         if ranks.is_main:
             run.update(**fields)

@@ -186,19 +186,19 @@ def test_the_gradient_of_drifting_reaches_the_generator_through_the_decoder(plac
 
 @pytest.mark.parametrize("format", first_is_fast("torchscript", "onnx"))
 def test_the_exported_generator_decodes_and_the_exported_denoiser_says_how(place, tmp_path, format):
-    runs = {objective: trained(place, tmp_path / objective, objective) for objective in ("drift", "ddpm")}
-    for run in runs.values():
-        weights = run.checkpoint().weights("ema")
-        replace_weights(run.path, "ema", {name: tensor + 0.05 for name, tensor in weights.items()})
-    made = export(runs["drift"], format=format)
+    run = trained(place, tmp_path / "drift", "drift")
+    weights = run.checkpoint().weights("ema")
+    replace_weights(run.path, "ema", {name: tensor + 0.05 for name, tensor in weights.items()})
+    made = export(run, format=format)  # which compares it with the network
     assert made.document["output"] == {"images": ["N", 3, 16, 16]}
-    if format == "torchscript":
-        noise = torch.randn(3, 4, 8, 8)
-        network, config, _ = load_network(runs["drift"])
-        latents = network(noise, torch.zeros(3, dtype=torch.long))
-        want = open_autoencoder(config).to_images(latents)
-        torch.testing.assert_close(torch.jit.load(str(made.model))(noise), want, rtol=1e-4, atol=1e-4)
-    made = export(runs["ddpm"], format=format)
+    if format == "onnx":
+        return
+    noise = torch.randn(3, 4, 8, 8)
+    network, config, _ = load_network(run)
+    latents = network(noise, torch.zeros(3, dtype=torch.long))
+    want = open_autoencoder(config).to_images(latents)
+    torch.testing.assert_close(torch.jit.load(str(made.model))(noise), want, rtol=1e-4, atol=1e-4)
+    made = export(trained(place, tmp_path / "ddpm", "ddpm"), format=format)
     assert made.document["output"] == {"noise": ["N", 4, 8, 8]}
     assert "image = decoder(latents / scale + offset), scale 2, offset 0" in (made.folder / "README.md").read_text()
 
