@@ -218,21 +218,26 @@ def _read_config(path: Path) -> AutoencoderConfig:
 
 
 @dataclass(frozen=True)
-class _HubConfig(HubFile):
-    """A config on the hub."""
+class AutoencoderFile(HubFile):
+    """Config or weights on the hub."""
 
     def check(self, path: Path) -> str:
-        read_json(path)
+        if not self.file.endswith(CONFIG_FILE):
+            return super().check(path)
+        _read_config(path)
         return "readable"
 
+    def by_hand(self, option: str) -> str:
+        return super().by_hand(option).replace("name the file by", "place it in a folder and name that by")
 
-def hub_files(place: str) -> tuple[HubFile, HubFile] | None:
+
+def hub_files(place: str) -> tuple[AutoencoderFile, AutoencoderFile] | None:
     """Config and weights of a hub id; None where the name is not one."""
     if not (match := HUB_ID.fullmatch(place)):
         return None
     repository, folder = match[1], match[2].lstrip("/")
     prefix = f"{folder}/" if folder else ""
-    return _HubConfig(repository, prefix + CONFIG_FILE), HubFile(repository, prefix + WEIGHTS_FILE)
+    return AutoencoderFile(repository, prefix + CONFIG_FILE), AutoencoderFile(repository, prefix + WEIGHTS_FILE)
 
 
 def _files(place: str) -> AutoencoderFiles:
