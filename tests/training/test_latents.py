@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from driftkit.comparison.run_summary import summarise
 from driftkit.encoders.autoencoder import load_autoencoder
 from driftkit.encoders.pixel import PixelEncoder
 from driftkit.errors import ArtifactError, UsageError
@@ -66,6 +67,7 @@ def test_every_method_is_trained_sampled_scored_and_compared(place, tmp_path, ob
     done = driftkit("compare", run.path, "-o", tmp_path / "compared", "--device", "cpu", "--json")
     assert done.exit_code == 0, done.output
     assert "was not measured" not in done.output
+    assert summarise(run, label="run").kind.endswith(" · latents")
 
 
 def test_samples_are_the_decoded_latents_of_the_sampler_and_nothing_is_clipped(place, tmp_path):
