@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "driftkit"
 
 # From the top of the house to the ground: a floor may import itself and those below it.
 FLOORS = [
-    "cli", "stages", "comparison", "probing", "scoring", "training", "methods", "encoders", "models", "metrics",
+    "cli", "stages", "tutorial", "comparison", "probing", "scoring", "training", "methods", "encoders", "models", "metrics",
     "datasets", "storage", "config", "protocols", "runtime", "errors",
 ]  # fmt: skip
 
