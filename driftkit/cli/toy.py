@@ -33,7 +33,7 @@ def command(
       driftkit toy --points swiss-roll
       driftkit toy --points two-modes --start collapsed --output outputs/collapsed
       driftkit toy --points two-modes --repulsion 1.5 --seed 3 --json
-      driftkit toy outputs/toy/* --output outputs/toys
+      driftkit toy outputs/collapsed outputs/toy/far --output outputs/toys
 
     Writes toy.gif (real and generated points, and the field V at some of them), toy.png and toy.json.
     """

@@ -35,7 +35,8 @@ def scaled_field(
     sum_neg, sum_pos = A_neg.sum(dim=2, keepdim=True), A_pos.sum(dim=2, keepdim=True)  # [G, N, 1]
     pull = sum_neg * (torch.bmm(A_pos, y_pos) - sum_pos * x)  # V+; W+ = A+ sum A-
     push = sum_pos * (torch.bmm(A_neg, x) - sum_neg * x)  # V-; W- = A- sum A+
-    return attraction * pull - repulsion * push
+    v: torch.Tensor = attraction * pull - repulsion * push
+    return v
 
 
 def fields_by_temperature(

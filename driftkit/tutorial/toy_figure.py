@@ -33,7 +33,7 @@ def toy_animation(config: ToyConfig, trained: TrainedToy) -> bytes:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=INCHES, dpi=ANIMATION_DPI, facecolor="white")
-    FigureCanvasAgg(figure)
+    canvas = FigureCanvasAgg(figure)
     figure.text(0.02, 0.972, _words(config), fontsize=LARGE, weight="bold", color=ARROW, va="center")
     numbers = figure.text(0.02, 0.93, "", fontsize=NORMAL, color=ARROW, va="center")
     _key(figure, 0.98, 0.93)
@@ -49,9 +49,9 @@ def toy_animation(config: ToyConfig, trained: TrainedToy) -> bytes:
         line.set_data(range(frame.step), trained.drift_norm[: frame.step])
         norm = trained.drift_norm[min(frame.step, config.steps - 1)]
         numbers.set_text(f"step {frame.step}  ·  drift norm {norm:.3f}")
-        figure.canvas.draw()
-        size, pixels = figure.canvas.get_width_height(), figure.canvas.buffer_rgba()
-        images.append(Image.frombuffer("RGBA", size, pixels).convert("RGB"))
+        canvas.draw()
+        picture = Image.frombuffer("RGBA", canvas.get_width_height(), canvas.buffer_rgba())
+        images.append(picture.convert("RGB"))
     return encode_gif(images)
 
 
@@ -195,10 +195,9 @@ def side_by_side(animations: Sequence[Path], *, frames: int) -> bytes:
 def _read_frames(path: Path) -> list[Image.Image]:
     try:
         with Image.open(path, formats=("GIF",)) as opened:
-            if max(opened.size) > MAX_SIDE or opened.n_frames > MAX_FRAMES:
-                raise ArtifactError(
-                    f"{path}: {opened.size[0]}x{opened.size[1]} pixels, {opened.n_frames} pictures: no toy"
-                )
+            count = int(getattr(opened, "n_frames", 1))
+            if max(opened.size) > MAX_SIDE or count > MAX_FRAMES:
+                raise ArtifactError(f"{path}: {opened.width}x{opened.height} pixels, {count} pictures: no toy")
             return [frame.convert("RGB") for frame in ImageSequence.Iterator(opened)]
     except FileNotFoundError:
         raise NotFoundError(f"{path} is not there; make the toy again") from None

@@ -1,4 +1,4 @@
-"""Command lines of the program itself and of `probe-encoder`, `toy`, `run`, `doctor` and `prefetch` that are refused."""
+"""Command lines of the program itself and of commands with few cases that are refused."""
 
 from tests.bad_input.case import Case
 from tests.bad_input.given import raw, text
@@ -89,7 +89,7 @@ TOY = [
     ),
     Case(
         "toy-points-leave-the-plane",
-        "toy --steps 40 --learning-rate 1 --set depth=64 --set width=512",
+        "toy --steps 10 --learning-rate 1 --set depth=64 --set width=256",
         1,
         ["not finite", "--learning-rate"],
     ),

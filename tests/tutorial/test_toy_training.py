@@ -48,4 +48,4 @@ def test_a_seed_decides_everything_and_the_global_generator_nothing():
 
 def test_points_that_leave_the_plane_stop_the_training():
     with pytest.raises(NonFiniteStepError, match="generated points"):
-        train_toy(ToyConfig(**{**SHORT, "steps": 40}, learning_rate=1, depth=64, width=512))
+        train_toy(ToyConfig(**{**SHORT, "steps": 10}, learning_rate=1, depth=64, width=256))
