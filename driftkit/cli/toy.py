@@ -33,7 +33,7 @@ def command(
       driftkit toy --points swiss-roll
       driftkit toy --points two-modes --start collapsed --output outputs/collapsed
       driftkit toy --points two-modes --repulsion 1.5 --seed 3 --json
-      driftkit toy outputs/collapsed outputs/toy/far --output outputs/toys
+      driftkit toy outputs/collapsed outputs/toy/swiss-roll-middle --output outputs/toys
 
     Writes toy.gif (real and generated points, and the field V at some of them), toy.png and toy.json.
     """
@@ -51,7 +51,7 @@ def _show(record: "ToyRecord") -> None:
     show_line(
         f"energy distance {scores.energy_distance:.4f} (real against real {scores.energy_distance_floor:.4f}), "
         f"drift norm {scores.drift_norm:.3f} (real {scores.drift_norm_floor:.3f}), {_modes(scores)} modes, "
-        f"{scores.on_data:.0%} on the data; {record.files[0]}"
+        f"{scores.on_data:.0%} on the data; {record.path}"
     )
 
 
@@ -76,7 +76,7 @@ def _show_table(table: "ToyTable") -> None:
             f"{scores.spacing:.2f}",
         )
     open_console(width=WIDTH, highlight=False).print(shown)
-    show_line(f"side by side: {table.files[0]}")
+    show_line(f"side by side: {table.path}")
 
 
 def _modes(scores: "ToyScores") -> str:

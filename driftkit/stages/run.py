@@ -251,8 +251,6 @@ def _products(stage: Stage, result: Any) -> list[str]:
     keys = ("run", "samples", "evaluation", "report", "pack", "path")
     documents = [result, *(result.get("evaluations") or [])] if isinstance(result, dict) else []
     named = [document[key] for document in documents for key in keys if isinstance(document.get(key), str)]
-    if isinstance(result, dict) and isinstance(files := result.get("files"), list):
-        named += filter(lambda file: isinstance(file, str), files)
     named += [output] if (output := stage.value("--output")) else []
     # A command that only prints (probe-encoder) is done once it has printed: its record is its product.
     return sorted({name for name in named if Path(name).exists()}) or ["."]

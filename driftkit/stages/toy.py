@@ -1,14 +1,16 @@
 """`driftkit toy`: drifting on points in the plane, in pictures and numbers; and toys side by side."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from driftkit.errors import UsageError
 from driftkit.tutorial.toy_config import ToyConfig
 
 if TYPE_CHECKING:  # torch is loaded when a toy is trained, not for --help
-    from driftkit.tutorial.toy_record import ToyRecord, ToyTable
+    from driftkit.tutorial.toy_record import ToyPictures, ToyRecord, ToyTable
+
+Pictured = TypeVar("Pictured", bound="ToyPictures")
 
 RECORD, ANIMATION, STILL = "toy.json", "toy.gif", "toy.png"
 TABLE = "toys.json"
@@ -21,7 +23,6 @@ def toy(config: ToyConfig) -> "ToyRecord":
         UsageError: the folder cannot be written, or holds another `toy.json`.
         NonFiniteStepError: points have left the plane.
     """
-    from driftkit.storage.files import write_bytes
     from driftkit.storage.writable import require_replaceable, require_writable
     from driftkit.tutorial.toy_figure import toy_animation, toy_still
     from driftkit.tutorial.toy_record import ToyRecord
@@ -32,8 +33,6 @@ def toy(config: ToyConfig) -> "ToyRecord":
     require_replaceable(folder / RECORD, "`output`", ToyRecord.kind)
     trained = train_toy(config)
     pictures = {ANIMATION: toy_animation(config, trained), STILL: toy_still(config, trained)}
-    for name, content in pictures.items():
-        write_bytes(folder / name, content)
     record = ToyRecord(
         points=config.points,
         start=config.start,
@@ -49,10 +48,8 @@ def toy(config: ToyConfig) -> "ToyRecord":
         shown_steps=[frame.step for frame in trained.frames],
         energy_distance=[frame.energy_distance for frame in trained.frames],
         scores=trained.scores,
-        files=[str(folder / name) for name in (*pictures, RECORD)],
     )
-    record.write(folder / RECORD)
-    return record
+    return _write(folder / RECORD, record, pictures)
 
 
 def gather_toys(folders: Sequence[Path], config: ToyConfig) -> "ToyTable":
@@ -62,7 +59,6 @@ def gather_toys(folders: Sequence[Path], config: ToyConfig) -> "ToyTable":
         UsageError: `config.output` is None, or cannot be written.
         ArtifactError: a folder without a toy, or whose animation is damaged.
     """
-    from driftkit.storage.files import write_bytes
     from driftkit.storage.writable import require_replaceable, require_writable
     from driftkit.tutorial.toy_figure import side_by_side
     from driftkit.tutorial.toy_record import ToyRecord, ToyRow, ToyTable
@@ -73,11 +69,21 @@ def gather_toys(folders: Sequence[Path], config: ToyConfig) -> "ToyTable":
     require_writable(config.output, "`output`", folder=True)
     require_replaceable(config.output / TABLE, "`output`", ToyTable.kind)
     animation = side_by_side([folder / ANIMATION for folder in folders], frames=config.frames)
-    write_bytes(config.output / "toys.gif", animation)
     rows = [
         ToyRow(name=folder.resolve().name, **record.model_dump(include=set(ToyRow.model_fields)))
         for folder, record in records.items()
     ]
-    table = ToyTable(toys=rows, files=[str(config.output / name) for name in ("toys.gif", TABLE)])
-    table.write(config.output / TABLE)
-    return table
+    return _write(config.output / TABLE, ToyTable(toys=rows), {"toys.gif": animation})
+
+
+def _write(path: Path, record: "Pictured", pictures: Mapping[str, bytes]) -> "Pictured":
+    """Write pictures, the animation first, then the record with their checksums; an earlier record goes first."""
+    from driftkit.storage.files import sha256, write_bytes
+
+    path.unlink(missing_ok=True)
+    for name, content in pictures.items():
+        write_bytes(path.parent / name, content)
+    files = {name: {"sha256": sha256(content), "bytes": len(content)} for name, content in pictures.items()}
+    record = record.model_copy(update={"path": str(path.parent / next(iter(pictures))), "files": files})
+    record.write(path)
+    return record

@@ -1,6 +1,6 @@
 """What `toy` writes and prints as JSON."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, Field
 
@@ -21,7 +21,16 @@ class ToyScores(BaseModel):
     spacing: float = Field(description="median distance of a generated point to its nearest, over that of real points")
 
 
-class ToyRecord(Record):
+class ToyPictures(Record):
+    """The pictures that a record lies with."""
+
+    kind: ClassVar[str] = "toy pictures"
+
+    path: str = Field("", description="the animation")
+    files: dict[str, dict[str, Any]] = Field({}, description="file beside the record -> its sha256 and size in bytes")
+
+
+class ToyRecord(ToyPictures):
     """A toy: its setup, how far the field came down, and what was reached. The same again for the same settings."""
 
     kind: ClassVar[str] = "toy"
@@ -40,7 +49,6 @@ class ToyRecord(Record):
     shown_steps: list[int] = Field(description="of the animation's pictures")
     energy_distance: list[float] = Field(description="at these steps, of the points in the pictures")
     scores: ToyScores
-    files: list[str]
 
 
 class ToyRow(BaseModel):
@@ -54,10 +62,9 @@ class ToyRow(BaseModel):
     scores: ToyScores
 
 
-class ToyTable(Record):
+class ToyTable(ToyPictures):
     """Toys side by side."""
 
     kind: ClassVar[str] = "toys"
 
     toys: list[ToyRow]
-    files: list[str]

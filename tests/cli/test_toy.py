@@ -28,7 +28,8 @@ def test_a_toy_writes_an_animation_a_still_and_its_record():
     assert (made["kind"], made["points"], made["start"], made["repulsion"]) == ("toy", "two-modes", "far", 1.5)
     assert len(made["drift_norm"]) == 3
     assert made["shown_steps"] == [0, 1, 3]
-    assert made["files"] == ["t/toy.gif", "t/toy.png", "t/toy.json"]
+    assert made["path"] == "t/toy.gif"
+    assert set(made["files"]) == {"toy.gif", "toy.png"}
     with Image.open("t/toy.gif") as animation:
         assert (animation.n_frames, animation.info["loop"], animation.size) == (3, 0, (400, 490))
         assert animation.convert("RGB").getpixel((2, 100)) == (255, 255, 255)
@@ -67,6 +68,15 @@ def test_toys_side_by_side_are_one_animation_and_one_table():
     assert result.exit_code == 3
     assert "b/toy.gif" in result.stderr
     assert not Path("d").exists()
+
+
+def test_verify_compares_the_pictures_with_their_checksums():
+    document(*TINY, "--output", "t")
+    result = json.loads(driftkit("verify", "t", "--json").stdout)
+    assert (result["ok"], result["notes"]) == (True, [])
+    Path("t/toy.gif").write_bytes(Path("t/toy.gif").read_bytes()[:-9])
+    result = json.loads(driftkit("verify", "t", "--json").stdout)
+    assert [problem["path"] for problem in result["problems"]] == ["t/toy.gif"]
 
 
 CHAIN = """
