@@ -94,6 +94,7 @@ class BuiltObjective:
 
     objective: "Objective"
     encoder: dict[str, Any] | None = None
+    advice: tuple[str, ...] = ()  # sentences to show before the training begins
 
 
 @dataclass(frozen=True)
@@ -109,10 +110,11 @@ class Setting:
     compile: bool  # whether networks are compiled
     device: "torch.device"
     ranks: "Ranks"
+    global_batch: int  # slots of a step of all ranks
 
 
 class BatchCost(Protocol):
-    """Cost of what a step computes over the features of the global batch, in one rank.
+    """Cost of what a step computes over the features of the global batch, and of its real images, in one rank.
 
     `rows` are the images of the rank, `images` those of all `ranks`, `device` is cpu or cuda.
     """
@@ -120,11 +122,19 @@ class BatchCost(Protocol):
     @property
     def chunk_setting(self) -> str: ...  # config key of the size of the workspace, in MiB
 
+    def step_images(self, *, images: int) -> dict[str, int]: ...  # counts by name, for a table
+
+    def advice(self, *, images: int) -> list[str]: ...  # sentences on these counts
+
+    def is_shared_by(self, ranks: int, *, images: int) -> bool: ...  # whether ranks can share the step evenly
+
+    def encoded_images(self, *, rows: int, images: int) -> int: ...  # real images that the encoder sees
+
     def gathered_bytes(self, *, rows: int, ranks: int) -> int: ...  # received from other ranks
 
     def flops(self, *, rows: int, images: int) -> int: ...
 
-    def feature_bytes(self, *, images: int) -> int: ...  # of gathered features that live at a time
+    def feature_bytes(self, *, rows: int, images: int) -> int: ...  # of gathered features that live at a time
 
     def workspace_bytes(self, *, rows: int, images: int, device: str) -> int: ...  # besides the features
 
@@ -138,7 +148,6 @@ class Workload:
     trained: Forward  # every forward of the trained network in a step
     encoder: "FrozenEncoder | None" = None  # frozen encoder; None where there is none
     encode: Forward | None = None  # its forward, gradients of which go back to the images
-    encodes_real: bool = False  # whether real images go through the encoder at every step, too
     regenerates: bool = False  # whether a step of several micro-batches runs every forward twice
     batch: BatchCost | None = None  # cost of what is computed over the global batch; None where nothing is
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from driftkit.methods.base import Forward
-from driftkit.protocols import UNCONDITIONAL, Batch, Condition, Execution, StepLoss
+from driftkit.protocols import UNCONDITIONAL, Batch, ChosenImages, Condition, Execution, StepLoss
 from driftkit.runtime.random import image_noise, stream_seed
 
 
@@ -38,6 +38,9 @@ class NoiseRegression(ABC):
         """`noise`, standard normal, and `time`."""
         times = [self.time(stream_seed(seed, "time", step, slot)) for slot in slots]
         return {"noise": image_noise(seed, "noise", slots, image_shape, step=step), "time": torch.tensor(times)}
+
+    def choose(self, seed: int, step: int, slots: range) -> ChosenImages | None:
+        return None
 
     def accumulate(self, model: nn.Module, batch: Batch, execution: Execution) -> StepLoss:
         def loss(part: Batch, chunk: slice) -> StepLoss:
