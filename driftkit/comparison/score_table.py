@@ -229,7 +229,7 @@ def _row(label: str, records: list[EvaluationRecord], run: RunSummary | None, *,
     signs = {
         f"{kinship.degree} evaluator": not kinship.counts,
         RANDOM_WEIGHTS: run is not None and run.random_weights,
-        RAW_WEIGHTS: sampling.weights == "raw",
+        f"{sampling.weights} weights": sampling.weights not in (None, "ema"),
         ON_TRAINING_DATA: first.reference.is_training_data,
         SMALL_N: first.num_images < SMALL_COUNT,
         NEAR_COPIES: copies,

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from driftkit.config.settings import Option, Settings
+from driftkit.config.weights_name import WEIGHTS_HELP, WeightsName
 
 SAMPLING = "How to sample"
 
@@ -19,9 +20,7 @@ class SamplingConfig(Settings):
         None, ge=1, description="network evaluations per image"
     )
     seed: Annotated[int, Option(SAMPLING)] = Field(0, description="image i is a function of (seed, i)")
-    weights: Annotated[Literal["ema", "raw"], Option(SAMPLING)] = Field(
-        "ema", description="averaged weights, or raw: the last ones"
-    )
+    weights: Annotated[WeightsName, Option(SAMPLING)] = Field("ema", description=WEIGHTS_HELP)
     step: Annotated[int | None, Option(SAMPLING, default="the last one")] = Field(
         None, description="step of the checkpoint"
     )
