@@ -40,7 +40,7 @@ def toy_animation(config: ToyConfig, trained: TrainedToy) -> bytes:
     gain = _gain(trained.frames)
     axes = figure.add_axes((0.02, 0.16, 0.96, 0.96 * INCHES[0] / INCHES[1] * 0.95))
     points, arrows = _draw_points(axes, trained.frames[0], _limits(trained.frames), gain)
-    line = _draw_norm(figure.add_axes((0.09, 0.05, 0.89, 0.085)), trained)
+    line = _draw_norm(figure.add_axes((0.115, 0.05, 0.865, 0.085)), trained)
     images = []
     for frame in trained.frames:
         points.set_offsets(frame.generated.numpy())
