@@ -35,7 +35,7 @@ LISTED = {"model.json": "export", "compare.json": "comparison", "toy.json": "toy
 AGAIN = {
     "toy": "driftkit toy makes it again",
     "checkpoint": f"{COPY}, or remove the folder: training goes on from the one before, or from the start",
-    "feature cache": "remove it: the next run with --cache-features makes it again",
+    "feature cache": "remove it: the next run that uses it makes it again",
     "statistics": "remove it: the next score makes it again",
     "pack": "import it again",
     "samples": "make the samples again",
