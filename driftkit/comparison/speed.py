@@ -94,8 +94,9 @@ class SpeedCase:
     network: nn.Module
     sampler: Sampler
     nfe: int
-    image_size: int
+    shape: tuple[int, int, int]  # [C, H, W] of images or latents
     share: float = 1.0
+    decode: Callable[[torch.Tensor], torch.Tensor] | None = None  # latents to images; None: there is nothing to decode
 
 
 def time_runs(
@@ -134,12 +135,13 @@ def speed_of(speeds: Sequence[Speed], run: str, sampler: str | None, nfe: int | 
 
 def _speed_cases(run: RunSummary, tables: "Sequence[ScoreTable]", settings: SpeedSettings) -> list[SpeedCase]:
     """All (sampler, NFE) of a run that are timed."""
+    from driftkit.training.latents import open_autoencoder
     from driftkit.training.sampling import load_network
 
     network, config, _ = load_network(run.folder)
     network = to_device(network, config.model, settings.device)
-    size = config.data.image_size
-    assert size is not None, "a saved config names the image size"
+    autoencoder = open_autoencoder(config, settings.device, run=run.folder)
+    decode = None if autoencoder is None else autoencoder.to_images
     samplers = METHODS[config.objective.name].samplers
     setups = {(name, nfe): None for name, spec in samplers.items() for nfe in spec.speed_nfes}
     for row in (row for table in tables for row in table.all_rows if row.run == run.label):
@@ -148,7 +150,16 @@ def _speed_cases(run: RunSummary, tables: "Sequence[ScoreTable]", settings: Spee
             setups[name, row.nfe] = None
     share = 1 / len(setups)
     return [
-        SpeedCase(run.label, name, network, build_sampler(config.objective, name)[1], nfe, size, share)
+        SpeedCase(
+            run.label,
+            name,
+            network,
+            build_sampler(config.objective, name)[1],
+            nfe,
+            config.data.sample_shape,
+            share,
+            decode,
+        )
         for name, nfe in setups
     ]
 
@@ -156,7 +167,7 @@ def _speed_cases(run: RunSummary, tables: "Sequence[ScoreTable]", settings: Spee
 def measure_speeds(
     cases: Sequence[SpeedCase], settings: SpeedSettings, *, advance: Callable[[], None] = lambda: None
 ) -> list[Speed]:
-    """Time samplers on noise [batch_size, 3, image_size, image_size], in rounds of all cases.
+    """Time samplers on noise [batch_size, *shape], in rounds of all cases.
 
     Rounds spread whatever disturbs the machine over all cases, where timing one after the other would blame it on one.
     A sampler of many steps on a slow device is timed at fewer evaluations, at least 2, where the repeats of all of them
@@ -179,7 +190,7 @@ def measure_speeds(
         advance()
     speeds = []
     for seconds, case, count in zip(timings, cases, counts, strict=True):
-        fastest = min(seconds) * case.nfe / count
+        fastest = min(seconds) * case.nfe / count + _decode_seconds(case, settings)
         rate = settings.batch_size / fastest
         speeds.append(Speed(case.run, case.sampler_name, case.nfe, count, rate, fastest, max(seconds) / min(seconds)))
     return speeds
@@ -188,8 +199,7 @@ def measure_speeds(
 def _seconds(case: SpeedCase, model: Any, evaluations: int, settings: SpeedSettings) -> float:
     """Wall time of one batch at that many evaluations."""
     generator = torch.Generator().manual_seed(0)
-    shape = (settings.batch_size, 3, case.image_size, case.image_size)
-    noise = torch.randn(shape, generator=generator).to(settings.device)
+    noise = torch.randn((settings.batch_size, *case.shape), generator=generator).to(settings.device)
     request = SampleRequest(nfe=evaluations, step_noise=lambda _: torch.zeros_like(noise))
     synchronize(settings.device)
     started = time.perf_counter()
@@ -197,3 +207,17 @@ def _seconds(case: SpeedCase, model: Any, evaluations: int, settings: SpeedSetti
         case.sampler(model, noise, request)
     synchronize(settings.device)
     return time.perf_counter() - started
+
+
+def _decode_seconds(case: SpeedCase, settings: SpeedSettings) -> float:
+    """Wall time of decoding one batch of latents, the faster of two; 0 where there is nothing to decode."""
+    if case.decode is None:
+        return 0.0
+    latents, times = torch.zeros(settings.batch_size, *case.shape, device=settings.device), []
+    for _ in range(2):
+        synchronize(settings.device)
+        started = time.perf_counter()
+        case.decode(latents)
+        synchronize(settings.device)
+        times.append(time.perf_counter() - started)
+    return min(times)

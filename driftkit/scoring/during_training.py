@@ -17,6 +17,7 @@ from driftkit.scoring.evaluator import ScoringOptions, open_evaluator
 from driftkit.scoring.image_set import ScoringExecution, default_batch_size
 from driftkit.storage.records import RunManifest, WeightsOrigin
 from driftkit.training.hooks import Scoring
+from driftkit.training.latents import open_autoencoder
 from driftkit.training.sampling import SAMPLE_BATCH, draw_images
 from driftkit.training.train_config import TrainConfig
 
@@ -66,12 +67,13 @@ def open_scoring(
     if not kin.counts:
         warn(f"{settings.extractor} is no independent evaluator of this run, whose scores it flatters: {kin.reason}")
     name = f"fid@{settings.num_images}"
+    autoencoder = open_autoencoder(config, device)
 
     def score(network: nn.Module) -> dict[str, float]:
         try:
             drawn = draw_images(
                 network, config, range(settings.num_images), seed=SEED, precision="float32", batch_size=SAMPLE_BATCH,
-                device=device,
+                device=device, autoencoder=autoencoder,
             )  # fmt: skip
             return {name: evaluator.fid(drawn.images)}
         except RefusedError as error:

@@ -4,7 +4,7 @@ Each of the larger hooks has a file: `metrics_log`, `checkpoints`, `monitors`. A
 """
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -104,8 +104,9 @@ def measure_held_out(trainer: "Trainer") -> Mapping[str, float]:
 class SampleGrids(Hook):
     """Saves what the averaged network generates from the same noise every so many steps; trackers get copies."""
 
-    def __init__(self, run: Run, *, every: int, trackers: "list[Tracker]"):
+    def __init__(self, run: Run, *, every: int, trackers: "list[Tracker]", noise_shape: Sequence[int] | None = None):
         self.run, self.every, self.trackers = run, every, trackers
+        self.noise_shape = noise_shape  # [C, H, W]; None: that of the images
 
     def after_step(self, trainer: "Trainer", step: FinishedStep) -> None:
         if not step.is_due(self.every, maximum=MAX_GRIDS):
@@ -116,7 +117,8 @@ class SampleGrids(Hook):
 
     def _save(self, trainer: "Trainer") -> None:
         feed = trainer.feed
-        noise = image_noise(feed.seed, "grid", range(GRID_IMAGES), feed.images.shape[1:]).to(trainer.device)
+        noise = image_noise(feed.seed, "grid", range(GRID_IMAGES), self.noise_shape or feed.images.shape[1:])
+        noise = noise.to(trainer.device)
         spread = torch.arange(GRID_IMAGES) * len(feed.images) // GRID_IMAGES  # packs are often ordered by class
         real = to_float(feed.images[spread].to(trainer.device))
         with trainer.inference():

@@ -27,7 +27,7 @@ def sampler(network, noise, request):
 
 
 def case(network, nfe, run="run"):
-    return SpeedCase(run, "ddim", network, sampler, nfe, 8)
+    return SpeedCase(run, "ddim", network, sampler, nfe, (3, 8, 8))
 
 
 def settings(**changes):
