@@ -1,6 +1,6 @@
 """Training: from a config to a run folder."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -26,9 +26,10 @@ from driftkit.scoring.during_training import open_scoring
 from driftkit.storage.atomic import require_free
 from driftkit.storage.files import digest_json, state_digest, tensor_bytes
 from driftkit.storage.lock import locked_folder
+from driftkit.storage.records import ClassCount
 from driftkit.storage.run_folder import Run
 from driftkit.training.checkpoints import Checkpoints
-from driftkit.training.conditions import class_counts, conditioned_network
+from driftkit.training.conditions import class_counts, conditioned_network, grid_conditions
 from driftkit.training.feed import Feed, hold_out
 from driftkit.training.hooks import MAX_GRIDS, Hook, Measurement, SampleGrids, Scoring, measure_held_out
 from driftkit.training.memory_estimate import TrainingMemory
@@ -110,7 +111,8 @@ def _train(
     memory = TrainingMemory(running, ranks.world_size, device)
     with memory.explained():
         built = METHODS[config.objective.name].build(config.objective, setting)
-    scoring = open_scoring(config, built.encoder, device, is_main=ranks.is_main)
+    classes = class_counts(pack) if getattr(config.objective, "class_conditional", False) else ()
+    scoring = open_scoring(config, built.encoder, device, is_main=ranks.is_main, classes=classes)
     torch.manual_seed(stream_seed(config.seed, "initial weights"))
     network = build_network(config.model, image_size=pack.image_size)
     checkpoint_bytes = 4 * tensor_bytes(network.state_dict())  # weights, their average, two moments of each
@@ -134,7 +136,7 @@ def _train(
             **fields,
             inputs={"data": {"spec": config.data.spec, "digest": pack.digest, "count": len(pack)}},
             parameters=sum(p.numel() for p in network.parameters()),
-            classes=class_counts(pack) if getattr(config.objective, "class_conditional", False) else (),
+            classes=classes,
             encoder=built.encoder,
             world_size=ranks.world_size,
         )
@@ -151,7 +153,7 @@ def _train(
         indices=training,
         objective=built.objective,
     )
-    hooks, checkpoints = _hooks(running, run, scoring, is_main=ranks.is_main)
+    hooks, checkpoints = _hooks(running, run, scoring, classes, is_main=ranks.is_main)
     trainer = Trainer(built.objective, network, feed, running.trainer, hooks=hooks, compiled=compilation.compiled)
     is_resumed = plan is not None and checkpoints.restore(trainer)
     resumed_from = trainer.step if is_resumed else None
@@ -174,7 +176,9 @@ def _train(
     return TrainResult(run, resumed_from, ranks)
 
 
-def _hooks(config: TrainConfig, run: Run, scoring: Scoring | None, *, is_main: bool) -> tuple[list[Hook], Checkpoints]:
+def _hooks(
+    config: TrainConfig, run: Run, scoring: Scoring | None, classes: Sequence[ClassCount], *, is_main: bool
+) -> tuple[list[Hook], Checkpoints]:
     """What happens between steps, in this order; the last of the hooks is that of the checkpoints."""
     trainer = config.trainer
     header = {"driftkit": "weights", "config": config.model_dump(mode="json")}
@@ -184,13 +188,15 @@ def _hooks(config: TrainConfig, run: Run, scoring: Scoring | None, *, is_main: b
     checkpoints = Checkpoints(
         run, every=trainer.checkpoint_every, keep_every=trainer.keep_every, header=header, collapse=collapse
     )
+    conditions, shown = grid_conditions(config.model, classes)
+    grids = SampleGrids(run, every=trainer.sample_every, trackers=trackers, conditions=conditions, num_images=shown)
     hooks = [
         NonFiniteRecorder(run),
         Measurement(measure_held_out, every=trainer.measure_every or trainer.sample_every, maximum=MAX_GRIDS),
         *([Measurement(scoring.measure, every=scoring.every)] if scoring else []),
         CollapseMonitor(collapse, fails=trainer.fail_on_collapse, warn=progress.warn),
         MetricsLog(run, progress, trackers=trackers),
-        *([SampleGrids(run, every=trainer.sample_every, trackers=trackers)] if trainer.sample_every else []),
+        *([grids] if trainer.sample_every else []),
         checkpoints,
     ]
     return hooks, checkpoints

@@ -22,6 +22,7 @@ class DDPM(NoiseRegression):
 
     def __init__(self, config: DDPMConfig):
         self.schedule = config.schedule()
+        self.label_dropout = config.label_dropout_in_training
 
     def time(self, number: int) -> int:
         return number % self.schedule.num_steps
