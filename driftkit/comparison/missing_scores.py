@@ -107,7 +107,7 @@ def _done(run: Run, evaluator: Evaluator, num_images: int) -> set[SamplerSetup]:
             and record.selection is None
             and sampling is not None
             and (sampling.weights, sampling.seed, sampling.precision) == ("ema", SEED, "float32")
-            and not sampling.options
+            and sampling.is_plain
             and sampling.sampler is not None
             and sampling.nfe is not None
             and sampling.step is not None

@@ -160,12 +160,10 @@ def _compute(inputs: MetricInputs) -> MetricResult:
     if scores.agreement is not None and scores.accuracy is not None:
         values |= {"class_agreement": scores.agreement, "classifier_accuracy": scores.accuracy}
         real["class_agreement"] = scores.accuracy
-    return MetricResult(
-        values,
-        real=real,
-        details=scores,
-        warnings=[f"classes that no generated image falls into: {', '.join(lost)}"] if lost else [],
-    )
+    warnings = [f"classes that no generated image falls into: {', '.join(lost)}"] if lost else []
+    if scores.by == "labels" and scores.agreement is None and len(scores.names) > 1:
+        warnings.append("class agreement was not measured: the extractor's features do not tell the classes apart")
+    return MetricResult(values, real=real, details=scores, warnings=warnings)
 
 
 PER_CLASS = Metric(

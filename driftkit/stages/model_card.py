@@ -37,6 +37,7 @@ def describe_run(run: Run, config: TrainConfig, *, weights: Weights, step: int) 
         "seed": config.seed,
         "data": {"spec": config.data.spec, "digest": data.get("digest"), "count": data.get("count")},
         "encoder": _encoder(encoder) if encoder else None,
+        "classes": [known.name for known in manifest.classes],
         "nfe": _nfe(config.objective),
         "scores": _scores(run, weights=weights, step=step),
         "versions": manifest.versions,

@@ -197,10 +197,12 @@ def draw_images(
         source: how an error names the network.
     """
     spec, draw = build_sampler(config.objective, sampler)
+    evaluated: Network = network
     steps = nfe
     if conditions.guides_sampler:
         assert conditions.guidance is not None
         steps, draw = halved(nfe), guided_sampler(draw, conditions.guidance)
+        evaluated = guided_prediction(network, conditions.guidance)
     recorded = spec.recorded_options(config.objective, steps, options or {})
     shape = (3, _image_size(config), _image_size(config))
     dtype = autocast_dtype(precision or config.trainer.precision, device)
@@ -214,7 +216,7 @@ def draw_images(
 
         condition = conditions.of(indices, seed=seed, stream="sample", device=device)
         request = SampleRequest(nfe, step_noise, recorded, condition)
-        once = partial(_evaluate, network, noise, condition, device=device, dtype=dtype)
+        once = partial(_evaluate, evaluated, noise, condition, device=device, dtype=dtype)
         explained = fitting_batch("sampling", len(indices), once, device=device)
         with explained, torch.inference_mode(), sampling_precision(device, dtype):
             batch, used_nfe = draw(network, noise, request)
@@ -227,7 +229,7 @@ def draw_images(
 
 
 def _evaluate(
-    network: nn.Module,
+    network: Network,
     noise: torch.Tensor,
     condition: Condition,
     count: int,
