@@ -27,6 +27,8 @@ def world(tmp_path_factory) -> dict[str, Path]:
         data = ("--data", root / "pack.safetensors")
         train_tiny(root / "drift", "drift", *data)
         train_tiny(root / "ddpm", "ddpm", *data)
+        train_tiny(root / "classes", "ddpm", "--class-conditional", *data)
+        train_tiny(root / "certain", "flow", "--class-conditional", "--set", "objective.label_dropout=0", *data)
         train_tiny(root / "mae", "mae", *data)
         samples = root / "samples.safetensors"
         for line in (
@@ -38,7 +40,12 @@ def world(tmp_path_factory) -> dict[str, Path]:
             assert done.exit_code == 0, done.output
     names = ("pack", "big", "odd", "wide", "samples", "statistics")
     files = {name: root / f"{name}.safetensors" for name in names}
-    return {"root": root, "score": root / "score.json", **files, **{n: root / n for n in ("drift", "ddpm", "mae")}}
+    return {
+        "root": root,
+        "score": root / "score.json",
+        **files,
+        **{n: root / n for n in ("drift", "ddpm", "classes", "certain", "mae")},
+    }
 
 
 def words_of(line: str, world: dict[str, Path]) -> list[str]:
