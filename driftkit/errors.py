@@ -80,13 +80,16 @@ class NonFiniteError(DriftkitError):
     """Features that are not finite; exit code 1.
 
     Attributes:
-        fields: numbers of the fields they belong to.
+        fields: numbers of the fields they belong to; empty where only those of another process are not finite.
     """
 
     code = "non-finite"
 
     def __init__(self, fields: list[int]):
-        super().__init__(f"features of field {fields[0]} are not finite (fields {fields}); nothing was updated")
+        which = (
+            f"of field {fields[0]} are not finite (fields {fields})" if fields else "of another process are not finite"
+        )
+        super().__init__(f"features {which}; nothing was updated")
         self.fields = fields
 
 

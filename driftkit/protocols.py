@@ -34,9 +34,9 @@ Network = Callable[[torch.Tensor, torch.Tensor, Condition], torch.Tensor]
 class Batch:
     """One rank's real images of one step."""
 
-    images: torch.Tensor  # float32 [B, 3, H, W] in [-1, 1]
+    images: torch.Tensor  # float32 [B, 3, H, W] in [-1, 1]: one per slot, or those that the objective has chosen
     labels: torch.Tensor | None  # int64 [B], -1 where unlabelled; None where the objective does not need them
-    slots: range  # positions of these images in the global batch
+    slots: range  # positions of this rank in the global batch, whose number is the batch size
     seed: int
     step: int
     indices: torch.Tensor | None = None  # int64 [B] on the CPU: which images of the pack they are
@@ -121,6 +121,13 @@ class Execution:
         return StepLoss(sums[0]["total"], sums[1], sums[2])
 
 
+class ChosenImages(NamedTuple):
+    """Real images of one step and rank."""
+
+    indices: torch.Tensor  # int64 [B], which images of the pack
+    numbers: Sequence[int]  # B numbers, distinct among those of all ranks in this step, by which they are mirrored
+
+
 class Objective(Protocol):
     """What a training run minimises. The trainer knows nothing else about the method."""
 
@@ -138,6 +145,13 @@ class Objective(Protocol):
         Args:
             slots: positions of the images in the global batch.
             image_shape: [3, H, W].
+        """
+        ...
+
+    def choose(self, seed: int, step: int, slots: range) -> ChosenImages | None:
+        """The real images of a step for a rank's slots; None: one per slot, of shuffled epochs one after another.
+
+        Called on the same thread as `draws`.
         """
         ...
 

@@ -55,7 +55,7 @@ def setting(images: torch.Tensor, ranks: Ranks | None = None, **changes: object)
     pack = ImagePack(Path("test.safetensors"), images, labels, (), card)
     known = {"network": UNetConfig(), "training": torch.arange(len(images)), "held_out": torch.arange(0), "flips": True,
              "dtype": torch.float32, "compile": False, "device": torch.device("cpu"),
-             "ranks": ranks or Ranks()}  # fmt: skip
+             "ranks": ranks or Ranks(), "global_batch": 8}  # fmt: skip
     return Setting(pack, **{**known, **changes})
 
 

@@ -147,6 +147,8 @@ def budget_table(budget: Mapping[str, Any]) -> tuple[Table, str]:
     for number, step in enumerate(steps):
         count = f"{step['ranks']} {one if step['ranks'] == 1 else many}"
         table.add_column(f"{count} (this run)" if number == 0 else count, justify="right")
+    for name, number in budget["step_images"].items():
+        table.add_row(f"{name}, of all ranks" if name == "groups" else name, *(str(number) for _ in steps))
     table.add_row("images", *(str(step["images_per_rank"]) for step in steps))
     drifting = shapes["batch"] is not None
     rows = {
@@ -165,5 +167,6 @@ def budget_table(budget: Mapping[str, Any]) -> tuple[Table, str]:
         if shown:
             table.add_row(label, *(f"{step[key] / unit:,.3g}" for step in steps))
     where = "a GPU" if shapes["device"] == "cuda" else "a CPU"
+    network = f"trained network: {shapes['parameters'] / 1e6:,.3g} M parameters"
     counted = f"memory: {shapes['dtype']} on {where}, without what lives for a moment only"
-    return table, "; ".join([counted, *budget["advice"], *budget["assumed"]])
+    return table, "; ".join([network, counted, *budget["advice"], *budget["assumed"]])

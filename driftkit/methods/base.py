@@ -60,7 +60,7 @@ class GenerativeConfig(MethodConfig):
     @property
     def trains_without_class(self) -> bool:
         """Whether a class-conditional network is trained without class, too, as guidance by its sampler needs."""
-        return True
+        return False
 
 
 class RegressionConfig(GenerativeConfig):
@@ -77,7 +77,7 @@ class RegressionConfig(GenerativeConfig):
 
     @property
     def trains_without_class(self) -> bool:
-        return self.label_dropout > 0
+        return self.class_conditional and self.label_dropout > 0
 
 
 class SamplerOptions(BaseModel):
@@ -121,6 +121,7 @@ class BuiltObjective:
 
     objective: "Objective"
     encoder: dict[str, Any] | None = None
+    advice: tuple[str, ...] = ()  # sentences to show before the training begins
 
 
 @dataclass(frozen=True)
@@ -136,10 +137,11 @@ class Setting:
     compile: bool  # whether networks are compiled
     device: "torch.device"
     ranks: "Ranks"
+    global_batch: int  # slots of a step of all ranks
 
 
 class BatchCost(Protocol):
-    """Cost of what a step computes over the features of the global batch, in one rank.
+    """Cost of what a step computes over the features of the global batch, and of its real images, in one rank.
 
     `rows` are the images of the rank, `images` those of all `ranks`, `device` is cpu or cuda.
     """
@@ -147,11 +149,19 @@ class BatchCost(Protocol):
     @property
     def chunk_setting(self) -> str: ...  # config key of the size of the workspace, in MiB
 
+    def step_images(self, *, images: int) -> dict[str, int]: ...  # counts by name, for a table
+
+    def advice(self, *, images: int) -> list[str]: ...  # sentences on these counts
+
+    def is_shared_by(self, ranks: int, *, images: int) -> bool: ...  # whether ranks can share the step evenly
+
+    def encoded_images(self, *, rows: int, images: int) -> int: ...  # real images that the encoder sees
+
     def gathered_bytes(self, *, rows: int, ranks: int) -> int: ...  # received from other ranks
 
     def flops(self, *, rows: int, images: int) -> int: ...
 
-    def feature_bytes(self, *, images: int) -> int: ...  # of gathered features that live at a time
+    def feature_bytes(self, *, rows: int, images: int) -> int: ...  # of gathered features that live at a time
 
     def workspace_bytes(self, *, rows: int, images: int, device: str) -> int: ...  # besides the features
 
@@ -165,7 +175,6 @@ class Workload:
     trained: Forward  # every forward of the trained network in a step
     encoder: "FrozenEncoder | None" = None  # frozen encoder; None where there is none
     encode: Forward | None = None  # its forward, gradients of which go back to the images
-    encodes_real: bool = False  # whether real images go through the encoder at every step, too
     regenerates: bool = False  # whether a step of several micro-batches runs every forward twice
     batch: BatchCost | None = None  # cost of what is computed over the global batch; None where nothing is
 

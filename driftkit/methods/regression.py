@@ -10,7 +10,7 @@ from torch import nn
 from driftkit.errors import UsageError
 from driftkit.methods.base import Forward, Setting
 from driftkit.models.contract import GeneratorNetworkConfig
-from driftkit.protocols import UNCONDITIONAL, Batch, Condition, Execution, StepLoss
+from driftkit.protocols import UNCONDITIONAL, Batch, ChosenImages, Condition, Execution, StepLoss
 from driftkit.runtime.random import image_noise, stream_seed
 
 
@@ -51,6 +51,9 @@ class NoiseRegression(ABC):
             hidden = [stream_seed(seed, "label dropout", step, slot) / 2**63 < self.label_dropout for slot in slots]
             draws["without_class"] = torch.tensor(hidden)
         return draws
+
+    def choose(self, seed: int, step: int, slots: range) -> ChosenImages | None:
+        return None
 
     def accumulate(self, model: nn.Module, batch: Batch, execution: Execution) -> StepLoss:
         def loss(part: Batch, chunk: slice) -> StepLoss:

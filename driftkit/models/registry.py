@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+import driftkit.models.dit
 import driftkit.models.mae_resnet
 import driftkit.models.unet
 from driftkit.errors import ArtifactError, UsageError

@@ -107,10 +107,14 @@ def _train(
     training, held_out = hold_out(len(pack), config.data.holdout or 0)
     dtype = autocast_dtype(config.trainer.precision, device)
     flips = config.data.horizontal_flip
-    setting = Setting(pack, config.model, training, held_out, flips, dtype, compilation.compiled, device, ranks)
+    setting = Setting(
+        pack, config.model, training, held_out, flips, dtype, compilation.compiled, device, ranks, global_batch
+    )
     memory = TrainingMemory(running, ranks.world_size, device)
     with memory.explained():
         built = METHODS[config.objective.name].build(config.objective, setting)
+    for sentence in built.advice if ranks.is_main and plan is None else ():
+        warn(sentence)
     classes = class_counts(pack) if getattr(config.objective, "class_conditional", False) else ()
     scoring = open_scoring(config, built.encoder, device, is_main=ranks.is_main, classes=classes)
     torch.manual_seed(stream_seed(config.seed, "initial weights"))

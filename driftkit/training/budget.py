@@ -35,7 +35,6 @@ class Shapes:
 
     network_flops: int  # every forward of the trained network in a step; a backward counts two
     encoder_flops: int  # one forward of the frozen encoder. Its weights get no gradient: a backward counts one.
-    real_encoded: bool  # whether real images go through the encoder, too
     regenerates: bool  # whether a step of several micro-batches runs every forward twice
     batch: BatchCost | None  # cost of what is computed over the global batch; None where nothing is
     parameters: int  # of the trained network
@@ -74,7 +73,8 @@ def budget(shapes: Shapes, *, images: int, ranks: int) -> Budget:
     copied = 4 * shapes.parameters if shapes.device == "cpu" else 0  # all but gradients, to write checkpoints from
     state = FLOAT_BYTES * (5 * shapes.parameters + copied) + shapes.encoder_bytes
     saved = seen * shapes.saved_bytes
-    features = batch.feature_bytes(images=images) if batch else 0
+    features = batch.feature_bytes(rows=rows, images=images) if batch else 0
+    real = batch.encoded_images(rows=rows, images=images) if batch else 0
     field = batch.workspace_bytes(rows=rows, images=images, device=shapes.device) if batch else 0
     return Budget(
         ranks=ranks,
@@ -82,7 +82,7 @@ def budget(shapes: Shapes, *, images: int, ranks: int) -> Budget:
         gathered_bytes=batch.gathered_bytes(rows=rows, ranks=ranks) if batch else 0,
         gradient_bytes=int(2 * (ranks - 1) / ranks * shapes.parameters * FLOAT_BYTES),
         field_flops=batch.flops(rows=rows, images=images) if batch else 0,
-        encoder_flops=rows * shapes.encoder_flops * (2 + shapes.real_encoded + again),
+        encoder_flops=shapes.encoder_flops * (rows * (2 + again) + real),
         network_flops=rows * shapes.network_flops * (3 + again),
         state_bytes=state,
         saved_bytes=saved,
@@ -124,7 +124,6 @@ def training_shapes(config: TrainConfig, *, device: str) -> tuple[Shapes, list[s
     shapes = Shapes(
         network_flops=network_flops,
         encoder_flops=encoder_flops,
-        real_encoded=work.encodes_real,
         regenerates=work.regenerates,
         batch=work.batch,
         parameters=sum(p.numel() for p in network.parameters()),
@@ -152,18 +151,28 @@ def training_budget(config: TrainConfig, *, ranks: int, device: str) -> dict[str
     """The budget of a run: as it is started, and the same batch on 1, 8 and 64 GPUs where they share it evenly.
 
     Returns:
-        `assumed` and `advice`: sentences; `shapes`; `steps`: budgets, the run's own first.
+        `assumed` and `advice`: sentences; `step_images`: what a step of all ranks consists of, by name; `shapes`;
+        `steps`: budgets, the run's own first.
     """
     shapes, assumed = training_shapes(config, device=device)
     images = config.trainer.batch_size * ranks
-    counts = [ranks, *(count for count in (1, 8, 64) if device == "cuda" and count != ranks and images % count == 0)]
+    others = (1, 8, 64) if device == "cuda" else ()
+    counts = [ranks, *(count for count in others if count != ranks and _is_shared(shapes, images, count))]
     return {
         "images": images,
         "assumed": assumed,
-        "advice": _card_advice(shapes, images=images, ranks=ranks) if device == "cuda" else [],
+        "step_images": shapes.batch.step_images(images=images) if shapes.batch else {},
+        "advice": [
+            *(_card_advice(shapes, images=images, ranks=ranks) if device == "cuda" else []),
+            *(shapes.batch.advice(images=images) if shapes.batch else []),
+        ],
         "shapes": asdict(shapes),
         "steps": [asdict(budget(shapes, images=images, ranks=count)) for count in counts],
     }
+
+
+def _is_shared(shapes: Shapes, images: int, ranks: int) -> bool:
+    return images % ranks == 0 and (shapes.batch is None or shapes.batch.is_shared_by(ranks, images=images))
 
 
 def _card_advice(shapes: Shapes, *, images: int, ranks: int) -> list[str]:

@@ -168,17 +168,16 @@ def _require_scale(objective: MethodConfig, scale: float, *, guided: bool) -> No
     """Refuse a guidance scale that the network was not trained for, or that none can be."""
     if not math.isfinite(scale) or scale < 0:
         raise UsageError(f"`guidance` {scale}: expected a finite number of at least 0; 1 is no guidance")
-    if not isinstance(objective, GenerativeConfig):
-        return
+    trained = objective if isinstance(objective, GenerativeConfig) else GenerativeConfig()
     if guided:
-        highest = objective.max_guidance
+        highest = trained.max_guidance
         if scale < 1 or (highest is not None and scale > highest):
-            trained = "at least 1" if highest is None else f"1 to {highest:g}"
-            raise UsageError(f"`guidance` {scale:g}: the network is trained with scales of {trained}; take one of them")
-    elif scale != 1 and not objective.trains_without_class:
+            scales = "at least 1" if highest is None else f"1 to {highest:g}"
+            raise UsageError(f"`guidance` {scale:g}: the network is trained with scales of {scales}; take one of them")
+    elif scale != 1 and not trained.trains_without_class:
         raise UsageError(
-            f"`guidance` {scale:g}: the network never saw an image without its class (`objective.label_dropout` 0); "
-            "leave it out, or train with a dropout"
+            f"`guidance` {scale:g}: the network is trained neither with scales (`objective.guidance_max`) nor without "
+            "classes (`objective.label_dropout`), so that nothing can guide it; leave it out"
         )
 
 

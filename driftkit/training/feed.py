@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from driftkit.errors import UsageError
-from driftkit.protocols import Batch, Objective
+from driftkit.protocols import Batch, ChosenImages, Objective
 from driftkit.runtime.device import one_worker
 from driftkit.runtime.random import generator_for, shuffled_indices, stream_seed
 from driftkit.runtime.ranks import Ranks
@@ -103,12 +103,16 @@ class Feed:
         return self._to_device(self._prefetched(step) if self._worker is not None else self._prepare(step), step)
 
     def pick(self, step: int, slots: range) -> tuple[torch.Tensor, torch.Tensor]:
-        """The images at some slots of the global batch: numbers in the pack, int64, and whether mirrored, bool."""
-        first = step * self.batch_size * self.ranks.world_size + slots.start
-        flips = torch.zeros(len(slots), dtype=torch.bool)
+        """The real images of a rank's slots: numbers in the pack, int64, and whether mirrored, bool."""
+        chosen = None if self.objective is None else self.objective.choose(self.seed, step, slots)
+        if chosen is None:
+            first = step * self.batch_size * self.ranks.world_size + slots.start
+            chosen = ChosenImages(self._images_at(first, len(slots)), slots)
+        flips = torch.zeros(len(chosen.numbers), dtype=torch.bool)
         if self.horizontal_flip:
-            flips = torch.tensor([stream_seed(self.seed, "flip", step, slot) % 2 for slot in slots], dtype=torch.bool)
-        return self._images_at(first, len(slots)), flips
+            mirrored = [stream_seed(self.seed, "flip", step, number) % 2 for number in chosen.numbers]
+            flips = torch.tensor(mirrored, dtype=torch.bool)
+        return chosen.indices, flips
 
     def _prefetched(self, step: int) -> _Prepared:
         assert self._worker is not None

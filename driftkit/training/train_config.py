@@ -222,7 +222,8 @@ def resolve_config(
         ("option", options or {}),
     ]
     presets = load_preset(preset, method.name, method.network_role) if preset else []
-    if (_word(merge(chosen)[0], "model", "kind") or method.network) != method.network:
+    kind = _word(merge(chosen)[0], "model", "kind")
+    if kind not in (None, _word(merge(presets)[0], "model", "kind") or method.network):
         presets = [(origin, {k: v for k, v in table.items() if k != "model"}) for origin, table in presets]
     default: Layer = ("objective", {"objective": {"name": method.name}, "model": {"kind": method.network}})
     values, origins = merge([default, *presets, *chosen])

@@ -117,7 +117,7 @@ class Trainer:
         self.step += 1
         self.ema.update(self.network, self.step)
         self.clock.mark("optimizer")
-        self.images_seen += len(batch.images) * self.ranks.world_size
+        self.images_seen += len(batch.slots) * self.ranks.world_size
         return loss
 
     def _learning_rate(self) -> float:

@@ -10,10 +10,36 @@ TINY = (
     "--set model.num_res_blocks=1 -o run"
 )
 DDPM = TINY.replace("-e pixel", "--objective ddpm")
+DIT = (
+    "train --objective ddpm -d {pack} --batch-size 4 --steps 2 --device cpu --set model.kind=dit "
+    "--set model.hidden_size=16 --set model.depth=1 --set model.num_heads=2 -o run"
+)
 AGAIN = TINY.replace("-o run", "-o {drift}").replace("--steps 2", "--steps 4")
 
 
 TRAIN = [
+    Case("train-classes-unlabelled", f"{TINY} -d {{big}} --class-conditional", 2, ["no labels", "class folders"]),
+    Case("train-groups-more-than-classes", f"{TINY} --class-conditional --groups 5", 2, ["4 classes"]),
+    Case("train-groups-uneven", f"{TINY} --groups 3", 2, ["--batch-size", "3 groups"]),
+    Case("train-groups-zero", f"{TINY} --groups 0", 2, ["--groups", "'0'"]),
+    Case("train-positives-word", f"{TINY} --positives many", 2, ["--positives", "many"]),
+    Case("train-positives-above-queue", f"{TINY} --positives 64,queue:32", 2, ["--positives", "queue of 32"]),
+    Case(
+        "train-positives-above-class",
+        f"{TINY} -b 8 --class-conditional --positives 9999",
+        2,
+        ["--positives", "9999", "one has"],
+    ),
+    Case("train-guidance-unconditional", f"{TINY} --guidance-max 4", 2, ["guidance_max", "class_conditional"]),
+    Case(
+        "train-guidance-without-images",
+        f"{TINY} -b 8 --class-conditional --guidance-max 4",
+        2,
+        ["guidance_max", "unconditional"],
+    ),
+    Case("train-guidance-below-one", f"{TINY} --guidance-max 0.5", 2, ["--guidance-max", "0.5"]),
+    Case("train-unconditional-alone", f"{TINY} --unconditional 4", 2, ["unconditional", "weight 0"]),
+    Case("train-classes-of-a-mae", f"{TINY} --objective mae --class-conditional", 2, ["class_conditional"]),
     Case("train-objective-misspelt", "train --objective drft", 2, ["--objective drft", "did you mean drift?"]),
     Case("train-option-misspelt", "train --stepz 3", 2, ["--stepz", "--steps"]),
     Case("train-stray-word", "train outputs/x", 2, ["unexpected extra argument", "outputs/x"]),
@@ -113,6 +139,16 @@ TRAIN = [
         "train-set-too-deep", f"{TINY} --set model.channel_multipliers=[1,1,1,1,1,1]", 2, ["channel_multipliers", "8"]
     ),
     Case("train-set-heads", f"{TINY} --set model.num_heads=3", 2, ["num_heads 3"]),
+    Case("train-set-kind-misspelt", f"{DIT} --set model.kind=dti", 2, ["model.kind dti", "did you mean dit?"]),
+    Case("train-set-kind-of-encoders", f"{DIT} --set model.kind=mae_resnet", 2, ["mae_resnet", "dit"]),
+    Case("train-set-patch", f"{DIT} --set model.patch_size=3", 2, ["`model.patch_size` 3", "size 8", "1, 2, 4, 8"]),
+    Case("train-set-patch-too-large", f"{DIT} --set model.patch_size=16", 2, ["`model.patch_size` 16", "size 8"]),
+    Case("train-set-patch-zero", f"{DIT} --set model.patch_size=0", 2, ["model.patch_size", "0"]),
+    Case("train-set-dit-heads", f"{DIT} --set model.num_heads=3", 2, ["num_heads 3", "hidden_size 16"]),
+    Case("train-set-dit-head-size", f"{DIT} --set model.num_heads=8", 2, ["2 channels", "multiple of 4"]),
+    Case("train-set-dit-size", f"{DIT} --set model.size=XL", 2, ["model.size", "Ti", "XL"]),
+    Case("train-set-dit-key-of-unet", f"{DIT} --set model.dropout=0", 2, ["model.dropout", "a setting of unet"]),
+    Case("train-set-unet-key-of-dit", f"{TINY} --set model.depth=2", 2, ["model.depth", "a setting of dit"]),
     Case("train-set-dropout", f"{TINY} --set model.dropout=1.5", 2, ["model.dropout", "1.5"]),
     Case("train-set-holdout-all", f"{TINY} --set data.holdout=64", 2, ["data.holdout", "64"]),
     Case("train-set-limit-zero", f"{TINY} --set data.limit=0", 2, ["data.limit", "0"]),

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from driftkit.errors import ArtifactError, UsageError
-from driftkit.methods.drifting.config import DriftingConfig
 from driftkit.methods.registry import METHODS, build_sampler
 from driftkit.models.registry import build_network
 from driftkit.protocols import Condition, SampleRequest
@@ -30,9 +29,10 @@ PETS = tuple(ClassCount(name=name, images=images) for name, images in (("cat", 3
 
 def config_of(objective="ddpm", *more, **network):
     """A tiny config with a network completed as the training completes it."""
-    words = [word for word in TINY_UNET if word != "--set"]
-    config, _ = resolve_config(objective=objective, assignments=[*words, "data.image_size=8", *more])
     completed = {"num_classes": 3, "guided": False, **network}
+    words = [word for word in TINY_UNET if word != "--set"]
+    words += ["objective.class_conditional=true"] if completed["num_classes"] else []
+    config, _ = resolve_config(objective=objective, assignments=[*words, "data.image_size=8", *more])
     return config.model_copy(update={"model": config.model.model_copy(update=completed)})
 
 
@@ -98,25 +98,14 @@ def test_unconditional_runs_take_neither_class_nor_scale():
 def test_a_network_that_always_saw_the_class_cannot_be_guided():
     config = config_of("ddpm", "objective.label_dropout=0")
     assert asked(config, guidance=1.0).guidance == 1
-    with pytest.raises(UsageError, match=r"objective\.label_dropout"):
-        asked(config, guidance=2.0)
-
-
-class Bounded(DriftingConfig):
-    """Trained with guidance up to 4."""
-
-    @property
-    def trains_guidance(self):
-        return True
-
-    @property
-    def max_guidance(self):
-        return 4.0
+    for unguided in (config, config_of("drift")):
+        with pytest.raises(UsageError, match=r"nor without classes \(`objective\.label_dropout`\)"):
+            asked(unguided, guidance=2.0)
 
 
 def guided_config(**network):
-    config = config_of("drift", guided=True, **network)
-    return config.model_copy(update={"objective": Bounded()})
+    scales = ("objective.guidance_max=4", "objective.unconditional=2")
+    return config_of("drift", *scales, guided=True, **network)
 
 
 def test_a_scale_that_the_network_is_trained_with_is_its_input_and_within_the_trained_range():

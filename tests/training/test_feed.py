@@ -5,10 +5,12 @@ import threading
 import pytest
 import torch
 
+from driftkit.encoders.pixel import PixelEncoder
 from driftkit.methods.classifier.method import ClassifierConfig
 from driftkit.methods.classifier.objective import Classifier
 from driftkit.methods.ddpm.config import DDPMConfig
 from driftkit.methods.ddpm.objective import DDPM
+from driftkit.methods.drifting.config import DriftingConfig
 from driftkit.methods.drifting.objective import Drifting
 from driftkit.methods.mae.method import MAEConfig
 from driftkit.methods.mae.objective import MAE
@@ -84,7 +86,9 @@ def test_draws_are_those_of_the_streams():
     drawn = feed(OBJECTIVES["ddpm"]).batch(2).draws
     assert torch.equal(drawn["noise"], image_noise(5, "noise", range(BATCH), SHAPE, step=2))
     assert drawn["time"].tolist() == [stream_seed(5, "time", 2, slot) % 1000 for slot in range(BATCH)]
-    prior = Drifting.draws(None, 5, 2, range(BATCH), SHAPE)
+    prior = Drifting(DriftingConfig(encoder="pixel"), PixelEncoder(input_size=8), ranks=Ranks()).draws(
+        5, 2, range(BATCH), SHAPE
+    )
     assert torch.equal(prior["prior"], image_noise(5, "prior", range(BATCH), SHAPE, step=2))
 
 

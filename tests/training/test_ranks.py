@@ -1,6 +1,7 @@
 """Two ranks give the gradient of one process with the whole batch."""
 
 import contextlib
+import dataclasses
 import itertools
 import os
 import re
@@ -23,6 +24,7 @@ from driftkit.protocols import Execution
 from driftkit.runtime.ranks import Ranks
 from driftkit.stages import train as train_stage
 from driftkit.storage.run_folder import Run
+from driftkit.training.conditions import conditioned_network
 from driftkit.training.feed import Feed
 from driftkit.training.gradients import GradientExchange
 from driftkit.training.resume_plan import plan_resume
@@ -35,20 +37,37 @@ SETS = ["model.base_channels=8", "model.channel_multipliers=[1,2]", "model.num_h
         "model.num_res_blocks=1", "model.attention_resolutions=[]"]  # fmt: skip
 
 
+CLASSES = [
+    "objective.class_conditional=true", "objective.positives=4", "objective.unconditional=2", "objective.guidance_max=4"
+]  # fmt: skip
+DRIFTING = {
+    "drift": [],
+    "drift, classes": CLASSES,
+    "drift, classes, location": [*CLASSES, "objective.scale_over=location"],
+    "drift, one class of all ranks": [*CLASSES, "objective.groups=1"],
+    "drift, groups": ["objective.groups=2", "objective.positives=3"],
+}
+
+
 def gradients(objective: str, ranks: Ranks, micro_batch: int | None = None) -> dict[str, torch.Tensor]:
-    extra = ["objective.encoder=pixel", "objective.feature_set=paper"] if objective == "drift" else []
+    extra = ["objective.encoder=pixel", "objective.feature_set=paper", "objective.scale_over=map"]
+    extra = [*extra, *DRIFTING[objective]] if objective in DRIFTING else []
     model = SETS if objective != "mae" else MAE_SETS
-    config, _ = resolve_config(objective=objective, assignments=[*model, *extra])
+    method = objective.split(",")[0]
+    config, _ = resolve_config(objective=method, assignments=[*model, *extra])
     images = torch.randint(0, 256, (40, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-    built = METHODS[objective].build(config.objective, setting(images, ranks))
+    where = setting(images, ranks, global_batch=BATCH)
+    labelled = dataclasses.replace(where.pack, labels=torch.arange(40) % 4, classes=("a", "b", "c", "d"))
+    shape = conditioned_network(config.objective, config.model, labelled)
+    built = METHODS[method].build(config.objective, dataclasses.replace(where, pack=labelled, network=shape))
     torch.manual_seed(0)
-    network = build_network(config.model, image_size=8)
+    network = build_network(shape, image_size=8)
     for parameter in network.parameters():  # zero-initialised outputs would hide the rest of the network
         if parameter.abs().max() == 0:
             torch.nn.init.normal_(parameter, std=0.1)
     feed = Feed(
         images, torch.arange(40) % 4 - 1, batch_size=BATCH // ranks.world_size, horizontal_flip=True, seed=0,
-        ranks=ranks, device=torch.device("cpu"),
+        ranks=ranks, device=torch.device("cpu"), objective=built.objective if objective in DRIFTING else None,
     )  # fmt: skip
     network = network.to(memory_format=torch.channels_last)
     exchange = GradientExchange(network.parameters(), ranks, bucket_bytes=1000)
@@ -62,7 +81,10 @@ def work(rank: int, world: int, folder: str) -> None:
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank))
     ranks = Ranks.start(device_type="cpu")
-    out = {f"{o}/{k}": v for o in ("drift", "ddpm", "mae") for k, v in gradients(o, ranks, micro_batch=4).items()}
+    out = {f"{o}/{k}": v for o in (*DRIFTING, "ddpm", "mae") for k, v in gradients(o, ranks, micro_batch=4).items()}
+    before = ranks.traffic.gathered_bytes
+    gradients("drift, classes", ranks)
+    out["gathered by groups"] = ranks.traffic.gathered_bytes - before
     x = torch.randn(5, BATCH, 6, generator=torch.Generator().manual_seed(2))
     pos = torch.randn(5, BATCH, 6, generator=torch.Generator().manual_seed(3)) + 1
     mine = slice(rank * BATCH // world, (rank + 1) * BATCH // world)
@@ -80,11 +102,15 @@ def test_ranks_share_one_field_and_one_gradient(tmp_path, monkeypatch):
     world = 2
     mp.start_processes(work, args=(world, str(tmp_path)), nprocs=world, start_method="spawn")
     parts = [torch.load(tmp_path / f"{r}.pt", weights_only=True) for r in range(world)]
-    for objective in ("drift", "ddpm", "mae"):
+    for objective in (*DRIFTING, "ddpm", "mae"):
         for name, want in gradients(objective, Ranks()).items():
             for part in parts:
                 got = part[f"{objective}/{name}"]
-                assert (got - want).norm() <= 2e-4 * want.norm() + 1e-7, (objective, name)
+                assert (got - want).norm() <= (1e-5 if "," in objective else 2e-4) * want.norm() + 1e-7, (
+                    objective,
+                    name,
+                )
+    assert parts[0]["gathered by groups"] == 0
     x = torch.randn(5, BATCH, 6, generator=torch.Generator().manual_seed(2))
     pos = torch.randn(5, BATCH, 6, generator=torch.Generator().manual_seed(3)) + 1
     for scale_over in ("map", "location"):

@@ -8,7 +8,7 @@ from torch import nn
 
 from driftkit.methods.classifier.method import ClassifierConfig
 from driftkit.methods.encoder_training import MEASURE_BATCH, HeldOut, crop_batch, crop_draws
-from driftkit.protocols import UNCONDITIONAL, Batch, Condition, Execution, StepLoss
+from driftkit.protocols import UNCONDITIONAL, Batch, ChosenImages, Condition, Execution, StepLoss
 from driftkit.runtime.ranks import Ranks
 from driftkit.storage.images import to_float
 
@@ -26,6 +26,9 @@ class Classifier:
     def draws(self, seed: int, step: int, slots: range, image_shape: Sequence[int]) -> dict[str, torch.Tensor]:
         """`crop`, where images are cropped."""
         return crop_draws(seed, step, slots, min_crop=self.config.min_crop)
+
+    def choose(self, seed: int, step: int, slots: range) -> ChosenImages | None:
+        return None
 
     def accumulate(self, model: nn.Module, batch: Batch, execution: Execution) -> StepLoss:
         batch = batch.drawn(self)

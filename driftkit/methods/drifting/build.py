@@ -12,7 +12,9 @@ from driftkit.encoders.lineage import PIXEL_TERM
 from driftkit.encoders.registry import encoder_kind, load_encoder
 from driftkit.methods.base import BuiltObjective, Setting
 from driftkit.methods.drifting.config import DriftingConfig
+from driftkit.methods.drifting.grouping import GroupImages, Groups, step_groups
 from driftkit.methods.drifting.objective import Drifting
+from driftkit.models.contract import GeneratorNetworkConfig
 from driftkit.protocols import Execution
 from driftkit.runtime.device import autocast
 from driftkit.runtime.environment import cache_folder
@@ -21,6 +23,11 @@ from driftkit.storage.files import state_digest
 
 def build_drifting(config: DriftingConfig, setting: Setting) -> BuiltObjective:
     """The objective, and what the manifest records of its encoder."""
+    labels = setting.pack.labels[setting.training] if config.class_conditional else None
+    groups = step_groups(config, global_batch=setting.global_batch, num_classes=len(setting.pack.classes))
+    groups.share(setting.ranks.world_size)  # refuses what ranks cannot share, before anything is loaded
+    plain = groups == Groups(1, setting.global_batch, setting.global_batch, 0) and labels is None
+    images = None if plain else GroupImages(groups, setting.training, labels)
     if setting.ranks.world_size > 1 and config.encoder_weights is None and not config.random_weights:
         with setting.ranks.first_alone():  # one download per cache, which the other ranks then read
             encoder_kind(config.encoder).fetch(config.encoder)
@@ -39,7 +46,16 @@ def build_drifting(config: DriftingConfig, setting: Setting) -> BuiltObjective:
         "lineage": [lineage.describe() for lineage in lineages],
     }
     encoder.store_weights_for(setting.dtype)  # their digests have been taken
-    return BuiltObjective(Drifting(config, encoder, ranks=setting.ranks, cache=cache, compiled=setting.compile), record)
+    objective = Drifting(
+        config,
+        encoder,
+        network=setting.network if isinstance(setting.network, GeneratorNetworkConfig) else None,
+        images=images,
+        ranks=setting.ranks,
+        cache=cache,
+        compiled=setting.compile,
+    )
+    return BuiltObjective(objective, record, tuple(groups.advice(by_class=config.class_conditional)))
 
 
 def _open_cache(encoder: FrozenEncoder, features: str, setting: Setting) -> FeatureCache:

@@ -1,12 +1,14 @@
 """Settings of drifting."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from driftkit.config.settings import Option
 from driftkit.encoders.encoder_config import ENCODER, EncoderConfig
-from driftkit.methods.base import GenerativeConfig
+from driftkit.methods.base import CONDITIONS, GenerativeConfig
+
+GROUPS = "Groups of a step"
 
 
 class DriftingConfig(EncoderConfig, GenerativeConfig):
@@ -16,6 +18,30 @@ class DriftingConfig(EncoderConfig, GenerativeConfig):
     cache_features: Annotated[bool, Option(ENCODER)] = Field(
         False, description="compute the features of real images once and map them from disk, in bfloat16"
     )
+    groups: Annotated[int | None, Option(GROUPS, default="1, or one per class")] = Field(
+        None,
+        ge=1,
+        description="groups per step, each with a field of its own; with class_conditional of one class each",
+    )
+    positives: Annotated[
+        str | None,
+        BeforeValidator(lambda value: str(value) if isinstance(value, int) else value),
+        Option(GROUPS, default="as many as generated"),
+    ] = Field(
+        None,
+        pattern=r"^(([1-9][0-9]{0,6})|((([1-9][0-9]{0,6}),)?queue:[1-9][0-9]{0,6}))$",
+        description="real images per group: a number; queue:N draws them from the last N of a class; or 64,queue:128",
+    )
+    unconditional: Annotated[int, Option(GROUPS)] = Field(
+        0, ge=0, le=2**20, description="real images of any class per group, which push for guidance"
+    )
+    guidance_max: Annotated[float, Option(CONDITIONS)] = Field(
+        1.0, ge=1, le=100, description="largest guidance scale alpha that the network is trained with; 1: none"
+    )
+    guidance_power: float = Field(
+        3.0, ge=0, le=20, description="k in the density of alpha, alpha^-k from 1 to the largest"
+    )
+    guidance_at_one: float = Field(0.0, ge=0, lt=1, description="share of groups with alpha 1")
     taus: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (0.02, 0.05, 0.2), min_length=1, description="temperatures over the mean distance"
     )
@@ -32,3 +58,21 @@ class DriftingConfig(EncoderConfig, GenerativeConfig):
     field_chunk_mib: int | None = Field(
         None, ge=1, description="size in MiB of the workspace of the field; None: 16 on a CPU, 2048 on a GPU"
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.guidance_max > 1 and not (self.class_conditional and self.unconditional):
+            raise ValueError("guidance_max: needs class_conditional, and unconditional images per group")
+        if self.unconditional and self.guidance_max == 1:
+            raise ValueError(
+                "unconditional: these images have weight 0 without guidance; set guidance_max, or 0 images"
+            )
+        return self
+
+    @property
+    def trains_guidance(self) -> bool:
+        return self.guidance_max > 1
+
+    @property
+    def max_guidance(self) -> float | None:
+        return self.guidance_max if self.trains_guidance else None

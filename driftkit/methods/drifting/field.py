@@ -175,7 +175,7 @@ def _scales_of(ws: Workspace, fields: range, affinity: Affinity, prescale: torch
 
 @dataclass(frozen=True)
 class AggregatedDrift:
-    """Result of `aggregated_drift`. All tensors are without gradient, and equal on all ranks but for `v`."""
+    """Result of `aggregated_drift`, without gradient; of the same fields on all `ranks`, but for the rows of `v`."""
 
     v: torch.Tensor
     """[G, N, C], the sum of V_tau / lambda_tau over the temperatures, in units of normalised features."""
@@ -204,6 +204,7 @@ def aggregated_drift(
     normalisation: str = "both",
     chunk_bytes: int | None = None,
     ranks: Ranks | None = None,
+    scale_ranks: Ranks | None = None,
     shared: SharedFeatures | None = None,
     wait: bool | None = None,
 ) -> AggregatedDrift:
@@ -234,6 +235,8 @@ def aggregated_drift(
             needed beyond it is described in `workspace`.
         ranks: the processes whose features together are the batch; features of all of them are gathered once, and
             every rank computes the rows of its own x.
+        scale_ranks: processes that hold other fields of the same scale groups, equally many of each group: S and lambda
+            are common to all of them, and no features are gathered. Then `ranks` is this process alone.
         shared: what `share_features` gave for the same features and ranks, when their exchange was begun beforehand.
         wait: whether the host may read values, for which it waits for the device, to choose the cheapest arithmetic
             that is exact enough (see `precision`). None: on a CPU alone.
@@ -273,6 +276,7 @@ def aggregated_drift(
             dtype=compute_dtype(result, sharpness=sharpness[-1], multiplications=g * n * k * c),
             chunk_bytes=chunk_bytes or CHUNK_BYTES.get(device.type, CHUNK_BYTES["cuda"]),
             wait=device.type in WAITS if wait is None else wait,
+            scale_ranks=scale_ranks or Ranks(),
         )
         v = points.x.new_empty((g, n, c), dtype=result)
         per_field, per_tau = ws.y.new_empty((g, len(_Scales._fields))), ws.y.new_empty((g, t, 2))

@@ -1,6 +1,7 @@
 """Drifting: the generator regresses onto its own output, moved along the field in an encoder's feature space."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
@@ -12,11 +13,14 @@ from driftkit.encoders.frozen_encoder import FrozenEncoder
 from driftkit.errors import NonFiniteError, NonFiniteStepError
 from driftkit.methods.drifting.config import DriftingConfig
 from driftkit.methods.drifting.field import AggregatedDrift, aggregated_drift
+from driftkit.methods.drifting.grouping import GroupImages, guidance_scales, unconditional_weight
 from driftkit.methods.drifting.loss import drift_loss
 from driftkit.methods.drifting.samplers import generate_one_step
 from driftkit.methods.drifting.sharing import SharedFeatures, share_features
-from driftkit.protocols import UNCONDITIONAL, Batch, Condition, Execution, StepLoss
-from driftkit.runtime.random import image_noise, seed_global_generators
+from driftkit.methods.drifting.workspace import ScaleOver
+from driftkit.models.contract import GeneratorNetworkConfig
+from driftkit.protocols import UNCONDITIONAL, Batch, ChosenImages, Condition, Execution, StepLoss
+from driftkit.runtime.random import image_noise, seed_global_generators, style_codes
 from driftkit.runtime.ranks import Ranks
 
 FIELD_STATS = ("drift_scale", "effective_points", "logit_range")  # of a field, by temperature
@@ -27,15 +31,18 @@ SMALLEST_VARIANCE = 1e-24
 class Drifting:
     """Loss of a one-step generator in the feature space of a frozen encoder.
 
-    Generated and real features of all ranks are gathered, so that the field sees the global batch.
+    A step has one or more groups (`grouping`), each with a field of its own. Where ranks hold whole groups, only scales
+    are exchanged. Features of a single group of all ranks are gathered, so that its field sees the global batch.
 
     Args:
+        network: config of the generator, which says what it is conditioned on; None: nothing.
+        images: which real images the groups get; None: one unconditional group of all slots, with a positive for each.
         cache: of the features of real images; None encodes those of every batch.
         compiled: whether everything from images to feature groups is one compiled function.
 
-    Source: arXiv 2602.04770, Algorithm 1 and Appendix A.5, A.6. Differs: unconditional, one real image per generated;
-    and by default each location has its own feature and drift scale, where paper and authors' release share them over a
-    map (`scale_over`), and affinities have no lower bound, where the release has 1e-3 (`affinity_floor`).
+    Source: arXiv 2602.04770, Algorithm 1 and Appendix A.2, A.5 to A.7. Differs: by default each location has its own
+    feature and drift scale, where paper and authors' release share them over a map (`scale_over`), and affinities have
+    no lower bound, where the release has 1e-3 (`affinity_floor`).
     """
 
     def __init__(
@@ -44,10 +51,16 @@ class Drifting:
         encoder: FrozenEncoder,
         *,
         ranks: Ranks,
+        network: GeneratorNetworkConfig | None = None,
+        images: GroupImages | None = None,
         cache: FeatureCache | None = None,
         compiled: bool = False,
     ):
-        self.config = config
+        self.config, self.network, self.images = config, network or GeneratorNetworkConfig(), images
+        self.own_groups = 1 if images is None else images.groups.share(ranks.world_size).count
+        # Whole groups need no features of other ranks; a single one is spread over all.
+        whole = images is not None and self.own_groups * ranks.world_size == images.groups.count
+        self.field_ranks, self.scale_ranks = (Ranks(), ranks) if whole else (ranks, Ranks())
         self.cache = cache
         self.encoder = encoder
         self.ranks = ranks
@@ -57,11 +70,27 @@ class Drifting:
         if compiled:  # batches have one or two sizes: a program for each is faster than one for any
             self._features = torch.compile(self._encode, dynamic=False)
 
-    needs_labels = False
+    needs_labels = False  # labels follow from the groups
 
     def draws(self, seed: int, step: int, slots: range, image_shape: Sequence[int]) -> dict[str, torch.Tensor]:
-        """`prior`, the standard normal noise that images are generated from."""
-        return {"prior": image_noise(seed, "prior", slots, image_shape, step=step)}
+        """`prior`, the standard normal noise that images are generated from; `labels`, `guidance`, `style` if taken."""
+        draws = {"prior": image_noise(seed, "prior", slots, image_shape, step=step)}
+        if self.images is not None and self.images.by_class:
+            group = torch.tensor(slots) // self.images.groups.generated
+            draws["labels"] = self.images.classes(seed, step)[group]
+            if self.config.trains_guidance:
+                draws["guidance"] = guidance_scales(self.config, seed, step, range(self.images.groups.count))[group]
+        if self.network.style_tokens:
+            tokens, codes = self.network.style_tokens, self.network.style_codes
+            draws["style"] = style_codes(seed, "prior", slots, tokens=tokens, codes=codes, step=step)
+        return draws
+
+    def choose(self, seed: int, step: int, slots: range) -> ChosenImages | None:
+        """The positives of the groups of these slots, then their unconditional images."""
+        if self.images is None:
+            return None
+        ranks = self.images.groups.count * self.images.groups.generated // len(slots)
+        return self.images.choose(seed, step, slots.start // len(slots), ranks)
 
     def accumulate(self, model: nn.Module, batch: Batch, execution: Execution) -> StepLoss:
         """Gradient of the field of the whole batch, whatever the chunks.
@@ -75,8 +104,9 @@ class Drifting:
         batch = batch.drawn(self)
         assert batch.draws is not None
         noise = batch.draws["prior"].to(batch.images)
+        batch = replace(batch, condition=Condition(*(batch.draws.get(part) for part in Condition._fields)))
         execution.clock.mark("data")
-        positives = self._positives(batch, execution)
+        real = self._real(batch, execution)
         if len(chunks) == 1:
             only = self._generate(model, noise, chunks[0], batch, execution)
             parts = [only[1]]
@@ -84,7 +114,7 @@ class Drifting:
             only = None
             with torch.no_grad():
                 parts = [self._generate(model, noise, chunk, batch, execution)[1] for chunk in chunks]
-        outcome, gradients = self._field(_joined(parts), positives, step=batch.step)
+        outcome, gradients = self._field(_joined(parts), real, batch.condition.guidance, step=batch.step)
         execution.clock.mark("field")
         for chunk in chunks:
             images, groups = only or self._generate(model, noise, chunk, batch, execution)
@@ -107,7 +137,8 @@ class Drifting:
             execution.clock.mark("encoder")
         return images, groups
 
-    def _positives(self, batch: Batch, execution: Execution) -> list[FeatureGroup]:
+    def _real(self, batch: Batch, execution: Execution) -> list[FeatureGroup]:
+        """Features of the real images, as `choose` has ordered them."""
         if self.cache is not None:
             assert batch.indices is not None
             assert batch.flips is not None
@@ -115,21 +146,21 @@ class Drifting:
             execution.clock.mark("data")
             return groups
         with torch.no_grad(), execution.autocast():
-            groups = _joined([self._features(batch.images[chunk]) for chunk in execution.chunks(len(batch.slots))])
+            groups = _joined([self._features(batch.images[chunk]) for chunk in execution.chunks(len(batch.images))])
         execution.clock.mark("encoder")
         return groups
 
     def _field(
-        self, generated: list[FeatureGroup], positives: list[FeatureGroup], *, step: int
+        self, generated: list[FeatureGroup], real: list[FeatureGroup], guidance: torch.Tensor | None, *, step: int
     ) -> tuple[StepLoss, dict[str, torch.Tensor]]:
-        """The loss, and its gradient at every group's features [L, N, C], by name."""
+        """The loss, and its gradient at the features [L, N, C] of every map and kind, by name."""
         terms: dict[str, torch.Tensor] = {}
         stats: list[tuple[FeatureGroup, torch.Tensor]] = []  # of each group the FIELD_STATS, [3, T]
         gradients: dict[str, torch.Tensor] = {}
         variances: list[tuple[torch.Tensor, torch.Tensor]] = []  # of generated and real features of each group
-        for gen, x, y_pos, shared in _one_ahead(self._shared(generated, positives)):
+        for gen, x, y_pos, shared in _one_ahead(self._shared(generated, real, guidance)):
             drift = self._one_call(gen, x, y_pos, shared, step=step)
-            sizes = [group.values.shape[0] for group in gen.groups]
+            sizes = [group.values.shape[0] * self.own_groups for group in gen.groups]
             both = zip(_variance(x.detach()).split(sizes), _variance(y_pos).split(sizes), strict=True)
             variances += [(ours.mean(), real.mean()) for ours, real in both]
             per_field = drift_loss(x, drift)
@@ -139,7 +170,8 @@ class Drifting:
                 stats.append((group, values.mean(dim=2)))
             torch.stack([terms[group.name] for group in gen.groups]).sum().backward()
             assert x.grad is not None
-            gradients |= {g.name: grad for g, grad in zip(gen.groups, x.grad.split(sizes), strict=True)}
+            for group, grad in zip(gen.groups, x.grad.split(sizes), strict=True):
+                gradients[group.name] = grad.unflatten(0, (-1, self.own_groups)).flatten(1, 2)
         terms = {name: term.detach() for name, term in terms.items()}
         health = self._health(stats)
         spreads = [(ours / real.clamp(min=SMALLEST_VARIANCE)).sqrt() for ours, real in variances]
@@ -149,15 +181,33 @@ class Drifting:
         return StepLoss(torch.stack(list(terms.values())).sum(), terms, health, sources), gradients
 
     def _shared(
-        self, generated: list[FeatureGroup], positives: list[FeatureGroup]
+        self, generated: list[FeatureGroup], real: list[FeatureGroup], guidance: torch.Tensor | None
     ) -> Iterator[tuple[FieldCall, torch.Tensor, torch.Tensor, SharedFeatures]]:
         """Every field call with its features, x a leaf of its own graph, whose exchange among ranks has begun."""
-        for gen, pos in zip(field_calls(generated), field_calls(positives), strict=True):
-            x, y_pos = gen.values().detach().requires_grad_(), pos.values()
+        for gen, pos in zip(field_calls(generated), field_calls(real), strict=True):
+            x = self._by_group(gen.values().detach()).requires_grad_()
+            y_pos, negatives, weight = pos.values(), None, None
+            if guidance is not None:
+                assert self.images is not None
+                whole = self.images.groups
+                own = self.images.groups.share(self.ranks.world_size)
+                y_pos, unconditional = y_pos.split([own.count * own.positives, own.count * own.unconditional], dim=1)
+                negatives = self._by_group(unconditional)
+                alpha = guidance.view(own.count, own.generated)[:, 0]
+                weight = unconditional_weight(alpha, generated=whole.generated, unconditional=whole.unconditional)
+                weight = weight.repeat(gen.vectors)[:, None].expand(-1, own.unconditional)
+            y_pos = self._by_group(y_pos)
             shapes = (x.shape, y_pos.shape)
             compare = shapes not in self._compared  # shapes are constants of a run, and equal on all ranks
             self._compared.add(shapes)
-            yield gen, x, y_pos, share_features(x, y_pos, ranks=self.ranks, compare=compare)
+            ranks = self.field_ranks
+            shared = share_features(x, y_pos, negatives, negative_weight=weight, ranks=ranks, compare=compare)
+            yield gen, x, y_pos, shared
+
+    def _by_group(self, features: torch.Tensor) -> torch.Tensor:
+        """Every group's images in a field of their own: [L, groups * N, C] -> [L * groups, N, C]."""
+        separate: torch.Tensor = features.unflatten(1, (self.own_groups, -1))  # type: ignore[no-untyped-call]
+        return separate.flatten(0, 1)
 
     def _one_call(
         self,
@@ -168,23 +218,30 @@ class Drifting:
         *,
         step: int,
     ) -> AggregatedDrift:
-        config, membership = self.config, gen.membership()
+        config, by_map = self.config, gen.membership()
+        membership = tuple(number for number in by_map for _ in range(self.own_groups))  # of every field
+        sharing: ScaleOver = membership if config.scale_over == "map" else "location"
+        if (
+            config.scale_over == "location" and self.own_groups * self.scale_ranks.world_size > 1
+        ):  # a location's groups share its scales
+            sharing = tuple(location for location in range(len(by_map)) for _ in range(self.own_groups))
         try:
             return aggregated_drift(
                 x,
                 y_pos,
                 taus=config.taus,
-                scale_over=membership if config.scale_over == "map" else "location",
+                scale_over=sharing,
                 affinity_floor=config.affinity_floor,
                 kernel=config.kernel,
                 normalisation=config.normalisation,
                 chunk_bytes=config.field_chunk_mib * 2**20 if config.field_chunk_mib else None,
-                ranks=self.ranks,
+                ranks=self.field_ranks,
+                scale_ranks=self.scale_ranks,
                 shared=shared,
             )
         except NonFiniteError as error:
             points = shared.points()
-            names = []
+            names = [] if error.fields else ["features of another rank"]
             for side, (which, *_) in (("generated", (points.x,)), ("real", points.others)):
                 broken = (~torch.isfinite(which)).flatten(1).any(dim=1).tolist()
                 found = {gen.groups[membership[field]].name for field in error.fields if broken[field]}
@@ -192,7 +249,9 @@ class Drifting:
             raise NonFiniteStepError(names, step) from None
 
     def _health(self, stats: Sequence[tuple[FeatureGroup, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        """Means over the fields of each map, over maps, and over both by temperature."""
+        """Means over the fields of each map, over maps, and over both by temperature, of all ranks."""
+        shared = self.scale_ranks.mean(torch.stack([values for _, values in stats]))
+        stats = [(group, values) for (group, _), values in zip(stats, shared, strict=True)]
         by_map: dict[str, list[torch.Tensor]] = {}
         for group, values in stats:
             by_map.setdefault(group.map, []).append(values[0].mean())

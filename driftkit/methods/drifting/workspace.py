@@ -15,6 +15,7 @@ import torch
 from driftkit.errors import NonFiniteError, UsageError
 from driftkit.methods.drifting.distance import write_distances
 from driftkit.methods.drifting.sharing import Points
+from driftkit.runtime.ranks import Ranks
 
 ScaleOver = Literal["map", "location"] | Sequence[int] | torch.Tensor
 
@@ -105,9 +106,17 @@ class Workspace:
     """
 
     def __init__(
-        self, points: Points, groups: ScaleGroups, *, num_taus: int, dtype: torch.dtype, chunk_bytes: int, wait: bool
+        self,
+        points: Points,
+        groups: ScaleGroups,
+        *,
+        num_taus: int,
+        dtype: torch.dtype,
+        chunk_bytes: int,
+        wait: bool,
+        scale_ranks: Ranks,
     ):
-        self.points, self.ranks, self.groups = points, points.ranks, groups
+        self.points, self.ranks, self.groups, self.scale_ranks = points, points.ranks, groups, scale_ranks
         self.chunk_bytes, self.wait = chunk_bytes, wait
         g, _, c = points.x.shape
         n, k, t = points.num_rows, points.num_columns, num_taus
@@ -170,10 +179,11 @@ class Workspace:
         return torch.where(usable, torch.exp2(-torch.frexp(largest).exponent.to(self.y.dtype)), 1.0)
 
     def require_finite(self, fields: range) -> None:
-        """Raise NonFiniteError for features that are not finite."""
-        finite = torch.isfinite(self._largest(fields)).tolist()
-        if not all(finite):
-            raise NonFiniteError([self.groups.fields[f] for f, good in zip(fields, finite, strict=True) if not good])
+        """Raise NonFiniteError for features that are not finite, on all ranks that share scales."""
+        finite = torch.isfinite(self._largest(fields))
+        if bool(self.scale_ranks.max((~finite).any().float())):
+            bad = [self.groups.fields[f] for f, good in zip(fields, finite.tolist(), strict=True) if not good]
+            raise NonFiniteError(bad)
 
     def _largest(self, fields: range) -> torch.Tensor:
         """[F], the greatest size of a feature; not finite where one of them is not."""
@@ -181,7 +191,10 @@ class Workspace:
         return torch.stack(largest).to(self.y.dtype).amax(dim=0)  # a maximum with nan is nan
 
     def group_mean(self, fields: range, values: torch.Tensor) -> torch.Tensor:
-        """Every field's value [F, ...] replaced by the mean over its scale group."""
+        """Every field's value [F, ...] replaced by the mean over its scale group, equally many fields on each rank."""
+        return self.scale_ranks.mean(self._local_mean(fields, values))
+
+    def _local_mean(self, fields: range, values: torch.Tensor) -> torch.Tensor:
         if self.groups.separate:
             return values
         index, sizes = self.groups.members(fields)
@@ -190,6 +203,9 @@ class Workspace:
 
     def group_max(self, fields: range, values: torch.Tensor) -> torch.Tensor:
         """Every field's value [F, ...] replaced by the greatest of its scale group."""
+        return self.scale_ranks.max(self._local_max(fields, values))
+
+    def _local_max(self, fields: range, values: torch.Tensor) -> torch.Tensor:
         if self.groups.separate:
             return values
         index, sizes = self.groups.members(fields)

@@ -10,7 +10,7 @@ from driftkit.methods.encoder_training import MEASURE_BATCH, HeldOut, crop_batch
 from driftkit.methods.mae.method import NEVER, MAEConfig
 from driftkit.metrics.quality import knn_accuracy, linear_accuracy
 from driftkit.models.mae_resnet import MAEResNet
-from driftkit.protocols import UNCONDITIONAL, Batch, Condition, Execution, StepLoss
+from driftkit.protocols import UNCONDITIONAL, Batch, ChosenImages, Condition, Execution, StepLoss
 from driftkit.runtime.random import generator_for
 from driftkit.runtime.ranks import Ranks
 from driftkit.storage.images import to_float
@@ -40,6 +40,9 @@ class MAE:
             "mask": self._masked_patches(seed, step, slots, image_shape),
             **crop_draws(seed, step, slots, min_crop=self.config.min_crop),
         }
+
+    def choose(self, seed: int, step: int, slots: range) -> ChosenImages | None:
+        return None
 
     def accumulate(self, model: nn.Module, batch: Batch, execution: Execution) -> StepLoss:
         batch = batch.drawn(self)
