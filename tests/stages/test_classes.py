@@ -1,6 +1,7 @@
 """Labels all the way: a class-conditional run is trained, sampled by class, scored, compared and exported."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from driftkit.storage.checksums import file_record
 from driftkit.storage.files import read_json, read_tensors, write_tensors
 from driftkit.storage.images import read_samples, write_samples
 from driftkit.storage.run_folder import Run
-from tests.conftest import driftkit, first_is_fast, train_tiny
+from tests.conftest import driftkit, first_is_fast, replace_weights, train_tiny
 from tests.scoring.fakes import make_pack, random_images, score
 
 SHAPES = "shapes?image_size=8&count=300&classes=3"
@@ -147,3 +148,46 @@ def test_scores_during_training_ask_for_the_classes(tmp_path):
     more = ("--eval-every", "2", "--set", "evaluation.extractor=pixels", "--set", "evaluation.num_images=12")
     train_tiny(tmp_path / "run", "flow", *CONDITIONAL, *more)
     assert (tmp_path / "run" / "manifest.json").is_file()
+
+
+def test_a_drifting_run_trained_with_guidance_takes_label_scale_and_style_in_one_evaluation(tmp_path):
+    run = tmp_path / "run"
+    more = ("--guidance-max", 3, "--unconditional", 2, "--groups", 2, "--set", "model.style_tokens=2")
+    train_tiny(run, "drift", *CONDITIONAL, *more)
+    assert columns_of(run / "samples" / "step-00000002.png") == (3, 8)
+    guided = done("sample", run, "-n", 6, "--class", "all", "--guidance", 2.5)
+    assert (guided["nfe"], guided["guidance"], guided["asked_classes"]) == (1, 2.5, ["all"])
+    assert done("sample", run, "-n", 6)["guidance"] == 1.0
+    for scale in (3.5, 0.5):
+        result = driftkit("sample", run, "--guidance", scale)
+        assert (result.exit_code, "scales of 1 to 3" in result.stderr) == (2, True)
+    exported = done_export(run)
+    assert {name: value["dtype"] for name, value in exported["inputs"].items()} == {
+        "noise": "float32", "labels": "int64", "guidance": "float32", "style": "int64",
+    }  # fmt: skip
+    line = ["-r", SHAPES, "--extractor", "pixels", "-n", 48, "--allow-collapsed"]
+    for scale in (1, 2):
+        assert done("fid", run, *line, "--guidance", scale)["sampling"]["nfe"] == 1
+    compared = driftkit("compare", run, "--no-neighbours", "--speed-seconds", 1, "--output", tmp_path / "report")
+    assert compared.exit_code == 0, compared.output
+    document = read_json(tmp_path / "report" / "compare.json")
+    assert [r["sampler"] for r in document["speed"]["results"]] == ["one-step"]  # a scale costs nothing
+
+
+@pytest.mark.parametrize("format", first_is_fast("onnx", "torchscript"))
+@pytest.mark.parametrize("objective", first_is_fast("drift", "flow"))
+def test_a_conditional_graph_is_the_network_and_the_code_on_its_card_runs(objective, format, tmp_path, monkeypatch):
+    scales = ("--guidance-max", 3, "--unconditional", 2, "--groups", 2, "--set", "model.style_tokens=2")
+    train_tiny(tmp_path / "run", objective, *CONDITIONAL, *(scales if objective == "drift" else ()))
+    run = Run.open(tmp_path / "run")
+    weights = run.checkpoint().weights("ema")
+    noisy = {name: tensor + 0.1 * torch.randn_like(tensor) for name, tensor in weights.items()}
+    replace_weights(run.path, "ema", noisy)
+    result = driftkit("export", run.path, "--format", format, "--json")
+    assert result.exit_code == 0, result.output  # the graph was compared with the network, at labels -1 to 2
+    folder = run.path / "exports" / format
+    (block,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S)
+    monkeypatch.chdir(folder)
+    names = {}
+    exec(block, names)
+    assert tuple(names["images" if objective == "drift" else "v"].shape) == (16, 3, 8, 8)
