@@ -86,8 +86,8 @@ def test_run_is_sampled_and_its_evaluation_records_what_the_number_depends_on(tm
         "spec": real, "digest": digest, "count": 60, "image_size": 8, "is_training_data": False,
     }  # fmt: skip
     assert record.sampling.model_dump(exclude={"precision"}) == {
-        "method": "drift", "encoder": "outputs/mae", "sampler": "one-step", "nfe": 1, "options": {}, "classes": (), "asked_classes": None, "guidance": None, "weights": "ema",
-        "step": 30, "seed": 3,
+        "method": "drift", "encoder": "outputs/mae", "sampler": "one-step", "nfe": 1, "options": {}, "weights": "ema",
+        "classes": (), "asked_classes": None, "guidance": None, "step": 30, "seed": 3,
     }  # fmt: skip
     assert record.floor.num_images == 30
     assert set(record.metrics) <= set(record.floor.metrics)
