@@ -147,7 +147,7 @@ def cost_figure(table: ScoreTable, axis: str, *, colours: Colours, speeds: Seque
             speed = speed_of(speeds, row.run, row.sampler, row.nfe)
             cost = 1000 / speed.images_per_second if speed else None
         if cost is not None:
-            label = " · ".join(part for part in (row.sampler, _raw(row)) if part)
+            label = " · ".join(part for part in (row.sampler, _weights(row)) if part)
             lines.setdefault((row.run, label), []).append((cost, row))
     lines = {key: sorted(points, key=lambda p: p[0]) for key, points in lines.items()}
     costs = {cost for points in lines.values() for cost, _ in points}
@@ -187,8 +187,8 @@ def cost_figure(table: ScoreTable, axis: str, *, colours: Colours, speeds: Seque
     )
 
 
-def _raw(row: ScoreRow) -> str | None:
-    return "raw" if row.weights == "raw" else None
+def _weights(row: ScoreRow) -> str | None:
+    return row.weights if row.weights != "ema" else None
 
 
 def history_figure(table: ScoreTable, cost: str, runs: Sequence[RunSummary], *, colours: Colours) -> Figure | None:
@@ -199,7 +199,7 @@ def history_figure(table: ScoreTable, cost: str, runs: Sequence[RunSummary], *, 
         run = summaries.get(row.run)
         value = run.cost_at(row.step, cost) if run is not None and row.step is not None else None
         if value is not None:
-            key = (row.run, sampler_label(row.sampler, row.nfe), _raw(row))
+            key = (row.run, sampler_label(row.sampler, row.nfe), _weights(row))
             lines.setdefault(key, []).append((value, row.score))
     lines = {key: sorted(points) for key, points in lines.items() if len(points) > 1}
     if not lines:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from driftkit.config.settings import Option, Settings
+from driftkit.config.weights_name import WeightsName
 
 SCORES, SPEED, PICTURES, FILES = "Missing scores", "Speed", "Pictures", "Output"
 
@@ -30,6 +31,9 @@ class CompareConfig(Settings):
     )
     nfe: Annotated[str | None, Option(SCORES, default="the sampler's own, mostly 1,2,5,10,20,50,100")] = Field(
         None, description="network evaluations at which samplers of many steps are scored"
+    )
+    weights: Annotated[WeightsName, Option(SCORES)] = Field(
+        "ema", description="weights of each run that are scored, as in fid"
     )
     all_checkpoints: Annotated[bool, Option(SCORES)] = Field(
         False, description="score every kept checkpoint, not only the last"

@@ -58,13 +58,15 @@ def fill_missing(
         except DriftkitError as error:
             problems.append(f"{run.label} was not scored: {error}")
             continue
-        done = [_done(run.folder, evaluator, num_images) for evaluator in evaluators]
+        done = [_done(run.folder, evaluator, num_images, config.weights) for evaluator in evaluators]
         for setup in setups:
             lacking = [e for e, scored in zip(evaluators, done, strict=True) if setup not in scored]
             missing += [(run, setup, lacking)] if lacking else []
     for run, setup, lacking in missing:
         report("scores", 0, len(missing))
-        sampling = SamplingConfig(sampler=setup.sampler, nfe=setup.nfe, weights="ema", seed=SEED, step=setup.step)
+        sampling = SamplingConfig(
+            sampler=setup.sampler, nfe=setup.nfe, weights=config.weights, seed=SEED, step=setup.step
+        )
         try:
             evaluate(lacking, run.folder.path, num_images=num_images, sampling=sampling)
         except DriftkitError as error:
@@ -93,8 +95,8 @@ def setups_of(
     return setups
 
 
-def _done(run: Run, evaluator: Evaluator, num_images: int) -> set[SamplerSetup]:
-    """The setups that this evaluator has scored in float32, with that reference, count and seed."""
+def _done(run: Run, evaluator: Evaluator, num_images: int, weights: str) -> set[SamplerSetup]:
+    """The setups that this evaluator has scored in float32, with that reference, count, seed and weights."""
     expected = evaluator.extractor.info
     done = set()
     for record in read_evaluations(run)[0]:
@@ -106,7 +108,7 @@ def _done(run: Run, evaluator: Evaluator, num_images: int) -> set[SamplerSetup]:
             and record.kinship is not None
             and record.selection is None
             and sampling is not None
-            and (sampling.weights, sampling.seed, sampling.precision) == ("ema", SEED, "float32")
+            and (sampling.weights, sampling.seed, sampling.precision) == (weights, SEED, "float32")
             and sampling.is_plain
             and sampling.sampler is not None
             and sampling.nfe is not None

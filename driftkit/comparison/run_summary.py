@@ -9,20 +9,22 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from driftkit.comparison.formats import method_label, short_name
+from driftkit.comparison.formats import format_count, format_seconds, method_label, short_name
 from driftkit.config.layers import flatten
 from driftkit.encoders.lineage import Lineage, lineage_of_run, read_kinship, training_encoders_of
 from driftkit.errors import ArtifactError, DriftkitError
 from driftkit.methods.registry import METHODS, Curve
 from driftkit.metrics.registry import REQUIRED
 from driftkit.storage.files import digest_json
+from driftkit.storage.records import WeightsOrigin
 from driftkit.storage.run_folder import Run
 
 MAX_CURVE_POINTS = 300
 CLASS_CONDITIONAL = "class-conditional"
 # What two runs of one group may differ in: the seed, and settings that change neither the numbers nor their cost.
 NOT_COMPARED = ("seed", "trainer.log_every", "trainer.sample_every", "trainer.checkpoint_every", "trainer.keep_every",
-                "trainer.measure_every", "trainer.tracker", "trainer.rank_timeout", "data.spec")  # fmt: skip
+                "trainer.measure_every", "trainer.tracker", "trainer.rank_timeout", "data.spec",
+                "init_from")  # fmt: skip
 COSTS = ("step", "images", "seconds")
 MANIFEST_FIELDS = ("images_seen", "train_seconds", "parameters", "peak_memory_gib", "device", "state")
 
@@ -43,6 +45,7 @@ class RunSummary:
         config: the resolved config, dotted key -> value.
         training_encoders: what its training signal was computed with; see `lineage.training_encoders_of`.
         lineage: of an encoder, what its features come from.
+        origin: what its weights were initialised from; None: random weights.
     """
 
     label: str
@@ -73,6 +76,7 @@ class RunSummary:
     warnings: list[str] = field(default_factory=list)
     training_encoders: list[Lineage | None] = field(default_factory=list)
     lineage: Lineage | None = None
+    origin: WeightsOrigin | None = None
 
     @property
     def folder(self) -> Run:
@@ -88,7 +92,17 @@ class RunSummary:
         return self.state == "done"
 
     def cost_at(self, step: int, cost: str) -> float | None:
-        """Steps, images or seconds (one of COSTS) after `step` steps, by interpolation between metric records."""
+        """Steps, images or seconds (one of COSTS) after `step` steps, by interpolation between metric records.
+
+        What was spent on the weights that it was initialised from counts; None where that is not known.
+        """
+        own, before = self._own_cost(step, cost), 0.0
+        if self.origin is not None:
+            names = {"step": "steps", "images": "images_seen", "seconds": "train_seconds"}
+            before = getattr(self.origin, names[cost])
+        return None if own is None or before is None else own + before
+
+    def _own_cost(self, step: int, cost: str) -> float | None:
         if step <= 0 or cost == "step":
             return float(max(step, 0))
         total = {"images": self.images_seen, "seconds": self.train_seconds}[cost]
@@ -206,6 +220,12 @@ def summarise(run: Run, *, label: str) -> RunSummary:
             f"collapse in training from step {facts.collapse_step:,}: generated features spread "
             f"{facts.worst_spread:.2g} of what real ones do at step {facts.worst_step or 0:,}{recovered}"
         )
+    origin = manifest.initialised_from
+    if origin is not None:
+        spent = f"{format_count(origin.steps)} steps, {format_count(origin.images_seen)} images and "
+        spent += f"{format_seconds(origin.train_seconds)} of training count where budgets are equal"
+        of = f" ({method_label(origin.method)}, step {format_count(origin.step)})" if origin.method else ""
+        warnings.append(f"initialised from the {origin.weights} weights of {origin.path}{of}, whose {spent}")
     scored_by = None
     if facts.scoring_every:
         reference = facts.scoring_reference or facts.data
@@ -216,7 +236,7 @@ def summarise(run: Run, *, label: str) -> RunSummary:
     return RunSummary(
         label=label,
         path=str(run.path),
-        group=_group(config, facts.weights_digest, manifest.data_digest),
+        group=_group(config, facts.weights_digest, manifest.data_digest, origin),
         kind=" · ".join(part for part in parts if part),
         encoder=short_name(encoder) if encoder else None,
         feature_set=feature_set,
@@ -232,6 +252,7 @@ def summarise(run: Run, *, label: str) -> RunSummary:
         warnings=warnings,
         training_encoders=training_encoders_of(manifest),
         lineage=lineage_of_run(manifest, "unknown") if is_encoder else None,
+        origin=origin,
     )
 
 
@@ -245,11 +266,14 @@ def curve_keys() -> list[str]:
     return list(dict.fromkeys(curve.key for method in METHODS.values() for curve in method.curves))
 
 
-def _group(config: Mapping[str, Any], encoder_digest: str | None, data_digest: str | None) -> str:
+def _group(
+    config: Mapping[str, Any], encoder_digest: str | None, data_digest: str | None, origin: WeightsOrigin | None
+) -> str:
     """The same for runs that differ in their seed alone; encoders and images count by content, not by name."""
     ignored = {*NOT_COMPARED, *(["objective.encoder"] if encoder_digest else [])}
     compared = {k: v for k, v in config.items() if k not in ignored and not k.startswith("evaluation.")}
-    return digest_json([compared, encoder_digest, data_digest or config.get("data.spec")])[:12]
+    content = [encoder_digest, data_digest or config.get("data.spec"), *([origin.digest] if origin else [])]
+    return digest_json([compared, *content])[:12]
 
 
 def thin(

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from driftkit.config.settings import Option, Settings
+from driftkit.config.weights_name import WEIGHTS_HELP, WeightsName
 
 MODEL, FILES = "Model", "Output"
 
@@ -16,9 +17,7 @@ class ExportConfig(Settings):
     format: Annotated[Literal["safetensors", "onnx", "torchscript"], Option(MODEL)] = Field(
         "safetensors", description="file format; onnx needs the extra onnx"
     )
-    weights: Annotated[Literal["ema", "raw"], Option(MODEL)] = Field(
-        "ema", description="averaged weights, or raw: the last ones"
-    )
+    weights: Annotated[WeightsName, Option(MODEL)] = Field("ema", description=WEIGHTS_HELP)
     step: Annotated[int | None, Option(MODEL, default="the last one")] = Field(
         None, description="step of the checkpoint"
     )

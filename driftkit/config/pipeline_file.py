@@ -40,7 +40,7 @@ POSITIONAL = {
 # Keys whose values are read by the stage, so that a change of their content makes it run again.
 READ_KEYS = {
     "run", "target", "runs", "encoder", "data", "reference", "spec", "extractor", "encoder_weights",
-    "extractor_weights", "config", "training", "neighbours_in",
+    "extractor_weights", "config", "training", "neighbours_in", "init_from",
 }  # fmt: skip
 DISTRIBUTED = ("train", "fid")
 """Commands whose work several processes share."""

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from driftkit.config.settings import COMMAS, Option, Settings
+from driftkit.config.weights_name import WEIGHTS_HELP, WeightsName
 
 SAMPLING = "How to sample"
 
@@ -37,9 +38,7 @@ class SamplingConfig(Settings):
         description="guidance scale; unless the network is trained with it, every step counts two evaluations",
     )
     seed: Annotated[int, Option(SAMPLING)] = Field(0, description="image i is a function of (seed, i)")
-    weights: Annotated[Literal["ema", "raw"], Option(SAMPLING)] = Field(
-        "ema", description="averaged weights, or raw: the last ones"
-    )
+    weights: Annotated[WeightsName, Option(SAMPLING)] = Field("ema", description=WEIGHTS_HELP)
     step: Annotated[int | None, Option(SAMPLING, default="the last one")] = Field(
         None, description="step of the checkpoint"
     )

@@ -120,19 +120,29 @@ def _between(encoder: Lineage | None, evaluator: Lineage) -> Kinship:
 
 
 def training_encoders_of(manifest: RunManifest) -> list[Lineage | None]:
-    """What a run's training signal was computed with, as its manifest records: nothing for a method without encoder."""
+    """What a run's training signal was computed with, as its manifest records: nothing for a method without encoder.
+
+    The encoders that taught the weights it was initialised from count, too.
+    """
+    before = manifest.initialised_from
+    inherited = [read_lineage(entry) for entry in before.training_encoders] if before else []
     encoder = manifest.encoder
     if encoder is None:
-        return [None] if "encoder" in _section(manifest.config, "objective") else []
+        return [*([None] if "encoder" in _section(manifest.config, "objective") else []), *inherited]
     named = encoder.get("lineage")
-    return [read_lineage(entry) for entry in named] if isinstance(named, list) and named else [None]
+    return [*([read_lineage(entry) for entry in named] if isinstance(named, list) and named else [None]), *inherited]
 
 
 def lineage_of_run(manifest: RunManifest, digest: str) -> Lineage:
     """What an encoder trained here comes from, by the manifest of its run and the digest of its weights."""
     model = _section(manifest.config, "model")
-    images = (f"images {manifest.data_digest[:12]}",) if manifest.data_digest else None
-    labels = model.get("num_classes") is not None  # a head for classes is there where labels train it
+    images: tuple[str, ...] | None = (f"images {manifest.data_digest[:12]}",) if manifest.data_digest else None
+    labels: bool | None = model.get("num_classes") is not None  # a head for classes is there where labels train it
+    if manifest.initialised_from is not None:
+        before = read_lineage(manifest.initialised_from.lineage)
+        seen = None if before is None else before.data
+        images = None if images is None or seen is None else tuple(dict.fromkeys([*images, *seen]))
+        labels = labels or (None if before is None else before.labels)
     return Lineage(digest, str(model.get("kind")), str(model.get("kind")), images, labels)
 
 

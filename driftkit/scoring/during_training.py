@@ -15,7 +15,7 @@ from driftkit.runtime.progress import warn
 from driftkit.runtime.terminal import say
 from driftkit.scoring.evaluator import ScoringOptions, open_evaluator
 from driftkit.scoring.image_set import ScoringExecution, default_batch_size
-from driftkit.storage.records import ClassCount, RunManifest
+from driftkit.storage.records import ClassCount, RunManifest, WeightsOrigin
 from driftkit.training.conditions import sample_conditions
 from driftkit.training.hooks import Scoring
 from driftkit.training.sampling import SAMPLE_BATCH, draw_images
@@ -29,6 +29,7 @@ def open_scoring(
     encoder: Mapping[str, Any] | None,
     device: torch.device,
     *,
+    initialised_from: WeightsOrigin | None = None,
     is_main: bool,
     classes: Sequence[ClassCount] = (),
 ) -> Scoring | None:
@@ -60,7 +61,10 @@ def open_scoring(
         execution=ScoringExecution(default_batch_size(device), device, notify=say),
         check_size=lambda size: _require_size(config, size),
     )
-    manifest = RunManifest(id="", created="", config=config.model_dump(mode="json"), encoder=encoder and dict(encoder))
+    manifest = RunManifest(
+        id="", created="", config=config.model_dump(mode="json"), encoder=encoder and dict(encoder),
+        initialised_from=initialised_from,
+    )  # fmt: skip
     kin = kinship(training_encoders_of(manifest), evaluator.extractor.lineage)
     if not kin.counts:
         warn(f"{settings.extractor} is no independent evaluator of this run, whose scores it flatters: {kin.reason}")

@@ -139,15 +139,15 @@ class Evaluator:
 
     def identity(self, run: Run, num_images: int, sampling: SamplingConfig) -> str:
         """Digest of everything that an evaluation of a run follows from: equal ones need not be made twice."""
-        checkpoint = run.checkpoint(sampling.step)
+        files = run.weights_paths(sampling.weights, sampling.step)
         return digest_json(
             {
                 "scores": SCORES_VERSION,
                 "driftkit": __version__,
                 "sampler": [sampling.sampler, sampling.nfe],
                 "conditions": [sampling.classes, sampling.guidance],
-                "noise": [sampling.seed, sampling.precision or "float32", checkpoint.step],
-                "weights": [sampling.weights, sha256_file(checkpoint.path / f"{sampling.weights}.safetensors")],
+                "noise": [sampling.seed, sampling.precision or "float32", run.checkpoint(sampling.step).step],
+                "weights": [sampling.weights, *map(sha256_file, files)],
                 "num_images": num_images,
                 "extractor": self.extractor.info.model_dump(mode="json", exclude={"lineage"}),
                 "reference": self.reference.info.digest,

@@ -20,7 +20,8 @@ from driftkit.methods.registry import METHODS
 from driftkit.stages.model_card import describe_run, to_markdown
 from driftkit.storage.files import atomic_folder, sha256_file, write_tensors
 from driftkit.storage.records import Record
-from driftkit.storage.run_folder import Run, Weights, now
+from driftkit.storage.run_folder import Run, now
+from driftkit.training.initialisation import EXPORT, ORIGIN, origin_of
 from driftkit.training.sampling import load_network
 
 SUFFIXES = {"safetensors": ".safetensors", "onnx": ".onnx", "torchscript": ".pt"}
@@ -56,7 +57,7 @@ def export(
     output: Path | None = None,
     *,
     format: str,
-    weights: Weights = "ema",
+    weights: str = "ema",
     step: int | None = None,
     force: bool = False,
 ) -> Export:
@@ -67,7 +68,7 @@ def export(
     Args:
         output: folder for the model, README.md and model.json; None takes RUN/exports/FORMAT.
         format: "safetensors" (weights), "onnx" or "torchscript" (graphs that need no driftkit).
-        weights: "ema" are the averaged weights; "raw" are the last ones.
+        weights: their name, for example "ema", "ema-0.9995", "raw" or "average:3".
         step: checkpoint; None takes the last.
         force: replace an earlier export in the folder.
 
@@ -108,6 +109,7 @@ def export(
         },
         "output": {graph.output: ["N", 3, size, size]},
         **describe_run(run, config, weights=weights, step=checkpoint.step),
+        ORIGIN: origin_of(run, weights=weights, step=checkpoint.step)[1].model_dump(mode="json"),
     }
     name = f"{graph.kind}{SUFFIXES[format]}"
     with atomic_folder(folder) as temporary:
@@ -143,7 +145,8 @@ def _write_model(
         RefusedError: the difference is larger than 1e-4 of the network's largest output, or 1e-4 where that is below 1.
     """
     if format == "safetensors":
-        header = {"driftkit": "export", **{key: document[key] for key in ("model", "image_size", "weights", "step")}}
+        keys = ("model", "image_size", "weights", "step", ORIGIN)
+        header = {"driftkit": EXPORT, **{key: document[key] for key in keys}}
         write_tensors(path, network.state_dict(), header=header)
         return None
     with warnings.catch_warnings():

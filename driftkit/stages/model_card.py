@@ -11,11 +11,11 @@ from driftkit.comparison.score_table import score_tables
 from driftkit.encoders.registry import encoder_licence, published_file
 from driftkit.methods.registry import METHODS, MethodConfig
 from driftkit.scoring.evaluation_record import read_evaluations
-from driftkit.storage.run_folder import Run, Weights
+from driftkit.storage.run_folder import Run
 from driftkit.training.train_config import TrainConfig
 
 
-def describe_run(run: Run, config: TrainConfig, *, weights: Weights, step: int) -> dict[str, Any]:
+def describe_run(run: Run, config: TrainConfig, *, weights: str, step: int) -> dict[str, Any]:
     """The fields of the card that describe a run, as JSON data."""
     manifest = run.manifest()
     data = manifest.inputs.get("data", {})
@@ -36,6 +36,7 @@ def describe_run(run: Run, config: TrainConfig, *, weights: Weights, step: int) 
         "device": manifest.device,
         "seed": config.seed,
         "data": {"spec": config.data.spec, "digest": data.get("digest"), "count": data.get("count")},
+        "initialised_from": origin.model_dump(mode="json") if (origin := manifest.initialised_from) else None,
         "encoder": _encoder(encoder) if encoder else None,
         "classes": [known.name for known in manifest.classes],
         "nfe": _nfe(config.objective),

@@ -24,6 +24,7 @@ from pydantic import BaseModel, Field
 from driftkit import __version__
 from driftkit.config.layers import did_you_mean
 from driftkit.config.pipeline_file import Pipeline, Stage
+from driftkit.config.weights_name import split_weights
 from driftkit.datasets.containers import open_container
 from driftkit.datasets.packs import pack_path
 from driftkit.errors import ArtifactError, BusyError, DriftkitError, InterruptedRunError, UsageError
@@ -230,6 +231,8 @@ def fingerprint(stage: Stage, *, version: str = __version__, evaluations: bool =
 def _content(path: str, *, evaluations: bool) -> str:
     """What identifies an input's content: a run's weights (and scores), a file's bytes; names stand for themselves."""
     place = Path(path.removeprefix("encoder:").split("?")[0])
+    if not place.exists():
+        place = Path(split_weights(str(place))[0])
     if place.is_file():
         return sha256_file(place)
     if not place.exists():

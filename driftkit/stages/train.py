@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from driftkit.config.layers import flatten
 from driftkit.config.settings import OnResume, marked_keys
@@ -22,16 +23,18 @@ from driftkit.runtime.device import autocast_dtype, resolve_device
 from driftkit.runtime.progress import warn
 from driftkit.runtime.random import stream_seed
 from driftkit.runtime.ranks import Ranks, local_rank, together
+from driftkit.runtime.terminal import say
 from driftkit.scoring.during_training import open_scoring
 from driftkit.storage.atomic import require_free
 from driftkit.storage.files import digest_json, state_digest, tensor_bytes
 from driftkit.storage.lock import locked_folder
-from driftkit.storage.records import ClassCount
+from driftkit.storage.records import ClassCount, WeightsOrigin
 from driftkit.storage.run_folder import Run
 from driftkit.training.checkpoints import Checkpoints
 from driftkit.training.conditions import class_counts, conditioned_network, grid_conditions
 from driftkit.training.feed import Feed, hold_out
 from driftkit.training.hooks import MAX_GRIDS, Hook, Measurement, SampleGrids, Scoring, measure_held_out
+from driftkit.training.initialisation import initialise
 from driftkit.training.memory_estimate import TrainingMemory
 from driftkit.training.metrics_log import MetricsLog, TrainingProgress, open_trackers
 from driftkit.training.monitors import CollapseMonitor, CollapseWatch, NonFiniteRecorder
@@ -115,11 +118,17 @@ def _train(
         built = METHODS[config.objective.name].build(config.objective, setting)
     for sentence in built.advice if ranks.is_main and plan is None else ():
         warn(sentence)
-    classes = class_counts(pack) if getattr(config.objective, "class_conditional", False) else ()
-    scoring = open_scoring(config, built.encoder, device, is_main=ranks.is_main, classes=classes)
     torch.manual_seed(stream_seed(config.seed, "initial weights"))
     network = build_network(config.model, image_size=pack.image_size)
-    checkpoint_bytes = 4 * tensor_bytes(network.state_dict())  # weights, their average, two moments of each
+    origin = None
+    if config.init_from is not None:
+        origin = _initialised(network, config, run, plan, ranks)
+    classes = class_counts(pack) if getattr(config.objective, "class_conditional", False) else ()
+    scoring = open_scoring(
+        config, built.encoder, device, initialised_from=origin, is_main=ranks.is_main, classes=classes
+    )
+    held = 3 + len(config.trainer.averages)  # weights, two moments of each, their averages
+    checkpoint_bytes = held * tensor_bytes(network.state_dict())
     together(lambda: require_free(run.path, checkpoint_bytes, "one checkpoint"), ranks)
 
     document = config.model_dump(mode="json")
@@ -142,6 +151,7 @@ def _train(
             parameters=sum(p.numel() for p in network.parameters()),
             classes=classes,
             encoder=built.encoder,
+            initialised_from=origin,
             world_size=ranks.world_size,
         )
     ranks.barrier()
@@ -178,6 +188,22 @@ def _train(
             trainer.train()
     _finish(config, run, ranks)
     return TrainResult(run, resumed_from, ranks)
+
+
+def _initialised(
+    network: nn.Module, config: TrainConfig, run: Run, plan: ResumePlan | None, ranks: Ranks
+) -> WeightsOrigin:
+    """Load the weights that `init_from` names, unless the run has a checkpoint, and say which."""
+    source, resumed = config.init_from, None if plan is None else run.manifest()
+    is_trained = resumed is not None and bool(run.checkpoints())
+    assert source is not None
+    loaded = together(lambda: initialise(network, config.model, source, resumed=resumed, is_trained=is_trained), ranks)
+    if ranks.is_main and not is_trained:
+        origin = loaded.origin
+        of = f"{origin.weights} weights of step {origin.step}, {origin.method}" if origin.run else "of unknown training"
+        for note in (f"initialised from {source} ({of})", *loaded.notes):
+            say(f"{run.path}: {note}")
+    return loaded.origin
 
 
 def _hooks(

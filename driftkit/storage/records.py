@@ -65,6 +65,27 @@ class ClassCount(BaseModel):
     images: int = Field(ge=1, description="training images of this class")
 
 
+class WeightsOrigin(BaseModel):
+    """What weights come from: the run that trained them, and what it cost, with all that it was initialised from."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+    path: str = Field(description="of the run folder, or of an exported file")
+    weights: str = Field(description="their name in the run")
+    digest: str = Field(description="of their names, shapes and values")
+    step: int | None = Field(None, ge=0, le=MAX_COUNT)
+    run: str | None = Field(None, description="id of the run")
+    method: str | None = None
+    model: dict[str, Any] | None = Field(None, description="config of the network")
+    steps: int | None = Field(None, ge=0, le=MAX_COUNT, description="of training, those of earlier origins included")
+    images_seen: int | None = Field(None, ge=0, le=MAX_COUNT)
+    train_seconds: float | None = Field(None, ge=0)
+    training_encoders: list[dict[str, Any] | None] = Field(
+        [], description="lineage of every encoder that taught them; None for one that nobody knows"
+    )
+    lineage: dict[str, Any] | None = Field(None, description="images and labels that trained them")
+
+
 class RunManifest(Record):
     """What a run folder holds, and how far its training is. The config's classes are those of `training`."""
 
@@ -83,6 +104,7 @@ class RunManifest(Record):
     images_seen: int = Field(0, ge=0, le=MAX_COUNT)
     train_seconds: float = Field(0.0, ge=0)
     parameters: int | None = Field(None, le=MAX_COUNT, description="trained numbers of the network")
+    initialised_from: WeightsOrigin | None = Field(None, description="None: random weights")
     classes: tuple[ClassCount, ...] = Field((), description="of a class-conditional generator, in the order of labels")
     encoder: dict[str, Any] | None = Field(None, description="the training encoder, as its floor describes it")
     global_batch: int | None = Field(None, description="images that all processes see per step")
@@ -141,7 +163,7 @@ class SampleRecord(Record):
     )
     guidance: float | None = Field(None, description="scale, 1 for none; None for an unconditional run")
     seed: int | None = None
-    weights: str | None = Field(None, description="ema or raw")
+    weights: str | None = Field(None, description="ema, ema-0.9995, raw, average:3, ...")
     step: int | None = None
     run: str | None = Field(None, description="path of the run folder")
     data: str | None = Field(None, description="spec of the training images")

@@ -3,7 +3,7 @@
 RUN/manifest.json                         resolved config and origins, inputs, versions, state, step, seconds
 RUN/metrics.jsonl                         one record per logged step
 RUN/checkpoints/step-00002000/            ema.safetensors, raw.safetensors, optimizer.safetensors, state.json,
-                                          SHA256SUMS
+                                          SHA256SUMS; ema-0.9995.safetensors of a second ema_decay
 RUN/samples/                              step-*.png from fixed noise while it trains, and what `sample` wrote
 RUN/evaluations/*.json                    what `fid` wrote
 """
@@ -18,11 +18,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from driftkit import __version__
+from driftkit.config.weights_name import EMA, RAW, averaged_checkpoints
 from driftkit.errors import ArtifactError, NotFoundError, StorageError
 from driftkit.storage.atomic import (
     atomic_folder,
@@ -32,14 +33,13 @@ from driftkit.storage.atomic import (
     require_free,
     storage_errors,
 )
-from driftkit.storage.checksums import require_listed, write_checksums
+from driftkit.storage.checksums import read_checksums, require_listed, write_checksums
 from driftkit.storage.files import read_tensors, tensor_bytes, write_bytes, write_tensors
 from driftkit.storage.json_text import from_json
 from driftkit.storage.records import CheckpointState, RunManifest
 
 METRICS_FILE = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
-Weights = Literal["ema", "raw"]
 _STEP = re.compile(r"step-(\d{8,})")
 
 
@@ -58,9 +58,17 @@ class Checkpoint:
     def state_path(self) -> Path:
         return self.path / "state.json"
 
-    def weights(self, which: Weights) -> dict[str, torch.Tensor]:
+    def weights(self, name: str) -> dict[str, torch.Tensor]:
         """Network weights under their plain names, on the CPU."""
-        return self._tensors(f"{which}.safetensors")
+        return self._tensors(self.weights_path(name).name)
+
+    def weights_path(self, name: str) -> Path:
+        """The file of the weights of that name. Raises NotFoundError, which lists those it has."""
+        listed = [file.removesuffix(".safetensors") for file in read_checksums(self.path)]
+        if name.startswith(f"{EMA}-") and name not in listed:
+            known = ", ".join(sorted(each for each in listed if each == RAW or each.startswith(EMA)))
+            raise NotFoundError(f"{self.path} has no weights {name}; it has {known}")
+        return self.path / f"{name}.safetensors"
 
     def optimizer(self) -> dict[str, torch.Tensor]:
         """Optimizer state as `training.optimizer` flattened it."""
@@ -190,26 +198,63 @@ class Run:
         known = ", ".join(str(c.step) for c in saved)
         raise NotFoundError(f"{self.path} has no checkpoint of step {step}; it has {known}")
 
+    def weights_paths(self, name: str, step: int | None = None) -> list[Path]:
+        """The files that weights come from: one, or for `average:N` the raw weights of N checkpoints.
+
+        Raises NotFoundError where the run has no such weights, or fewer checkpoints up to `step`.
+        """
+        checkpoint = self.checkpoint(step)
+        return [each.weights_path(part) for each, part in self._parts(name, checkpoint)]
+
+    def weights(self, name: str, step: int | None = None) -> tuple[dict[str, torch.Tensor], Checkpoint]:
+        """Weights of the network on the CPU, and the checkpoint of `step`, or of the last step, that they belong to.
+
+        `average:N` is the mean of the raw weights of that checkpoint and the N - 1 kept ones before it, taken in
+        float64. Raises NotFoundError where the run has no such weights.
+        """
+        checkpoint = self.checkpoint(step)
+        parts = self._parts(name, checkpoint)
+        if len(parts) == 1:
+            return parts[0][0].weights(parts[0][1]), checkpoint
+        last = checkpoint.weights(RAW)
+        sums = {key: tensor.double() for key, tensor in last.items()}
+        for each, part in parts[:-1]:
+            for key, tensor in each.weights(part).items():
+                sums[key] += tensor
+        return {key: (sums[key] / len(parts)).to(tensor.dtype) for key, tensor in last.items()}, checkpoint
+
+    def _parts(self, name: str, checkpoint: Checkpoint) -> list[tuple[Checkpoint, str]]:
+        count = averaged_checkpoints(name)
+        if count is None:
+            return [(checkpoint, name)]
+        kept = [each for each in self.checkpoints() if each.step <= checkpoint.step]
+        if len(kept) < count:
+            raise NotFoundError(
+                f"{self.path}: weights {name} need {count} checkpoints up to step {checkpoint.step}, it has "
+                f"{len(kept)}; `trainer.keep_every` keeps more of them in training"
+            )
+        return [(each, RAW) for each in kept[-count:]]
+
     def save_checkpoint(
         self,
         step: int,
         *,
-        raw: Mapping[str, torch.Tensor],
-        ema: Mapping[str, torch.Tensor],
+        weights: Mapping[str, Mapping[str, torch.Tensor]],
         optimizer: Mapping[str, torch.Tensor],
         state: Mapping[str, Any],
-        header: Mapping[str, Any],
+        headers: Mapping[str, Mapping[str, Any]],
     ) -> Checkpoint:
         """Write one checkpoint folder whole or not at all.
 
         Args:
-            raw, ema: network weights; `header` (config, step, EMA setting) goes into both files.
+            weights: name (raw, ema, ...) -> those of the network; `headers` (config, step, EMA setting) go into their
+                files.
             optimizer: flattened.
             state: fields of `CheckpointState`.
         """
         path = self.path / CHECKPOINTS / f"step-{step:08d}"
-        tensors = {"raw": raw, "ema": ema, "optimizer": optimizer}
-        headers = {which: {**header, "weights": which} for which in ("raw", "ema")}
+        tensors = {**weights, "optimizer": optimizer}
+        headers = {name: {**headers.get(name, {}), "weights": name} for name in weights}
         num_bytes = sum(map(tensor_bytes, tensors.values()))
         run_id = self.manifest().id if self.manifest_path.is_file() else None
         try:

@@ -38,6 +38,7 @@ class Shapes:
     regenerates: bool  # whether a step of several micro-batches runs every forward twice
     batch: BatchCost | None  # cost of what is computed over the global batch; None where nothing is
     parameters: int  # of the trained network
+    averages: int  # of its weights that are kept
     encoder_bytes: int  # of the encoder's weights
     saved_bytes: int  # tensors that the networks keep for the backward pass under autocast of `dtype` on `device`
     dtype: str  # float32 or bfloat16
@@ -56,7 +57,9 @@ class Budget:
     field_flops: int  # of what is computed over the global batch
     encoder_flops: int
     network_flops: int
-    state_bytes: int  # float32 weights, gradients, two moments, EMA; weights of the encoder; on a CPU checkpoints' copy
+    state_bytes: (
+        int  # float32 weights, gradients, two moments, averages; weights of the encoder; on a CPU checkpoints' copy
+    )
     saved_bytes: int  # tensors kept for the backward pass of the images that the networks see at a time
     feature_bytes: int  # gathered features that live at a time
     field_bytes: int  # workspace and result of what is computed over the global batch
@@ -70,8 +73,9 @@ def budget(shapes: Shapes, *, images: int, ranks: int) -> Budget:
     rows, batch = images // ranks, shapes.batch
     seen = min(rows, shapes.micro_batch or rows)
     again = shapes.regenerates and seen < rows
-    copied = 4 * shapes.parameters if shapes.device == "cpu" else 0  # all but gradients, to write checkpoints from
-    state = FLOAT_BYTES * (5 * shapes.parameters + copied) + shapes.encoder_bytes
+    kept = 3 + shapes.averages  # weights, two moments, averages
+    copied = kept if shapes.device == "cpu" else 0  # to write checkpoints from
+    state = FLOAT_BYTES * (kept + 1 + copied) * shapes.parameters + shapes.encoder_bytes
     saved = seen * shapes.saved_bytes
     features = batch.feature_bytes(rows=rows, images=images) if batch else 0
     real = batch.encoded_images(rows=rows, images=images) if batch else 0
@@ -127,6 +131,7 @@ def training_shapes(config: TrainConfig, *, device: str) -> tuple[Shapes, list[s
         regenerates=work.regenerates,
         batch=work.batch,
         parameters=sum(p.numel() for p in network.parameters()),
+        averages=len(config.trainer.averages),
         encoder_bytes=encoder_bytes,
         saved_bytes=kept_bytes(networks, generate_and_encode, image_size=size, dtype=dtype, device=device),
         dtype=str(dtype).removeprefix("torch."),

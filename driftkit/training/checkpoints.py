@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
+from driftkit.config.weights_name import EMA, RAW
 from driftkit.errors import InterruptedRunError, NonFiniteStepError
 from driftkit.runtime.device import describe_device, one_worker, peak_memory_gib
 from driftkit.runtime.readback import not_finite, require_finite
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
     from driftkit.training.trainer import Trainer
 
 State = Mapping[str, Mapping[str, torch.Tensor]]
-"""Tensors of `raw` weights, `ema` weights and `optimizer`, as `Run.save_checkpoint` takes them."""
+"""Tensors of `raw` weights, of their averages (`ema`, ...) and of the `optimizer`."""
+Headers = Mapping[str, Mapping[str, Any]]
+"""Name of weights -> header of their file."""
 
 
 class Checkpoints(Hook):
@@ -41,7 +44,7 @@ class Checkpoints(Hook):
             checkpoint = saved[-1]
             state = checkpoint.state()
             trainer.restore(
-                {"raw": checkpoint.weights("raw"), "ema": checkpoint.weights("ema"),
+                {**{name: checkpoint.weights(name) for name in (RAW, *trainer.averages)},
                  "optimizer": checkpoint.optimizer()},
                 step=state.step, images_seen=state.images_seen, train_seconds=state.train_seconds,
             )  # fmt: skip
@@ -106,22 +109,25 @@ class Checkpoints(Hook):
                 "train_seconds": trainer.stopwatch.seconds,
                 "collapse": self.collapse.state(),
             }
-            header = {**self.header, "step": trainer.step, "ema_decay": trainer.ema.get_decay(trainer.step)}
+            decays = {name: average.get_decay(trainer.step) for name, average in trainer.averages.items()}
+            headers = {
+                name: {**self.header, "step": trainer.step, "ema_decay": decay}
+                for name, decay in {RAW: decays[EMA], **decays}.items()
+            }
             manifest = self._manifest_fields(trainer, "running")
-            self.writer.save(tensors, partial(self._write, state=state, header=header, manifest=manifest))
+            self.writer.save(tensors, partial(self._write, state=state, headers=headers, manifest=manifest))
         self.saved_step = trainer.step
 
     def _write(
-        self, tensors: State, *, state: Mapping[str, Any], header: Mapping[str, Any], manifest: Mapping[str, Any]
+        self, tensors: State, *, state: Mapping[str, Any], headers: Headers, manifest: Mapping[str, Any]
     ) -> None:
         """On the thread: write a checkpoint, and only then remove an older one and update the manifest."""
         self.run.save_checkpoint(
             state["step"],
-            raw=tensors["raw"],
-            ema=tensors["ema"],
+            weights={name: held for name, held in tensors.items() if name != "optimizer"},
             optimizer=tensors["optimizer"],
             state=state,
-            header=header,
+            headers=headers,
         )
         self.run.prune_checkpoints(keep_every=self.keep_every)
         self.run.update(**manifest)

@@ -25,6 +25,7 @@ from rich.progress import (
 from rich.table import Column
 
 from driftkit.config.layers import flatten
+from driftkit.config.weights_name import EMA
 from driftkit.errors import UsageError
 from driftkit.runtime.progress import is_live, warn
 from driftkit.storage.files import digest_json
@@ -148,7 +149,7 @@ class MetricsLog(Hook):
             "images_per_second_of_steps": images / max(trainer.stopwatch.seconds - seconds, 1e-9),
             "seconds_per_step": {name: spent / max(1, step.number - number) for name, spent in split.items()},
             "learning_rate": trainer.optimizer.param_groups[0]["lr"],
-            "ema_decay": trainer.ema.get_decay(step.number),
+            "ema_decay": trainer.averages[EMA].get_decay(step.number),
             "loss": total,
             "terms": dict(zip(loss.terms, terms, strict=True)),
             "health": {name: float(value) for name, value in loss.health.items()},

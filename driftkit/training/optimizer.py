@@ -1,10 +1,13 @@
-"""AdamW, clipping, the moving average of the weights, and the optimizer's state as named tensors."""
+"""AdamW, its learning rate, clipping, the moving average of the weights, and the optimizer's state as named tensors."""
 
+import math
 from collections.abc import Mapping
 
 import torch
 from timm.utils import ModelEmaV3
 from torch import nn
+
+from driftkit.training.train_config import TrainerConfig
 
 
 def adamw(
@@ -12,6 +15,32 @@ def adamw(
 ) -> torch.optim.AdamW:
     """AdamW over all parameters, in order of `named_parameters`, in one pass over them."""
     return torch.optim.AdamW(network.parameters(), lr=learning_rate, betas=betas, weight_decay=weight_decay, fused=True)
+
+
+def scheduled_rate(step: int, config: TrainerConfig) -> float:
+    """The learning rate of an update.
+
+    With rate r, warm-up W, last step T and D steps of decay, which begin at step B = T - D:
+
+    - r (step + 1) / W before step W: the first update has r / W, that of step W - 1 has r;
+    - times f + (1 - f) c(p) from step B on, with p = (step - B) / D and the share f = `final_rate`, where c(p) is
+      (1 + cos(pi p)) / 2 for a cosine schedule and 1 - p for a linear one. The update of step B still has r, and the
+      share f would be that of step T, which is not taken.
+
+    Without `decay_steps`, B is W.
+
+    Args:
+        step: number of updates before this one, from 0 to T - 1.
+    """
+    rate = config.learning_rate
+    if step < config.warmup_steps:
+        rate *= (step + 1) / config.warmup_steps
+    begin = config.warmup_steps if config.decay_steps is None else config.steps - config.decay_steps
+    if config.schedule == "constant" or step <= begin:
+        return rate
+    progress = (step - begin) / (config.steps - begin)
+    left = 1 - progress if config.schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
+    return rate * (config.final_rate + (1 - config.final_rate) * left)
 
 
 def clip_gradients(network: nn.Module, limit: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

@@ -22,6 +22,8 @@ from driftkit.training.train_config import TrainConfig
 Resume = Literal["auto", "never"]
 
 BATCH = "trainer.batch_size"
+STEPS = "trainer.steps"
+INIT = "init_from"
 
 
 @dataclass(frozen=True)
@@ -84,26 +86,30 @@ def _require_same_config(run: Run, config: TrainConfig, saved: dict[str, Any]) -
         if current[key] is None and key in saved:
             current[key] = saved[key]
     free = marked_keys(config, OnResume.FREE) | {BATCH}
+    if config.trainer.schedule != "constant":
+        free.remove(STEPS)  # the last step decides the learning rate of those before
     places = marked_keys(config, OnResume.PLACE)
     moved, different = [], []
     for key in sorted((saved.keys() | current.keys()) - free):
         before, now = saved.get(key), current.get(key)
         if before == now:
             continue
-        if key in places and _is_place(key, before) and _is_place(key, now):
+        if key in places and _is_place(key, before) and _is_place(key, now) and (key != INIT or (before and now)):
             moved.append(f"{key} was {before} and is {now} now, with the same content")
         else:
-            different.append(f"`{key}` was {before!r} and is {now!r} now")
+            why = f", and its {config.trainer.schedule} schedule ends at the last step" if key == STEPS else ""
+            different.append(f"`{key}` was {before!r} and is {now!r} now{why}")
     if different:
         raise UsageError(
-            f"{run.path} holds a run with another config ({'; '.join(different[:3])}); give another `output`"
+            f"{run.path} holds a run with another config ({'; '.join(different[:3])}); give another `output`, where "
+            "`init_from` starts new training from its weights"
         )
     return moved
 
 
 def _is_place(key: str, value: Any) -> bool:
     """Whether a setting is no name of known images or of a known encoder, but says where something lies."""
-    if value is None or key.endswith("_weights"):
+    if value is None or key == INIT or key.endswith("_weights"):
         return True
     return sources.names_a_place(value) if key.startswith("data.") else registry.names_a_place(value)
 

@@ -18,7 +18,7 @@ from driftkit.runtime.memory import fitting_batch
 from driftkit.runtime.random import image_noise
 from driftkit.runtime.readback import require_finite
 from driftkit.storage.images import to_uint8
-from driftkit.storage.run_folder import Checkpoint, Run, Weights
+from driftkit.storage.run_folder import Checkpoint, Run
 from driftkit.training.conditions import SampleConditions, sample_conditions
 from driftkit.training.train_config import TrainConfig, load_config
 
@@ -26,19 +26,19 @@ SAMPLE_BATCH = 256
 
 
 def load_network(
-    run: Run, *, weights: Weights = "ema", step: int | None = None
+    run: Run, *, weights: str = "ema", step: int | None = None
 ) -> tuple[nn.Module, TrainConfig, Checkpoint]:
     """The trained network of a run in evaluation mode, its config and the checkpoint it came from.
 
     Raises ArtifactError where one of them is absent or not readable, RefusedError where weights are not finite.
     """
     config = config_of(run)
-    checkpoint = run.checkpoint(step)
     image_size = _image_size(config, run)
+    tensors, checkpoint = run.weights(weights, step)
     network = build_with(
         lambda: build_network(config.model, image_size=image_size),
-        checkpoint.weights(weights),
-        name=f"{checkpoint.path}/{weights}.safetensors",
+        tensors,
+        name=f"{checkpoint.path}: weights {weights}",
     )
     require_finite(
         network.state_dict(),
@@ -93,7 +93,7 @@ def generate(
     classes: Sequence[str] | None = None,
     guidance: float | None = None,
     seed: int = 0,
-    weights: Weights = "ema",
+    weights: str = "ema",
     step: int | None = None,
     options: dict[str, Any] | None = None,
     precision: Precision | None = None,
@@ -111,7 +111,7 @@ def generate(
         sampler, nfe, step, precision: None takes the method's default sampler, its default network evaluations per
             image, the last checkpoint, and the number format of the training.
         classes, guidance: as `sample_conditions`.
-        weights: "ema" are the averaged weights; "raw" are the last ones.
+        weights: their name, for example "ema", "ema-0.9995", "raw" or "average:3".
         options: further options of the sampler, for example eta.
         advance: called with the number of images just made.
 

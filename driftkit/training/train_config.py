@@ -5,7 +5,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, Union
 
-from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny, create_model, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    SerializeAsAny,
+    create_model,
+    model_validator,
+)
 
 from driftkit.config.layers import (
     Layer,
@@ -17,7 +25,8 @@ from driftkit.config.layers import (
     read_toml,
     validate,
 )
-from driftkit.config.settings import OnResume, Option, Settings
+from driftkit.config.settings import COMMAS, OnResume, Option, Settings
+from driftkit.config.weights_name import EMA, average_name
 from driftkit.errors import UsageError
 from driftkit.methods.registry import DEFAULT_METHOD, METHODS, find_method
 from driftkit.models.contract import NetworkConfig
@@ -32,6 +41,14 @@ def _from_flag(value: Any) -> Any:
 
 
 CompileSetting = Annotated[Literal["auto", "on", "off"], BeforeValidator(_from_flag)]
+Schedule = Literal["constant", "cosine", "linear"]
+EmaDecays = Annotated[
+    tuple[Annotated[float, Field(ge=0, lt=1)], ...],
+    COMMAS,
+    BeforeValidator(lambda value: (value,) if isinstance(value, int | float) else value),
+    PlainSerializer(lambda values: values[0] if len(values) == 1 else list(values)),
+]
+"""One number stands for itself alone, and is written so."""
 TrackerName = Literal["none", "tensorboard", "wandb"]
 
 
@@ -46,10 +63,27 @@ class TrainerConfig(Settings):
     )
     learning_rate: Annotated[float, Option(TRAINING)] = Field(2e-4, gt=0, description="AdamW learning rate")
     warmup_steps: int = Field(0, ge=0, description="steps over which the learning rate rises linearly from 0")
+    schedule: Annotated[Schedule, Option(TRAINING)] = Field(
+        "constant",
+        description="learning rate after warm-up; cosine and linear fall to the last step (see trainer.decay_steps, "
+        ".final_rate)",
+    )
+    decay_steps: int | None = Field(
+        None, ge=1, description="last steps, over which a cosine or linear schedule falls; None: all after warm-up"
+    )
+    final_rate: float = Field(
+        0.0, ge=0, le=1, description="share of the learning rate to which a cosine or linear schedule falls"
+    )
     betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW moment decays")
     weight_decay: float = Field(0.01, ge=0, description="AdamW weight decay")
     gradient_clip: float = Field(2.0, gt=0, description="largest gradient norm")
-    ema_decay: float = Field(0.9999, ge=0, lt=1, description="decay of the averaged weights per step, after warm-up")
+    ema_decay: EmaDecays = Field(
+        (0.9999,),
+        min_length=1,
+        max_length=8,
+        description="decay of the averaged weights per step, after warm-up; of several, all are kept and the first is "
+        "sampled and scored",
+    )
     ema_warmup: float = Field(
         9.0, ge=0, description="EMA warm-up W: the decay of step n is at most (n - 1) / (n - 1 + W); 0: none"
     )
@@ -103,7 +137,19 @@ class TrainerConfig(Settings):
     def _check(self) -> Self:
         if not all(0 <= b < 1 for b in self.betas):
             raise ValueError(f"betas: expected two numbers in [0, 1), got {self.betas}")
+        if len(set(self.ema_decay)) < len(self.ema_decay):
+            raise ValueError(f"ema_decay: expected different numbers, got {list(self.ema_decay)}")
+        if self.schedule == "constant" and (self.decay_steps is not None or self.final_rate):
+            raise ValueError("decay_steps and final_rate belong to a cosine or linear `trainer.schedule`")
+        if self.decay_steps is not None and self.decay_steps > self.steps:
+            raise ValueError(f"decay_steps {self.decay_steps}: expected at most `trainer.steps` {self.steps}")
         return self
+
+    @property
+    def averages(self) -> dict[str, float]:
+        """Name of each average of the weights -> its decay, the one that is sampled by default first."""
+        first, *others = self.ema_decay
+        return {EMA: first, **{average_name(decay): decay for decay in others}}
 
 
 IMAGES = "Images"
@@ -154,6 +200,12 @@ class TrainConfig(Settings):
     """Everything that decides a run. A run's own config is of `config_class`, which knows its method and network."""
 
     seed: Annotated[int, Option(TRAINING)] = Field(0, ge=0, description="seed of all random draws")
+    init_from: Annotated[str | None, OnResume.PLACE, Option(TRAINING, default="random weights")] = Field(
+        None,
+        min_length=1,
+        description="initial weights: RUN, RUN@raw or the like, or an exported safetensors file; what the network is "
+        "conditioned on may differ",
+    )
     data: DataConfig = DataConfig()
     objective: Annotated[
         Union[tuple(method.config for method in METHODS.values())], Field(discriminator="name")  # type: ignore[valid-type]  # noqa: UP007

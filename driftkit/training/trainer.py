@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import nn
 
+from driftkit.config.weights_name import EMA
 from driftkit.errors import DriftkitError, InterruptedRunError
 from driftkit.protocols import Execution, Objective, StepLoss
 from driftkit.runtime.compilation import compiled_network
@@ -19,7 +20,14 @@ from driftkit.training.feed import Feed
 from driftkit.training.gradients import GradientExchange
 from driftkit.training.hooks import MAX_RECORDS, FinishedStep, Hook
 from driftkit.training.monitors import FiniteWatch
-from driftkit.training.optimizer import adamw, averaged, clip_gradients, optimizer_tensors, restore_optimizer
+from driftkit.training.optimizer import (
+    adamw,
+    averaged,
+    clip_gradients,
+    optimizer_tensors,
+    restore_optimizer,
+    scheduled_rate,
+)
 from driftkit.training.train_config import TrainerConfig
 
 
@@ -43,7 +51,10 @@ class Trainer:
         self.ranks, self.device = feed.ranks, feed.device
         self.network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model = compiled_network(self.network, same_dropout=bool(config.micro_batch)) if compiled else self.network
-        self.ema = averaged(self.network, decay=config.ema_decay, warmup=config.ema_warmup)
+        self.averages = {
+            name: averaged(self.network, decay=decay, warmup=config.ema_warmup)
+            for name, decay in config.averages.items()
+        }
         self.optimizer = adamw(
             self.network, learning_rate=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
         )
@@ -111,18 +122,15 @@ class Trainer:
         self.optimizer.found_inf = self.watch.found_inf  # type: ignore[attr-defined]  # fused: then it updates nothing
         loss.health["gradient_norm"] = norm
         for group in self.optimizer.param_groups:
-            group["lr"] = self._learning_rate()
+            group["lr"] = scheduled_rate(self.step, self.config)
         self.optimizer.step()
         self.exchange.clear()
         self.step += 1
-        self.ema.update(self.network, self.step)
+        for average in self.averages.values():
+            average.update(self.network, self.step)
         self.clock.mark("optimizer")
         self.images_seen += len(batch.slots) * self.ranks.world_size
         return loss
-
-    def _learning_rate(self) -> float:
-        warmup = self.config.warmup_steps
-        return self.config.learning_rate * min(1.0, (self.step + 1) / warmup if warmup else 1.0)
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
@@ -143,8 +151,8 @@ class Trainer:
 
     @property
     def averaged_network(self) -> nn.Module:
-        """The network with averaged weights, in evaluation mode."""
-        network: nn.Module = self.ema.module.eval()
+        """The network with averaged weights, in evaluation mode; of several averages the first."""
+        network: nn.Module = self.averages[EMA].module.eval()
         return network
 
     def stop_with(self, error: DriftkitError) -> None:
@@ -164,7 +172,7 @@ class Trainer:
         """The state of the training but for counters, on the device: raw weights, averaged weights, optimizer."""
         return {
             "raw": self.network.state_dict(),
-            "ema": self.ema.module.state_dict(),
+            **{name: average.module.state_dict() for name, average in self.averages.items()},
             "optimizer": optimizer_tensors(self.optimizer, self.network),
         }
 
@@ -173,6 +181,7 @@ class Trainer:
     ) -> None:
         """Restore a state that `tensors` returned, and the counters of its step."""
         self.network.load_state_dict(tensors["raw"])
-        self.ema.module.load_state_dict(tensors["ema"])
+        for name, average in self.averages.items():
+            average.module.load_state_dict(tensors[name])
         restore_optimizer(self.optimizer, self.network, tensors["optimizer"])
         self.step, self.images_seen, self.stopwatch = step, images_seen, Stopwatch(train_seconds)

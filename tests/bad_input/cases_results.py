@@ -38,7 +38,11 @@ SAMPLE = [
     Case("sample-nfe-zero", "sample {ddpm} --nfe 0", 2, ["--nfe", "greater than or equal to"]),
     Case("sample-nfe-over-schedule", "sample {ddpm} --nfe 100000", 2, ["nfe", "from 1 to 1000", "got 100000"]),
     Case("sample-nfe-of-one-step", "sample {drift} --nfe 5", 2, ["--nfe 5"]),
-    Case("sample-weights-misspelt", "sample {drift} --weights emma", 2, ["--weights", "emma", "ema or raw"]),
+    Case("sample-weights-misspelt", "sample {drift} --weights emma", 2, ["--weights", "emma", "ema-DECAY"]),
+    Case("sample-weights-of-a-path", "sample {drift} --weights ema-../raw", 2, ["--weights", "ema-DECAY"]),
+    Case("sample-weights-average-of-none", "sample {drift} --weights average:0", 2, ["--weights", "average:N"]),
+    Case("sample-weights-not-kept", "sample {drift} --weights ema-0.5", 3, ["ema-0.5", "it has ema, raw"]),
+    Case("sample-weights-of-too-few-checkpoints", "sample {drift} --weights average:2", 3, ["it has 1", "keep_every"]),
     Case("sample-step-not-kept", "sample {drift} --step 1", 3, ["step 1", "2"]),
     Case("sample-step-negative", "sample {drift} --step=-1", 3, ["-1"]),
     Case("sample-batch-zero", "sample {drift} -b 0", 2, ["--batch-size", "greater than or equal to"]),
@@ -265,7 +269,9 @@ EXPORT = [
     Case("export-samples-file", "export {samples}", 3, ["samples.safetensors"]),
     Case("export-mae", "export {mae}", 2, ["mae", "no images"]),
     Case("export-format-misspelt", "export {drift} --format onx", 2, ["onx", "did you mean onnx?"]),
-    Case("export-weights-misspelt", "export {drift} --weights best", 2, ["--weights", "best", "ema or raw"]),
+    Case("compare-weights-misspelt", "compare {drift} {ddpm} --weights best", 2, ["--weights", "best", "ema-DECAY"]),
+    Case("export-weights-misspelt", "export {drift} --weights best", 2, ["--weights", "best", "ema-DECAY"]),
+    Case("export-weights-not-kept", "export {drift} --weights ema-0.5", 3, ["ema-0.5", "it has ema, raw"]),
     Case("export-step-not-kept", "export {drift} --step 5", 3, ["step 5"]),
     Case(
         "export-output-another-folder", "export {drift} -o photos --force", 2, ["got something else"], images(count=1)

@@ -126,7 +126,27 @@ TRAIN = [
     Case("train-set-tau-zero", f"{TINY} --set objective.taus=[0.0]", 2, ["taus", "0.0"]),
     Case("train-set-tau-nan", f"{TINY} --set objective.taus=[nan]", 2, ["objective.taus"]),
     Case("train-set-betas", f"{TINY} --set trainer.betas=[0.9,1.5]", 2, ["betas", "1.5"]),
+    Case("train-schedule-misspelt", f"{TINY} --schedule cosin", 2, ["--schedule", "did you mean cosine?"]),
+    Case(
+        "train-schedule-decay-of-a-constant-rate",
+        f"{TINY} --set trainer.decay_steps=1",
+        2,
+        ["decay_steps", "--schedule"],
+    ),
+    Case(
+        "train-schedule-longer-than-the-run",
+        f"{TINY} --schedule linear --set trainer.decay_steps=3",
+        2,
+        ["decay_steps 3", "--steps 2"],
+    ),
+    Case(
+        "train-schedule-final-rate-above-one", f"{TINY} --schedule cosine --set trainer.final_rate=2", 2, ["final_rate"]
+    ),
+    Case("train-schedule-resumed-otherwise", f"{AGAIN} --schedule cosine", 2, ["--schedule", "--init-from"]),
     Case("train-set-ema-one", f"{TINY} --set trainer.ema_decay=1.0", 2, ["trainer.ema_decay", "1"]),
+    Case("train-set-ema-none", f"{TINY} --set trainer.ema_decay=[]", 2, ["trainer.ema_decay", "at least 1"]),
+    Case("train-set-ema-twice", f"{TINY} --set trainer.ema_decay=[0.9,0.90]", 2, ["ema_decay", "[0.9, 0.9]"]),
+    Case("train-set-ema-word", f"{TINY} --set trainer.ema_decay=0.9,often", 2, ["trainer.ema_decay", "often"]),
     Case(
         "train-set-weight-decay-infinite", f"{TINY} --set trainer.weight_decay=inf", 2, ["trainer.weight_decay", "inf"]
     ),
@@ -242,8 +262,29 @@ TRAIN = [
     Case("train-output-name-too-long", f"{TINY} -o {'x' * 300}", 2, ["--output", "too long"]),
     Case("train-output-path-too-long", f"{TINY} -o {'/'.join(['x' * 200] * 25)}", 2, ["--output", "too long"]),
     Case("train-output-in-proc", f"{TINY} -o /proc/x/run", 2, ["--output", "/proc", "cannot be written"]),
+    # the weights to start from
+    Case("train-init-from-missing", f"{DDPM} --init-from outputs/x", 3, ["outputs/x", "no such run folder"]),
+    Case("train-init-from-empty-word", f"{DDPM} --init-from ''", 2, ["--init-from", "empty word"]),
+    Case(
+        "train-init-from-no-run", f"{DDPM} --init-from photos", 3, ["photos is no driftkit run"], image("photos/x.png")
+    ),
+    Case("train-init-from-samples", f"{DDPM} --init-from {{samples}}", 2, ["--init-from", "driftkit export"]),
+    Case("train-init-from-a-picture", f"{DDPM} --init-from x.png", 2, ["x.png", "safetensors"], image("x.png")),
+    Case("train-init-from-weights-of-a-file", f"{DDPM} --init-from {{samples}}@raw", 2, ["leave @raw out"]),
+    Case("train-init-from-weights-misspelt", f"{DDPM} --init-from {{drift}}@rawr", 3, ["@rawr", "no such run folder"]),
+    Case("train-init-from-weights-not-kept", f"{DDPM} --init-from {{drift}}@ema-0.5", 3, ["it has ema, raw"]),
+    Case("train-init-from-too-few-checkpoints", f"{DDPM} --init-from {{drift}}@average:2", 3, ["it has 1"]),
+    Case("train-init-from-an-encoder", f"{DDPM} --init-from {{mae}}", 2, ["does not hold this network", "lacks"]),
+    Case(
+        "train-init-from-another-width",
+        f"{DDPM} --set model.base_channels=16 --init-from {{drift}}",
+        2,
+        ["--init-from", "is [", "more; give the model settings"],
+    ),
+    Case("train-init-from-number", f"{DDPM} --set init_from=3", 2, ["init_from", "string"]),
+    Case("train-resume-with-another-beginning", f"{AGAIN} --init-from {{ddpm}}", 2, ["--init-from was None"]),
     Case("train-resume-never", f"{AGAIN} --resume never", 2, ["already holds a run"]),
-    Case("train-resume-other-rate", f"{AGAIN} --learning-rate 0.5", 2, ["--learning-rate", "0.5"]),
+    Case("train-resume-other-rate", f"{AGAIN} --learning-rate 0.5", 2, ["--learning-rate", "0.5", "--init-from"]),
     Case("train-resume-other-batch", f"{AGAIN} -b 8", 2, ["begun with 4 images per step", "makes 8"]),
     Case("train-resume-other-seed", f"{AGAIN} --seed 7", 2, ["seed"]),
     Case("train-resume-other-network", f"{AGAIN} --set model.base_channels=16", 2, ["model.base_channels"]),

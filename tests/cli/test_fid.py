@@ -83,7 +83,7 @@ def test_written_statistics_are_a_reference(invoke, tmp_path):
         (["{samples}"], 2, "--reference"),
         (["{samples}", "-r", "unreal"], 3, "unreal"),
         (["{samples}", "-r", "real", "--nfe", "3"], 2, "--nfe"),
-        (["{samples}", "-r", "real", "--weights", "best"], 2, "ema or raw"),
+        (["{samples}", "-r", "real", "--weights", "best"], 2, "ema, ema-DECAY, raw"),
         (["{samples}", "-r", "real", "--num-images", "99"], 2, "holds 16"),
         (["{samples}", "-r", "real", "--num-images", "9"], 5, "at least 10"),
         (["{samples}", "-r", "real", "--batch-size", "0"], 2, "--batch-size"),

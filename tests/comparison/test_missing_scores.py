@@ -48,6 +48,18 @@ def test_a_run_scored_by_another_evaluator_is_scored_again(runs, missing, tmp_pa
     assert len(compare_runs(runs, tmp_path / "out", **missing).record.score_tables) == 2
 
 
+def test_weights_are_scored_by_name_and_shown_apart(missing, tmp_path):
+    train_tiny(tmp_path / "two", "drift", "--set", "trainer.ema_decay=[0.5,0.9]")
+    train_tiny(tmp_path / "one", "drift", "--seed", 1)
+    runs = [tmp_path / "two", tmp_path / "one"]
+    result = compare_runs(runs, tmp_path / "out", **missing, weights="ema-0.9")
+    assert any("one was not scored" in note and "it has ema, raw" in note for note in result.record.notes)
+    result = compare_runs(runs, tmp_path / "out", **missing)
+    (table,) = result.record.score_tables
+    rows = {(row.run, row.weights): "ema-0.9 weights" in row.badges for row in table.rows}
+    assert rows == {("two", "ema-0.9"): True, ("two", "ema"): False, ("one", "ema"): False}
+
+
 def test_all_kept_checkpoints_are_scored_when_asked_for(runs):
     (run,) = open_runs([runs[1]]).generators
     assert [c.step for c in run.folder.checkpoints()] == [1, 2]

@@ -23,7 +23,11 @@ def test_defaults_are_the_full_size_run():
     config, _ = resolve_config()
     assert config.objective.taus == (0.02, 0.05, 0.2)
     assert config.objective.scale_over == "location"
-    assert (config.trainer.learning_rate, config.trainer.gradient_clip, config.trainer.ema_decay) == (2e-4, 2.0, 0.9999)
+    assert (config.trainer.learning_rate, config.trainer.gradient_clip, config.trainer.ema_decay) == (
+        2e-4,
+        2.0,
+        (0.9999,),
+    )
 
 
 def test_a_saved_config_reads_back_the_same():

@@ -107,7 +107,11 @@ def manifest(folder: Path) -> Target:
     run.update(config=config.model_dump(mode="json"))
     state = build_network(config.model, image_size=8).state_dict()
     run.save_checkpoint(
-        30, raw=state, ema=state, optimizer={}, state={"step": 30, "images_seen": 120, "train_seconds": 1.0}, header={}
+        30,
+        weights={"raw": state, "ema": state},
+        optimizer={},
+        state={"step": 30, "images_seen": 120, "train_seconds": 1.0},
+        headers={},
     )
     write_json(run.path / "evaluations" / "1.json", evaluation(3.0))
 

@@ -59,7 +59,7 @@ def trained(path, *steps, **manifest):
     for step in steps or (30,):
         weights = {"w": torch.tensor([float(step)])}
         state = {"step": step, "images_seen": 4 * step, "train_seconds": float(step)}
-        run.save_checkpoint(step, raw=weights, ema=weights, optimizer={}, state=state, header={})
+        run.save_checkpoint(step, weights={"raw": weights, "ema": weights}, optimizer={}, state=state, headers={})
     return run
 
 
@@ -394,7 +394,7 @@ def test_all_checkpoints_give_a_curve_and_are_not_scored_twice(tmp_path, real, s
         assert figure.width > 400
     weights = {"w": torch.tensor([99.0])}
     state = {"step": 20, "images_seen": 80, "train_seconds": 20.0}
-    run.save_checkpoint(20, raw=weights, ema=weights, optimizer={}, state=state, header={})
+    run.save_checkpoint(20, weights={"raw": weights, "ema": weights}, optimizer={}, state=state, headers={})
     evaluate_checkpoints([evaluator], run.path, num_images=20)
     assert [r["step"] for r in sampled] == [10, 20, 30, 20]
     with pytest.raises(UsageError, match="`step`"):

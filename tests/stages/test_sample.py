@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from driftkit.storage.files import read_tensors
 from driftkit.storage.images import read_samples
 from driftkit.storage.run_folder import Run
 from driftkit.training.sampling import generate
-from tests.conftest import driftkit, replace_weights, train_tiny
+from tests.conftest import TINY_DATA, driftkit, replace_weights, train_tiny
 
 
 @pytest.mark.parametrize(
@@ -86,9 +87,44 @@ def test_ema_and_raw_weights_differ(tmp_path):
     assert not torch.equal(ema, raw)
 
 
+def test_every_average_is_kept_sampled_scored_and_exported_by_its_name(tmp_path):
+    decays = ["--set", "trainer.ema_decay=[0.5,0.9,0.999]", "--set", "trainer.ema_warmup=0"]
+    keeps = ["--checkpoint-every", 2, "--set", "trainer.keep_every=2"]
+    train_tiny(tmp_path / "whole", "drift", "--set", "trainer.learning_rate=0.01", *decays, *keeps, steps=6)
+    train_tiny(tmp_path / "parts", "drift", "--set", "trainer.learning_rate=0.01", *decays, *keeps, steps=3)
+    train_tiny(tmp_path / "parts", "drift", "--set", "trainer.learning_rate=0.01", *decays, *keeps, steps=6)
+    run = Run.open(tmp_path / "whole")
+    names = ["ema", "ema-0.9", "ema-0.999", "raw", "average:3"]
+    held = {name: run.weights(name)[0] for name in names}
+    for name in names[:-1]:
+        assert held[name].keys() == held["raw"].keys()
+        resumed = Run.open(tmp_path / "parts").weights(name)[0]
+        assert all(torch.equal(tensor, resumed[key]) for key, tensor in held[name].items()), name
+        header = read_tensors(run.weights_paths(name)[0])[1]
+        assert (header["weights"], float(header["ema_decay"])) == (
+            name,
+            {"ema-0.9": 0.9, "ema-0.999": 0.999}.get(name, 0.5),
+        )
+    images = [generate(run, num_images=2, weights=name)[0] for name in names]
+    assert all(not torch.equal(one, other) for i, one in enumerate(images) for other in images[:i])
+    sums = (run.checkpoint().path / "SHA256SUMS").read_text()
+    assert "ema-0.9.safetensors" in sums
+    done = driftkit("sample", run.path, "-n", 2, "--weights", "average:3", "--device", "cpu", "--json")
+    assert done.exit_code == 0, done.output
+    assert "average-3" in json.loads(done.stdout)["samples"]
+    done = driftkit("export", run.path, "--weights", "ema-0.999", "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["weights"] == "ema-0.999"
+    done = driftkit("fid", run.path, "-r", TINY_DATA[1], "--weights", "ema-0.9", "-n", 16, "--extractor", "pixels",
+                    "--allow-collapsed", "--device", "cpu", "--json")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert "ema-0.9" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
+        (["--weights", "ema-0.5"], 3, "it has ema, raw"),
         (["--sampler", "ddim"], 2, "samples with one-step"),
         (["--nfe", "4"], 2, "exactly 1"),
         (["--num-images", "0"], 2, "--num-images"),

@@ -23,10 +23,11 @@ def run(tmp_path):
     return made
 
 
-def save(run, step, value=1.0):
+def save(run, step, value=1.0, more=None):
     tensors = {"w": torch.full((4,), value * step), "nan": torch.tensor(float("nan"))}
     state = {"step": step, "images_seen": step, "train_seconds": 0.0}
-    return run.save_checkpoint(step, raw=tensors, ema=tensors, optimizer={}, state=state, header={"step": step})
+    weights = {"raw": tensors, "ema": tensors, **(more or {})}
+    return run.save_checkpoint(step, weights=weights, optimizer={}, state=state, headers={})
 
 
 def test_a_checkpoint_lists_its_files_as_sha256sum_reads_them(run):
@@ -36,6 +37,27 @@ def test_a_checkpoint_lists_its_files_as_sha256sum_reads_them(run):
     assert torch.isnan(checkpoint.weights("raw")["nan"])
     assert checkpoint.optimizer() == {}
     assert checkpoint.state().images_seen == 2
+
+
+def test_weights_are_known_by_name(run):
+    for step in (2, 4, 6):
+        save(run, step, more={"ema-0.9995": {"w": torch.full((4,), -1.0)}})
+    assert run.weights("ema-0.9995")[0]["w"][0] == -1
+    assert run.weights("raw", 4)[0]["w"][0] == 4
+    with pytest.raises(NotFoundError, match=r"no weights ema-0.5; it has ema, ema-0.9995, raw"):
+        run.weights("ema-0.5")
+
+
+def test_an_average_of_checkpoints_is_the_plain_mean_of_their_raw_weights(run):
+    for step in (2, 4, 7):
+        save(run, step)
+    weights, checkpoint = run.weights("average:2")
+    assert (weights["w"][0], weights["w"].dtype, checkpoint.step) == (5.5, torch.float32, 7)
+    assert run.weights("average:3")[0]["w"][0] == pytest.approx(13 / 3)
+    assert run.weights("average:2", 4)[0]["w"][0] == 3
+    assert [path.parent.name for path in run.weights_paths("average:2")] == ["step-00000004", "step-00000007"]
+    with pytest.raises(NotFoundError, match=r"need 3 checkpoints up to step 4, it has 2; .*keep_every"):
+        run.weights("average:3", 4)
 
 
 def test_old_checkpoints_are_removed_but_for_those_that_are_kept(run):

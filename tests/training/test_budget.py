@@ -139,6 +139,16 @@ def test_state_is_that_of_a_trained_network():
     assert on_host.state_bytes == 2 * paper.state_bytes - gradients, "checkpoints are written from a copy"
 
 
+def test_every_further_average_takes_the_memory_of_the_weights():
+    one, three = (
+        budget(training_shapes(resolve_config(objective="ddpm", assignments=[*SETS, *more])[0], device="cuda")[0],
+               images=BATCH, ranks=1).state_bytes
+        for more in ([], ["trainer.ema_decay=[0.9,0.99,0.999]"])
+    )  # fmt: skip
+    network = build_network(resolve_config(objective="ddpm", assignments=SETS)[0].model, image_size=SIZE)
+    assert three - one == 2 * sum(p.nbytes for p in network.parameters())
+
+
 SMALL_UNET = ["data.image_size=32", "model.base_channels=32", "model.dropout=0"]
 
 

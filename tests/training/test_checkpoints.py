@@ -175,7 +175,7 @@ def save(writer, run, step):
     """Save one number as the state of a step, the way `Checkpoints` does."""
     checkpoints = Checkpoints(run, every=1, keep_every=0, header={}, collapse=CollapseWatch(threshold=0, patience=0))
     state = {"step": step, "images_seen": step, "train_seconds": 0.0}
-    writer.save(parts(float(step)), partial(checkpoints._write, state=state, header={}, manifest={"step": step}))
+    writer.save(parts(float(step)), partial(checkpoints._write, state=state, headers={}, manifest={"step": step}))
 
 
 def test_memory_is_taken_once(tmp_path):

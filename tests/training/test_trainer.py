@@ -99,6 +99,31 @@ def test_checkpoints_are_kept_as_asked(tmp_path):
     assert [c.step for c in Run(tmp_path / "run").checkpoints()] == [2, 4, 5], "a run that is done keeps what it has"
 
 
+COSINE = ["--schedule", "cosine", "--learning-rate", "0.01", "--set", "trainer.warmup_steps=1"]
+
+
+def test_a_stopped_run_of_a_schedule_resumes_bit_for_bit_and_records_its_rates(tmp_path, monkeypatch):
+    train_tiny(tmp_path / "whole", "drift", *COSINE, steps=4)
+    train_tiny(tmp_path / "parts", "drift", *COSINE, "--checkpoint-every", 1, "--set", "trainer.keep_every=1", steps=4)
+    for step in (3, 4):
+        shutil.rmtree(tmp_path / "parts" / "checkpoints" / f"step-{step:08d}")
+    train_tiny(tmp_path / "parts", "drift", *COSINE, steps=4)
+    whole, parts = contents(tmp_path / "whole"), contents(tmp_path / "parts")
+    assert all(torch.equal(t, parts["tensors"]["raw.safetensors"][k])
+               for k, t in whole["tensors"]["raw.safetensors"].items())  # fmt: skip
+    rates = [record["learning_rate"] for record in Run(tmp_path / "parts").metrics()]
+    assert rates == pytest.approx([0.01, 0.01, 0.0075, 0.0025])
+
+
+def test_more_steps_need_a_constant_schedule(tmp_path):
+    train_tiny(tmp_path / "run", "drift", *COSINE)
+    line = ["train", "--encoder", "pixel", *TINY_DATA, *TINY_UNET, *TINY_LOOP, "--output", tmp_path / "run", *COSINE]
+    result = driftkit(*line, "--steps", "4")
+    assert result.exit_code == 2
+    assert "--steps was 2 and is 4 now, and its cosine schedule ends at the last step" in result.stderr
+    assert "--init-from" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
