@@ -12,7 +12,7 @@ def command(
         list[str] | None,
         typer.Argument(
             metavar="NAME",
-            help="Encoders of the table, timm:MODEL, inception, evaluator:dinov2, cifar10.",
+            help="Encoders of the table, timm:MODEL, inception, evaluator:dinov2, autoencoder:HUB_ID, cifar10.",
             show_default=False,
             show_envvar=False,
         ),

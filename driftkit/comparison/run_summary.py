@@ -202,13 +202,10 @@ def summarise(run: Run, *, label: str) -> RunSummary:
     encoder = facts.encoder or facts.configured_encoder
     feature_set = facts.feature_set or facts.configured_feature_set
     random_weights = facts.random_weights or facts.configured_random_weights
-    parts = [
-        method_label(facts.method),
-        CLASS_CONDITIONAL if facts.class_conditional else None,
-        short_name(encoder) if encoder else None,
-        feature_set,
-    ]
     config = flatten(manifest.config)
+    space = "latents" if config.get("data.autoencoder") else None
+    conditional = CLASS_CONDITIONAL if facts.class_conditional else None
+    parts = [method_label(facts.method), conditional, short_name(encoder) if encoder else None, feature_set, space]
     keys = [curve.key for curve in curves_of(facts.method)]
     curve = thin(run.metrics(), keys)
     warnings = ["random weights: the encoder of this run was never trained"] if random_weights else []
@@ -335,6 +332,7 @@ def equality_notes(runs: Sequence[RunSummary], *, scored: bool = False) -> list[
     machine = "their training times are those of different machines"
     unequal: list[tuple[str, set[Any], str]] = [
         ("image sizes", {r.image_size for r in runs}, method),
+        ("autoencoders", {r.config.get("data.autoencoder") for r in runs}, method),
         ("devices", {r.device for r in runs if r.steps}, machine),
     ]
     if not scored:

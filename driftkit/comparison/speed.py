@@ -98,8 +98,9 @@ class SpeedCase:
     network: nn.Module
     sampler: Sampler
     nfe: int
-    image_size: int
+    shape: tuple[int, int, int]  # [C, H, W] of images or latents
     share: float = 1.0
+    decode: Callable[[torch.Tensor], torch.Tensor] | None = None  # latents to images; None: there is nothing to decode
     guided: bool = False  # whether the sampler is one of `guided_sampler`, which makes an even number of evaluations
 
 
@@ -141,12 +142,13 @@ def speed_of(speeds: Sequence[Speed], run: str, sampler: str | None, nfe: int | 
 
 def _speed_cases(run: RunSummary, tables: "Sequence[ScoreTable]", settings: SpeedSettings) -> list[SpeedCase]:
     """All (sampler, NFE) of a run that are timed."""
+    from driftkit.training.latents import open_autoencoder
     from driftkit.training.sampling import guided_sampler, load_network
 
     network, config, _ = load_network(run.folder)
     network = to_device(network, config.model, settings.device)
-    size = config.data.image_size
-    assert size is not None, "a saved config names the image size"
+    autoencoder = open_autoencoder(config, settings.device, run=run.folder)
+    decode = None if autoencoder is None else autoencoder.to_images
     samplers = METHODS[config.objective.name].samplers
     by_sampler = isinstance(config.objective, GenerativeConfig) and not config.objective.trains_guidance
     setups = {(name, False, nfe): None for name, spec in samplers.items() for nfe in spec.speed_nfes}
@@ -154,19 +156,19 @@ def _speed_cases(run: RunSummary, tables: "Sequence[ScoreTable]", settings: Spee
         name = (row.sampler or "").split(" ")[0]
         if name in samplers and row.nfe:
             setups[name, by_sampler and row.guidance not in (None, 1), row.nfe] = None
-    cases = []
+    cases, shape = [], config.data.sample_shape
     for name, guided, nfe in setups:
         sampler, label = build_sampler(config.objective, name)[1], name
         if guided:
             sampler, label = guided_sampler(sampler, GUIDANCE), f"{name} {GUIDED}"
-        cases.append(SpeedCase(run.label, label, network, sampler, nfe, size, 1 / len(setups), guided))
+        cases.append(SpeedCase(run.label, label, network, sampler, nfe, shape, 1 / len(setups), decode, guided))
     return cases
 
 
 def measure_speeds(
     cases: Sequence[SpeedCase], settings: SpeedSettings, *, advance: Callable[[], None] = lambda: None
 ) -> list[Speed]:
-    """Time samplers on noise [batch_size, 3, image_size, image_size], in rounds of all cases.
+    """Time samplers on noise [batch_size, *shape], in rounds of all cases.
 
     Rounds spread whatever disturbs the machine over all cases, where timing one after the other would blame it on one.
     A sampler of many steps on a slow device is timed at fewer evaluations, at least 2, where the repeats of all of them
@@ -190,7 +192,7 @@ def measure_speeds(
         advance()
     speeds = []
     for seconds, case, count in zip(timings, cases, counts, strict=True):
-        fastest = min(seconds) * case.nfe / count
+        fastest = min(seconds) * case.nfe / count + _decode_seconds(case, settings)
         rate = settings.batch_size / fastest
         speeds.append(Speed(case.run, case.sampler_name, case.nfe, count, rate, fastest, max(seconds) / min(seconds)))
     return speeds
@@ -199,8 +201,7 @@ def measure_speeds(
 def _seconds(case: SpeedCase, model: Any, evaluations: int, settings: SpeedSettings) -> float:
     """Wall time of one batch at that many evaluations."""
     generator = torch.Generator().manual_seed(0)
-    shape = (settings.batch_size, 3, case.image_size, case.image_size)
-    noise = torch.randn(shape, generator=generator).to(settings.device)
+    noise = torch.randn((settings.batch_size, *case.shape), generator=generator).to(settings.device)
     labels = torch.zeros(len(noise), dtype=torch.int64, device=settings.device) if case.guided else None
     request = SampleRequest(evaluations, lambda _: torch.zeros_like(noise), condition=Condition(labels=labels))
     synchronize(settings.device)
@@ -209,3 +210,17 @@ def _seconds(case: SpeedCase, model: Any, evaluations: int, settings: SpeedSetti
         case.sampler(model, noise, request)
     synchronize(settings.device)
     return time.perf_counter() - started
+
+
+def _decode_seconds(case: SpeedCase, settings: SpeedSettings) -> float:
+    """Wall time of decoding one batch of latents, the faster of two; 0 where there is nothing to decode."""
+    if case.decode is None:
+        return 0.0
+    latents, times = torch.zeros(settings.batch_size, *case.shape, device=settings.device), []
+    for _ in range(2):
+        synchronize(settings.device)
+        started = time.perf_counter()
+        case.decode(latents)
+        synchronize(settings.device)
+        times.append(time.perf_counter() - started)
+    return min(times)

@@ -4,16 +4,19 @@ A cache is a folder whose name is a digest of everything its content follows fro
 and shards of consecutive images. A shard is written whole or not at all, so that an interrupted build is continued.
 Every image's features have a checksum, which is verified when they are first used: reading tens of GiB at every start
 would take longer than many a run.
+
+What is computed of an image is a `CacheSource`: features of an encoder here, latents in `latent_cache`.
 """
 
 import contextlib
 import math
 import shutil
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import BaseModel
@@ -32,7 +35,7 @@ from driftkit.storage.records import Record
 
 SHARD_IMAGES = 1024
 BATCH = 128  # images the encoder sees at a time while the cache is built
-DTYPE = torch.bfloat16
+NumberFormat = Literal["bfloat16", "float16"]
 CARD_FILE, OFFSET_FILE = "card.json", "offset.safetensors"
 OFFSET_IMAGES = 512  # whose mean the features are kept as differences from
 SPARE_BYTES = 2**28  # left free on the disk
@@ -57,6 +60,13 @@ class FeatureCacheCard(Record):
     count: int
     flips: bool
     shard_images: int
+    number_format: NumberFormat = "bfloat16"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the numbers on disk."""
+        dtype: torch.dtype = getattr(torch, self.number_format)
+        return dtype
 
     @property
     def folder_name(self) -> str:
@@ -81,11 +91,29 @@ class FeatureCacheCard(Record):
 
     @property
     def num_bytes(self) -> int:
-        return self.count * (1 + self.flips) * self.width * DTYPE.itemsize
+        return self.count * (1 + self.flips) * self.width * self.dtype.itemsize
+
+
+class CacheSource(ABC):
+    """What a cache's content is computed by."""
+
+    key: Mapping[str, Any]  # everything that the content of an image follows from
+    device: torch.device  # where it is computed
+    number_format: ClassVar[NumberFormat]  # of the numbers on disk
+    fewer_bytes: ClassVar[str]  # what takes less room, for the error of a full disk
+
+    @abstractmethod
+    def groups(self, images: torch.Tensor) -> list[FeatureGroup]:
+        """What is kept of uint8 images [N, 3, H, W]. Raises DriftkitError: some of it cannot be kept."""
+
+    def rows(self, images: torch.Tensor) -> torch.Tensor:
+        """The same, float32 [N, width] on the CPU."""
+        flat = torch.cat([g.values.transpose(0, 1).flatten(1).float() for g in self.groups(images)], dim=1)
+        return flat.cpu()
 
 
 @dataclass(frozen=True)
-class FeatureSource:
+class FeatureSource(CacheSource):
     """What a cache's features are computed by."""
 
     encoder: FrozenEncoder  # on `device`
@@ -93,6 +121,8 @@ class FeatureSource:
     key: Mapping[str, Any]  # everything that the features of an image follow from
     device: torch.device  # where the encoder is
     execution: Execution = field(default_factory=Execution)  # the context it runs in
+    number_format: ClassVar[NumberFormat] = "bfloat16"
+    fewer_bytes: ClassVar[str] = "leave out `objective.cache_features`, choose a smaller `objective.feature_set`"
 
     def groups(self, images: torch.Tensor) -> list[FeatureGroup]:
         """Feature groups of uint8 images [N, 3, H, W]. Raises DriftkitError: one is not finite."""
@@ -104,17 +134,12 @@ class FeatureSource:
             raise DriftkitError(f"features of real images are not finite: {', '.join(bad)}; none of them were cached")
         return groups
 
-    def rows(self, images: torch.Tensor) -> torch.Tensor:
-        """The same, float32 [N, width] on the CPU."""
-        flat = torch.cat([g.values.transpose(0, 1).flatten(1).float() for g in self.groups(images)], dim=1)
-        return flat.cpu()
-
 
 @dataclass(frozen=True)
 class Shard:
     """Features of consecutive images, as differences from the mean features."""
 
-    features: torch.Tensor  # bfloat16 [n, orientations, width]
+    features: torch.Tensor  # of the card's number format, [n, orientations, width]
     checksums: torch.Tensor  # CRC-32 of each image's features, int64 [n, orientations]
 
     def is_damaged(self, row: int, flip: int) -> bool:
@@ -176,7 +201,7 @@ def checksum(row: torch.Tensor) -> int:
 def open_cache(
     root: Path,
     images: torch.Tensor,
-    source: FeatureSource,
+    source: CacheSource,
     *,
     flips: bool,
     ranks: Ranks,
@@ -199,12 +224,17 @@ def open_cache(
         for g in source.groups(images[:1])
     )
     card = FeatureCacheCard(
-        key=dict(source.key), groups=groups, count=len(images), flips=flips, shard_images=shard_images
+        key=dict(source.key),
+        groups=groups,
+        count=len(images),
+        flips=flips,
+        shard_images=shard_images,
+        number_format=source.number_format,
     )
     folder = root / card.folder_name
     if missing := _missing(folder, card, source, ranks):
         if ranks.is_main:
-            _require_room(folder, card, len(missing))
+            _require_room(folder, card, len(missing), source.fewer_bytes)
         with locked_file(folder) if ranks.is_main else contextlib.nullcontext():
             ranks.barrier()
             # Another process may have built them while this one waited for the lock.
@@ -238,7 +268,7 @@ def read_shard(folder: Path, number: int, card: FeatureCacheCard, offset: torch.
     """
     path = shard_path(folder, number)
     shape = card.shape_of(number)
-    tensors, header = _read(path, {"features": (DTYPE, shape), "checksums": (torch.int64, shape[:2])})
+    tensors, header = _read(path, {"features": (card.dtype, shape), "checksums": (torch.int64, shape[:2])})
     if header != {**header, **_shard_header(folder, number, offset)}:
         raise ArtifactError(
             f"{path} is of another place or cache, or was made with another {OFFSET_FILE}; remove it to build it again"
@@ -268,21 +298,20 @@ def _read(
     return tensors, header
 
 
-def _missing(folder: Path, card: FeatureCacheCard, source: FeatureSource, ranks: Ranks) -> list[int]:
+def _missing(folder: Path, card: FeatureCacheCard, source: CacheSource, ranks: Ranks) -> list[int]:
     """What is missing for one rank is missing for all: their file systems may show them different folders."""
     absent = torch.tensor([float(not shard_path(folder, s).is_file()) for s in range(card.num_shards)])
     return ranks.max(absent.to(source.device)).nonzero().flatten().tolist()
 
 
-def _require_room(folder: Path, card: FeatureCacheCard, num_missing: int) -> None:
+def _require_room(folder: Path, card: FeatureCacheCard, num_missing: int, fewer_bytes: str) -> None:
     needed = card.num_bytes * num_missing // card.num_shards
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     free = shutil.disk_usage(existing).free
     if needed + SPARE_BYTES > free:
         raise ResourceError(
-            f"the feature cache needs {needed / 2**30:.1f} GiB in {folder.parent} and {free / 2**30:.1f} GiB are free; "
-            "leave out `objective.cache_features`, choose a smaller `objective.feature_set`, or let DRIFTKIT_CACHE "
-            "name a larger disk"
+            f"the cache needs {needed / 2**30:.1f} GiB in {folder.parent} and {free / 2**30:.1f} GiB are free; "
+            f"{fewer_bytes}, or let DRIFTKIT_CACHE name a larger disk"
         )
 
 
@@ -290,7 +319,7 @@ def _build(
     folder: Path,
     card: FeatureCacheCard,
     images: torch.Tensor,
-    source: FeatureSource,
+    source: CacheSource,
     ranks: Ranks,
     missing: list[int],
 ) -> None:
@@ -315,18 +344,18 @@ def _build(
 
 def _encode_shard(
     images: torch.Tensor,
-    source: FeatureSource,
+    source: CacheSource,
     offset: torch.Tensor,
     card: FeatureCacheCard,
     advance: Callable[[int], None],
 ) -> torch.Tensor:
-    """bfloat16 [n, orientations, width]."""
-    rows = torch.empty((len(images), 1 + card.flips, card.width), dtype=DTYPE)
+    """The features of a shard, [n, orientations, width]."""
+    rows = torch.empty((len(images), 1 + card.flips, card.width), dtype=card.dtype)
     first = 0
     for part in images.split(BATCH):
         for orientation in range(1 + card.flips):
             features = source.rows(part.flip(-1) if orientation else part)
-            rows[first : first + len(part), orientation] = (features - offset).to(DTYPE)
+            rows[first : first + len(part), orientation] = (features - offset).to(card.dtype)
         first += len(part)
         advance(len(part))
     return rows

@@ -105,6 +105,8 @@ class SamplerSpec:
     options: type[SamplerOptions] = SamplerOptions  # class of its options
     # (config, NFE) -> options that follow from them, recorded with the samples
     implied_options: Callable[[Any, int | None], dict[str, Any]] = lambda config, nfe: {}
+    # options whose default is another one where latents are generated, which are not bounded
+    latent_options: Mapping[str, Any] = field(default_factory=dict)
 
     def recorded_options(self, config: Any, nfe: int | None, options: Mapping[str, Any]) -> dict[str, Any]:
         """Options to record with samples: those that were given, and those that follow from config and NFE.
@@ -138,6 +140,7 @@ class Setting:
     device: "torch.device"
     ranks: "Ranks"
     global_batch: int  # slots of a step of all ranks
+    latents: bool = False  # whether the network generates latents instead of images
 
 
 class BatchCost(Protocol):
@@ -228,6 +231,8 @@ class Method:
     # (config, network, image size) -> what `export` writes; None where nothing is exported
     graph: "Callable[[Any, nn.Module, int], Graph] | None" = None
     min_batch: int = 1  # least images of the global batch
+    # whether its objective compares generated images with real ones, so that a generator of latents is decoded for it
+    sees_pixels: bool = False
     reports_spread: bool = False  # whether its steps generate images, so that their collapse shows while it trains
     # share of the images kept out of training for measurements, unless `data.holdout` gives a number
     holdout: float = 0.0

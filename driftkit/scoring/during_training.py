@@ -18,6 +18,7 @@ from driftkit.scoring.image_set import ScoringExecution, default_batch_size
 from driftkit.storage.records import ClassCount, RunManifest, WeightsOrigin
 from driftkit.training.conditions import sample_conditions
 from driftkit.training.hooks import Scoring
+from driftkit.training.latents import open_autoencoder
 from driftkit.training.sampling import SAMPLE_BATCH, draw_images
 from driftkit.training.train_config import TrainConfig
 
@@ -70,12 +71,13 @@ def open_scoring(
         warn(f"{settings.extractor} is no independent evaluator of this run, whose scores it flatters: {kin.reason}")
     name = f"fid@{settings.num_images}"
     conditions = sample_conditions(config.objective, config.model, classes)
+    autoencoder = open_autoencoder(config, device)
 
     def score(network: nn.Module) -> dict[str, float]:
         try:
             drawn = draw_images(
                 network, config, range(settings.num_images), conditions=conditions, seed=SEED, precision="float32",
-                batch_size=SAMPLE_BATCH, device=device,
+                batch_size=SAMPLE_BATCH, device=device, autoencoder=autoencoder,
             )  # fmt: skip
             return {name: evaluator.fid(drawn.images)}
         except RefusedError as error:

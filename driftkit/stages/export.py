@@ -3,8 +3,8 @@
 import importlib.util
 import json
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,15 +13,17 @@ from pydantic import ConfigDict
 from torch import nn
 
 from driftkit import __version__
+from driftkit.encoders.autoencoder import Autoencoder
 from driftkit.encoders.trained_encoder import ENCODER_FILE
 from driftkit.errors import ArtifactError, NotFoundError, RefusedError, UsageError
 from driftkit.methods.base import Graph
 from driftkit.methods.registry import METHODS
-from driftkit.stages.model_card import describe_run, to_markdown
+from driftkit.stages.model_card import code, describe_run, to_markdown
 from driftkit.storage.files import atomic_folder, sha256_file, write_tensors
 from driftkit.storage.records import Record
 from driftkit.storage.run_folder import Run, now
 from driftkit.training.initialisation import EXPORT, ORIGIN, origin_of
+from driftkit.training.latents import DecodedNetwork, open_autoencoder
 from driftkit.training.sampling import load_network
 
 SUFFIXES = {"safetensors": ".safetensors", "onnx": ".onnx", "torchscript": ".pt"}
@@ -92,7 +94,13 @@ def export(
     network, config, checkpoint = load_network(run, weights=weights, step=step)
     size = config.data.image_size
     assert size is not None, "a saved config names the image size"
-    graph = graph_of(config.objective, network, size)
+    autoencoder, shape = open_autoencoder(config, run=run), config.data.sample_shape
+    # A graph of one evaluation goes from noise to images; a sampler stands between others and the decoder.
+    decoded = autoencoder is not None and METHODS[run.objective].sees_pixels and format != "safetensors"
+    whole = DecodedNetwork(network, autoencoder) if autoencoder is not None and decoded else network
+    graph = graph_of(config.objective, whole, shape[-1])
+    if autoencoder is not None:
+        graph = _in_latents(graph, autoencoder, shape, decoded=decoded)
     graph.module.eval().requires_grad_(False)
     document = {
         "driftkit": __version__,
@@ -107,7 +115,9 @@ def export(
             name: {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": ["N", *tensor.shape[1:]]}
             for name, tensor in zip(graph.inputs, graph.example(1), strict=True)
         },
-        "output": {graph.output: ["N", 3, size, size]},
+        "sample_shape": list(shape),
+        "autoencoder": None if autoencoder is None else {**autoencoder.describe(), "included": decoded},
+        "output": {graph.output: ["N", *((3, size, size) if decoded else shape)]},
         **describe_run(run, config, weights=weights, step=checkpoint.step),
         ORIGIN: origin_of(run, weights=weights, step=checkpoint.step)[1].model_dump(mode="json"),
     }
@@ -120,6 +130,32 @@ def export(
         document = record.document()
         (temporary / "README.md").write_text(to_markdown(document), encoding="utf-8")
     return Export(folder, folder / name, document)
+
+
+def _in_latents(graph: Graph, autoencoder: Autoencoder, shape: Sequence[int], *, decoded: bool) -> Graph:
+    """The graph of a network of latents, and how they are decoded; `decoded`: the decoder is part of it."""
+    generator = torch.Generator().manual_seed(0)
+
+    def example(count: int) -> tuple[torch.Tensor, ...]:
+        return tuple(
+            torch.randn(count, *shape, generator=generator) if given.ndim == 4 else given
+            for given in graph.example(count)
+        )
+
+    facts = autoencoder.describe()
+    scale, offset = (", ".join(f"{value:.6g}" for value in sorted(set(facts[key]))) for key in ("scale", "offset"))
+    place = f"{code(facts['spec'])} (diffusers {facts['class']}, sha256 `{facts['digest'][:16]}…`)"
+    does = "is part of this file" if decoded else "is not part of this file; samplers do not clip latents"
+    notes = f"""\
+## Latents
+
+The network works on latents [{", ".join(map(str, shape))}] of the autoencoder {place}. Its decoder
+{does}. image = decoder(latents / scale + offset), scale {scale}, offset {offset}; `model.json` has them by channel.
+With diffusers: `AutoencoderKL.from_pretrained(...).decode(latents / scale + offset).sample`.
+A licence of the autoencoder's weights may bind what was trained with it.
+"""
+    output = graph.output if decoded or graph.output != "images" else "latents"
+    return replace(graph, example=example, output=output, notes="\n".join(filter(None, [graph.notes, notes])))
 
 
 def _require_free(folder: Path, *, force: bool) -> None:
@@ -145,7 +181,7 @@ def _write_model(
         RefusedError: the difference is larger than 1e-4 of the network's largest output, or 1e-4 where that is below 1.
     """
     if format == "safetensors":
-        keys = ("model", "image_size", "weights", "step", ORIGIN)
+        keys = ("model", "image_size", "sample_shape", "autoencoder", "weights", "step", ORIGIN)
         header = {"driftkit": EXPORT, **{key: document[key] for key in keys}}
         write_tensors(path, network.state_dict(), header=header)
         return None

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from driftkit.datasets import cifar10
 from driftkit.datasets.sources import data_directory
 from driftkit.encoders import weights
+from driftkit.encoders.autoencoder import hub_files
 from driftkit.encoders.lineage import PIXEL
 from driftkit.encoders.specs import SPECS, TIMM_PREFIX, EncoderSpec
 from driftkit.encoders.timm_encoder import timm_spec
@@ -23,6 +24,7 @@ from driftkit.storage.files import sha256_file
 from driftkit.storage.records import Record
 
 EVALUATOR_PREFIX = "evaluator:"
+AUTOENCODER_PREFIX = "autoencoder:"
 EVALUATORS = {"inception": "Inception v3", "dinov2": "DINOv2 ViT-L/14", "clip": "CLIP ViT-L/14, DataComp-XL"}
 WITHOUT_FILES = {PIXEL: "the encoder without weights", "shapes": "drawn, not fetched"}
 
@@ -32,7 +34,7 @@ class Item:
     """Something that can be fetched by name."""
 
     name: str
-    kind: str  # encoder, evaluator or dataset
+    kind: str  # encoder, evaluator, autoencoder or dataset
     about: str
     licence: str | None  # of the weights; None where the tables say nothing
     published: PublishedFile
@@ -115,6 +117,14 @@ def _encoder(spec: EncoderSpec) -> Item:
     return Item(spec.name, "encoder", spec.trained_by, spec.licence, file, file.locate, "--encoder-weights")
 
 
+def _autoencoder(name: str) -> list[Item]:
+    files = hub_files(name.removeprefix(AUTOENCODER_PREFIX))
+    if files is None:
+        raise UsageError(f"{name}: expected {AUTOENCODER_PREFIX} and a hub id OWNER/NAME, or OWNER/NAME/FOLDER")
+    about = "autoencoder in the format of diffusers"
+    return [Item(name, "autoencoder", about, None, file, file.locate, "--autoencoder") for file in files]
+
+
 def evaluator_name(features: str) -> str:
     """How an evaluator is named here: with a prefix where the bare name is that of an encoder, another network."""
     return f"{EVALUATOR_PREFIX}{features}" if features in SPECS else features
@@ -124,7 +134,8 @@ def select(names: Sequence[str], *, everything: bool = False) -> list[Item]:
     """The items of those names, each once, in the order given; all of them if `everything`.
 
     Raises:
-        UsageError: an unknown name, or none; timm:MODEL is known where timm knows the model.
+        UsageError: an unknown name, or none; timm:MODEL is known where timm knows the model, and autoencoder:ID is two
+            files of any repository on the hub.
     """
     known = items()
     if everything and names:
@@ -137,6 +148,9 @@ def select(names: Sequence[str], *, everything: bool = False) -> list[Item]:
     for name in names:
         if name.startswith(TIMM_PREFIX):
             picked[name] = _encoder(timm_spec(name))
+            continue
+        if name.startswith(AUTOENCODER_PREFIX):
+            picked |= {f"{name}/{item.published.file}": item for item in _autoencoder(name)}
             continue
         features = name.removeprefix(EVALUATOR_PREFIX)
         full = evaluator_name(features) if name != features and features in EVALUATORS else name

@@ -1,7 +1,7 @@
 """Training: from a config to a run folder."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +14,7 @@ from driftkit.config.layers import flatten
 from driftkit.config.settings import OnResume, marked_keys
 from driftkit.datasets.packs import ImagePack
 from driftkit.datasets.sources import open_dataset
+from driftkit.encoders.autoencoder import Autoencoder
 from driftkit.errors import InterruptedRunError, StorageError, UsageError
 from driftkit.methods.base import BuiltObjective, Setting
 from driftkit.methods.registry import METHODS
@@ -35,6 +36,7 @@ from driftkit.training.conditions import class_counts, conditioned_network, grid
 from driftkit.training.feed import Feed, hold_out
 from driftkit.training.hooks import MAX_GRIDS, Hook, Measurement, SampleGrids, Scoring, measure_held_out
 from driftkit.training.initialisation import initialise
+from driftkit.training.latents import in_latents, latent_shape, open_autoencoder, with_latent_channels
 from driftkit.training.memory_estimate import TrainingMemory
 from driftkit.training.metrics_log import MetricsLog, TrainingProgress, open_trackers
 from driftkit.training.monitors import CollapseMonitor, CollapseWatch, NonFiniteRecorder
@@ -75,6 +77,8 @@ def train(
     place = resolve_device(device, local_rank=local_rank())  # first: a rank without a GPU must say so
     _require_spread(config)
     ranks = Ranks.start(device_type=place.type, timeout_s=60 * config.trainer.rank_timeout)
+    with ranks.first_alone() if config.data.autoencoder else nullcontext():  # one download per cache
+        config = with_latent_channels(config)
     run = Run(output)
     plan_resume(run, config, resume, ranks)  # refuse before anything is written
     with ExitStack() as held, ranks.naming_the_lost():
@@ -111,15 +115,17 @@ def _train(
     dtype = autocast_dtype(config.trainer.precision, device)
     flips = config.data.horizontal_flip
     setting = Setting(
-        pack, config.model, training, held_out, flips, dtype, compilation.compiled, device, ranks, global_batch
-    )
+        pack, config.model, training, held_out, flips, dtype, compilation.compiled, device, ranks, global_batch,
+        latents=config.data.autoencoder is not None,
+    )  # fmt: skip
     memory = TrainingMemory(running, ranks.world_size, device)
     with memory.explained():
         built = METHODS[config.objective.name].build(config.objective, setting)
+        autoencoder = open_autoencoder(config, device)
     for sentence in built.advice if ranks.is_main and plan is None else ():
         warn(sentence)
     torch.manual_seed(stream_seed(config.seed, "initial weights"))
-    network = build_network(config.model, image_size=pack.image_size)
+    network = build_network(config.model, image_size=config.data.sample_shape[-1])
     origin = None
     if config.init_from is not None:
         origin = _initialised(network, config, run, plan, ranks)
@@ -131,6 +137,12 @@ def _train(
     checkpoint_bytes = held * tensor_bytes(network.state_dict())
     together(lambda: require_free(run.path, checkpoint_bytes, "one checkpoint"), ranks)
 
+    if plan is not None:
+        require_same_inputs(run, pack, built.encoder, None if autoencoder is None else autoencoder.describe())
+    if autoencoder is not None:  # last, since images may have to be encoded
+        with memory.explained():
+            built = in_latents(built, autoencoder, config, pack, ranks=ranks, device=device)
+
     document = config.model_dump(mode="json")
     fields: dict[str, Any] = {
         "config": document,
@@ -140,14 +152,16 @@ def _train(
         **({} if scoring is None else {"scored_on_the_way": dict(scoring.kinship)}),
     }
     if plan is not None:
-        require_same_inputs(run, pack, built.encoder)
         ranks.barrier()  # all have read the manifest
         if ranks.is_main:
             run.update(**fields)
     elif ranks.is_main:
         run.create(
             **fields,
-            inputs={"data": {"spec": config.data.spec, "digest": pack.digest, "count": len(pack)}},
+            inputs={
+                "data": {"spec": config.data.spec, "digest": pack.digest, "count": len(pack)},
+                **({} if autoencoder is None else {"autoencoder": autoencoder.describe()}),
+            },
             parameters=sum(p.numel() for p in network.parameters()),
             classes=classes,
             encoder=built.encoder,
@@ -181,7 +195,7 @@ def _train(
         memory.explained(),
         tried_convolutions(wanted=eager_gpu),
     ):
-        _require_equal_start(trainer, built, pack, ranks)
+        _require_equal_start(trainer, built, autoencoder, pack, ranks)
         if checkpoints.saved_step == config.trainer.steps:
             checkpoints.finish(trainer)
         else:
@@ -219,7 +233,14 @@ def _hooks(
         run, every=trainer.checkpoint_every, keep_every=trainer.keep_every, header=header, collapse=collapse
     )
     conditions, shown = grid_conditions(config.model, classes)
-    grids = SampleGrids(run, every=trainer.sample_every, trackers=trackers, conditions=conditions, num_images=shown)
+    grids = SampleGrids(
+        run,
+        every=trainer.sample_every,
+        trackers=trackers,
+        noise_shape=config.data.sample_shape,
+        conditions=conditions,
+        num_images=shown,
+    )
     hooks = [
         NonFiniteRecorder(run),
         Measurement(measure_held_out, every=trainer.measure_every or trainer.sample_every, maximum=MAX_GRIDS),
@@ -245,9 +266,14 @@ def _completed(config: TrainConfig, pack: ImagePack) -> TrainConfig:
     holdout = config.data.holdout
     if holdout is None:
         holdout = min(MAX_HELD_OUT, int(method.holdout * len(pack)))
+    known = {
+        "image_size": pack.image_size,
+        "holdout": holdout,
+        "latent_shape": latent_shape(config, pack.image_size),
+    }
     return config.model_copy(
         update={
-            "data": config.data.model_copy(update={"image_size": pack.image_size, "holdout": holdout}),
+            "data": config.data.model_copy(update=known),
             "model": method.complete(config.objective, conditioned_network(config.objective, config.model, pack), pack),
         }
     )
@@ -282,7 +308,9 @@ def _require_equal_plan(plan: ResumePlan | None, config: TrainConfig, ranks: Ran
     )
 
 
-def _require_equal_start(trainer: Trainer, built: BuiltObjective, pack: ImagePack, ranks: Ranks) -> None:
+def _require_equal_start(
+    trainer: Trainer, built: BuiltObjective, autoencoder: Autoencoder | None, pack: ImagePack, ranks: Ranks
+) -> None:
     """Refuse to train ranks that differ: gradients are averaged, so their weights would never become equal."""
     if ranks.world_size > 1:
         ranks.require_equal(
@@ -290,6 +318,7 @@ def _require_equal_start(trainer: Trainer, built: BuiltObjective, pack: ImagePac
                 "the step to continue from": str(trainer.step),
                 "the network": state_digest(trainer.network.state_dict()),
                 "the encoder": str((built.encoder or {}).get("weights_digest")),
+                "the autoencoder": "none" if autoencoder is None else autoencoder.digest,
                 "the set of images": pack.digest,
                 "the version of torch or timm": f"{torch.__version__} {version('timm')}",
             }

@@ -32,7 +32,7 @@ ATTEMPTS = 3  # at a run that is trained meanwhile
 COPY = "restore it from a copy"
 AGAIN = {
     "checkpoint": f"{COPY}, or remove the folder: training goes on from the one before, or from the start",
-    "feature cache": "remove it: the next run with --cache-features makes it again",
+    "feature cache": "remove it: the next run that uses it makes it again",
     "statistics": "remove it: the next score makes it again",
     "pack": "import it again",
     "samples": "make the samples again",

@@ -13,12 +13,14 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from driftkit.encoders.autoencoder import load_autoencoder
 from driftkit.errors import UsageError
 from driftkit.methods.base import BatchCost, Forward
 from driftkit.methods.registry import METHODS
 from driftkit.models.registry import build_network
 from driftkit.runtime.memory import gib
 from driftkit.training.conditions import conditioned_network
+from driftkit.training.latents import latent_shape, with_latent_channels
 from driftkit.training.train_config import TrainConfig
 
 ASSUMED_IMAGE_SIZE = 32
@@ -35,11 +37,12 @@ class Shapes:
 
     network_flops: int  # every forward of the trained network in a step; a backward counts two
     encoder_flops: int  # one forward of the frozen encoder. Its weights get no gradient: a backward counts one.
+    decoder_flops: int  # one forward of the frozen decoder of latents where a step decodes them; a backward counts one
     regenerates: bool  # whether a step of several micro-batches runs every forward twice
     batch: BatchCost | None  # cost of what is computed over the global batch; None where nothing is
     parameters: int  # of the trained network
     averages: int  # of its weights that are kept
-    encoder_bytes: int  # of the encoder's weights
+    encoder_bytes: int  # of the weights of encoder and autoencoder
     saved_bytes: int  # tensors that the networks keep for the backward pass under autocast of `dtype` on `device`
     dtype: str  # float32 or bfloat16
     device: str  # "cpu" or "cuda"
@@ -55,7 +58,7 @@ class Budget:
     gathered_bytes: int  # features that arrive from other ranks
     gradient_bytes: int  # that arrive in the ring that averages gradients
     field_flops: int  # of what is computed over the global batch
-    encoder_flops: int
+    encoder_flops: int  # of the decoder of latents, too
     network_flops: int
     state_bytes: (
         int  # float32 weights, gradients, two moments, averages; weights of the encoder; on a CPU checkpoints' copy
@@ -86,7 +89,7 @@ def budget(shapes: Shapes, *, images: int, ranks: int) -> Budget:
         gathered_bytes=batch.gathered_bytes(rows=rows, ranks=ranks) if batch else 0,
         gradient_bytes=int(2 * (ranks - 1) / ranks * shapes.parameters * FLOAT_BYTES),
         field_flops=batch.flops(rows=rows, images=images) if batch else 0,
-        encoder_flops=shapes.encoder_flops * (rows * (2 + again) + real),
+        encoder_flops=shapes.encoder_flops * (rows * (2 + again) + real) + shapes.decoder_flops * rows * (2 + again),
         network_flops=rows * shapes.network_flops * (3 + again),
         state_bytes=state,
         saved_bytes=saved,
@@ -108,32 +111,39 @@ def training_shapes(config: TrainConfig, *, device: str) -> tuple[Shapes, list[s
         size = ASSUMED_IMAGE_SIZE
         assumed.append(f"images of {size} pixels (`data.image_size` is not set)")
     method = METHODS[config.objective.name]
+    config = with_latent_channels(config)
+    sample_shape = latent_shape(config, size) or (3, size, size)
     with torch.device("meta"):
         shape = conditioned_network(config.objective, config.model, None)
-        network = build_network(method.network_for_budget(config.objective, shape), image_size=size)
+        network = build_network(method.network_for_budget(config.objective, shape), image_size=sample_shape[-1])
     work = method.workload(config.objective, network, size)
     trained, encode, encoder = work.trained, work.encode, work.encoder
-    image = torch.zeros(1, 3, size, size, device="meta")
+    frozen: list[nn.Module] = [] if encoder is None else [encoder]
+    autoencoder = None
+    if config.data.autoencoder is not None and method.sees_pixels:
+        autoencoder = load_autoencoder(config.data.autoencoder, "meta")
+        frozen.append(autoencoder)
+    image, sample = torch.zeros(1, 3, size, size, device="meta"), torch.zeros(1, *sample_shape, device="meta")
     dtype = _dtype(config.trainer.precision, device)
-    network_flops, encoder_flops = _flops(trained, image), _flops(encode, image) if encode else 0
+    network_flops, encoder_flops = _flops(trained, sample), _flops(encode, image) if encode else 0
+    decode = autoencoder.decode if autoencoder is not None else lambda latents: latents
     if encoder is not None:
         encoder.store_weights_for(dtype)
 
-    def generate_and_encode(images: torch.Tensor) -> list[torch.Tensor]:
-        outputs = trained(images)
-        return encode(outputs[0].float()) if encode else outputs
+    def generate_and_encode(samples: torch.Tensor) -> list[torch.Tensor]:
+        outputs = trained(samples)
+        return encode(decode(outputs[0].float())) if encode else outputs
 
-    networks = [network] if encoder is None else [network, encoder]
-    encoder_bytes = 0 if encoder is None else sum(p.nbytes for p in encoder.parameters())
     shapes = Shapes(
         network_flops=network_flops,
         encoder_flops=encoder_flops,
+        decoder_flops=_flops(lambda latents: [decode(latents)], sample) if autoencoder is not None else 0,
         regenerates=work.regenerates,
         batch=work.batch,
         parameters=sum(p.numel() for p in network.parameters()),
         averages=len(config.trainer.averages),
-        encoder_bytes=encoder_bytes,
-        saved_bytes=kept_bytes(networks, generate_and_encode, image_size=size, dtype=dtype, device=device),
+        encoder_bytes=sum(p.nbytes for module in frozen for p in module.parameters()),
+        saved_bytes=kept_bytes([network, *frozen], generate_and_encode, shape=sample_shape, dtype=dtype, device=device),
         dtype=str(dtype).removeprefix("torch."),
         device=device,
         micro_batch=config.trainer.micro_batch,
@@ -199,7 +209,7 @@ def _card_advice(shapes: Shapes, *, images: int, ranks: int) -> list[str]:
 
 
 def kept_bytes(
-    networks: Sequence[nn.Module], function: Forward, *, image_size: int, dtype: torch.dtype, device: str
+    networks: Sequence[nn.Module], function: Forward, *, shape: Sequence[int], dtype: torch.dtype, device: str
 ) -> int:
     """Bytes kept per image between forward and backward: the difference between three images and two.
 
@@ -208,7 +218,7 @@ def kept_bytes(
 
     Args:
         networks: all that `function` uses; their weights are replaced by tensors without memory.
-        function: images [N, 3, H, W] -> tensors that the backward pass starts from.
+        function: images or latents [N, *shape] -> tensors that the backward pass starts from.
         dtype: of autocast; float32: none.
     """
     target = torch.device("cuda", 0) if device == "cuda" else torch.device(device)
@@ -226,7 +236,7 @@ def kept_bytes(
         for count in (2, 3):
             kept.clear()
             with _autocast(target, dtype), saved_tensors_hooks(pack, lambda tensor: tensor):
-                images = torch.zeros(count, 3, image_size, image_size, device=target)
+                images = torch.zeros(count, *shape, device=target)
                 outputs = function(images.contiguous(memory_format=torch.channels_last))
             totals.append(sum(kept.values()))  # while the outputs live, and with them all that they need
             del outputs

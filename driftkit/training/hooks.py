@@ -4,7 +4,7 @@ Each of the larger hooks has a file: `metrics_log`, `checkpoints`, `monitors`. A
 """
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -104,7 +104,8 @@ def measure_held_out(trainer: "Trainer") -> Mapping[str, float]:
 class SampleGrids(Hook):
     """Saves what the averaged network generates from the same noise every so many steps; trackers get copies.
 
-    `conditions` are those of the images; by them class-conditional networks have a row per class.
+    `noise_shape` is [C, H, W], that of the images by default. `conditions` are those of the images; by them
+    class-conditional networks have a row per class.
     """
 
     def __init__(
@@ -113,11 +114,12 @@ class SampleGrids(Hook):
         *,
         every: int,
         trackers: "list[Tracker]",
+        noise_shape: Sequence[int] | None = None,
         conditions: SampleConditions | None = None,
         num_images: int = GRID_IMAGES,
     ):
         self.run, self.every, self.trackers, self.num_images = run, every, trackers, num_images
-        self.conditions = conditions or SampleConditions()
+        self.noise_shape, self.conditions = noise_shape, conditions or SampleConditions()
 
     def after_step(self, trainer: "Trainer", step: FinishedStep) -> None:
         if not step.is_due(self.every, maximum=MAX_GRIDS):
@@ -128,7 +130,8 @@ class SampleGrids(Hook):
 
     def _save(self, trainer: "Trainer") -> None:
         feed, count = trainer.feed, self.num_images
-        noise = image_noise(feed.seed, "grid", range(count), feed.images.shape[1:]).to(trainer.device)
+        noise = image_noise(feed.seed, "grid", range(count), self.noise_shape or feed.images.shape[1:])
+        noise = noise.to(trainer.device)
         spread = torch.arange(count) * len(feed.images) // count  # packs are often ordered by class
         real = to_float(feed.images[spread].to(trainer.device))
         condition = self.conditions.of(range(count), seed=feed.seed, stream="grid", device=trainer.device)

@@ -24,6 +24,7 @@ Resume = Literal["auto", "never"]
 BATCH = "trainer.batch_size"
 STEPS = "trainer.steps"
 INIT = "init_from"
+AUTOENCODER = "data.autoencoder"
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,8 @@ def _require_same_config(run: Run, config: TrainConfig, saved: dict[str, Any]) -
 
 def _is_place(key: str, value: Any) -> bool:
     """Whether a setting is no name of known images or of a known encoder, but says where something lies."""
+    if key == AUTOENCODER:
+        return value is not None
     if value is None or key == INIT or key.endswith("_weights"):
         return True
     return sources.names_a_place(value) if key.startswith("data.") else registry.names_a_place(value)
@@ -139,8 +142,10 @@ def with_batch_size(config: TrainConfig, batch_size: int) -> TrainConfig:
     return config.model_copy(update={"trainer": config.trainer.model_copy(update={"batch_size": batch_size})})
 
 
-def require_same_inputs(run: Run, pack: ImagePack, encoder: dict[str, Any] | None) -> None:
-    """Refuse images and encoder weights whose content is not that of the beginning. Raises UsageError: they differ."""
+def require_same_inputs(
+    run: Run, pack: ImagePack, encoder: dict[str, Any] | None, autoencoder: dict[str, Any] | None = None
+) -> None:
+    """Refuse images and weights whose content is not that of the beginning. Raises UsageError: they differ."""
     manifest = run.manifest()
     before = manifest.data_digest or "unknown"
     if before != pack.digest:
@@ -150,3 +155,8 @@ def require_same_inputs(run: Run, pack: ImagePack, encoder: dict[str, Any] | Non
     saved = manifest.encoder or {}
     if encoder is not None and saved.get("weights_digest") != encoder["weights_digest"]:
         raise UsageError(f"{run.path} was trained with other weights of {encoder['name']}; give another `output`")
+    if autoencoder is not None and manifest.inputs.get("autoencoder", {}).get("digest") != autoencoder["digest"]:
+        raise UsageError(
+            f"{run.path} was trained with another autoencoder than {autoencoder['spec']} is now; put its "
+            "files back, or give another `output`"
+        )

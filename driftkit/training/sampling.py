@@ -9,6 +9,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+from driftkit.encoders.autoencoder import Autoencoder
 from driftkit.errors import ArtifactError, RefusedError, UsageError
 from driftkit.methods.registry import build_sampler
 from driftkit.models.registry import build_network, build_with, to_device
@@ -20,6 +21,7 @@ from driftkit.runtime.readback import require_finite
 from driftkit.storage.images import to_uint8
 from driftkit.storage.run_folder import Checkpoint, Run
 from driftkit.training.conditions import SampleConditions, sample_conditions
+from driftkit.training.latents import open_autoencoder
 from driftkit.training.train_config import TrainConfig, load_config
 
 SAMPLE_BATCH = 256
@@ -33,7 +35,7 @@ def load_network(
     Raises ArtifactError where one of them is absent or not readable, RefusedError where weights are not finite.
     """
     config = config_of(run)
-    image_size = _image_size(config, run)
+    image_size = _sample_shape(config, run)[-1]
     tensors, checkpoint = run.weights(weights, step)
     network = build_with(
         lambda: build_network(config.model, image_size=image_size),
@@ -76,11 +78,11 @@ def conditions_of(
     return conditions
 
 
-def _image_size(config: TrainConfig, run: Run | None = None) -> int:
-    if config.data.image_size is None and run is not None:
-        return run.image_size  # or its error, which names the manifest
-    assert config.data.image_size is not None, "a saved config names the image size"
-    return config.data.image_size
+def _sample_shape(config: TrainConfig, run: Run) -> tuple[int, int, int]:
+    """[C, H, W] of what the run's network generates."""
+    if config.data.image_size is None:
+        return 3, run.image_size, run.image_size  # or its error, which names the manifest
+    return config.data.sample_shape
 
 
 def generate(
@@ -138,6 +140,7 @@ def generate(
         precision=precision,
         batch_size=batch_size,
         device=device,
+        autoencoder=open_autoencoder(config, device, run=run),
         advance=advance,
         source=f"{run.path} at step {checkpoint.step}",
     )
@@ -186,6 +189,7 @@ def draw_images(
     precision: Precision | None = None,
     batch_size: int = SAMPLE_BATCH,
     device: torch.device,
+    autoencoder: Autoencoder | None = None,
     advance: Callable[[int], None] | None = None,
     source: str = "the network",
 ) -> Drawn:
@@ -194,6 +198,7 @@ def draw_images(
     Args:
         numbers: of the images, which with the seed decide them.
         conditions: what the images are conditioned on.
+        autoencoder: decodes what a network of latents generates.
         source: how an error names the network.
     """
     spec, draw = build_sampler(config.objective, sampler)
@@ -203,8 +208,9 @@ def draw_images(
         assert conditions.guidance is not None
         steps, draw = halved(nfe), guided_sampler(draw, conditions.guidance)
         evaluated = guided_prediction(network, conditions.guidance)
-    recorded = spec.recorded_options(config.objective, steps, options or {})
-    shape = (3, _image_size(config), _image_size(config))
+    known = {} if autoencoder is None else spec.latent_options
+    recorded = spec.recorded_options(config.objective, steps, {**known, **(options or {})})
+    shape = config.data.sample_shape
     dtype = autocast_dtype(precision or config.trainer.precision, device)
     images, used_nfe = [], 0
     for first in range(0, len(numbers), batch_size):
@@ -220,6 +226,8 @@ def draw_images(
         explained = fitting_batch("sampling", len(indices), once, device=device)
         with explained, torch.inference_mode(), sampling_precision(device, dtype):
             batch, used_nfe = draw(network, noise, request)
+            if autoencoder is not None:
+                batch = autoencoder.to_images(batch)
         if not bool(torch.isfinite(batch).all()):
             raise RefusedError(f"{source} gives images that are not finite; nothing was written")
         images.append(to_uint8(batch).cpu())

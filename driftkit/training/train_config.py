@@ -171,6 +171,22 @@ class DataConfig(Settings):
         description="images kept out of training, to measure on; None: 2 %, at most 1000, for encoders, else 0",
     )
     horizontal_flip: bool = Field(True, description="mirror half of the images")
+    autoencoder: Annotated[str | None, OnResume.PLACE, Option(IMAGES, default="none, train on pixels")] = Field(
+        None,
+        min_length=1,
+        description="train in the latent space of this diffusers AutoencoderKL: a folder or a hub id OWNER/NAME",
+    )
+    latent_shape: Annotated[tuple[int, int, int] | None, OnResume.FROM_DATA] = Field(
+        None, description="channels, height and width of latents; filled in from autoencoder and image_size"
+    )
+
+    @property
+    def sample_shape(self) -> tuple[int, int, int]:
+        """[C, H, W] of what a generator generates, in a complete config: latents, or images."""
+        if self.latent_shape is not None:
+            return self.latent_shape
+        assert self.image_size is not None, "a saved config names the image size"
+        return 3, self.image_size, self.image_size
 
 
 class EvaluationConfig(Settings):

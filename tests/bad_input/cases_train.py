@@ -1,7 +1,9 @@
 """Command lines of `driftkit train` that are refused."""
 
+import torch
+
 from tests.bad_input.case import Case
-from tests.bad_input.given import image, raw, text
+from tests.bad_input.given import all_of, image, raw, tensors, text
 
 # A drifting run that would start: everything a row does not spoil.
 TINY = (
@@ -14,6 +16,8 @@ DIT = (
     "train --objective ddpm -d {pack} --batch-size 4 --steps 2 --device cpu --set model.kind=dit "
     "--set model.hidden_size=16 --set model.depth=1 --set model.num_heads=2 -o run"
 )
+VAE_CONFIG = '{"_class_name": "AutoencoderKL"}'
+VAE_WEIGHTS = "v/diffusion_pytorch_model.safetensors"
 AGAIN = TINY.replace("-o run", "-o {drift}").replace("--steps 2", "--steps 4")
 
 
@@ -113,6 +117,73 @@ TRAIN = [
         ["16 pixels wide", "8"],
     ),
     Case("train-eval-of-nine-images", f"{TINY} --eval-every 1 --set evaluation.num_images=9", 2, ["num_images", "9"]),
+    # --autoencoder
+    Case("train-autoencoder-not-there", f"{TINY} --autoencoder outputs/vae", 3, ["outputs/vae", "hub id", "download"]),
+    Case("train-autoencoder-no-id", f"{TINY} --autoencoder vae", 3, ["--autoencoder 'vae'", "no such folder"]),
+    Case("train-autoencoder-empty", f"{TINY} --autoencoder ''", 2, ["--autoencoder"]),
+    Case("train-autoencoder-a-file", f"{TINY} --autoencoder {{pack}}", 3, ["is a file", "expected the folder"]),
+    Case("train-autoencoder-a-run", f"{TINY} --autoencoder {{ddpm}}", 3, ["has no config.json", "AutoencoderKL"]),
+    Case(
+        "train-autoencoder-without-weights",
+        f"{TINY} --autoencoder v",
+        3,
+        ["--autoencoder v", "has no diffusion_pytorch_model.safetensors"],
+        text(VAE_CONFIG, "v/config.json"),
+    ),
+    Case(
+        "train-autoencoder-pickle",
+        f"{TINY} --autoencoder v",
+        3,
+        ["diffusion_pytorch_model.bin is a pickle, which is not read"],
+        all_of(text(VAE_CONFIG, "v/config.json"), raw(b"x", "v/diffusion_pytorch_model.bin")),
+    ),
+    Case(
+        "train-autoencoder-of-another-class",
+        f"{TINY} --autoencoder v",
+        3,
+        ["VQModel", "expected AutoencoderKL"],
+        all_of(text('{"_class_name": "VQModel"}', "v/config.json"), raw(b"x", VAE_WEIGHTS)),
+    ),
+    Case(
+        "train-autoencoder-grey",
+        f"{TINY} --autoencoder v",
+        3,
+        ["key in_channels", "got 1"],
+        all_of(text(VAE_CONFIG.replace("}", ', "in_channels": 1}'), "v/config.json"), raw(b"x", VAE_WEIGHTS)),
+    ),
+    Case(
+        "train-autoencoder-config-broken",
+        f"{TINY} --autoencoder v",
+        3,
+        ["config.json is not readable JSON"],
+        all_of(text("{", "v/config.json"), raw(b"x", VAE_WEIGHTS)),
+    ),
+    Case(
+        "train-autoencoder-weights-broken",
+        f"{TINY} --autoencoder v",
+        3,
+        [VAE_WEIGHTS, "not a readable safetensors"],
+        all_of(text(VAE_CONFIG, "v/config.json"), raw(b"x", VAE_WEIGHTS)),
+    ),
+    Case(
+        "train-autoencoder-weights-of-another",
+        f"{TINY} --autoencoder v",
+        3,
+        [VAE_WEIGHTS, "does not hold the network its config describes"],
+        all_of(text(VAE_CONFIG, "v/config.json"), tensors(VAE_WEIGHTS, weight=torch.zeros(1))),
+    ),
+    Case("train-autoencoder-of-odd-images", f"{DDPM} -d {{odd}} --autoencoder {{vae}}", 2, ["2 times", "9 pixels"]),
+    Case(
+        "train-autoencoder-latents-too-small",
+        f"{DDPM} --autoencoder {{vae}} --set model.channel_multipliers=[1,1,1,1]",
+        2,
+        ["image size 4", "model.channel_multipliers"],
+    ),
+    Case("train-autoencoder-of-mae", "train --objective mae -d {pack} -o run --autoencoder {vae}", 2, ["mae run"]),
+    Case(
+        "train-autoencoder-other-channels", f"{DDPM} --autoencoder {{vae}} --set model.channels=8", 2, ["is 4; got 8"]
+    ),
+    Case("train-latent-shape-alone", f"{DDPM} --set data.latent_shape=[4,4,4]", 2, ["--autoencoder", "not set"]),
     # --set, --config and variables
     Case(
         "train-set-key-misspelt", f"{TINY} --set trainer.batchsize=4", 2, ["trainer.batchsize", "trainer.batch_size?"]

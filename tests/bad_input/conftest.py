@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.conftest import driftkit, train_tiny
+from tests.encoders.tiny_autoencoder import tiny_autoencoder
 from tests.scoring.fakes import make_pack, random_images
 
 
@@ -24,6 +25,7 @@ def world(tmp_path_factory) -> dict[str, Path]:
         make_pack(root / "big.safetensors", random_images(16, size=16))
         make_pack(root / "odd.safetensors", random_images(16, size=9))
         make_pack(root / "wide.safetensors", torch.cat([random_images(16)] * 2, dim=3))
+        tiny_autoencoder(root / "vae")
         data = ("--data", root / "pack.safetensors")
         train_tiny(root / "drift", "drift", *data)
         train_tiny(root / "ddpm", "ddpm", *data)
@@ -44,7 +46,7 @@ def world(tmp_path_factory) -> dict[str, Path]:
         "root": root,
         "score": root / "score.json",
         **files,
-        **{n: root / n for n in ("drift", "ddpm", "classes", "certain", "mae")},
+        **{n: root / n for n in ("drift", "ddpm", "classes", "certain", "mae", "vae")},
     }
 
 

@@ -28,7 +28,7 @@ def sampler(network, noise, request):
 
 
 def case(network, nfe, run="run"):
-    return SpeedCase(run, "ddim", network, sampler, nfe, 8)
+    return SpeedCase(run, "ddim", network, sampler, nfe, (3, 8, 8))
 
 
 def settings(**changes):
@@ -84,7 +84,7 @@ def test_a_guided_sampler_is_timed_with_both_halves_and_an_even_number_of_evalua
             noise = network(noise, torch.zeros(len(noise)), request.condition)
         return noise, request.nfe
 
-    cases = [SpeedCase("a", "ddim guided", network, guided_sampler(plain, 2.0), 1000, 8, guided=True)]
+    cases = [SpeedCase("a", "ddim guided", network, guided_sampler(plain, 2.0), 1000, (3, 8, 8), guided=True)]
     (speed,) = measure_speeds(cases, settings(budget_seconds=0.1))
     assert speed.measured_nfe % 2 == 0
     assert set(map(str, rows)) == {str((8, [0] * 4 + [-1] * 4))}

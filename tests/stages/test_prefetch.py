@@ -8,12 +8,14 @@ import torch
 
 from driftkit.datasets import cifar10
 from driftkit.encoders import specs
+from driftkit.encoders.autoencoder import AutoencoderFile
 from driftkit.encoders.specs import PACKAGED
 from driftkit.errors import ArtifactError, UsageError
 from driftkit.scoring import extractors
 from driftkit.stages import prefetch as prefetching
 from driftkit.stages.prefetch import EVALUATORS, items, prefetch, select
 from tests.encoders.test_weights import torch_file
+from tests.encoders.tiny_autoencoder import tiny_autoencoder
 from tests.web import serve
 
 
@@ -166,3 +168,20 @@ def test_locating_inception_by_a_variable_that_names_no_file_is_an_error(monkeyp
     monkeypatch.setenv("DRIFTKIT_INCEPTION_WEIGHTS", str(tmp_path / "absent.pth"))
     with pytest.raises(ArtifactError, match="DRIFTKIT_INCEPTION_WEIGHTS"):
         extractors.locate_weights("inception")
+
+
+def test_an_autoencoder_is_a_config_and_weights(monkeypatch, tmp_path):
+    first, second = select(["autoencoder:owner/name/vae"])
+    assert (first.published.file, second.published.file) == (
+        "vae/config.json",
+        "vae/diffusion_pytorch_model.safetensors",
+    )
+    done = prefetch([first, second])
+    assert [one.state for one in done] == ["failed", "failed"]
+    assert "place it in a folder and name that by --autoencoder" in done[1].reason
+    folder = tiny_autoencoder(tmp_path / "vae")
+    monkeypatch.setattr(AutoencoderFile, "locate", lambda self: folder.parent / self.file)
+    done = prefetch(select(["autoencoder:owner/name/vae"]))
+    assert [(one.state, one.checked) for one in done] == [("present", "readable"), ("present", "readable")]
+    with pytest.raises(UsageError, match="hub id OWNER/NAME"):
+        select(["autoencoder:nothing"])

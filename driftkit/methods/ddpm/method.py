@@ -35,7 +35,7 @@ def _build(config: DDPMConfig, setting: Setting) -> BuiltObjective:
     from driftkit.methods.regression import require_no_style
 
     require_no_style(setting)
-    return BuiltObjective(DDPM(config))
+    return BuiltObjective(DDPM(config, clip_x0=not setting.latents))
 
 
 def _sampler(name: str, config: DDPMConfig) -> "Sampler":
@@ -75,6 +75,9 @@ x_0 = (x_t - sqrt(1 - alpha_bar) noise) / sqrt(alpha_bar), which driftkit's samp
     )  # fmt: skip
 
 
+UNCLIPPED = {"clip_x0": False}
+
+
 def _implied_variance(config: DDPMConfig, nfe: int | None) -> dict[str, Any]:
     return {"variance": ancestral_variance(nfe, config.num_steps)}
 
@@ -90,15 +93,17 @@ METHOD = register(
             SamplerSpec(
                 "ddim", partial(_sampler, "sample_ddim"), lambda config: DDIM_NFE, "noise",
                 curve_nfes=CURVE_NFES, speed_nfes=(10, 50, 100), options=DDIMOptions,
+                latent_options=UNCLIPPED,
             ),
             SamplerSpec(
                 "ddpm", partial(_sampler, "sample_ddpm"), lambda config: config.num_steps, "noise",
                 stochastic=True, options=AncestralOptions, implied_options=_implied_variance,
+                latent_options=UNCLIPPED,
             ),
             SamplerSpec(
                 "dpm-solver", partial(_sampler, "sample_dpm_solver"),
                 lambda config: DPM_SOLVER_NFE, "noise",
-                curve_nfes=CURVE_NFES, options=SolverOptions,
+                curve_nfes=CURVE_NFES, options=SolverOptions, latent_options=UNCLIPPED,
             ),
         ),
         graph=_graph,

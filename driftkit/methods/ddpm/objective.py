@@ -20,9 +20,10 @@ class DDPM(NoiseRegression):
 
     term = "noise_mse"
 
-    def __init__(self, config: DDPMConfig):
+    def __init__(self, config: DDPMConfig, *, clip_x0: bool = True):
         self.schedule = config.schedule()
         self.label_dropout = config.label_dropout_in_training
+        self.clip_x0 = clip_x0  # of previews: latents are not bounded
 
     def time(self, number: int) -> int:
         return number % self.schedule.num_steps
@@ -38,6 +39,7 @@ class DDPM(NoiseRegression):
         request = SampleRequest(
             nfe=min(PREVIEW_NFE, self.schedule.num_steps),
             step_noise=lambda _: torch.zeros_like(noise),
+            options={"clip_x0": self.clip_x0},
             condition=condition,
         )
         return sample_dpm_solver(model, noise, request, schedule=self.schedule)[0]

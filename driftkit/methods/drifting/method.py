@@ -88,6 +88,7 @@ METHOD = register(
         ),
         graph=_graph,
         min_batch=2,  # generated images push one another
+        sees_pixels=True,
         reports_spread=True,
         curves=CURVES,
         curves_note="The drifting loss divides the field by its own size, so it is flat by construction and says "

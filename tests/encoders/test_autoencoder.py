@@ -1,0 +1,152 @@
+"""Autoencoders of diffusers: their numbers, and what is refused."""
+
+import importlib.util
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from safetensors.torch import load_file, save_file
+
+from driftkit.encoders import autoencoder as module
+from driftkit.encoders.autoencoder import load_autoencoder, read_autoencoder_config
+from driftkit.errors import ArtifactError, NotFoundError, RefusedError, UsageError
+from tests.encoders.tiny_autoencoder import change_config, tiny_autoencoder
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+OLD_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+
+def images(count=3, size=16):
+    return 2 * torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(0)) - 1
+
+
+def test_numbers_are_those_of_diffusers(tmp_path):
+    folder = tiny_autoencoder(tmp_path / "vae", scaling_factor=1.5, shift_factor=0.25)
+    ours, theirs = load_autoencoder(str(folder)), AutoencoderKL.from_pretrained(folder, use_safetensors=True)
+    with torch.no_grad():
+        want = 1.5 * (theirs.encode(images()).latent_dist.mean - 0.25)
+        torch.testing.assert_close(ours.to_latents(images()), want, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(ours.to_images(want), theirs.decode(want / 1.5 + 0.25).sample, rtol=1e-5, atol=1e-5)
+    assert want.shape[1:] == ours.config.latent_shape(16) == (4, 8, 8)
+
+
+def test_mean_and_deviation_by_channel_are_applied(tmp_path):
+    folder = tiny_autoencoder(tmp_path / "vae", latents_mean=(1.0, 2.0, 3.0, 4.0), latents_std=(1.0, 2.0, 4.0, 8.0))
+    theirs = AutoencoderKL.from_pretrained(folder).encode(images()).latent_dist.mean.detach()
+    column = torch.tensor([1.0, 2.0, 3.0, 4.0]).view(-1, 1, 1)
+    want = 2.0 * (theirs - column) / torch.tensor([1.0, 2.0, 4.0, 8.0]).view(-1, 1, 1)
+    torch.testing.assert_close(load_autoencoder(str(folder)).to_latents(images()), want, rtol=1e-5, atol=1e-5)
+
+
+def test_images_are_taken_some_at_a_time_with_the_same_result(tmp_path, monkeypatch):
+    loaded = load_autoencoder(str(tiny_autoencoder(tmp_path / "vae")))
+    latents = loaded.to_latents(images(5))
+    pictures = loaded.to_images(latents)
+    monkeypatch.setattr(module, "PIXELS_AT_A_TIME", 2 * 16 * 16)
+    torch.testing.assert_close(loaded.to_latents(images(5)), latents, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(loaded.to_images(latents), pictures, rtol=1e-5, atol=1e-5)
+
+
+def test_only_latents_get_a_gradient(tmp_path):
+    loaded = load_autoencoder(str(tiny_autoencoder(tmp_path / "vae"))).train()
+    latents = torch.randn(1, 4, 8, 8, requires_grad=True)
+    loaded.decode(latents).sum().backward()
+    assert latents.grad is not None
+    assert not loaded.training
+    assert all(p.grad is None and not p.requires_grad for p in loaded.parameters())
+
+
+def test_weights_with_the_earlier_names_of_attention_are_read(tmp_path):
+    folder = tiny_autoencoder(tmp_path / "vae")
+    want = load_autoencoder(str(folder))
+    renamed = {}
+    for name, tensor in load_file(folder / WEIGHTS).items():
+        for new, old in OLD_NAMES.items():
+            name = name.replace(f".{new}.", f".{old}.") if ".attentions." in name else name
+        renamed[name] = tensor
+    assert any(".proj_attn." in name for name in renamed)
+    save_file(renamed, folder / WEIGHTS)
+    got = load_autoencoder(str(folder))
+    assert got.digest == want.digest
+    assert torch.equal(got.to_latents(images()), want.to_latents(images()))
+
+
+def test_the_digest_is_of_weights_and_scale(tmp_path):
+    digests = {load_autoencoder(str(tiny_autoencoder(tmp_path / "a"))).digest}
+    digests.add(load_autoencoder(str(tiny_autoencoder(tmp_path / "b", seed=1))).digest)
+    digests.add(load_autoencoder(str(tiny_autoencoder(tmp_path / "c", scaling_factor=1.0))).digest)
+    assert len(digests) == 3
+    assert load_autoencoder(str(tiny_autoencoder(tmp_path / "d"))).digest in digests
+
+
+def test_without_diffusers_the_extra_is_named(tmp_path, monkeypatch):
+    folder = tiny_autoencoder(tmp_path / "vae")
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n, *a: None if n == "diffusers" else found(n, *a))
+    with pytest.raises(NotFoundError, match=r"diffusers.*driftkit\[latents\]"):
+        read_autoencoder_config(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"_class_name": "VQModel"}, "VQModel, expected AutoencoderKL"),
+        ({"_class_name": None}, "no class of diffusers, expected AutoencoderKL"),
+        ({"in_channels": 1}, "key in_channels"),
+        ({"latent_channels": 0}, "key latent_channels"),
+        ({"scaling_factor": 0}, "key scaling_factor"),
+        ({"latents_mean": [0.0]}, "latents_mean: expected 4 numbers, got 1"),
+        ({"block_out_channels": [8] * 9}, "key block_out_channels"),
+    ],
+)
+def test_configs_of_something_else_are_refused(tmp_path, changes, says):
+    folder = tiny_autoencoder(tmp_path / "vae")
+    change_config(folder, **changes)
+    with pytest.raises(ArtifactError, match=says):
+        read_autoencoder_config(str(folder))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"latent_channels": 8}, {"down_block_types": ["Nothing", "Nothing"]}, {"norm_num_groups": "x"}]
+)
+def test_weights_that_are_not_those_of_the_config_are_refused(tmp_path, changes):
+    folder = tiny_autoencoder(tmp_path / "vae")
+    change_config(folder, **changes)
+    with pytest.raises(ArtifactError, match=r"its config describes"):
+        load_autoencoder(str(folder))
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    folder = tiny_autoencoder(tmp_path / "vae")
+    weights = load_file(folder / WEIGHTS)
+    weights["decoder.conv_out.bias"].fill_(float("nan"))
+    save_file(weights, folder / WEIGHTS)
+    with pytest.raises(RefusedError, match="not finite"):
+        load_autoencoder(str(folder))
+
+
+def test_a_pickle_is_never_opened(tmp_path):
+    folder = tiny_autoencoder(tmp_path / "vae")
+    (folder / WEIGHTS).rename(folder / "diffusion_pytorch_model.bin")
+    with pytest.raises(NotFoundError, match=r"diffusion_pytorch_model.bin is a pickle"):
+        load_autoencoder(str(folder))
+
+
+@pytest.mark.parametrize("place", ["stabilityai/sd-vae-ft-mse", "owner/name/vae"])
+def test_a_hub_id_that_is_not_here_says_what_to_fetch(place):
+    with pytest.raises(NotFoundError, match=rf"huggingface.co/.*/config.json and .*/{WEIGHTS}"):
+        load_autoencoder(place)
+
+
+def test_a_hub_id_is_read_from_the_cache(tmp_path, monkeypatch):
+    folder = tiny_autoencoder(tmp_path / "owner" / "name" / "vae")
+    monkeypatch.setattr(module.HubFile, "locate", lambda self: tmp_path / self.repository / self.file, raising=True)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert load_autoencoder("owner/name/vae").digest == load_autoencoder(str(folder)).digest
+
+
+def test_sides_that_cannot_be_halved_are_refused(tmp_path):
+    config = read_autoencoder_config(str(tiny_autoencoder(tmp_path / "vae")))
+    with pytest.raises(UsageError, match="multiple of 2"):
+        config.latent_shape(9)
