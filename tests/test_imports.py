@@ -10,8 +10,8 @@ PACKAGE = Path(__file__).parents[1] / "driftkit"
 
 # From the top of the house to the ground: a floor may import itself and those below it.
 FLOORS = [
-    "cli", "stages", "comparison", "probing", "scoring", "training", "methods", "encoders", "models", "metrics",
-    "datasets", "storage", "config", "protocols", "runtime", "errors",
+    "cli", "stages", "tutorial", "comparison", "probing", "scoring", "training", "methods", "encoders", "models",
+    "metrics", "datasets", "storage", "config", "protocols", "runtime", "errors",
 ]  # fmt: skip
 
 # A command has one module in `cli` and one in `stages`; several floors have a registry; methods share room names.

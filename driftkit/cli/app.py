@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from driftkit import __version__
-from driftkit.cli import compare, data, doctor, export, fid, prefetch, probe_encoder, run, sample, train, verify
+from driftkit.cli import compare, data, doctor, export, fid, prefetch, probe_encoder, run, sample, toy, train, verify
 from driftkit.cli.options import with_flags
 from driftkit.errors import (
     EXIT_INTERRUPTED,
@@ -152,7 +152,7 @@ app = typer.Typer(
     },
     epilog=EXIT_CODES,
 )
-for module in (probe_encoder, data, train, sample, fid, compare, export, run, prefetch, verify, doctor):
+for module in (toy, probe_encoder, data, train, sample, fid, compare, export, run, prefetch, verify, doctor):
     app.command(module.__name__.rpartition(".")[2].replace("_", "-"))(module.command)
 
 
@@ -205,6 +205,7 @@ def options(
 
     [bold]Examples[/bold]
 
+      driftkit run pipelines/toy.toml                         drifting in pictures, within a minute
       driftkit run pipelines/demo.toml                        the whole chain in minutes on a laptop
       driftkit probe-encoder dinov2-multires --random-weights what an encoder gives the drifting field
       driftkit train --encoder mocov2                         a drifting generator on CIFAR-10

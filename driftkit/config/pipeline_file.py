@@ -35,12 +35,12 @@ from driftkit.errors import UsageError
 # The positional argument of each command, as a stage names it.
 POSITIONAL = {
     "train": None, "sample": "run", "fid": "target", "compare": "runs", "export": "run", "data": "spec",
-    "probe-encoder": "encoder",
+    "probe-encoder": "encoder", "toy": "toys",
 }  # fmt: skip
 # Keys whose values are read by the stage, so that a change of their content makes it run again.
 READ_KEYS = {
     "run", "target", "runs", "encoder", "data", "reference", "spec", "extractor", "encoder_weights",
-    "extractor_weights", "config", "training", "neighbours_in", "init_from",
+    "extractor_weights", "config", "training", "neighbours_in", "init_from", "toys",
 }  # fmt: skip
 DISTRIBUTED = ("train", "fid")
 """Commands whose work several processes share."""

@@ -30,7 +30,10 @@ NAMED = 3  # unknown files of a folder that are named
 CHECKPOINT_FILES = {"ema.safetensors", "raw.safetensors", "optimizer.safetensors", "state.json"}
 ATTEMPTS = 3  # at a run that is trained meanwhile
 COPY = "restore it from a copy"
+# Records that name the files beside them by checksum, and their kinds.
+LISTED = {"model.json": "export", "compare.json": "comparison", "toy.json": "toy", "toys.json": "toy"}
 AGAIN = {
+    "toy": "driftkit toy makes it again",
     "checkpoint": f"{COPY}, or remove the folder: training goes on from the one before, or from the start",
     "feature cache": "remove it: the next run that uses it makes it again",
     "statistics": "remove it: the next score makes it again",
@@ -108,7 +111,7 @@ class _Verifier:
         elif "state.json" in holds and folder.resolve().parent.name == CHECKPOINTS:
             self.checkpoint_alone(folder)
             return
-        for name, kind in (("model.json", "export"), ("compare.json", "comparison")):
+        for name, kind in LISTED.items():
             if name in holds:
                 done |= self.listed_files(folder / name, kind)
         unknown: list[str] = []

@@ -1,4 +1,4 @@
-"""Command lines of the program itself and of `probe-encoder`, `run`, `doctor` and `prefetch` that are refused."""
+"""Command lines of the program itself and of commands with few cases that are refused."""
 
 from tests.bad_input.case import Case
 from tests.bad_input.given import raw, text
@@ -66,6 +66,39 @@ PROBE = [
     Case("probe-device-unknown", "probe-encoder {mae} --device xpu", 2, ["--device xpu"]),
     Case("probe-output-a-file", "probe-encoder {mae} -o {pack}", 2, ["expected a folder, got a file"]),
     Case("probe-output-in-proc", "probe-encoder {mae} -o /proc/x", 2, ["--output /proc/x", "cannot be written"]),
+]
+
+TOY = [
+    Case("toy-points-misspelt", "toy --points swiss-rol", 2, ["--points", "swiss-rol", "checkerboard"]),
+    Case("toy-start-unknown", "toy --start left", 2, ["--start", "left", "middle, far or collapsed"]),
+    Case("toy-attraction-negative", "toy --attraction=-1", 2, ["--attraction", "-1"]),
+    Case("toy-repulsion-nan", "toy --repulsion nan", 2, ["--repulsion", "nan"]),
+    Case("toy-repulsion-none-at-all", "toy --attraction 0 --repulsion 0", 2, ["--attraction", "nothing would move"]),
+    Case("toy-steps-zero", "toy --steps 0", 2, ["--steps", "0"]),
+    Case("toy-steps-many", "toy --steps 1000000", 2, ["--steps", "1000000"]),
+    Case("toy-batch-of-one", "toy -b 1", 2, ["--batch-size", "1"]),
+    Case("toy-taus-negative", "toy --taus=-0.1", 2, ["--taus", "-0.1"]),
+    Case("toy-setting-misspelt", "toy --set frame=3", 2, ["frame", "did you mean frames?"]),
+    Case("toy-output-a-file", "toy -o {pack}", 2, ["expected a folder, got a file"]),
+    Case(
+        "toy-output-of-another",
+        "toy -o t",
+        2,
+        ["--output", "toy.json", "another"],
+        text('{"kind": "samples"}', "t/toy.json"),
+    ),
+    Case(
+        "toy-points-leave-the-plane",
+        "toy --steps 10 --learning-rate 1 --set depth=64 --set width=256",
+        1,
+        ["not finite", "--learning-rate"],
+    ),
+    Case("toy-gather-nothing-there", "toy nowhere -o t", 3, ["nowhere/toy.json is not there"]),
+    Case("toy-gather-another-run", "toy {drift} -o t", 3, ["toy.json is not there"]),
+    Case("toy-gather-without-output", "toy {drift}", 2, ["--output"]),
+    Case(
+        "toy-gather-no-record", "toy t -o u", 3, ["expected a record of kind toy"], text('{"kind": "x"}', "t/toy.json")
+    ),
 ]
 
 

@@ -4,13 +4,13 @@ import pytest
 
 from tests.bad_input.case import Case
 from tests.bad_input.cases_data import DATA
-from tests.bad_input.cases_others import APP, PROBE, RUN, VERIFY
+from tests.bad_input.cases_others import APP, PROBE, RUN, TOY, VERIFY
 from tests.bad_input.cases_results import COMPARE, EXPORT, FID_CASES, SAMPLE
 from tests.bad_input.cases_train import TRAIN
 from tests.bad_input.conftest import snapshot, words_of
 from tests.conftest import driftkit
 
-CASES: list[Case] = [*APP, *DATA, *PROBE, *TRAIN, *SAMPLE, *FID_CASES, *COMPARE, *EXPORT, *RUN, *VERIFY]
+CASES: list[Case] = [*APP, *DATA, *PROBE, *TOY, *TRAIN, *SAMPLE, *FID_CASES, *COMPARE, *EXPORT, *RUN, *VERIFY]
 
 
 def one_per_kind(cases):

@@ -10,6 +10,7 @@ from driftkit.cli.app import app, check
 from driftkit.errors import UsageError
 
 COMMANDS = [
+    "toy",
     "probe-encoder",
     "data",
     "train",
@@ -65,6 +66,8 @@ def test_help_leads_with_examples_and_does_not_import_torch(command):
         (["compare", "absent", "--reference", "shapes"], 2, "--evaluate"),
         (["compare", "absent", "--evaluate", "--reference", "shapes", "--nfe", "1,x"], 2, "whole numbers"),
         (["compare", "absent", "--neighbours-by", "hue"], 2, "pixels or features"),
+        (["toy", "--points", "swiss-rol"], 2, "checkerboard, swiss-roll or two-modes"),
+        (["toy", "--attraction", "0", "--repulsion", "0"], 2, "nothing would move"),
         (["probe-encoder", "dinov2-multires", "--input-size", "230", "--random-weights"], 2, "224 or 238"),
         (["probe-encoder", "nope"], 2, "pixel"),
         (["probe-encoder", "pixel", "--feature-set", "nope"], 2, "multires"),

@@ -202,7 +202,7 @@ def test_several_processes_are_started_by_torchrun(tmp_path):
     assert not is_done(load_pipeline(path), stage)
 
 
-@pytest.mark.parametrize("name", ["demo", "cifar10-jpeg", "cifar10-encoders", "encoder-study"])
+@pytest.mark.parametrize("name", ["toy", "demo", "cifar10-jpeg", "cifar10-encoders", "encoder-study"])
 def test_every_stage_of_the_pipelines_here_is_a_command_that_parses(name):
     result = driftkit("run", Path(__file__).parents[2] / "pipelines" / f"{name}.toml", "--dry-run", "--json")
     assert result.exit_code == 0, result.output
