@@ -32,6 +32,7 @@ def command(
       driftkit fid outputs/ddpm -r photos.zip --extractor efficientnet-lite2
       driftkit fid outputs/drift -r cifar10 --extractor encoder:outputs/mae
       driftkit fid outputs/drift -r cifar10 --metrics fid,kid
+      driftkit fid outputs/ddpm -r cifar10 -n 10000 --guidance 1.5
       driftkit fid outputs/drift -r cifar10 -n 5000 --repeats 3
       driftkit fid outputs/drift -r cifar10 -n 2000 --all-checkpoints
       torchrun --nproc-per-node=8 -m driftkit fid outputs/drift -r cifar10

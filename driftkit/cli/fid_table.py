@@ -39,7 +39,7 @@ def _head(console: "Console", record: "ScoredRecord") -> None:
     from rich.markup import escape
 
     extractor, reference, sampling = record.extractor, record.reference, record.sampling
-    setup = f"{sampling.sampler}, {sampling.nfe} NFE, {sampling.weights} weights" if sampling else "images"
+    setup = f"{sampling.label}, {sampling.nfe} NFE, {sampling.weights} weights" if sampling else "images"
     console.print(f"[bold]{escape(record.run or record.target)}[/bold]  {escape(setup)}")
     count = "an unknown number of" if reference.count is None else f"{reference.count:,}"
     console.print(

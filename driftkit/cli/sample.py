@@ -25,14 +25,18 @@ def command(
       driftkit sample outputs/drift_mocov2
       driftkit sample outputs/ddpm --num-images 1000 --sampler dpm-solver --nfe 20
       driftkit sample outputs/ddpm --sampler ddim --nfe 100 --set eta=1.0 --seed 7
+      driftkit sample outputs/ddpm --class cat,dog --guidance 2
     """
+    from driftkit.training.conditions import conditions_label  # loads torch
+
     with progress_bars() as report:
         samples = sample(run, settings, report=report)
     grid, record = samples.path.with_suffix(".png"), samples.record
     document = {"samples": str(samples.path), "grid": str(grid), **record.model_dump(mode="json")}
 
     def show() -> None:
-        setup = f"{record.sampler}, {record.nfe} NFE, {record.weights} weights"
+        asked = conditions_label(record.asked_classes, record.guidance)
+        setup = f"{record.sampler}{asked}, {record.nfe} NFE, {record.weights} weights"
         show_line(f"{record.num_images} images ({setup}): {samples.path}")
         show_line(f"grid: {grid}")
 

@@ -7,8 +7,16 @@ from collections.abc import Sequence
 
 from driftkit.comparison.agreement import NEAR_FLOOR, Pair, leader_of, noise_of
 from driftkit.comparison.formats import format_rate, format_score, format_spread, sampler_label
-from driftkit.comparison.run_summary import OpenedRuns, RunSummary
-from driftkit.comparison.score_table import ON_TRAINING_DATA, RANDOM_WEIGHTS, RAW_WEIGHTS, SMALL_N, ScoreRow, ScoreTable
+from driftkit.comparison.run_summary import CLASS_CONDITIONAL, OpenedRuns, RunSummary
+from driftkit.comparison.score_table import (
+    ON_TRAINING_DATA,
+    RANDOM_WEIGHTS,
+    RAW_WEIGHTS,
+    SMALL_N,
+    SOME_CLASSES,
+    ScoreRow,
+    ScoreTable,
+)
 from driftkit.comparison.speed import Speed, speed_of
 from driftkit.encoders.lineage import Lineage, kinship
 from driftkit.encoders.trained_encoder import MAE_RESNET
@@ -213,6 +221,12 @@ def cautions(tables: Sequence[ScoreTable], pairs: Sequence[Pair], runs: Sequence
         sentences.append(f"{names} is of few images: biased upwards, and no published number.")
     if with_badge(ON_TRAINING_DATA):
         sentences.append("The reference is what the runs were trained on: a generator that copies would win.")
+    if (named := with_badge(CLASS_CONDITIONAL)) and any(CLASS_CONDITIONAL not in row.badges for row in rows):
+        sentences.append(
+            f"Class-conditional runs ({named}) learned from labels and the others did not: they are no equals."
+        )
+    if named := with_badge(SOME_CLASSES):
+        sentences.append(f"Some classes alone were sampled, against a reference of all, for {named}.")
     if named := with_badge(RANDOM_WEIGHTS):
         sentences.append(f"Trained with an encoder of random weights: {named}.")
     if named := with_badge(RAW_WEIGHTS):

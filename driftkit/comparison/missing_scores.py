@@ -109,7 +109,7 @@ def _done(run: Run, evaluator: Evaluator, num_images: int, weights: str) -> set[
             and record.selection is None
             and sampling is not None
             and (sampling.weights, sampling.seed, sampling.precision) == (weights, SEED, "float32")
-            and not sampling.options
+            and sampling.is_plain
             and sampling.sampler is not None
             and sampling.nfe is not None
             and sampling.step is not None

@@ -19,9 +19,10 @@ from driftkit.methods.registry import METHODS
 from driftkit.runtime.drawing import Figure
 from driftkit.runtime.progress import Report
 from driftkit.scoring.extractors import Extractor, load_extractor
-from driftkit.storage.images import SampleSet, read_grid, read_samples
+from driftkit.storage.images import GRID_COLUMNS, GRID_IMAGES, SampleSet, read_grid, read_samples
+from driftkit.training.conditions import grid_labels
 
-GRID_IMAGES, GRID_COLUMNS, GRID_TILE, GRID_GAP = 64, 8, 64, 3
+GRID_TILE, GRID_GAP = 64, 3
 NEIGHBOUR_COLUMNS, NEIGHBOUR_ROWS = 8, 2
 MAX_FRAMES, FRAME_IMAGES, FRAME_COLUMNS, FRAME_TILE = 16, 32, 8, 48
 FRAME_MS, LAST_FRAME_MS = 700, 2000
@@ -76,6 +77,9 @@ def make_pictures(runs: Sequence[RunSummary], config: CompareConfig, device: tor
             setup = f"{sampler}, {nfe} NFE, {weights} weights, step {step}, seed {seed}"
             alt = f"{len(images)} uncurated samples of {run.label} ({setup})."
             caption = f"{run.label}: {setup}"
+            if rows := list(dict.fromkeys(info.get("asked_classes") or ())):
+                caption += f"; a row per class: {', '.join(rows)}"
+                alt += f" Each row is of one class: {', '.join(rows)}."
             pictures.grids.append(grid_figure(images, name=f"samples-{number}", alt=alt, caption=caption))
             if config.neighbours:
                 try:
@@ -94,10 +98,17 @@ def make_pictures(runs: Sequence[RunSummary], config: CompareConfig, device: tor
 def same_noise_samples(run: RunSummary, device: torch.device) -> tuple[torch.Tensor, Mapping[str, Any]]:
     """The first 64 samples of seed 0 at the last step by the default sampler: from the run, or generated now.
 
-    Image i of seed 0 starts from the same noise in every run of that image size.
+    Image i of seed 0 starts from the same noise in every run of that image size. A class-conditional run has a row of
+    8 per class instead.
     """
     from driftkit.training.sampling import generate
 
+    if run.class_conditional:
+        labels = grid_labels(len(run.folder.manifest().classes))
+        words = [str(label) for label in labels]
+        return generate(
+            run.folder, num_images=len(labels), classes=words, seed=SEED, batch_size=GRID_IMAGES, device=device
+        )
     expected = {"seed": SEED, "step": run.steps, "weights": "ema", "sampler": METHODS[run.method].default_sampler.name}
     best: SampleSet | None = None
     for path in sorted(Path(run.path, "samples").glob("[!.]*.safetensors")):
@@ -243,8 +254,8 @@ def _labelled(picture: Image.Image, label: str) -> Image.Image:
 
 
 def grid_figure(images: torch.Tensor, *, name: str, alt: str, caption: str) -> Figure:
-    """The first 64 of uint8 images [N, 3, H, W] in rows of 8; small ones are enlarged by whole pixels."""
-    return _tiled(_resized(images[:GRID_IMAGES], GRID_TILE), GRID_COLUMNS, name=name, alt=alt, caption=caption)
+    """uint8 images [N, 3, H, W] in rows of 8; small ones are enlarged by whole pixels."""
+    return _tiled(_resized(images, GRID_TILE), GRID_COLUMNS, name=name, alt=alt, caption=caption)
 
 
 def neighbour_figure(generated: torch.Tensor, neighbours: torch.Tensor, *, name: str, alt: str, caption: str) -> Figure:

@@ -21,6 +21,7 @@ from driftkit.storage.records import WeightsOrigin
 from driftkit.storage.run_folder import Run
 
 MAX_CURVE_POINTS = 300
+CLASS_CONDITIONAL = "class-conditional"
 # What two runs of one group may differ in: the seed, and settings that change neither the numbers nor their cost.
 NOT_COMPARED = ("seed", "trainer.log_every", "trainer.sample_every", "trainer.checkpoint_every", "trainer.keep_every",
                 "trainer.measure_every", "trainer.tracker", "trainer.rank_timeout", "data.spec",
@@ -38,7 +39,7 @@ class RunSummary:
     Attributes:
         label: name, made unique among the runs that are compared.
         group: equal for runs that differ in their seed alone.
-        kind: method, encoder and feature set in words.
+        kind: method, whether it is class-conditional, encoder and feature set in words.
         signals: last values of the method's training curves, by key.
         scored_by: score, extractor and reference of `evaluation.every`: equal for runs whose curves may be compared.
         curve: at most 300 points of step, images, seconds, score and the keys of the method's training curves.
@@ -68,6 +69,7 @@ class RunSummary:
     device: str | None
     state: str
     seed: int | None
+    class_conditional: bool = False
     signals: CurvePoint = field(default_factory=dict)
     scored_by: str | None = None
     curve: list[CurvePoint] = field(default_factory=list)
@@ -168,6 +170,7 @@ class _Facts(BaseModel):
 
     seed: int | None = Field(None, alias="config.seed")
     method: str = Field(alias="config.objective.name")
+    class_conditional: bool = Field(False, alias="config.objective.class_conditional")
     data: str | None = Field(None, alias="config.data.spec")
     image_size: int | None = Field(None, alias="config.data.image_size", ge=1)
     batch_size: int | None = Field(None, alias="config.trainer.batch_size")
@@ -202,7 +205,8 @@ def summarise(run: Run, *, label: str) -> RunSummary:
     random_weights = facts.random_weights or facts.configured_random_weights
     config = flatten(manifest.config)
     space = "latents" if config.get("data.autoencoder") else None
-    parts = [method_label(facts.method), short_name(encoder) if encoder else None, feature_set, space]
+    conditional = CLASS_CONDITIONAL if facts.class_conditional else None
+    parts = [method_label(facts.method), conditional, short_name(encoder) if encoder else None, feature_set, space]
     keys = [curve.key for curve in curves_of(facts.method)]
     curve = thin(run.metrics(), keys)
     warnings = ["random weights: the encoder of this run was never trained"] if random_weights else []
@@ -237,7 +241,7 @@ def summarise(run: Run, *, label: str) -> RunSummary:
         random_weights=random_weights,
         data_digest=manifest.data_digest,
         steps=manifest.step,
-        **facts.model_dump(include={"method", "data", "image_size", "batch_size", "seed"}),
+        **facts.model_dump(include={"method", "data", "image_size", "batch_size", "seed", "class_conditional"}),
         **{name: getattr(manifest, name) for name in MANIFEST_FIELDS},
         signals={key: curve[-1][key] if curve else None for key in keys},
         scored_by=scored_by,

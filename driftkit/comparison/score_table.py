@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from driftkit.comparison.run_summary import COSTS, RunSummary, curve_keys
+from driftkit.comparison.run_summary import CLASS_CONDITIONAL, COSTS, RunSummary, curve_keys
 from driftkit.comparison.speed import Speed, speed_of
 from driftkit.encoders.lineage import Kinship
 from driftkit.metrics.base import Quantity
@@ -21,10 +21,12 @@ from driftkit.scoring.evaluation_record import (
     SamplingInfo,
 )
 from driftkit.storage.files import digest_json
+from driftkit.training.conditions import EVERY_CLASS
 
 SMALL_COUNT = 10_000
 RANDOM_WEIGHTS = "random weights"
 RAW_WEIGHTS = "raw weights"
+SOME_CLASSES = "some classes alone"
 SMALL_N = "small N"
 UNFINISHED = "not finished"
 NEAR_COPIES = "near copies of training images"
@@ -45,6 +47,7 @@ class ScoreRow:
         scores: values of the ranking metric, lower is better, one per seed.
         floor: the real-vs-real floor of the ranking metric, by the same evaluator.
         badges: short warnings that stand next to the number wherever it is shown.
+        guidance: its scale, 1 for none; None where the run is unconditional.
         kinship: how near the evaluator is to the run's training encoder.
         appearance: plain properties of the images next to those of real ones; see `metrics.survey`.
     """
@@ -56,6 +59,7 @@ class ScoreRow:
     weights: str | None
     step: int | None
     seeds: list[int | None]
+    guidance: float | None
     metrics: dict[str, float]
     spread: dict[str, float]
     scores: list[float]
@@ -167,7 +171,7 @@ def evaluator_key(record: EvaluationRecord) -> str:
 def _setup_key(label: str, record: EvaluationRecord) -> tuple[Any, ...]:
     """Equal for evaluations of a run that differ in nothing but evaluator and seed; the step comes last."""
     sampling = _sampling_of(record)
-    return (label, sampling.label, sampling.nfe, sampling.weights, sampling.step)
+    return (label, sampling.label, sampling.asked_classes, sampling.nfe, sampling.weights, sampling.step)
 
 
 def _images_key(label: str, record: EvaluationRecord) -> tuple[Any, ...]:
@@ -227,6 +231,8 @@ def _row(label: str, records: list[EvaluationRecord], run: RunSummary | None, *,
             spread[key] = values[quantity.spread][0]
     sampling, kinship = _sampling_of(first), first.kinship or UNRECORDED
     signs = {
+        CLASS_CONDITIONAL: bool(sampling.classes) or (run is not None and run.class_conditional),
+        SOME_CLASSES: sampling.asked_classes not in (None, (EVERY_CLASS,)),
         f"{kinship.degree} evaluator": not kinship.counts,
         RANDOM_WEIGHTS: run is not None and run.random_weights,
         f"{sampling.weights} weights": sampling.weights not in (None, "ema"),
@@ -243,6 +249,7 @@ def _row(label: str, records: list[EvaluationRecord], run: RunSummary | None, *,
         weights=sampling.weights,
         step=sampling.step,
         seeds=[_sampling_of(record).seed for record in records],
+        guidance=sampling.guidance,
         metrics={key: statistics.fmean(v) for key, v in values.items()},
         spread=spread,
         scores=values[REQUIRED],
@@ -334,9 +341,9 @@ def _within(rows: Sequence[tuple[float, ScoreRow]], amount: float) -> BudgetCell
 
 VALUES = f"{REQUIRED}_values"
 TABLE_FIELDS = ("table", "score", "evaluator", "evaluator_weights", "reference", "reference_digest", "num_images")
-RUN_FIELDS = ("group", "kind", "method", "encoder", "feature_set", "training_seed", "steps", "images_seen",
-              "train_seconds", "parameters", "peak_memory_gib")  # fmt: skip
-ROW_FIELDS = ("step", "sampler", "nfe", "weights", VALUES, "floor", "floor_images")
+RUN_FIELDS = ("group", "kind", "method", "class_conditional", "encoder", "feature_set", "training_seed", "steps",
+              "images_seen", "train_seconds", "parameters", "peak_memory_gib")  # fmt: skip
+ROW_FIELDS = ("step", "sampler", "guidance", "nfe", "weights", VALUES, "floor", "floor_images")
 
 
 def record_fields() -> tuple[str, ...]:

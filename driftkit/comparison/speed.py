@@ -12,15 +12,18 @@ from torch import nn
 from driftkit.comparison.compare_config import CompareConfig
 from driftkit.comparison.run_summary import RunSummary
 from driftkit.errors import DriftkitError
+from driftkit.methods.base import GenerativeConfig
 from driftkit.methods.registry import METHODS, build_sampler
 from driftkit.models.registry import to_device
-from driftkit.protocols import Sampler, SampleRequest
+from driftkit.protocols import Condition, Sampler, SampleRequest
 from driftkit.runtime.device import autocast, autocast_dtype, describe_device, synchronize
 from driftkit.runtime.progress import Report
 
 if TYPE_CHECKING:
     from driftkit.comparison.score_table import ScoreTable
 
+GUIDED = "guided"
+GUIDANCE = 2.0  # scale at which guided samplers are timed
 BUSY = 1.5  # slowest over fastest timing above which the report says that the machine was busy
 
 
@@ -64,6 +67,7 @@ class Speed:
     """One measurement.
 
     Attributes:
+        sampler: its name, and whether it is guided, which every scale is in the same time.
         nfe: network evaluations per image that the sampler is meant to make.
         measured_nfe: those of the timed run; fewer than `nfe` where all of them exceed the time budget. The time is
             then scaled by their ratio.
@@ -97,6 +101,7 @@ class SpeedCase:
     shape: tuple[int, int, int]  # [C, H, W] of images or latents
     share: float = 1.0
     decode: Callable[[torch.Tensor], torch.Tensor] | None = None  # latents to images; None: there is nothing to decode
+    guided: bool = False  # whether the sampler is one of `guided_sampler`, which makes an even number of evaluations
 
 
 def time_runs(
@@ -128,40 +133,36 @@ def time_runs(
 
 
 def speed_of(speeds: Sequence[Speed], run: str, sampler: str | None, nfe: int | None) -> Speed | None:
-    """The measured speed of a sampler setup; options of a sampler (eta) do not change its speed."""
-    name = (sampler or "").split(" ")[0]
-    return next((s for s in speeds if (s.run, s.sampler, s.nfe) == (run, name, nfe)), None)
+    """The measured speed of a sampler setup; options of a sampler (eta) and the guidance scale do not change it."""
+    name, *words = (sampler or "").split(" ")
+    names = [f"{name} {GUIDED}"] if any(word.startswith("guidance=") for word in words) else []
+    timed = {s.sampler: s for s in speeds if (s.run, s.nfe) == (run, nfe)}
+    return next((timed[each] for each in (*names, name) if each in timed), None)
 
 
 def _speed_cases(run: RunSummary, tables: "Sequence[ScoreTable]", settings: SpeedSettings) -> list[SpeedCase]:
     """All (sampler, NFE) of a run that are timed."""
     from driftkit.training.latents import open_autoencoder
-    from driftkit.training.sampling import load_network
+    from driftkit.training.sampling import guided_sampler, load_network
 
     network, config, _ = load_network(run.folder)
     network = to_device(network, config.model, settings.device)
     autoencoder = open_autoencoder(config, settings.device, run=run.folder)
     decode = None if autoencoder is None else autoencoder.to_images
     samplers = METHODS[config.objective.name].samplers
-    setups = {(name, nfe): None for name, spec in samplers.items() for nfe in spec.speed_nfes}
+    by_sampler = isinstance(config.objective, GenerativeConfig) and not config.objective.trains_guidance
+    setups = {(name, False, nfe): None for name, spec in samplers.items() for nfe in spec.speed_nfes}
     for row in (row for table in tables for row in table.all_rows if row.run == run.label):
         name = (row.sampler or "").split(" ")[0]
         if name in samplers and row.nfe:
-            setups[name, row.nfe] = None
-    share = 1 / len(setups)
-    return [
-        SpeedCase(
-            run.label,
-            name,
-            network,
-            build_sampler(config.objective, name)[1],
-            nfe,
-            config.data.sample_shape,
-            share,
-            decode,
-        )
-        for name, nfe in setups
-    ]
+            setups[name, by_sampler and row.guidance not in (None, 1), row.nfe] = None
+    cases, shape = [], config.data.sample_shape
+    for name, guided, nfe in setups:
+        sampler, label = build_sampler(config.objective, name)[1], name
+        if guided:
+            sampler, label = guided_sampler(sampler, GUIDANCE), f"{name} {GUIDED}"
+        cases.append(SpeedCase(run.label, label, network, sampler, nfe, shape, 1 / len(setups), decode, guided))
+    return cases
 
 
 def measure_speeds(
@@ -182,6 +183,7 @@ def measure_speeds(
             _seconds(case, models[id(case.network)], short, settings)
         per_evaluation = _seconds(case, models[id(case.network)], short, settings) / short
         affordable = int(settings.budget_seconds * case.share / max(per_evaluation * settings.repeats, 1e-9))
+        affordable -= affordable % 2 if case.guided else 0
         counts.append(case.nfe if case.nfe <= affordable else max(short, affordable))
     timings: list[list[float]] = [[] for _ in cases]
     for _ in range(settings.repeats):
@@ -200,7 +202,8 @@ def _seconds(case: SpeedCase, model: Any, evaluations: int, settings: SpeedSetti
     """Wall time of one batch at that many evaluations."""
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn((settings.batch_size, *case.shape), generator=generator).to(settings.device)
-    request = SampleRequest(nfe=evaluations, step_noise=lambda _: torch.zeros_like(noise))
+    labels = torch.zeros(len(noise), dtype=torch.int64, device=settings.device) if case.guided else None
+    request = SampleRequest(evaluations, lambda _: torch.zeros_like(noise), condition=Condition(labels=labels))
     synchronize(settings.device)
     started = time.perf_counter()
     with torch.inference_mode(), autocast(settings.device, settings.dtype):

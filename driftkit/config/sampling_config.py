@@ -1,13 +1,20 @@
 """How a run is sampled: fields that `sample`, `fid` and `compare` share."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from driftkit.config.settings import Option, Settings
+from driftkit.config.settings import COMMAS, Option, Settings
 from driftkit.config.weights_name import WEIGHTS_HELP, WeightsName
 
 SAMPLING = "How to sample"
+
+
+def _as_words(value: Any) -> Any:
+    """Numbers as words, which they are on the command line."""
+    if isinstance(value, list | tuple):
+        return [_as_words(word) for word in value]
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 class SamplingConfig(Settings):
@@ -18,6 +25,17 @@ class SamplingConfig(Settings):
     )
     nfe: Annotated[int | None, Option(SAMPLING, default="the sampler's own")] = Field(
         None, ge=1, description="network evaluations per image"
+    )
+    classes: Annotated[
+        tuple[str, ...] | None,
+        COMMAS,
+        BeforeValidator(_as_words),
+        Option(SAMPLING, ("--class",), default="in the proportions of the training images"),
+    ] = Field(None, min_length=1, description="classes of the images in turn, by name or number, or all; repeatable")
+    guidance: Annotated[float | None, Option(SAMPLING, default="1, none")] = Field(
+        None,
+        ge=0,
+        description="guidance scale; unless the network is trained with it, every step counts two evaluations",
     )
     seed: Annotated[int, Option(SAMPLING)] = Field(0, description="image i is a function of (seed, i)")
     weights: Annotated[WeightsName, Option(SAMPLING)] = Field("ema", description=WEIGHTS_HELP)

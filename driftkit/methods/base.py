@@ -52,6 +52,33 @@ class GenerativeConfig(MethodConfig):
         """Whether the network is trained with the guidance scale as an input, rather than guided by its sampler."""
         return False
 
+    @property
+    def max_guidance(self) -> float | None:
+        """The largest guidance scale that the network is trained with; None where it is trained with none."""
+        return None
+
+    @property
+    def trains_without_class(self) -> bool:
+        """Whether a class-conditional network is trained without class, too, as guidance by its sampler needs."""
+        return False
+
+
+class RegressionConfig(GenerativeConfig):
+    """Settings of a method whose network predicts a target from noised images, and whose sampler can be guided."""
+
+    label_dropout: float = Field(
+        0.1, ge=0, lt=1, description="share of the images trained without their class, which guidance needs"
+    )
+
+    @property
+    def label_dropout_in_training(self) -> float | None:
+        """`label_dropout` of a class-conditional objective; None for one that reads no labels."""
+        return self.label_dropout if self.class_conditional else None
+
+    @property
+    def trains_without_class(self) -> bool:
+        return self.class_conditional and self.label_dropout > 0
+
 
 class SamplerOptions(BaseModel):
     """Options of a sampler; a subclass adds fields. Words are not read as numbers, nor numbers as truth values."""
@@ -167,7 +194,7 @@ class Graph:
     """What `export` writes: a module whose arguments and result are tensors."""
 
     kind: str  # file name, for example generator
-    module: "nn.Module"  # called with `inputs`; the condition is no input
+    module: "nn.Module"  # called with `inputs`
     inputs: tuple[str, ...]  # names of the arguments
     output: str  # name of the result, [N, 3, H, W]
     example: Callable[[int], "tuple[torch.Tensor, ...]"]  # number of images -> arguments to trace the module with

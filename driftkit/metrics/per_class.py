@@ -1,4 +1,4 @@
-"""Whether generated images fall into the classes as real ones do, and how far they are from them class by class."""
+"""Whether generated images fall into the classes as real ones do, are of those asked for, and how far they are off."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,6 +27,9 @@ class ClassScores:
             (None where either side has fewer than 10 images). All are empty where classes are those of another
             classifier.
         accuracy: of the classifier on labelled real images.
+        agreement: where both sides are labelled, the share of generated images whose class by that classifier is their
+            label; None where no classifier of the reference's classes is at hand.
+        classifier: the one of `agreement`: predictions or linear.
     """
 
     by: str
@@ -38,6 +41,8 @@ class ClassScores:
     reference: Sequence[int] = ()
     fd: Mapping[str, float | None] = field(default_factory=dict)
     accuracy: float | None = None
+    agreement: float | None = None
+    classifier: str | None = None
 
 
 def class_scores(
@@ -49,14 +54,18 @@ def class_scores(
     that its mistakes are the same on both sides; else, where the reference is labelled, what a linear classifier on
     the features predicts, which is fitted to the reference (its predictions for real images are those of a fit to the
     other half of them). Per-class distances need classes that are those of the reference: a classifier of others gives
-    histograms alone.
+    histograms alone. Labels of generated images are the classes that were asked for; where there are any, the same
+    classifier tells how many of the images it takes for what they were asked to be.
     """
     labelled = _is_labelled(generated.labels) and _is_labelled(reference.labels) and bool(classes)
-    by = "labels" if labelled else "predictions"
-    fake = generated.labels if labelled else generated.predictions
-    real = reference.labels if labelled else reference.predictions
-    if not labelled and not _knows(real, reference.labels, classes) and _can_fit(reference, classes):
-        by, (fake, real) = "linear", _fitted(generated.rows, reference, device)
+    by, fake, real = _predicted(generated, reference, classes, device)
+    knows = _knows(real, reference.labels, classes)
+    accuracy = agreement = classifier = None
+    if knows and real is not None and fake is not None:
+        accuracy = _accuracy(real, reference.labels)
+        agreement, classifier = (_accuracy(fake, generated.labels), by) if labelled else (None, None)
+    if labelled:
+        by, fake, real = "labels", generated.labels, reference.labels
     if fake is None or real is None:
         return None
     count = int(max(fake.max(), real.max())) + 1
@@ -64,7 +73,7 @@ def class_scores(
     fake_counts, real_counts = (torch.bincount(part, minlength=count) for part in (fake, real))
     missing = int(((fake_counts == 0) & (real_counts > 0)).sum())
     scores = ClassScores(by, entropy(fake_counts), entropy(real_counts), missing)
-    if not labelled and not _knows(real, reference.labels, classes):
+    if not labelled and not knows:
         return scores
     distances: dict[str, float | None] = {}
     for number, name in enumerate(classes):
@@ -78,8 +87,21 @@ def class_scores(
         generated=torch.bincount(fake, minlength=len(classes)).tolist(),
         reference=torch.bincount(real, minlength=len(classes)).tolist(),
         fd=distances,
-        accuracy=None if labelled else _accuracy(real, reference.labels),
+        accuracy=accuracy,
+        agreement=agreement,
+        classifier=classifier,
     )
+
+
+def _predicted(
+    generated: FeatureStats, reference: FeatureStats, classes: Sequence[str], device: torch.device | str
+) -> tuple[str, torch.Tensor | None, torch.Tensor | None]:
+    """Classes of both sets by a classifier, and which: the extractor's own, or where it does not know the classes a
+    linear one."""
+    knows = _knows(reference.predictions, reference.labels, classes)
+    if not knows and _can_fit(reference, classes):
+        return "linear", *_fitted(generated.rows, reference, device)
+    return "predictions", generated.predictions, reference.predictions
 
 
 def _is_labelled(labels: torch.Tensor | None) -> bool:
@@ -134,19 +156,35 @@ def _compute(inputs: MetricInputs) -> MetricResult:
     if scores is None:
         return MetricResult()
     lost = [n for n, g, r in zip(scores.names, scores.generated, scores.reference, strict=True) if r > 0 and not g]
-    return MetricResult(
-        {"class_entropy": scores.entropy},
-        real={"class_entropy": scores.reference_entropy},
-        details=scores,
-        warnings=[f"classes that no generated image falls into: {', '.join(lost)}"] if lost else [],
-    )
+    values, real = {"class_entropy": scores.entropy}, {"class_entropy": scores.reference_entropy}
+    if scores.agreement is not None and scores.accuracy is not None:
+        values |= {"class_agreement": scores.agreement, "classifier_accuracy": scores.accuracy}
+        real["class_agreement"] = scores.accuracy
+    warnings = [f"classes that no generated image falls into: {', '.join(lost)}"] if lost else []
+    if scores.by == "labels" and scores.agreement is None and len(scores.names) > 1:
+        warnings.append("class agreement was not measured: the extractor's features do not tell the classes apart")
+    return MetricResult(values, real=real, details=scores, warnings=warnings)
 
 
 PER_CLASS = Metric(
     name="per_class",
     label="class histograms",
-    help="Class histograms with their entropy, and the Fréchet distance of each class.",
+    help="Class histograms with their entropy, the Fréchet distance of each class, and agreement with asked classes.",
     quantities=(
+        Quantity(
+            "class_agreement",
+            "Class agreement",
+            "higher",
+            "share",
+            "Share of samples that a classifier puts into the class they were asked to be of.",
+        ),
+        Quantity(
+            "classifier_accuracy",
+            "Of real",
+            "none",
+            "share",
+            "Share of real images that the classifier of class agreement puts into their class.",
+        ),
         Quantity(
             "class_entropy",
             "Class entropy",

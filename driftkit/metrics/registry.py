@@ -17,7 +17,7 @@ from driftkit.metrics.mmd import MMD
 from driftkit.metrics.per_class import PER_CLASS
 
 METRICS: dict[str, Metric] = {
-    metric.name: metric for metric in (FID, KID, MMD, MANIFOLD, INCEPTION_SCORE, PER_CLASS, MEMORIZATION)
+    metric.name: metric for metric in (FID, KID, PER_CLASS, MMD, MANIFOLD, INCEPTION_SCORE, MEMORIZATION)
 }
 """Metrics by name, in the order in which they are computed and shown."""
 

@@ -1,5 +1,7 @@
 """What a generator's network is conditioned on besides time: class, guidance scale and style codes."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 
@@ -58,3 +60,38 @@ class ConditionEmbedding(nn.Module):
             first = self.style_codes * torch.arange(tokens, device=device)  # of each token's own codebook
             time = time + self.style(codes + first).sum(dim=1)
         return time
+
+
+@dataclass(frozen=True)
+class ConditionInputs:
+    """The parts of a condition that a network takes, as inputs of an exported graph, with what they range over."""
+
+    num_classes: int = 0
+    guided: bool = False
+    style_tokens: int = 0
+    style_codes: int = 0
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the parts, in the order of `Condition`."""
+        taken = (bool(self.num_classes), self.guided, bool(self.style_tokens))
+        return tuple(name for name, takes in zip(Condition._fields, taken, strict=True) if takes)
+
+    def example(self, count: int) -> tuple[torch.Tensor, ...]:
+        """Values of the parts for `count` images: no class and all classes in turn, several scales, all codes."""
+        numbers = torch.arange(count)
+        values = {
+            "labels": numbers % (self.num_classes + 1) - 1,
+            "guidance": 1.0 + numbers % 3,
+            "style": (numbers[:, None] + torch.arange(self.style_tokens)) % max(1, self.style_codes),
+        }
+        return tuple(values[name] for name in self.names)
+
+
+def condition_inputs(network: nn.Module) -> ConditionInputs:
+    """What the `ConditionEmbedding` of a network takes; nothing where the network has none."""
+    embedding = next((part for part in network.modules() if isinstance(part, ConditionEmbedding)), None)
+    if embedding is None:
+        return ConditionInputs()
+    tokens = 0 if embedding.style is None else embedding.style.num_embeddings // embedding.style_codes
+    return ConditionInputs(embedding.num_classes, embedding.guidance is not None, tokens, embedding.style_codes)

@@ -1,6 +1,6 @@
 """Scores while a generator trains: its averaged weights sampled and scored with few images, for the curve alone."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from driftkit.runtime.progress import warn
 from driftkit.runtime.terminal import say
 from driftkit.scoring.evaluator import ScoringOptions, open_evaluator
 from driftkit.scoring.image_set import ScoringExecution, default_batch_size
-from driftkit.storage.records import RunManifest, WeightsOrigin
+from driftkit.storage.records import ClassCount, RunManifest, WeightsOrigin
+from driftkit.training.conditions import sample_conditions
 from driftkit.training.hooks import Scoring
 from driftkit.training.latents import open_autoencoder
 from driftkit.training.sampling import SAMPLE_BATCH, draw_images
@@ -31,11 +32,13 @@ def open_scoring(
     *,
     initialised_from: WeightsOrigin | None = None,
     is_main: bool,
+    classes: Sequence[ClassCount] = (),
 ) -> Scoring | None:
     """What the training loop calls every `evaluation.every` steps; None where that is 0.
 
     Weights and real images are opened now, so that what is missing stops the run before it begins. A network whose
-    images cannot be scored yet gets a warning and no number. Only the main rank scores.
+    images cannot be scored yet gets a warning and no number. Only the main rank scores. `classes` are those of the
+    training images where the network is conditioned on them.
 
     Raises:
         UsageError: the method generates no images.
@@ -67,13 +70,14 @@ def open_scoring(
     if not kin.counts:
         warn(f"{settings.extractor} is no independent evaluator of this run, whose scores it flatters: {kin.reason}")
     name = f"fid@{settings.num_images}"
+    conditions = sample_conditions(config.objective, config.model, classes)
     autoencoder = open_autoencoder(config, device)
 
     def score(network: nn.Module) -> dict[str, float]:
         try:
             drawn = draw_images(
-                network, config, range(settings.num_images), seed=SEED, precision="float32", batch_size=SAMPLE_BATCH,
-                device=device, autoencoder=autoencoder,
+                network, config, range(settings.num_images), conditions=conditions, seed=SEED, precision="float32",
+                batch_size=SAMPLE_BATCH, device=device, autoencoder=autoencoder,
             )  # fmt: skip
             return {name: evaluator.fid(drawn.images)}
         except RefusedError as error:

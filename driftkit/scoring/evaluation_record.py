@@ -15,6 +15,7 @@ from driftkit.metrics.per_class import ClassScores
 from driftkit.metrics.registry import REQUIRED, Floor
 from driftkit.storage.records import Record
 from driftkit.storage.run_folder import Run, now
+from driftkit.training.conditions import conditions_file_label, conditions_label
 
 
 class Info(BaseModel):
@@ -51,13 +52,16 @@ class ReferenceInfo(Info):
 
 
 class SamplingInfo(Info):
-    """How a run was sampled; None for what is not recorded."""
+    """How a run was sampled, as `SampleRecord` says it; None for what is not recorded."""
 
     method: str | None = None
     encoder: str | None = None
     sampler: str | None = None
     nfe: int | None = None
     options: Mapping[str, int | float | str | bool | None] = Field(default_factory=dict)
+    classes: tuple[str, ...] = ()
+    asked_classes: tuple[str, ...] | None = None
+    guidance: float | None = None
     weights: str | None = None
     step: int | None = None
     seed: int | None = None
@@ -70,15 +74,22 @@ class SamplingInfo(Info):
 
     @property
     def label(self) -> str | None:
-        """The sampler with its options, for example "ddim eta=1.0"."""
+        """The sampler with its options and what was asked of it, for example "ddim eta=1.0 guidance=2"."""
         options = (f"{key}={value}" for key, value in sorted(self.options.items()))
-        return None if self.sampler is None else " ".join([self.sampler, *options])
+        asked = conditions_label(self.asked_classes, self.guidance)
+        return None if self.sampler is None else " ".join([self.sampler, *options]) + asked
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing was asked of the sampler but its NFE."""
+        return not self.options and not conditions_label(self.asked_classes, self.guidance)
 
     @property
     def file_label(self) -> str:
         """For names of evaluations, without step and seed."""
         options = "".join(f"-{key}{value}" for key, value in sorted(self.options.items()))
-        return f"{self.sampler}{options}-{self.nfe}-{self.weights}"
+        asked = conditions_file_label(self.asked_classes, self.guidance)
+        return f"{self.sampler}{options}{asked}-{self.nfe}-{self.weights}"
 
 
 class CompressionInfo(Info):

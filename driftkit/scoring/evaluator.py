@@ -145,6 +145,7 @@ class Evaluator:
                 "scores": SCORES_VERSION,
                 "driftkit": __version__,
                 "sampler": [sampling.sampler, sampling.nfe],
+                "conditions": [sampling.classes, sampling.guidance],
                 "noise": [sampling.seed, sampling.precision or "float32", run.checkpoint(sampling.step).step],
                 "weights": [sampling.weights, *map(sha256_file, files)],
                 "num_images": num_images,
@@ -200,12 +201,13 @@ class Evaluator:
             generated.moments, real.moments, self.extractor.name, allow_collapsed=allow_collapsed
         )
         known = training if isinstance(training, TrainingImages) else None
+        classes, labelled = shared_classes(images.classes, generated, info.classes)
         inputs = MetricInputs(
-            generated,
+            labelled,
             real,
             self.execution.device,
             inception_logits=self.extractor.inception_logits,
-            classes=info.classes if not images.classes or images.classes == info.classes else (),
+            classes=classes,
             training=known.reference.stats if known else None,
             baseline=known.baseline(self.reference, self.execution) if known else None,
         )
@@ -274,6 +276,22 @@ class Evaluator:
                 missing = PAIR_COLUMNS - len(images)
                 rows += [images, images.new_full((missing, *images.shape[1:]), 255)] if missing else [images]
         return torch.cat(rows) if rows else None
+
+
+def shared_classes(
+    own: Sequence[str], generated: FeatureStats, reference: Sequence[str]
+) -> tuple[Sequence[str], FeatureStats]:
+    """The reference's classes, with the labels of generated images as their numbers in it; none where they differ.
+
+    Args:
+        own: names of the classes that generated images are labelled with; empty: they are not labelled.
+    """
+    if not own or tuple(own) == tuple(reference):
+        return reference, generated
+    if generated.labels is None or not set(own) <= set(reference) or not bool((generated.labels >= 0).all()):
+        return (), generated
+    numbers = torch.tensor([reference.index(name) for name in own])
+    return reference, replace(generated, labels=numbers[generated.labels])
 
 
 def open_evaluator(

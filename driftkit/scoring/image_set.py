@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import torch
 
@@ -146,7 +147,7 @@ def open_target(
         wanted = f"`num_images` {num_images}" + (f" `repeats` {parts}" if parts > 1 else "")
         raise UsageError(f"{wanted}: {target} holds {total} images")
     count = num_images or total // parts
-    if parts == 1 and (whole.labels is None or count == total):
+    if parts == 1 and (whole.labels is None or whole.sampling is not None or count == total):
         chosen = torch.arange(count)  # the first ones of a sequence of samples
     else:  # random ones of data, which may be sorted
         order = torch.randperm(total, generator=torch.Generator().manual_seed(PART_SEED))
@@ -160,8 +161,10 @@ def open_target(
 
 
 def _sample(run: Run, sampling: SamplingConfig, execution: ScoringExecution, num_images: int) -> ImageSet:
-    from driftkit.training.sampling import generate
+    from driftkit.training.sampling import conditions_of, generate
 
+    asked: dict[str, Any] = {"classes": sampling.classes, "guidance": sampling.guidance}
+    conditions = conditions_of(run, nfe=sampling.nfe, **asked)
     share = Share.of(num_images, batch_size=execution.batch_size, ranks=execution.ranks)
     # A rank without work still makes one image: its record is that of rank 0.
     images, info = generate(
@@ -172,9 +175,18 @@ def _sample(run: Run, sampling: SamplingConfig, execution: ScoringExecution, num
         device=execution.device,
         advance=lambda count: execution.report("sample", count, len(share)),
         **sampling.model_dump(include={"sampler", "nfe", "seed", "weights", "step"}),
+        **asked,
         precision=sampling.precision or "float32",
     )
-    return ImageSet(str(run.path), images[: len(share)], share, run=run, sampling=SamplingInfo.of(info))
+    return ImageSet(
+        str(run.path),
+        images[: len(share)],
+        share,
+        labels=conditions.labels(range(num_images)),
+        classes=conditions.names,
+        run=run,
+        sampling=SamplingInfo.of(info),
+    )
 
 
 def _read(target: Path, image_size: int | None) -> ImageSet:
@@ -188,10 +200,15 @@ def _read(target: Path, image_size: int | None) -> ImageSet:
     path = target.with_suffix(".json")
     if not (path.is_file() and read_json(path).get("kind") == SampleRecord.kind):
         return whole
-    record = SampleRecord.read(path) if notes else read_samples(target).record
+    if notes:
+        record, labels = SampleRecord.read(path), None
+    else:
+        samples = read_samples(target)
+        record, labels = samples.record, samples.labels
     folders = (target.resolve().parent.parent, *([Path(record.run)] if record.run else []))
     run = next((Run.open(folder) for folder in folders if is_run(folder)), None)
-    return replace(whole, run=run, sampling=SamplingInfo.of(record.model_dump()))
+    sampling = SamplingInfo.of(record.model_dump())
+    return replace(whole, run=run, sampling=sampling, labels=labels, classes=() if labels is None else record.classes)
 
 
 def _images_in(path: Path) -> torch.Tensor:
@@ -231,6 +248,7 @@ def file_formats(spec: str) -> dict[str, int]:
 def require_target(target: Path, sampling: SamplingConfig, *, reference_size: int | None) -> None:
     """Refuse before anything is sampled: nothing there, settings that do not fit, another size than the reference."""
     from driftkit.methods.registry import find_sampler
+    from driftkit.training.sampling import conditions_of
 
     if not target.exists():
         raise NotFoundError(f"{target}: expected a run, a samples file or images, found nothing")
@@ -243,6 +261,8 @@ def require_target(target: Path, sampling: SamplingConfig, *, reference_size: in
         return
     run = Run.open(target)
     find_sampler(run.objective, sampling.sampler)
+    if sampling.classes is not None or sampling.guidance is not None:
+        conditions_of(run, classes=sampling.classes, guidance=sampling.guidance, nfe=sampling.nfe)
     if sampling.step is not None:
         run.checkpoint(sampling.step)
     require_size((run.image_size, run.image_size), reference_size)

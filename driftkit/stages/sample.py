@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import ConfigDict, Field
 
@@ -43,7 +43,7 @@ def sample(
         report: called with "sample", the number of images just made, and their total.
 
     Raises:
-        UsageError: a sampler, NFE, option or output that does not fit.
+        UsageError: a sampler, NFE, option, class, guidance scale or output that does not fit.
         ArtifactError: the run or its checkpoint is absent or damaged.
         RefusedError: the network gave values that are not finite.
     """
@@ -51,7 +51,8 @@ def sample(
     from driftkit.storage.images import write_samples
     from driftkit.storage.run_folder import Run
     from driftkit.storage.writable import require_replaceable, require_writable
-    from driftkit.training.sampling import generate
+    from driftkit.training.conditions import conditions_file_label
+    from driftkit.training.sampling import conditions_of, generate
 
     if config.output is not None and config.output.suffix != ".safetensors":
         raise UsageError(f"`output` {config.output}: expected a name that ends in .safetensors")
@@ -60,11 +61,14 @@ def sample(
     require_writable(config.output or run.path / "samples" / "samples.safetensors", "`output`")
     if config.output is not None:
         require_replaceable(config.output, "`output`", "samples")
+    asked: dict[str, Any] = {"classes": config.classes, "guidance": config.guidance}
+    labels = conditions_of(run, nfe=config.nfe, **asked).labels(range(config.num_images))
     images, info = generate(
         run,
         num_images=config.num_images,
         sampler=config.sampler,
         nfe=config.nfe,
+        **asked,
         seed=config.seed,
         weights=config.weights,
         step=config.step,
@@ -77,8 +81,9 @@ def sample(
     output = config.output
     if output is None:
         chosen = "".join(f"-{key}{value}" for key, value in sorted(info["sampler_options"].items()))
+        chosen += conditions_file_label(info["asked_classes"], info["guidance"])
         label = f"{info['sampler']}{chosen}-nfe{info['nfe']}-{info['weights']}-step{info['step']}"
         label += f"-seed{info['seed']}-n{len(images)}"
         label += "" if info["precision"] == "float32" else f"-{info['precision']}"
         output = run.path / "samples" / f"{re.sub(r'[^A-Za-z0-9.-]+', '-', label)}.safetensors"
-    return write_samples(output, images, info)
+    return write_samples(output, images, info, labels)

@@ -1,6 +1,6 @@
 """Training: from a config to a run folder."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -29,10 +29,10 @@ from driftkit.scoring.during_training import open_scoring
 from driftkit.storage.atomic import require_free
 from driftkit.storage.files import digest_json, state_digest, tensor_bytes
 from driftkit.storage.lock import locked_folder
-from driftkit.storage.records import WeightsOrigin
+from driftkit.storage.records import ClassCount, WeightsOrigin
 from driftkit.storage.run_folder import Run
 from driftkit.training.checkpoints import Checkpoints
-from driftkit.training.conditions import class_counts, conditioned_network
+from driftkit.training.conditions import class_counts, conditioned_network, grid_conditions
 from driftkit.training.feed import Feed, hold_out
 from driftkit.training.hooks import MAX_GRIDS, Hook, Measurement, SampleGrids, Scoring, measure_held_out
 from driftkit.training.initialisation import initialise
@@ -129,7 +129,10 @@ def _train(
     origin = None
     if config.init_from is not None:
         origin = _initialised(network, config, run, plan, ranks)
-    scoring = open_scoring(config, built.encoder, device, initialised_from=origin, is_main=ranks.is_main)
+    classes = class_counts(pack) if getattr(config.objective, "class_conditional", False) else ()
+    scoring = open_scoring(
+        config, built.encoder, device, initialised_from=origin, is_main=ranks.is_main, classes=classes
+    )
     held = 3 + len(config.trainer.averages)  # weights, two moments of each, their averages
     checkpoint_bytes = held * tensor_bytes(network.state_dict())
     together(lambda: require_free(run.path, checkpoint_bytes, "one checkpoint"), ranks)
@@ -160,7 +163,7 @@ def _train(
                 **({} if autoencoder is None else {"autoencoder": autoencoder.describe()}),
             },
             parameters=sum(p.numel() for p in network.parameters()),
-            classes=class_counts(pack) if getattr(config.objective, "class_conditional", False) else (),
+            classes=classes,
             encoder=built.encoder,
             initialised_from=origin,
             world_size=ranks.world_size,
@@ -178,7 +181,7 @@ def _train(
         indices=training,
         objective=built.objective,
     )
-    hooks, checkpoints = _hooks(running, run, scoring, is_main=ranks.is_main)
+    hooks, checkpoints = _hooks(running, run, scoring, classes, is_main=ranks.is_main)
     trainer = Trainer(built.objective, network, feed, running.trainer, hooks=hooks, compiled=compilation.compiled)
     is_resumed = plan is not None and checkpoints.restore(trainer)
     resumed_from = trainer.step if is_resumed else None
@@ -217,7 +220,9 @@ def _initialised(
     return loaded.origin
 
 
-def _hooks(config: TrainConfig, run: Run, scoring: Scoring | None, *, is_main: bool) -> tuple[list[Hook], Checkpoints]:
+def _hooks(
+    config: TrainConfig, run: Run, scoring: Scoring | None, classes: Sequence[ClassCount], *, is_main: bool
+) -> tuple[list[Hook], Checkpoints]:
     """What happens between steps, in this order; the last of the hooks is that of the checkpoints."""
     trainer = config.trainer
     header = {"driftkit": "weights", "config": config.model_dump(mode="json")}
@@ -227,17 +232,22 @@ def _hooks(config: TrainConfig, run: Run, scoring: Scoring | None, *, is_main: b
     checkpoints = Checkpoints(
         run, every=trainer.checkpoint_every, keep_every=trainer.keep_every, header=header, collapse=collapse
     )
+    conditions, shown = grid_conditions(config.model, classes)
+    grids = SampleGrids(
+        run,
+        every=trainer.sample_every,
+        trackers=trackers,
+        noise_shape=config.data.sample_shape,
+        conditions=conditions,
+        num_images=shown,
+    )
     hooks = [
         NonFiniteRecorder(run),
         Measurement(measure_held_out, every=trainer.measure_every or trainer.sample_every, maximum=MAX_GRIDS),
         *([Measurement(scoring.measure, every=scoring.every)] if scoring else []),
         CollapseMonitor(collapse, fails=trainer.fail_on_collapse, warn=progress.warn),
         MetricsLog(run, progress, trackers=trackers),
-        *(
-            [SampleGrids(run, every=trainer.sample_every, trackers=trackers, noise_shape=config.data.sample_shape)]
-            if trainer.sample_every
-            else []
-        ),
+        *([grids] if trainer.sample_every else []),
         checkpoints,
     ]
     return hooks, checkpoints

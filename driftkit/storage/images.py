@@ -18,6 +18,7 @@ from driftkit.storage.lock import locked_file
 from driftkit.storage.records import SampleRecord
 
 MIN_TILE = 64  # pixels to which small images are enlarged in a grid
+GRID_COLUMNS, GRID_IMAGES, MAX_CLASS_ROWS = 8, 64, 10
 GRID_GAP = 2
 
 
@@ -68,24 +69,41 @@ class SampleSet:
     path: Path
     images: torch.Tensor  # uint8 [N, 3, H, W]
     record: SampleRecord
+    labels: torch.Tensor | None = None  # int64 [N], the classes that were asked for; None of an unconditional run
 
 
-def write_samples(path: Path, images: torch.Tensor, info: Mapping[str, Any]) -> SampleSet:
-    """Write `path` (.safetensors), its `SampleRecord` next to it and a PNG grid of the first 64 images, uncurated."""
+def write_samples(
+    path: Path, images: torch.Tensor, info: Mapping[str, Any], labels: torch.Tensor | None = None
+) -> SampleSet:
+    """Write `path` (.safetensors), its `SampleRecord` next to it and a PNG grid of the first images, uncurated.
+
+    The grid has 64 images, or with labels a row per class; see `class_rows`.
+    """
     with locked_file(path):
         path.with_suffix(".json").unlink(missing_ok=True)  # an old record must never stand next to new images
-        write_tensors(path, {"images": images})
-        save_grid(path.with_suffix(".png"), images[:64], columns=8)
+        write_tensors(path, {"images": images, **({} if labels is None else {"labels": labels})})
+        shown = images[:GRID_IMAGES] if labels is None else class_rows(images, labels)
+        save_grid(path.with_suffix(".png"), shown, columns=GRID_COLUMNS)
         record = SampleRecord(**{**info, **file_record(path)})
         record.write(path.with_suffix(".json"))
-    return SampleSet(path, images, record)
+    return SampleSet(path, images, record, labels)
+
+
+def class_rows(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The first 8 images of each of the first 10 classes that there are, in rows of 8; white where there are fewer."""
+    rows = []
+    for label in labels.unique()[:MAX_CLASS_ROWS]:
+        row = images[labels == label][:GRID_COLUMNS]
+        rows += [row, row.new_full((GRID_COLUMNS - len(row), *row.shape[1:]), 255)]
+    return torch.cat(rows)
 
 
 def read_samples(path: Path) -> SampleSet:
     """Open what `write_samples` wrote.
 
     Raises:
-        ArtifactError: no such file, no `images` of uint8 [N, 3, H, W] in it, damaged, or its JSON is of another file.
+        ArtifactError: no such file, no `images` of uint8 [N, 3, H, W] or other `labels` than int64 [N] in it, damaged,
+            or its JSON is of another file.
     """
     tensors, _ = read_tensors(path)
     images = tensors.get("images")
@@ -96,4 +114,14 @@ def read_samples(path: Path) -> SampleSet:
     if record.num_images != len(images):
         raise ArtifactError(f"{path}: holds {len(images)} images, expected {record.num_images} as in its record")
     require_checksum(path, record.sha256, num_bytes=record.bytes)
-    return SampleSet(path, images, record)
+    labels = tensors.get("labels")
+    if labels is not None and (
+        labels.dtype != torch.int64
+        or labels.shape != images.shape[:1]
+        or not bool(((labels >= 0) & (labels < len(record.classes))).all())
+    ):
+        raise ArtifactError(
+            f"{path}: expected `labels` as int64 [{len(images)}] of the {len(record.classes)} classes in its record, "
+            f"got {labels.dtype} {list(labels.shape)}"
+        )
+    return SampleSet(path, images, record, labels)

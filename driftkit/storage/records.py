@@ -157,6 +157,11 @@ class SampleRecord(Record):
     sampler: str | None = None
     nfe: int | None = Field(None, description="network evaluations per image")
     sampler_options: dict[str, Any] = {}
+    classes: tuple[str, ...] = Field((), description="of a class-conditional run, in the order of labels")
+    asked_classes: tuple[str, ...] | None = Field(
+        None, description="that the images have in turn, or all; None: the proportions of the training images"
+    )
+    guidance: float | None = Field(None, description="scale, 1 for none; None for an unconditional run")
     seed: int | None = None
     weights: str | None = Field(None, description="ema, ema-0.9995, raw, average:3, ...")
     step: int | None = None

@@ -13,8 +13,9 @@ from torch import nn
 
 from driftkit.protocols import StepLoss
 from driftkit.runtime.random import image_noise
-from driftkit.storage.images import save_grid, to_float, to_uint8
+from driftkit.storage.images import GRID_COLUMNS, GRID_IMAGES, save_grid, to_float, to_uint8
 from driftkit.storage.run_folder import Run
+from driftkit.training.conditions import SampleConditions
 
 if TYPE_CHECKING:
     from driftkit.training.metrics_log import Tracker
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 MAX_RECORDS = 100_000  # of metrics.jsonl, 1 to 5 KB each, before they become half as frequent
 MAX_GRIDS = 1_000  # pictures in samples/
-GRID_IMAGES = 64
 
 
 def is_due(step: int, every: int, *, maximum: int | None = None) -> bool:
@@ -102,11 +102,24 @@ def measure_held_out(trainer: "Trainer") -> Mapping[str, float]:
 
 
 class SampleGrids(Hook):
-    """Saves what the averaged network generates from the same noise every so many steps; trackers get copies."""
+    """Saves what the averaged network generates from the same noise every so many steps; trackers get copies.
 
-    def __init__(self, run: Run, *, every: int, trackers: "list[Tracker]", noise_shape: Sequence[int] | None = None):
-        self.run, self.every, self.trackers = run, every, trackers
-        self.noise_shape = noise_shape  # [C, H, W]; None: that of the images
+    `noise_shape` is [C, H, W], that of the images by default. `conditions` are those of the images; by them
+    class-conditional networks have a row per class.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        *,
+        every: int,
+        trackers: "list[Tracker]",
+        noise_shape: Sequence[int] | None = None,
+        conditions: SampleConditions | None = None,
+        num_images: int = GRID_IMAGES,
+    ):
+        self.run, self.every, self.trackers, self.num_images = run, every, trackers, num_images
+        self.noise_shape, self.conditions = noise_shape, conditions or SampleConditions()
 
     def after_step(self, trainer: "Trainer", step: FinishedStep) -> None:
         if not step.is_due(self.every, maximum=MAX_GRIDS):
@@ -116,16 +129,17 @@ class SampleGrids(Hook):
                 self._save(trainer)
 
     def _save(self, trainer: "Trainer") -> None:
-        feed = trainer.feed
-        noise = image_noise(feed.seed, "grid", range(GRID_IMAGES), self.noise_shape or feed.images.shape[1:])
+        feed, count = trainer.feed, self.num_images
+        noise = image_noise(feed.seed, "grid", range(count), self.noise_shape or feed.images.shape[1:])
         noise = noise.to(trainer.device)
-        spread = torch.arange(GRID_IMAGES) * len(feed.images) // GRID_IMAGES  # packs are often ordered by class
+        spread = torch.arange(count) * len(feed.images) // count  # packs are often ordered by class
         real = to_float(feed.images[spread].to(trainer.device))
+        condition = self.conditions.of(range(count), seed=feed.seed, stream="grid", device=trainer.device)
         with trainer.inference():
-            images = trainer.objective.preview(trainer.averaged_network, noise, real)
+            images = trainer.objective.preview(trainer.averaged_network, noise, real, condition)
         pixels = to_uint8(images).cpu()
         path = self.run.path / "samples" / f"step-{trainer.step:08d}.png"
         # 8 columns, or 9 for triplets, so that triplets of one image never break across rows
-        save_grid(path, pixels, columns=8 if len(images) == GRID_IMAGES else 9)
+        save_grid(path, pixels, columns=GRID_COLUMNS if len(images) == count else GRID_COLUMNS + 1)
         for tracker in self.trackers:
             tracker.grid(pixels, trainer.step)

@@ -1,7 +1,7 @@
 """From a run to images: its network, and the images that a sampler draws with it. Nothing is written here."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -13,13 +13,14 @@ from driftkit.encoders.autoencoder import Autoencoder
 from driftkit.errors import ArtifactError, RefusedError, UsageError
 from driftkit.methods.registry import build_sampler
 from driftkit.models.registry import build_network, build_with, to_device
-from driftkit.protocols import UNCONDITIONAL, SampleRequest
+from driftkit.protocols import Condition, Network, Sampler, SampleRequest
 from driftkit.runtime.device import Precision, autocast_dtype, sampling_precision
 from driftkit.runtime.memory import fitting_batch
 from driftkit.runtime.random import image_noise
 from driftkit.runtime.readback import require_finite
 from driftkit.storage.images import to_uint8
 from driftkit.storage.run_folder import Checkpoint, Run
+from driftkit.training.conditions import SampleConditions, sample_conditions
 from driftkit.training.latents import open_autoencoder
 from driftkit.training.train_config import TrainConfig, load_config
 
@@ -33,16 +34,7 @@ def load_network(
 
     Raises ArtifactError where one of them is absent or not readable, RefusedError where weights are not finite.
     """
-    try:
-        config = load_config(run.manifest().config)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ArtifactError(
-            f"{run.manifest_path}: config key {'.'.join(map(str, first['loc']))}: {first['msg']}; "
-            "the run is of another version of driftkit, or was edited"
-        ) from None
-    except UsageError as error:
-        raise ArtifactError(f"{run.manifest_path}: {error}") from None
+    config = config_of(run)
     image_size = _sample_shape(config, run)[-1]
     tensors, checkpoint = run.weights(weights, step)
     network = build_with(
@@ -59,6 +51,33 @@ def load_network(
     return network.eval(), config, checkpoint
 
 
+def config_of(run: Run) -> TrainConfig:
+    """The config of a run; ArtifactError where it is none of this version."""
+    try:
+        return load_config(run.manifest().config)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ArtifactError(
+            f"{run.manifest_path}: config key {'.'.join(map(str, first['loc']))}: {first['msg']}; "
+            "the run is of another version of driftkit, or was edited"
+        ) from None
+    except UsageError as error:
+        raise ArtifactError(f"{run.manifest_path}: {error}") from None
+
+
+def conditions_of(
+    run: Run, *, classes: Sequence[str] | None = None, guidance: float | None = None, nfe: int | None = None
+) -> SampleConditions:
+    """What samples of a run are conditioned on. UsageError: classes, a scale or an NFE that do not fit the run."""
+    config = config_of(run)
+    conditions = sample_conditions(
+        config.objective, config.model, run.manifest().classes, classes=classes, guidance=guidance
+    )
+    if conditions.guides_sampler:
+        require_even(nfe)
+    return conditions
+
+
 def _sample_shape(config: TrainConfig, run: Run) -> tuple[int, int, int]:
     """[C, H, W] of what the run's network generates."""
     if config.data.image_size is None:
@@ -73,6 +92,8 @@ def generate(
     first_image: int = 0,
     sampler: str | None = None,
     nfe: int | None = None,
+    classes: Sequence[str] | None = None,
+    guidance: float | None = None,
     seed: int = 0,
     weights: str = "ema",
     step: int | None = None,
@@ -84,18 +105,20 @@ def generate(
 ) -> tuple[torch.Tensor, dict[str, Any]]:
     """Images of a run, uint8 [N, 3, H, W], and the record of how they were made, which `write_samples` stores.
 
-    Image i is a function of (seed, i) alone: neither its batch nor the count changes it beyond float rounding.
+    Image i is a function of (seed, i) alone: neither its batch nor the count changes it beyond float rounding. So is
+    its label, which `conditions_of(...).labels` gives.
 
     Args:
         first_image: number of the first one.
         sampler, nfe, step, precision: None takes the method's default sampler, its default network evaluations per
             image, the last checkpoint, and the number format of the training.
+        classes, guidance: as `sample_conditions`.
         weights: their name, for example "ema", "ema-0.9995", "raw" or "average:3".
         options: further options of the sampler, for example eta.
         advance: called with the number of images just made.
 
     Raises:
-        UsageError: a sampler, NFE or option that does not fit the run.
+        UsageError: a sampler, NFE, option, class or guidance scale that does not fit the run.
         RefusedError: the network gave values that are not finite.
         ResourceError: memory ran out; the message names a batch that fits.
     """
@@ -103,10 +126,13 @@ def generate(
         raise UsageError(f"`num_images` {num_images}: expected at least 1")
     device = device or torch.device("cpu")
     network, config, checkpoint = load_network(run, weights=weights, step=step)
+    manifest = run.manifest()
+    conditions = sample_conditions(config.objective, config.model, manifest.classes, classes=classes, guidance=guidance)
     drawn = draw_images(
         to_device(network, config.model, device),
         config,
         range(first_image, first_image + num_images),
+        conditions=conditions,
         sampler=sampler,
         nfe=nfe,
         seed=seed,
@@ -118,7 +144,6 @@ def generate(
         advance=advance,
         source=f"{run.path} at step {checkpoint.step}",
     )
-    manifest = run.manifest()
     info = {
         "num_images": num_images,
         "image_size": drawn.images.shape[-1],
@@ -127,6 +152,9 @@ def generate(
         "sampler": drawn.sampler,
         "nfe": drawn.nfe,
         "sampler_options": drawn.options,
+        "classes": conditions.names,
+        "asked_classes": conditions.asked_classes,
+        "guidance": conditions.guidance,
         "seed": seed,
         "weights": weights,
         "step": checkpoint.step,
@@ -153,6 +181,7 @@ def draw_images(
     config: TrainConfig,
     numbers: range,
     *,
+    conditions: SampleConditions,
     sampler: str | None = None,
     nfe: int | None = None,
     seed: int = 0,
@@ -168,12 +197,19 @@ def draw_images(
 
     Args:
         numbers: of the images, which with the seed decide them.
+        conditions: what the images are conditioned on.
         autoencoder: decodes what a network of latents generates.
         source: how an error names the network.
     """
     spec, draw = build_sampler(config.objective, sampler)
+    evaluated: Network = network
+    steps = nfe
+    if conditions.guides_sampler:
+        assert conditions.guidance is not None
+        steps, draw = halved(nfe), guided_sampler(draw, conditions.guidance)
+        evaluated = guided_prediction(network, conditions.guidance)
     known = {} if autoencoder is None else spec.latent_options
-    recorded = spec.recorded_options(config.objective, nfe, {**known, **(options or {})})
+    recorded = spec.recorded_options(config.objective, steps, {**known, **(options or {})})
     shape = config.data.sample_shape
     dtype = autocast_dtype(precision or config.trainer.precision, device)
     images, used_nfe = [], 0
@@ -184,8 +220,9 @@ def draw_images(
         def step_noise(number: int, indices: range = indices) -> torch.Tensor:
             return image_noise(seed, "sampler", indices, shape, step=number).to(device)
 
-        request = SampleRequest(nfe, step_noise, recorded)
-        once = partial(_evaluate, network, noise, device=device, dtype=dtype)
+        condition = conditions.of(indices, seed=seed, stream="sample", device=device)
+        request = SampleRequest(nfe, step_noise, recorded, condition)
+        once = partial(_evaluate, evaluated, noise, condition, device=device, dtype=dtype)
         explained = fitting_batch("sampling", len(indices), once, device=device)
         with explained, torch.inference_mode(), sampling_precision(device, dtype):
             batch, used_nfe = draw(network, noise, request)
@@ -199,8 +236,64 @@ def draw_images(
     return Drawn(torch.cat(images), spec.name, used_nfe, recorded, str(dtype).removeprefix("torch."))
 
 
-def _evaluate(network: nn.Module, noise: torch.Tensor, count: int, *, device: torch.device, dtype: torch.dtype) -> None:
+def _evaluate(
+    network: Network,
+    noise: torch.Tensor,
+    condition: Condition,
+    count: int,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> None:
     """One evaluation of the network for the first `count` images, which is most of the memory that sampling takes."""
     t = torch.zeros(count, dtype=torch.long, device=device)
     with torch.inference_mode(), sampling_precision(device, dtype):
-        network(noise[:count], t, UNCONDITIONAL)
+        network(noise[:count], t, condition.part(slice(count)))
+
+
+def guided_prediction(network: Network, scale: float) -> Network:
+    """A class-conditional network with classifier-free guidance: without class + scale (with class - without class).
+
+    Both halves are one evaluation of a doubled batch. Predictions are float32.
+
+    Source: Ho and Salimans 2022 (arXiv 2207.12598), Eq. (6). Differs: the scale is the paper's w + 1, so that 1 is no
+    guidance, after Imagen (arXiv 2205.11487), Eq. (2).
+    """
+
+    def predict(x: torch.Tensor, t: torch.Tensor, condition: Condition) -> torch.Tensor:
+        assert condition.labels is not None, "only class-conditional networks are guided by their sampler"
+        both = Condition(*(None if part is None else torch.cat([part, part]) for part in condition))
+        both = both._replace(labels=torch.cat([condition.labels, torch.full_like(condition.labels, -1)]))
+        prediction = network(torch.cat([x, x]), torch.cat([t, t]), both).float()
+        with_class, without_class = prediction.chunk(2)
+        return without_class + scale * (with_class - without_class)
+
+    return predict
+
+
+def guided_sampler(sampler: Sampler, scale: float) -> Sampler:
+    """The sampler with `guided_prediction`: each of its steps counts two evaluations, so it makes half as many.
+
+    UsageError where the request's NFE is odd; without one the sampler keeps the number of its steps.
+    """
+
+    def draw(network: Network, noise: torch.Tensor, request: SampleRequest) -> tuple[torch.Tensor, int]:
+        request = replace(request, nfe=halved(request.nfe))
+        images, steps = sampler(guided_prediction(network, scale), noise, request)
+        return images, 2 * steps
+
+    return draw
+
+
+def halved(nfe: int | None) -> int | None:
+    """Evaluations with class of a guided sampler's NFE."""
+    require_even(nfe)
+    return None if nfe is None else nfe // 2
+
+
+def require_even(nfe: int | None) -> None:
+    """Refuse an NFE that a guided sampler cannot spend."""
+    if nfe is not None and nfe % 2:
+        raise UsageError(
+            f"`nfe` {nfe}: with `guidance` every step counts two evaluations, so it must be even; take {nfe + 1}"
+        )

@@ -96,6 +96,20 @@ TRAIN = [
     Case(
         "train-steps-infinite", f"{TINY.replace('--steps 2', '')} --set trainer.steps=inf", 2, ["trainer.steps", "inf"]
     ),
+    Case(
+        "train-class-conditional-unlabelled",
+        f"{DDPM} --class-conditional -d {{big}}",
+        2,
+        ["--class-conditional", "have no labels"],
+    ),
+    Case("train-label-dropout-one", f"{DDPM} --set objective.label_dropout=1", 2, ["objective.label_dropout", "1"]),
+    Case(
+        "train-label-dropout-of-drifting",
+        f"{TINY} --set objective.label_dropout=0.1",
+        2,
+        ["objective.label_dropout", "a setting of"],
+    ),
+    Case("train-style-codes-of-ddpm", f"{DDPM} --set model.style_tokens=2", 2, ["model.style_tokens"]),
     Case("train-batch-zero", f"{TINY} -b 0", 2, ["--batch-size", "'0'"]),
     Case("train-batch-one-for-drifting", f"{TINY} -b 1", 2, ["batch", "at least 2"]),
     Case("train-batch-overflow", f"{TINY} -b 99999999999999999999999", 2, ["batch"]),

@@ -29,6 +29,8 @@ def world(tmp_path_factory) -> dict[str, Path]:
         data = ("--data", root / "pack.safetensors")
         train_tiny(root / "drift", "drift", *data)
         train_tiny(root / "ddpm", "ddpm", *data)
+        train_tiny(root / "classes", "ddpm", "--class-conditional", *data)
+        train_tiny(root / "certain", "flow", "--class-conditional", "--set", "objective.label_dropout=0", *data)
         train_tiny(root / "mae", "mae", *data)
         samples = root / "samples.safetensors"
         for line in (
@@ -44,7 +46,7 @@ def world(tmp_path_factory) -> dict[str, Path]:
         "root": root,
         "score": root / "score.json",
         **files,
-        **{n: root / n for n in ("drift", "ddpm", "mae", "vae")},
+        **{n: root / n for n in ("drift", "ddpm", "classes", "certain", "mae", "vae")},
     }
 
 

@@ -1,10 +1,13 @@
 """Timing: what is counted, scaled and held equal."""
 
+import time
+
 import pytest
 import torch
 from torch import nn
 
 from driftkit.comparison.speed import Speed, SpeedCase, SpeedSettings, measure_speeds, speed_of
+from driftkit.training.sampling import guided_sampler
 
 
 class Counting(nn.Module):
@@ -13,8 +16,6 @@ class Counting(nn.Module):
         self.calls, self.seconds = [], seconds
 
     def forward(self, x, t):
-        import time
-
         time.sleep(self.seconds)
         self.calls.append(x.shape)
         return x
@@ -68,3 +69,27 @@ def test_options_of_a_sampler_do_not_hide_its_speed():
     assert speed_of(speeds, "a", "ddim eta=1.0", 50) is speeds[0]
     assert speed_of(speeds, "a", "ddim", 10) is None
     assert speed_of(speeds, "b", "ddim", 50) is None
+
+
+def test_a_guided_sampler_is_timed_with_both_halves_and_an_even_number_of_evaluations():
+    rows = []
+
+    def network(x, t, condition):
+        time.sleep(0.003)
+        rows.append((len(x), condition.labels.tolist()))
+        return x
+
+    def plain(network, noise, request):
+        for _ in range(request.nfe):
+            noise = network(noise, torch.zeros(len(noise)), request.condition)
+        return noise, request.nfe
+
+    cases = [SpeedCase("a", "ddim guided", network, guided_sampler(plain, 2.0), 1000, (3, 8, 8), guided=True)]
+    (speed,) = measure_speeds(cases, settings(budget_seconds=0.1))
+    assert speed.measured_nfe % 2 == 0
+    assert set(map(str, rows)) == {str((8, [0] * 4 + [-1] * 4))}
+    assert len(rows) == 1 + 1 + 3 * speed.measured_nfe // 2
+    speeds = [speed, Speed("a", "ddim", 1000, 50, 8.5, 1.9, 1.0), Speed("b", "one-step", 1, 1, 8.5, 1.9, 1.0)]
+    assert speed_of(speeds, "a", "ddim guidance=4", 1000) is speed
+    assert speed_of(speeds, "a", "ddim", 1000) is speeds[1]
+    assert speed_of(speeds, "b", "one-step guidance=2", 1) is speeds[2]  # trained with the scale: nothing is doubled

@@ -78,3 +78,33 @@ def test_there_are_no_class_scores_without_classes():
     assert class_scores(plain, plain, classes=()) is None
     unlabelled = features(torch.zeros(20, dtype=torch.int64), labels=torch.full((20,), -1))
     assert class_scores(unlabelled, unlabelled, classes=CLASSES) is None
+
+
+def test_agreement_is_by_the_extractors_own_classifier_where_it_knows_the_classes():
+    true = torch.arange(300) % 3
+    guessed = torch.where(torch.arange(300) < 30, (true + 1) % 3, true)
+    asked, seen = true[:150], torch.where(torch.arange(150) < 30, (true[:150] + 1) % 3, true[:150])
+    generated = features(seen, labels=asked, predictions=seen, seed=1)
+    inputs = MetricInputs(generated, features(true, labels=true, predictions=guessed), classes=CLASSES)
+    result = PER_CLASS.compute(inputs)
+    assert (result.details.by, result.details.classifier) == ("labels", "predictions")
+    assert result.values["class_agreement"] == pytest.approx(0.8)
+    assert result.values["classifier_accuracy"] == result.real["class_agreement"] == pytest.approx(0.9)
+    assert result.details.generated == [50, 50, 50]  # by label
+
+
+def test_agreement_is_by_a_linear_classifier_of_the_reference_otherwise():
+    true = torch.arange(300) % 3
+    asked = torch.where(torch.arange(150) < 30, (true[:150] + 1) % 3, true[:150])
+    record = class_scores(features(true[:150], labels=asked, seed=1), features(true, labels=true), classes=CLASSES)
+    assert (record.by, record.classifier) == ("labels", "linear")
+    assert record.agreement == pytest.approx(0.8, abs=0.04)
+    assert record.accuracy > 0.95
+
+
+def test_no_agreement_is_given_where_features_know_nothing_of_the_classes():
+    true = torch.arange(300) % 3
+    noise = features(torch.zeros(300, dtype=torch.int64), labels=true, seed=2)
+    result = PER_CLASS.compute(MetricInputs(features(true[:90], labels=true[:90]), noise, classes=CLASSES))
+    assert set(result.values) == {"class_entropy"}
+    assert "class agreement was not measured" in result.warnings[0]

@@ -21,6 +21,7 @@ from driftkit.scoring.image_set import ScoringExecution
 from driftkit.scoring.series import evaluate_checkpoints, evaluate_repeats
 from driftkit.storage.files import write_json, write_tensors
 from driftkit.storage.images import write_samples
+from driftkit.training.conditions import SampleConditions
 from tests.metrics.test_survey import as_jpeg, natural
 from tests.scoring.fakes import SIZE, add_samples, make_pack, make_run, random_images, score, tiny_extractor
 
@@ -47,7 +48,7 @@ def sampled(monkeypatch):
         return random_images(first_image + num_images, seed + 1000 * step)[first_image:], info
 
     module = ModuleType("driftkit.training.sampling")
-    module.generate = generate
+    module.generate, module.conditions_of = generate, lambda run, **asked: SampleConditions()
     monkeypatch.setitem(sys.modules, "driftkit.training.sampling", module)
     return requests
 
@@ -67,7 +68,7 @@ def test_run_is_sampled_and_its_evaluation_records_what_the_number_depends_on(tm
     evaluation = score(run.path, real, num_images=40, sampling=SamplingConfig(seed=3))
     assert sampled == [
         {"num_images": 40, "seed": 3, "weights": "ema", "precision": "float32", "sampler": None, "nfe": None,
-         "step": None}
+         "step": None, "classes": None, "guidance": None}
     ]  # fmt: skip
     record = evaluation.record
     digest = record.reference.digest
@@ -86,7 +87,7 @@ def test_run_is_sampled_and_its_evaluation_records_what_the_number_depends_on(tm
     }  # fmt: skip
     assert record.sampling.model_dump(exclude={"precision"}) == {
         "method": "drift", "encoder": "outputs/mae", "sampler": "one-step", "nfe": 1, "options": {}, "weights": "ema",
-        "step": 30, "seed": 3,
+        "classes": (), "asked_classes": None, "guidance": None, "step": 30, "seed": 3,
     }  # fmt: skip
     assert record.floor.num_images == 30
     assert set(record.metrics) <= set(record.floor.metrics)

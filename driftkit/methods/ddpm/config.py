@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, model_validator
 
-from driftkit.methods.base import GenerativeConfig, SamplerOptions
+from driftkit.methods.base import RegressionConfig, SamplerOptions
 
 if TYPE_CHECKING:
     from driftkit.methods.ddpm.schedule import NoiseSchedule
@@ -14,7 +14,7 @@ DPM_SOLVER_NFE = 20
 Spacing = Literal["leading", "trailing"]
 
 
-class DDPMConfig(GenerativeConfig):
+class DDPMConfig(RegressionConfig):
     """The DDPM objective."""
 
     name: Literal["ddpm"] = "ddpm"

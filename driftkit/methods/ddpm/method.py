@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 
 def _build(config: DDPMConfig, setting: Setting) -> BuiltObjective:
     from driftkit.methods.ddpm.objective import DDPM
+    from driftkit.methods.regression import require_no_style
 
+    require_no_style(setting)
     return BuiltObjective(DDPM(config, clip_x0=not setting.latents))
 
 
@@ -46,16 +48,18 @@ def _graph(config: DDPMConfig, network: "nn.Module", image_size: int) -> Graph:
     import torch
 
     from driftkit.methods.regression import TimedGraph
+    from driftkit.models.conditioning import condition_inputs
 
+    inputs = condition_inputs(network)
     generator = torch.Generator().manual_seed(0)
 
     def example(count: int) -> tuple[torch.Tensor, ...]:
         x_t = torch.randn(count, 3, image_size, image_size, generator=generator)
-        return x_t, torch.randint(0, config.num_steps, (count,), generator=generator)
+        return x_t, torch.randint(0, config.num_steps, (count,), generator=generator), *inputs.example(count)
 
     last = config.num_steps - 1
     return Graph(
-        "denoiser", TimedGraph(network), ("x_t", "t"), "noise", example,
+        "denoiser", TimedGraph(network), ("x_t", "t", *inputs.names), "noise", example,
         title="Predicts the noise in a noised image: the denoiser of a DDPM "
         "([arXiv 2006.11239](https://arxiv.org/abs/2006.11239)). It needs a sampler around it.",
         start_time=last,

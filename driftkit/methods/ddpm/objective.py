@@ -22,6 +22,7 @@ class DDPM(NoiseRegression):
 
     def __init__(self, config: DDPMConfig, *, clip_x0: bool = True):
         self.schedule = config.schedule()
+        self.label_dropout = config.label_dropout_in_training
         self.clip_x0 = clip_x0  # of previews: latents are not bounded
 
     def time(self, number: int) -> int:

@@ -72,3 +72,7 @@ class DriftingConfig(EncodersConfig, GenerativeConfig):
     @property
     def trains_guidance(self) -> bool:
         return self.guidance_max > 1
+
+    @property
+    def max_guidance(self) -> float | None:
+        return self.guidance_max if self.trains_guidance else None

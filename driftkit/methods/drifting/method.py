@@ -44,14 +44,16 @@ def _graph(config: DriftingConfig, network: "nn.Module", image_size: int) -> Gra
     import torch
 
     from driftkit.methods.drifting.samplers import OneStepGenerator
+    from driftkit.models.conditioning import condition_inputs
 
+    inputs = condition_inputs(network)
     generator = torch.Generator().manual_seed(0)
 
     def example(count: int) -> "tuple[torch.Tensor, ...]":
-        return (torch.randn(count, 3, image_size, image_size, generator=generator),)
+        return torch.randn(count, 3, image_size, image_size, generator=generator), *inputs.example(count)
 
     return Graph(
-        "generator", OneStepGenerator(network), ("noise",), "images", example,
+        "generator", OneStepGenerator(network, inputs.names), ("noise", *inputs.names), "images", example,
         title="Turns noise into images with one evaluation of the network: a drifting model "
         "([Generative Modeling via Drifting](https://arxiv.org/abs/2602.04770)).",
     )  # fmt: skip

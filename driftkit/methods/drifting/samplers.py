@@ -1,5 +1,7 @@
 """Sampling of a drifting model: one call of the generator."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -27,11 +29,22 @@ def sample_one_step(network: Network, noise: torch.Tensor, request: SampleReques
 
 
 class OneStepGenerator(nn.Module):
-    """noise [N, 3, H, W] -> images [N, 3, H, W], nominally in [-1, 1], unconditional, to be exported."""
+    """noise [N, 3, H, W] and parts of a condition -> images [N, 3, H, W], nominally in [-1, 1], to be exported.
 
-    def __init__(self, network: nn.Module):
+    `parts` names the parts of the condition that are inputs, in their order.
+    """
+
+    def __init__(self, network: nn.Module, parts: Sequence[str] = ()):
         super().__init__()
-        self.network = network
+        self.network, self.parts = network, tuple(parts)
 
-    def forward(self, noise: torch.Tensor) -> torch.Tensor:
-        return generate_one_step(self.network, noise)
+    def forward(
+        self,
+        noise: torch.Tensor,
+        first: torch.Tensor | None = None,
+        second: torch.Tensor | None = None,
+        third: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        # Named parameters, since exporters name the axes of the batch by them.
+        given = dict(zip(self.parts, (first, second, third), strict=False))
+        return generate_one_step(self.network, noise, Condition(**given))

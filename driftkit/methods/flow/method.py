@@ -7,9 +7,9 @@ from driftkit.methods.base import (
     CURVE_NFES,
     BuiltObjective,
     Curve,
-    GenerativeConfig,
     Graph,
     Method,
+    RegressionConfig,
     SamplerSpec,
     Setting,
     register,
@@ -26,16 +26,18 @@ if TYPE_CHECKING:
 EULER_NFE = HEUN_NFE = 50
 
 
-class FlowConfig(GenerativeConfig):
-    """The rectified flow objective, which has nothing to set."""
+class FlowConfig(RegressionConfig):
+    """The rectified flow objective."""
 
     name: Literal["flow"] = "flow"
 
 
 def _build(config: FlowConfig, setting: Setting) -> BuiltObjective:
     from driftkit.methods.flow.objective import Flow
+    from driftkit.methods.regression import require_no_style
 
-    return BuiltObjective(Flow())
+    require_no_style(setting)
+    return BuiltObjective(Flow(label_dropout=config.label_dropout_in_training))
 
 
 def _sampler(name: str, config: FlowConfig) -> "Sampler":
@@ -50,15 +52,17 @@ def _graph(config: FlowConfig, network: "nn.Module", image_size: int) -> Graph:
 
     from driftkit.methods.flow.samplers import TIME_SCALE
     from driftkit.methods.regression import TimedGraph
+    from driftkit.models.conditioning import condition_inputs
 
+    inputs = condition_inputs(network)
     generator = torch.Generator().manual_seed(0)
 
     def example(count: int) -> "tuple[torch.Tensor, ...]":
         x_t = torch.randn(count, 3, image_size, image_size, generator=generator)
-        return x_t, torch.rand(count, generator=generator)
+        return x_t, torch.rand(count, generator=generator), *inputs.example(count)
 
     return Graph(
-        "velocity", TimedGraph(network, TIME_SCALE), ("x_t", "t"), "v", example,
+        "velocity", TimedGraph(network, TIME_SCALE), ("x_t", "t", *inputs.names), "v", example,
         title="Predicts the velocity of a rectified flow ([arXiv 2209.03003](https://arxiv.org/abs/2209.03003)). It "
         "needs a sampler around it.",
         start_time=1.0,

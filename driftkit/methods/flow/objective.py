@@ -19,6 +19,9 @@ class Flow(NoiseRegression):
 
     term = "velocity_mse"
 
+    def __init__(self, label_dropout: float | None = None):
+        self.label_dropout = label_dropout
+
     def time(self, number: int) -> float:
         return number / 2**63
 
