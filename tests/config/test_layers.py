@@ -36,14 +36,17 @@ def test_a_saved_config_reads_back_the_same():
         assert load_config(config.model_dump(mode="json")) == config
 
 
-ONLY = {"mae-cpu": ["mae"], "mae-gpu": ["mae"]}
+ONLY = {
+    "mae-cpu": ["mae"], "mae-gpu": ["mae"], "cifar10-dinov2-last": ["drift"], "cifar10-paper": ["drift", "mae"],
+    "cpu-conditional": ["drift"], "imagenet256-ablation": ["drift"],
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("preset", preset_names())
 @pytest.mark.parametrize("objective", list(METHODS))
 def test_every_preset_fits_the_objectives_it_is_for(preset, objective):
     if objective not in ONLY.get(preset, METHODS):
-        with pytest.raises(UsageError, match=f"is for {ONLY[preset][0]}, not for {objective}"):
+        with pytest.raises(UsageError, match=f"is for {' and '.join(ONLY[preset])}, not for {objective}"):
             resolve_config(objective=objective, preset=preset)
         return
     config, origins = resolve_config(objective=objective, preset=preset)

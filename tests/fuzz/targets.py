@@ -130,6 +130,7 @@ def manifest(folder: Path) -> Target:
         graph = METHODS[resolved.objective.name].graph(resolved.objective, network, resolved.data.image_size)
         about = {"created": "", "difference": None, "file": "f", "sha256": "0" * 64, "driftkit": "0"}
         about |= {"graph": graph.kind, "title": graph.title, "notes": graph.notes, "file_format": "onnx"}
+        about |= {"autoencoder": None, "sample_shape": [3, 8, 8]}
         about |= {"start_time": graph.start_time, "network_time": graph.network_time}
         tensor = {"dtype": "float32", "shape": ["N", 3, 8, 8]}
         about |= {"inputs": dict.fromkeys(graph.inputs, tensor), "output": {graph.output: ["N", 3, 8, 8]}}
