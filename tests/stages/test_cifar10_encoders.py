@@ -53,7 +53,7 @@ def test_the_file_shows_the_lines_for_one_gpu_and_for_eight():
         assert f"  torchrun --nproc-per-node=8 -m driftkit {line}\n" in result.stdout
     document = json.loads(driftkit("run", FILE, "--dry-run", "--nproc", "8", "--json").stdout)
     trainings = [stage["command"] for stage in document["stages"] if "torchrun" in stage]
-    assert len(trainings) == 8
+    assert len(trainings) == 9
     assert all(command.startswith("torchrun --nproc-per-node=8") for command in trainings)
 
 
@@ -69,7 +69,7 @@ def test_every_stage_of_the_comparison_runs(tmp_path):
     pipeline = load_pipeline(FILE, output=tmp_path / "out")
     pipeline = replace(pipeline, stages=tuple(scaled_down(s, data, tmp_path / "judge") for s in pipeline.stages))
     records = run_pipeline(pipeline, invoke)
-    assert [record["state"] for record in records] == ["done"] * 23
+    assert [record["state"] for record in records] == ["done"] * 26
     for encoder in ENCODERS:
         manifest = Run(tmp_path / "out" / f"drift_{encoder}").manifest()
         assert manifest.state == "done"
