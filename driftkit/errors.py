@@ -111,10 +111,12 @@ class NonFiniteStepError(DriftkitError):
     code = "non-finite"
     on_all_ranks = True
 
-    def __init__(self, names: Sequence[str], step: int, *, rank: int | None = None, more: str = ""):
+    def __init__(
+        self, names: Sequence[str], step: int, *, rank: int | None = None, state: str = UNTOUCHED, more: str = ""
+    ):
         shown = ", ".join(names[:MAX_NAMES]) + (f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else "")
         place = "" if rank is None else f" on rank {rank}"
-        super().__init__(f"not finite at step {step}{place}: {shown}; {UNTOUCHED}{more and '; '}{more}")
+        super().__init__(f"not finite at step {step}{place}: {shown}; {state}{more and '; '}{more}")
         self.names, self.step, self.rank = tuple(names), step, rank
 
 

@@ -14,7 +14,7 @@ from driftkit.comparison.compare_config import CompareConfig
 def command(
     runs: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN...", help="Run folders; others are skipped and named.", show_default=False),
+        typer.Argument(metavar="RUN", help="Run folders; others are skipped and named.", show_default=False),
     ],
     settings: CompareConfig,
     as_json: JsonOption = False,

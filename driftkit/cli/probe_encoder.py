@@ -28,7 +28,7 @@ def command(
     encoder: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="NAME...",
+            metavar="NAME",
             help="A name of --list, timm:MODEL, or the folder of a MAE or classifier run; or several, each as "
             "NAME?KEY=VALUE&... with the settings that are its own.",
             show_default=False,

@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from driftkit.cli.options import with_settings
+from driftkit.cli.options import Given, with_settings
 from driftkit.cli.output import JsonOption, emit, show_line
+from driftkit.config.layers import parse_assignments
+from driftkit.errors import UsageError
 from driftkit.stages.toy import gather_toys, toy
 from driftkit.tutorial.toy_config import ToyConfig
 
@@ -14,14 +16,15 @@ if TYPE_CHECKING:
     from driftkit.tutorial.toy_record import ToyRecord, ToyScores, ToyTable
 
 WIDTH = 100
+GATHERED = ("output", "frames")  # settings of toys side by side
 
 
 @with_settings("toy", ToyConfig)
 def command(
-    settings: ToyConfig,
+    given: Given,
     toys: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[TOY]...", help="Folders of earlier toys, to show side by side.", show_default=False),
+        typer.Argument(metavar="TOY", help="Folders of earlier toys, to show side by side.", show_default=False),
     ] = None,
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
@@ -37,13 +40,24 @@ def command(
 
     Writes toy.gif (real and generated points, and the field V at some of them), toy.png and toy.json.
     """
+    settings = given.resolve(ToyConfig)
     if toys:
+        _refuse_training_options(given)
         table = gather_toys(toys, settings)
         emit(table.document(), as_json=as_json, show=lambda: _show_table(table))
         return table.document()
     record = toy(settings)
     emit(record.document(), as_json=as_json, show=lambda: _show(record))
     return record.document()
+
+
+def _refuse_training_options(given: Given) -> None:
+    """What would do nothing to toys that are trained already; files and variables may be for others, too."""
+    for key in {**parse_assignments(given.assignments), **given.options}:
+        if key not in GATHERED:
+            raise UsageError(
+                f"`{key}` is for training a toy, and folders of trained ones are given; leave out one of them"
+            )
 
 
 def _show(record: "ToyRecord") -> None:

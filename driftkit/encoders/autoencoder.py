@@ -27,6 +27,8 @@ HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)((?:/[\w-]+)*)")  # owner/name, and perha
 EXPECTED = f"expected the folder of a diffusers {CLASS} ({CONFIG_FILE} and {WEIGHTS_FILE}) or a hub id OWNER/NAME"
 PIXELS_AT_A_TIME = 2**20  # 16 images of 256x256, whose largest activations in a Stable Diffusion VAE take 0.5 GiB each
 # Of attention layers in files written before diffusers 0.18, which are still published.
+# What diffusers and torch raise for configs that describe no network.
+NO_NETWORK = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 EARLIER_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
@@ -145,13 +147,16 @@ class AutoencoderFiles:
 
 
 def read_autoencoder_config(place: str) -> AutoencoderConfig:
-    """The config of an autoencoder; without its weights nothing is built.
+    """The config of an autoencoder, of which a network can be built; its weights are not read.
 
     Raises:
         NotFoundError: nothing of that name, files that are absent and do not come, or no diffusers.
         ArtifactError: it is no AutoencoderKL of images with 3 channels, or its config is damaged.
     """
-    return _read_config(_files(place).config)
+    path = _files(place).config
+    config = _read_config(path)
+    _without_weights(path, config)
+    return config
 
 
 def load_autoencoder(place: str, device: torch.device | str = "cpu") -> Autoencoder:
@@ -163,9 +168,10 @@ def load_autoencoder(place: str, device: torch.device | str = "cpu") -> Autoenco
     """
     files, device = _files(place), torch.device(device)
     config = _read_config(files.config)
+    network = _without_weights(files.config, config)
     if device.type == "meta":
         with device:
-            return Autoencoder(place, config, _network(files.config))
+            return Autoencoder(place, config, network)
     status = files.weights.stat()
     identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
     return _load(place, files, config, identity, device)
@@ -192,8 +198,32 @@ def _network(config: Path) -> nn.Module:
     logging.set_verbosity_error()  # of keys that this version of diffusers does not know
     try:
         network: nn.Module = AutoencoderKL.from_config(read_json(config))
-    except (TypeError, KeyError, AttributeError, IndexError, AssertionError) as error:
+    except NO_NETWORK as error:
         raise ValueError(f"{type(error).__name__}: {error}") from None
+    return network
+
+
+@torch.no_grad()
+def _without_weights(path: Path, config: AutoencoderConfig) -> nn.Module:
+    """The network of a config on the meta device; an ArtifactError where it makes no latents, or others than it says.
+
+    Blocks are listed apart from channels, so that a config may contradict itself.
+    """
+    side = 2 * config.factor
+    images, latents = (1, 3, side, side), (1, *config.latent_shape(side))
+    try:
+        with torch.device("meta"):
+            network = _network(path)
+            encoded = network.encode(torch.zeros(images)).latent_dist.mean  # type: ignore[operator]
+            decoded = network.decode(torch.zeros(latents)).sample  # type: ignore[operator]
+    except NO_NETWORK as error:
+        raise ArtifactError(f"{path}: describes no network: {error!s:.200}") from None
+    for what, got, expected in (("latents", encoded, latents), ("images", decoded, images)):
+        if got.shape != expected:
+            raise ArtifactError(
+                f"{path}: describes a network whose {what} are {list(got.shape[1:])}, expected {list(expected[1:])} "
+                f"for images of {side} pixels, by the number of block_out_channels"
+            )
     return network
 
 
@@ -233,7 +263,13 @@ class AutoencoderFile(HubFile):
 
 def hub_files(place: str) -> tuple[AutoencoderFile, AutoencoderFile] | None:
     """Config and weights of a hub id; None where the name is not one."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
     if not (match := HUB_ID.fullmatch(place)):
+        return None
+    try:
+        validate_repo_id(match[1])
+    except HFValidationError:  # of ./vae and ../vae, for example
         return None
     repository, folder = match[1], match[2].lstrip("/")
     prefix = f"{folder}/" if folder else ""

@@ -4,7 +4,6 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import parse_qsl
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -32,23 +31,27 @@ def read_encoder(text: str) -> tuple[str, dict[str, Any]]:
     name, mark, query = text.partition("?")
     if not mark or os.path.exists(text):  # a folder's name may have a question mark
         return text, {}
-    try:
-        pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=True)
-    except ValueError:
-        raise UsageError(f"expected {name}?key=value&key=value, got {text}") from None
-    for word, _ in pairs:
+    settings = split_settings(query)
+    if not all(equals for _, equals, _ in settings):
+        raise UsageError(f"expected {name}?key=value&key=value, got {text}")
+    for word, _, _ in settings:
         if word not in WORDS:
             raise UsageError(
                 f"{text} has an unknown key {word!r}{did_you_mean(word, WORDS)}; known: {', '.join(WORDS)}"
             )
-    if len(dict(pairs)) < len(pairs):
+    given = {WORDS[word]: value for word, _, value in settings}
+    if len(given) < len(settings):
         raise UsageError(f"{text} has a key twice; give it once")
-    given = {WORDS[word]: value for word, value in pairs}
     try:
         checked = validate(EncoderConfig, {"encoder": name, **given}, origins={})
     except UsageError as error:
         raise UsageError(f"{text}: {error}") from None
     return name, {key: getattr(checked, key) for key in given}
+
+
+def split_settings(query: str) -> list[tuple[str, str, str]]:
+    """The parts of `key=value&key=value` as key, equals sign and value, as they are written: values may be paths."""
+    return [part.partition("=") for part in query.split("&")]
 
 
 def short_encoder_names(names: Sequence[str]) -> tuple[str, ...]:

@@ -5,6 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from driftkit.errors import UsageError
+
+ROUNDING = 4 * torch.finfo(torch.float32).eps
+
 
 class PointGenerator(nn.Sequential):
     """Noise [N, noise_channels] -> points [N, 2], by `depth` hidden layers of `width` channels."""
@@ -22,10 +26,18 @@ class PointGenerator(nn.Sequential):
         Args:
             place: their mean, (x, y).
             spread: their standard deviation in each direction.
+
+        Raises UsageError where all noise becomes one point, but for rounding.
         """
         last = self[-1]
         assert isinstance(last, nn.Linear)
         points = self(noise)
-        factor = spread / points.std(dim=0)
+        std = points.std(dim=0)
+        if not bool((std > ROUNDING * points.abs().amax(dim=0)).all()):
+            raise UsageError(
+                "the untrained generator makes one point of all noise, which no training spreads; set `width` higher "
+                "or `depth` lower"
+            )
+        factor = spread / std
         last.weight.mul_(factor[:, None])
         last.bias.copy_(factor * (last.bias - points.mean(dim=0)) + torch.tensor(place))

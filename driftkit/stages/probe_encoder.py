@@ -96,11 +96,11 @@ def probe_encoder(config: ProbeEncoderConfig, *, report: "Report" = lambda task,
     else:
         sides = [encoder_kind(one.encoder).image_size(one.encoder) for one in configs]
         side = config.image_size or next((known for known in sides if known), DEFAULT_IMAGE_SIZE)
-    # Shapes alone follow from the architecture: random weights need not even be drawn.
-    shapes_only = pack is None and not config.speed
+    # Shapes alone follow from the architecture: where all weights are random, they need not even be drawn.
+    shapes_only = pack is None and not config.speed and all(one.random_weights for one in configs)
 
     def load(one: EncoderConfig) -> "FrozenEncoder":
-        place = torch.device("meta") if one.random_weights and shapes_only else device
+        place = torch.device("meta") if shapes_only else device
         encoder = load_encoder(one, image_size=side, device=place)
         return encoder.to(memory_format=torch.channels_last)  # as training has it
 

@@ -18,7 +18,6 @@ from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, ClassVar
-from urllib.parse import parse_qsl
 
 from pydantic import BaseModel, Field
 
@@ -28,6 +27,7 @@ from driftkit.config.pipeline_file import Pipeline, Stage
 from driftkit.config.weights_name import split_weights
 from driftkit.datasets.containers import open_container
 from driftkit.datasets.packs import pack_path
+from driftkit.encoders.encoder_config import split_settings
 from driftkit.errors import ArtifactError, BusyError, DriftkitError, InterruptedRunError, UsageError
 from driftkit.runtime.signals import STOP_SIGNALS, exit_code
 from driftkit.runtime.terminal import say
@@ -232,7 +232,9 @@ def fingerprint(stage: Stage, *, version: str = __version__, evaluations: bool =
 def _content(path: str, *, evaluations: bool) -> str:
     """What identifies an input's content: a run's weights (and scores), a file's bytes; names stand for themselves."""
     place, _, query = path.removeprefix("encoder:").partition("?")
-    weights = dict(parse_qsl(query)).get("weights")  # of an encoder that carries its own settings
+    weights = {key: value for key, _, value in split_settings(query)}.get(
+        "weights"
+    )  # of an encoder that carries its own settings
     content = _content_of(Path(place), evaluations=evaluations)
     return digest_json([content, _content_of(Path(weights), evaluations=False)]) if weights else content
 

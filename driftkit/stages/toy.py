@@ -20,7 +20,7 @@ def toy(config: ToyConfig) -> "ToyRecord":
     """Train a generator of points, and write its animation, a still and its record into `config.folder`.
 
     Raises:
-        UsageError: the folder cannot be written, or holds another `toy.json`.
+        UsageError: the folder cannot be written, or holds another `toy.json`; or as `train_toy`.
         NonFiniteStepError: points have left the plane.
     """
     from driftkit.storage.writable import require_replaceable, require_writable
@@ -56,13 +56,19 @@ def gather_toys(folders: Sequence[Path], config: ToyConfig) -> "ToyTable":
     """Toys side by side: toys.gif with all their animations and toys.json with their scores, in `config.output`.
 
     Raises:
-        UsageError: `config.output` is None, or cannot be written.
+        UsageError: a folder that is the name of points, `config.output` that is None, or cannot be written.
         ArtifactError: a folder without a toy, or whose animation is damaged.
     """
+    from driftkit.datasets.toys import TOYS
     from driftkit.storage.writable import require_replaceable, require_writable
     from driftkit.tutorial.toy_figure import side_by_side
     from driftkit.tutorial.toy_record import ToyRecord, ToyRow, ToyTable
 
+    for folder in folders:
+        if str(folder) in TOYS and not folder.exists():
+            raise UsageError(
+                f"{folder}: no such folder of an earlier toy; to train on these points, give `points` {folder}"
+            )
     if config.output is None:
         raise UsageError("toys side by side need a place of their own: give `output`")
     records = {folder: ToyRecord.read(folder / RECORD) for folder in folders}

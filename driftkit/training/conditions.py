@@ -20,6 +20,7 @@ from driftkit.storage.records import ClassCount
 
 EVERY_CLASS = "all"
 SHOWN_CLASSES, MAX_LABELLED = 20, 4  # names of classes in an error, and in a label
+MAX_DIGITS = 9  # of a class's number
 STRIDE, PERIOD = 2_654_435_769, 2**32  # the nearest odd integer to 2^32 over the golden ratio
 
 
@@ -185,12 +186,12 @@ def _label_of(word: str, names: Sequence[str]) -> int:
     """The label of a class by its name, else by its number."""
     if word in names:
         return names.index(word)
-    if word.isdecimal() and int(word) < len(names):
+    if len(word) <= MAX_DIGITS and word.isascii() and word.isdecimal() and int(word) < len(names):
         return int(word)
     shown = ", ".join(names[:SHOWN_CLASSES])
     more = f" and {len(names) - SHOWN_CLASSES:,} more" if len(names) > SHOWN_CLASSES else ""
     raise UsageError(
-        f"`classes` {word}: expected {EVERY_CLASS}, a number below {len(names)}, or some of {shown}{more}"
+        f"`classes` {word:.80}: expected {EVERY_CLASS}, a number below {len(names)}, or some of {shown}{more}"
         f"{did_you_mean(word, names)}"
     )
 

@@ -1,7 +1,7 @@
 """The whole config of a training run, and how its layers are merged. It loads no torch: help is made from it."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, Union
 
@@ -27,7 +27,7 @@ from driftkit.config.layers import (
 )
 from driftkit.config.settings import COMMAS, OnResume, Option, Settings
 from driftkit.config.weights_name import EMA, average_name
-from driftkit.encoders.encoder_config import joined_name
+from driftkit.encoders.encoder_config import ONE_ONLY, joined_name
 from driftkit.errors import UsageError
 from driftkit.methods.registry import DEFAULT_METHOD, METHODS, find_method
 from driftkit.models.contract import NetworkConfig
@@ -294,6 +294,9 @@ def resolve_config(
     kind = _word(merge(chosen)[0], "model", "kind")
     if kind not in (None, _word(merge(presets)[0], "model", "kind") or method.network):
         presets = [(origin, {k: v for k, v in table.items() if k != "model"}) for origin, table in presets]
+    encoders = _setting(merge(chosen)[0], "objective", "encoder")
+    if isinstance(encoders, list | tuple) and len(encoders) > 1:  # the preset's settings of its one encoder are theirs
+        presets = [(origin, _without(table, "objective", ONE_ONLY)) for origin, table in presets]
     default: Layer = ("objective", {"objective": {"name": method.name}, "model": {"kind": method.network}})
     values, origins = merge([default, *presets, *chosen])
     for section in ("objective", "model"):
@@ -317,10 +320,19 @@ def _keys_of_others(config: type[TrainConfig]) -> dict[str, str]:
     return {key: owner for key, owner in reversed(owners) if key not in own}
 
 
-def _word(values: Mapping[str, Any], section: str, key: str) -> str | None:
+def _setting(values: Mapping[str, Any], section: str, key: str) -> Any:
     nested = values.get(section)
-    word = nested.get(key) if isinstance(nested, Mapping) else None
+    return nested.get(key) if isinstance(nested, Mapping) else None
+
+
+def _word(values: Mapping[str, Any], section: str, key: str) -> str | None:
+    word = _setting(values, section, key)
     return word if isinstance(word, str) else None
+
+
+def _without(values: Mapping[str, Any], section: str, keys: Collection[str]) -> dict[str, Any]:
+    """The same without these keys of a section."""
+    return {**values, section: {key: value for key, value in values.get(section, {}).items() if key not in keys}}
 
 
 def default_output(config: TrainConfig) -> Path:

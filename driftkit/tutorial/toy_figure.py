@@ -23,7 +23,7 @@ ARROWS = 48
 LONGEST = 1.1  # of the arrows, in the units of the points
 FRAME_MS, LAST_FRAME_MS = 110, 2500
 COLUMNS, CELL = 4, 62  # toys side by side, and their dots per inch
-MAX_SIDE, MAX_FRAMES = 2000, 500  # of an animation that is read
+MAX_SIDE, MAX_FRAMES, MAX_PIXELS = 2000, 500, 2**27  # of an animation that is read; pixels of all its pictures
 STARTS = {"middle": "from the middle", "far": "from far away", "collapsed": "from one point"}
 
 
@@ -178,30 +178,34 @@ def side_by_side(animations: Sequence[Path], *, frames: int) -> bytes:
     Raises:
         ArtifactError: a file that is absent or no animation.
     """
-    shown = [_read_frames(path) for path in animations]
     width, height = (round(CELL * size) for size in INCHES)
+    shown = [_read_frames(path, frames, (width, height)) for path in animations]
     columns = min(COLUMNS, len(shown))
     images = []
     for number in range(frames):
         image = Image.new("RGB", (columns * width, -(-len(shown) // columns) * height), "white")
         for place, pictures in enumerate(shown):
-            picture = pictures[round(number * (len(pictures) - 1) / (frames - 1))]
-            cell = picture.resize((width, height), Image.Resampling.LANCZOS)
-            image.paste(cell, (place % columns * width, place // columns * height))
+            image.paste(pictures[number], (place % columns * width, place // columns * height))
         images.append(image)
     return encode_gif(images)
 
 
-def _read_frames(path: Path) -> list[Image.Image]:
+def _read_frames(path: Path, frames: int, size: tuple[int, int]) -> list[Image.Image]:
+    """That many pictures of an animation, evenly over it, each resized as soon as it is read."""
     try:
         with Image.open(path, formats=("GIF",)) as opened:
             count = int(getattr(opened, "n_frames", 1))
-            if max(opened.size) > MAX_SIDE or count > MAX_FRAMES:
-                raise ArtifactError(f"{path}: {opened.width}x{opened.height} pixels, {count} pictures: no toy")
-            return [frame.convert("RGB") for frame in ImageSequence.Iterator(opened)]
+            wanted = [round(number * (count - 1) / (frames - 1)) for number in range(frames)]
+            pictures = {}
+            for number, frame in enumerate(ImageSequence.Iterator(opened)):  # a picture may enlarge those that follow
+                if max(frame.size) > MAX_SIDE or count > MAX_FRAMES or frame.width * frame.height * count > MAX_PIXELS:
+                    raise ArtifactError(f"{path}: {frame.width}x{frame.height} pixels, {count} pictures: no toy")
+                if number in wanted:
+                    pictures[number] = frame.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+            return [pictures[number] for number in wanted]
     except FileNotFoundError:
         raise NotFoundError(f"{path} is not there; make the toy again") from None
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
+    except (OSError, ValueError, SyntaxError, EOFError, KeyError, Image.DecompressionBombError) as error:
         if isinstance(error, ArtifactError):
             raise
         raise ArtifactError(f"{path}: no whole animation: {error}; make the toy again") from None

@@ -48,6 +48,7 @@ def train_toy(config: ToyConfig) -> TrainedToy:
     """Train a generator of points.
 
     Raises:
+        UsageError: the generator is so deep, or so narrow, that all noise becomes one point.
         NonFiniteStepError: the learning rate is so large that points have left the plane.
     """
     toy = TOYS[config.points]
@@ -65,7 +66,7 @@ def train_toy(config: ToyConfig) -> TrainedToy:
         x = generator(_noise(config, "noise", config.batch_size, step))[None]  # [1, N, 2], a single field
         y_pos = _real(config, "real", config.batch_size, step)[None]  # [1, P, 2]
         if not bool(torch.isfinite(x).all()):
-            raise NonFiniteStepError(["generated points"], step, more="lower `learning_rate`")
+            raise _left_the_plane(step)
         drift = scaled_drift(x, y_pos, taus=config.taus, attraction=config.attraction, repulsion=config.repulsion)
         optimizer.zero_grad()
         drift_loss(x, drift).mean().backward()
@@ -102,7 +103,7 @@ def _frame(
     with torch.no_grad():
         x = generator(noise)
     if not bool(torch.isfinite(x).all()):
-        raise NonFiniteStepError(["generated points"], step, more="lower `learning_rate`")
+        raise _left_the_plane(step)
     distance = energy_distance(x, real)
     x, real = x[:SHOWN_POINTS], real[:SHOWN_POINTS]
     scale = aggregated_drift(x[None], real[None], taus=config.taus).feature_scale  # [1]
@@ -112,11 +113,16 @@ def _frame(
     return ToyFrame(step, x, real, fields.mean(dim=0)[0] * scale, distance)
 
 
+def _left_the_plane(step: int) -> NonFiniteStepError:
+    return NonFiniteStepError(["generated points"], step, state="nothing was written", more="lower `learning_rate`")
+
+
 def _scores(config: ToyConfig, toy: Toy, generator: PointGenerator, drift_norm: list[float]) -> ToyScores:
     with torch.no_grad():
         x = generator(_noise(config, "scored noise", POINTS))
-    draws = [_real(config, "scored points", POINTS, number) for number in range(FLOOR_DRAWS + 1)]
-    real, others = draws[0], draws[1:]
+    count = max(POINTS, config.batch_size)
+    draws = [_real(config, "scored points", count, number) for number in range(FLOOR_DRAWS + 1)]
+    real, *others = (draw[:POINTS] for draw in draws)
     batches = [draw[None, : config.batch_size] for draw in draws]
     norms = [_norm(config, one, batches[0]) for one in batches[1:]]
     last = drift_norm[-max(1, len(drift_norm) // 20) :]

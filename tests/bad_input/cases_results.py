@@ -55,6 +55,12 @@ SAMPLE = [
     Case("sample-set-of-one-step", "sample {drift} --set eta=1.0", 2, ["eta"]),
     Case("sample-class-misspelt", "sample {classes} --class bb", 2, ["--class bb", "did you mean b?", "a, b, c, d"]),
     Case("sample-class-number-too-large", "sample {classes} --class 4", 2, ["--class 4", "a number below 4"]),
+    Case(
+        "sample-class-number-of-many-digits",
+        f"sample {{classes}} --class {'9' * 5000}",
+        2,
+        ["--class 999", "a number below 4"],
+    ),
     Case("sample-class-empty", "sample {classes} --class ''", 2, ["--class"]),
     Case("sample-class-all-and-one", "sample {classes} --class all,a", 2, ["--class all"]),
     Case("sample-class-of-an-unconditional-run", "sample {ddpm} --class a", 2, ["--class a", "unconditional"]),

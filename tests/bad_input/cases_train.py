@@ -137,6 +137,24 @@ TRAIN = [
     Case("train-eval-of-nine-images", f"{TINY} --eval-every 1 --set evaluation.num_images=9", 2, ["num_images", "9"]),
     # --autoencoder
     Case("train-autoencoder-not-there", f"{TINY} --autoencoder outputs/vae", 3, ["outputs/vae", "hub id", "download"]),
+    Case("train-autoencoder-not-above", f"{TINY} --autoencoder ../outputs/vae", 3, ["--autoencoder", "no such folder"]),
+    Case(
+        "train-autoencoder-without-network",
+        f"{DDPM} --autoencoder v --dry-run",
+        3,
+        ["v/config.json", "describes no network", "ZeroDivisionError"],
+        all_of(text(VAE_CONFIG.replace("}", ', "norm_num_groups": 0}'), "v/config.json"), raw(b"x", VAE_WEIGHTS)),
+    ),
+    Case(
+        "train-autoencoder-of-other-latents",
+        f"{DDPM} --autoencoder v --dry-run",
+        3,
+        ["v/config.json", "latents are [4, 4, 4], expected [4, 2, 2]"],
+        all_of(
+            text(VAE_CONFIG.replace("}", ', "block_out_channels": [32, 32, 32]}'), "v/config.json"),
+            raw(b"x", VAE_WEIGHTS),
+        ),
+    ),
     Case("train-autoencoder-no-id", f"{TINY} --autoencoder vae", 3, ["--autoencoder 'vae'", "no such folder"]),
     Case("train-autoencoder-empty", f"{TINY} --autoencoder ''", 2, ["--autoencoder"]),
     Case("train-autoencoder-a-file", f"{TINY} --autoencoder {{pack}}", 3, ["is a file", "expected the folder"]),

@@ -42,6 +42,14 @@ def test_help_leads_with_examples_and_does_not_import_torch(command):
 
 
 @pytest.mark.parametrize(
+    ("command", "usage"), [("toy", "[TOY]..."), ("probe-encoder", "[NAME]..."), ("compare", "{RUN}...")]
+)
+def test_usage_shows_once_that_words_may_repeat(command, usage):
+    line = next(line for line in CliRunner().invoke(app, [command, "--help"]).stdout.splitlines() if "Usage:" in line)
+    assert line.split()[-1] == usage
+
+
+@pytest.mark.parametrize(
     ("words", "code", "says"),
     [
         (["trian"], 2, "Did you mean 'train'"),

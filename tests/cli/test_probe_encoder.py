@@ -28,6 +28,11 @@ def test_without_data_only_shapes_and_memory():
     assert "memory at a batch of 128" in text
 
 
+def test_shapes_of_a_random_encoder_next_to_one_with_weights():
+    found = probe("timm:test_vit2?random=true", "efficientnet-lite0")
+    assert [bool(part["parameters"]) for part in found["parts"]] == [True, True]
+
+
 def test_pixels_on_data_give_every_number_a_verdict_and_a_picture(tmp_path):
     document = probe("pixel", *DATA, "--output", tmp_path / "probe")
     assert all(document[key] for key in MEASURED)

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from driftkit.storage.files import read_json
+from driftkit.tutorial import toy_figure
 from tests.conftest import driftkit
 
 TINY = ["--points", "two-modes", "--steps", "3", "-b", "8", "--set", "frames=3"]
@@ -68,6 +69,25 @@ def test_toys_side_by_side_are_one_animation_and_one_table():
     assert result.exit_code == 3
     assert "b/toy.gif" in result.stderr
     assert not Path("d").exists()
+
+
+def test_animations_of_strangers_are_read_in_bounds(monkeypatch):
+    document(*TINY, "--output", "a")
+    monkeypatch.setattr(toy_figure, "MAX_PIXELS", 3 * 400 * 490)
+    document("a", "--output", "b", "--set", "frames=2")
+    monkeypatch.setattr(toy_figure, "MAX_PIXELS", 3 * 400 * 490 - 1)
+    result = driftkit("toy", "a", "--output", "c", "--set", "frames=2")
+    assert (result.exit_code, "400x490 pixels, 3 pictures: no toy" in result.stderr) == (3, True)
+    content = Path("a/toy.gif").read_bytes()
+    Path("a/toy.gif").write_bytes(content[:6] + b"\xff" * 4 + content[10:])
+    result = driftkit("toy", "a", "--output", "c")
+    assert (result.exit_code, "(a bug" in result.stderr) == (3, False)
+
+
+def test_variables_for_training_do_not_stop_toys_side_by_side(monkeypatch):
+    document(*TINY, "--output", "a")
+    monkeypatch.setenv("DRIFTKIT_TOY_STEPS", "3")
+    document("a", "--output", "b", "--set", "frames=2")
 
 
 def test_verify_compares_the_pictures_with_their_checksums():

@@ -48,3 +48,15 @@ def test_one_step_of_every_preset_gives_images(preset):
         if name == "drift" and preset in MILLIONS:
             count = sum(p.numel() for p in network.parameters()) / 1e6
             assert count == pytest.approx(MILLIONS[preset], abs=0.1), preset
+
+
+def test_settings_of_the_one_encoder_of_a_preset_are_not_those_of_several():
+    several = {"encoder": ["pixel", "resnet18?random=true"]}
+    objective = resolve_config(preset="cifar10-dinov2-last", options={"objective": several})[0].objective
+    assert objective.encoder == tuple(several["encoder"])
+    assert (objective.taps, objective.input_size, objective.map_norm) == (None, None, None)
+    assert objective.feature_set == "paper-full"
+    alone = resolve_config(preset="cifar10-dinov2-last", options={"objective": {"encoder": ["dinov2"]}})[0].objective
+    assert alone.taps == ("block12",)
+    with pytest.raises(UsageError, match="`taps` is for one encoder"):
+        resolve_config(preset="cifar10-dinov2-last", options={"objective": {**several, "taps": ["layer1"]}})

@@ -112,8 +112,42 @@ def test_configs_of_something_else_are_refused(tmp_path, changes, says):
 def test_weights_that_are_not_those_of_the_config_are_refused(tmp_path, changes):
     folder = tiny_autoencoder(tmp_path / "vae")
     change_config(folder, **changes)
-    with pytest.raises(ArtifactError, match=r"its config describes"):
+    with pytest.raises(ArtifactError, match=r"describes"):
         load_autoencoder(str(folder))
+
+
+@pytest.mark.parametrize(
+    "read", [read_autoencoder_config, load_autoencoder, lambda place: load_autoencoder(place, "meta")]
+)
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"norm_num_groups": 0}, "describes no network: ZeroDivisionError"),
+        ({"down_block_types": ["Nothing", "Nothing"]}, "describes no network: .*Nothing"),
+        ({"block_out_channels": [8, 8, 8], "down_block_types": ["DownEncoderBlock2D"]}, r"latents are \[4, 4, 4\]"),
+        (
+            {
+                "block_out_channels": [8] * 3,
+                "down_block_types": ["DownEncoderBlock2D"] * 3,
+                "up_block_types": ["UpDecoderBlock2D"],
+            },
+            r"images are \[3, 4, 4\], expected \[3, 8, 8\]",
+        ),
+    ],
+)
+def test_a_config_without_a_network_or_of_another_shape_is_refused_before_weights_are_read(
+    tmp_path, read, changes, says
+):
+    folder = tiny_autoencoder(tmp_path / "vae")
+    change_config(folder, **changes)
+    with pytest.raises(ArtifactError, match=says):
+        read(str(folder))
+
+
+@pytest.mark.parametrize("place", ["./outputs/vae", "../outputs/vae", "../../vae", "owner/..", "outputs/vae--1"])
+def test_a_folder_that_is_not_there_is_no_hub_id(place):
+    with pytest.raises(NotFoundError, match="no such folder; expected the folder"):
+        load_autoencoder(place)
 
 
 def test_weights_that_are_not_finite_are_refused(tmp_path):

@@ -198,6 +198,11 @@ def test_settings_that_do_not_fit_are_refused(text, reason):
         EncodersConfig(encoder=("pixel", text))
 
 
+def test_values_are_taken_as_they_are_written():
+    _, settings = read_encoder("mocov2?weights=/data/c++/a%41=b.pth&input_size=64")
+    assert settings == {"encoder_weights": "/data/c++/a%41=b.pth", "input_size": 64}
+
+
 def test_a_folder_may_have_a_question_mark(tmp_path):
     (tmp_path / "mae?x=1").mkdir()
     assert read_encoder(f"{tmp_path}/mae?x=1") == (f"{tmp_path}/mae?x=1", {})

@@ -123,13 +123,19 @@ def test_the_probe_of_several_has_each_and_their_union(mae, tmp_path, measured):
 
 def test_pipelines_and_output_folders_know_several_encoders(tmp_path):
     path = tmp_path / "p.toml"
-    stage = "[[stage]]\nname = 'a'\ncommand = 'train'\nencoder = ['{output}/mae', 'mocov2?weights=w.pth']\n"
-    path.write_text(stage)
+    stage_text = "[[stage]]\nname = 'a'\ncommand = 'train'\nencoder = ['{output}/mae', 'mocov2?weights=w.pth']\n"
+    path.write_text(stage_text)
     (stage,) = load_pipeline(path, output=tmp_path).stages
     assert stage.arguments == ("--encoder", f"{tmp_path}/mae", "--encoder", "mocov2?weights=w.pth")
     assert stage.inputs == (f"{tmp_path}/mae", "mocov2?weights=w.pth")
     before = fingerprint(stage)
     (tmp_path / "w.pth").write_bytes(b"weights")
+    assert fingerprint(stage) != before
+    path.write_text(stage_text.replace("w.pth", f"{tmp_path}/c++/w%41.pth"))
+    (stage,) = load_pipeline(path, output=tmp_path).stages
+    before = fingerprint(stage)
+    (tmp_path / "c++").mkdir()
+    (tmp_path / "c++" / "w%41.pth").write_bytes(b"weights")
     assert fingerprint(stage) != before
     config, _ = resolve_config(options={"objective": {"encoder": ["outputs/mae", "mocov2?input_size=64"]}})
     assert str(default_output(config)) == "outputs/drift_mae+mocov2"

@@ -75,6 +75,8 @@ def test_classes_are_asked_for_by_name_by_number_or_all_in_turn():
     [
         ({"classes": ("dgo",)}, r"`classes` dgo: expected all, .* cat, dog, newt \(did you mean dog\?\)"),
         ({"classes": ("3",)}, "a number below 3"),
+        ({"classes": ("9" * 5000,)}, "`classes` 9{80}: expected all, a number below 3"),
+        ({"classes": ("\u0661",)}, "a number below 3"),  # 1 in Arabic-Indic digits
         ({"classes": ("cat", "all")}, "`classes` all"),
         ({"guidance": -1.0}, "at least 0"),
         ({"guidance": math.nan}, "finite"),

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from driftkit.errors import NonFiniteStepError
+from driftkit.errors import NonFiniteStepError, UsageError
+from driftkit.tutorial import toy_training
 from driftkit.tutorial.toy_config import ToyConfig
 from driftkit.tutorial.toy_training import train_toy
 
@@ -48,4 +49,18 @@ def test_a_seed_decides_everything_and_the_global_generator_nothing():
 
 def test_points_that_leave_the_plane_stop_the_training():
     with pytest.raises(NonFiniteStepError, match="generated points"):
-        train_toy(ToyConfig(**{**SHORT, "steps": 10}, learning_rate=1, depth=64, width=256))
+        train_toy(ToyConfig(**{**SHORT, "steps": 10}, learning_rate=1, depth=14, width=1024))
+
+
+@pytest.mark.parametrize("shape", [{"width": 1, "depth": 64}, {"width": 128, "depth": 64}])
+def test_a_generator_that_makes_one_point_of_all_noise_is_refused(shape):
+    with pytest.raises(UsageError, match=r"one point of all noise.*`width`.*`depth`"):
+        train_toy(ToyConfig(**{**SHORT, "steps": 10}, **shape))
+
+
+def test_the_drift_norm_of_real_points_is_of_batches_as_large_as_in_training(monkeypatch):
+    sizes = set()
+    measure = toy_training._norm
+    monkeypatch.setattr(toy_training, "_norm", lambda c, x, y: sizes.add((x.shape[1], y.shape[1])) or measure(c, x, y))
+    train_toy(ToyConfig(points="two-modes", steps=1, batch_size=1100, frames=2))
+    assert sizes == {(1100, 1100)}
