@@ -147,14 +147,14 @@ TRAIN = [
     Case("train-autoencoder-not-above", f"{TINY} --autoencoder ../outputs/vae", 3, ["--autoencoder", "no such folder"]),
     Case(
         "train-autoencoder-without-network",
-        f"{DDPM} --autoencoder v --dry-run",
+        f"{DDPM} --autoencoder v",
         3,
         ["v/config.json", "describes no network", "ZeroDivisionError"],
         all_of(text(VAE_CONFIG.replace("}", ', "norm_num_groups": 0}'), "v/config.json"), raw(b"x", VAE_WEIGHTS)),
     ),
     Case(
         "train-autoencoder-of-other-latents",
-        f"{DDPM} --autoencoder v --dry-run",
+        f"{DDPM} --autoencoder v",
         3,
         ["v/config.json", "latents are [4, 4, 4], expected [4, 2, 2]"],
         all_of(

@@ -27,7 +27,7 @@ from driftkit.training.latents import DecodedNetwork, LatentObjective, in_latent
 from driftkit.training.sampling import generate, load_network
 from driftkit.training.train_config import load_config, resolve_config
 from tests.conftest import TINY_LOOP, TINY_UNET, driftkit, first_is_fast, replace_weights, setting
-from tests.encoders.tiny_autoencoder import tiny_autoencoder
+from tests.encoders.tiny_autoencoder import change_config, tiny_autoencoder
 
 CPU = torch.device("cpu")
 DATA = "shapes?image_size=16&count=24"
@@ -258,3 +258,10 @@ def test_what_follows_from_the_autoencoder_cannot_be_set(place, assignments, say
     chosen, _ = resolve_config(objective="ddpm", assignments=[f"data.autoencoder={place}", *assignments])
     with pytest.raises(UsageError, match=says):
         module.latent_shape(module.with_latent_channels(chosen), 16)
+
+
+def test_the_dry_run_says_when_an_autoencoder_describes_no_network(place):
+    change_config(place, norm_num_groups=0)
+    for words in (["--objective", "ddpm"], ["-e", "pixel"]):
+        line = ["train", *words, "--data", DATA, *TINY_UNET, "--autoencoder", place, "--dry-run"]
+        assert "describes no network" in "".join(driftkit(*line).stdout.split("\n")), words
