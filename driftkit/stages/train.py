@@ -129,7 +129,7 @@ def _train(
     origin = None
     if config.init_from is not None:
         origin = _initialised(network, config, run, plan, ranks)
-    classes = class_counts(pack) if getattr(config.objective, "class_conditional", False) else ()
+    classes = class_counts(pack, training) if getattr(config.objective, "class_conditional", False) else ()
     scoring = open_scoring(
         config, built.encoder, device, initialised_from=origin, is_main=ranks.is_main, classes=classes
     )
