@@ -124,7 +124,7 @@ def _train(
     origin = None
     if config.init_from is not None:
         origin = _initialised(network, config, run, plan, ranks)
-    classes = class_counts(pack) if getattr(config.objective, "class_conditional", False) else ()
+    classes = class_counts(pack, training) if getattr(config.objective, "class_conditional", False) else ()
     held = 3 + len(config.trainer.averages)  # weights, two moments of each, their averages
     checkpoint_bytes = held * tensor_bytes(network.state_dict())
     together(lambda: require_free(run.path, checkpoint_bytes, "one checkpoint"), ranks)
