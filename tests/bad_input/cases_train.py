@@ -45,6 +45,13 @@ TRAIN = [
     Case("train-guidance-below-one", f"{TINY} --guidance-max 0.5", 2, ["--guidance-max", "0.5"]),
     Case("train-unconditional-alone", f"{TINY} --unconditional 4", 2, ["unconditional", "weight 0"]),
     Case("train-classes-of-a-mae", f"{TINY} --objective mae --class-conditional", 2, ["class_conditional"]),
+    Case(
+        "train-label-dropout-without-labels",
+        f"{DDPM} --set objective.label_dropout=0.2",
+        2,
+        ["label_dropout", "class_conditional"],
+    ),
+    Case("train-guidance-power-alone", f"{TINY} --set objective.guidance_power=5", 2, ["guidance_power", "which is 1"]),
     Case("train-objective-misspelt", "train --objective drft", 2, ["--objective drft", "did you mean drift?"]),
     Case("train-option-misspelt", "train --stepz 3", 2, ["--stepz", "--steps"]),
     Case("train-stray-word", "train outputs/x", 2, ["unexpected extra argument", "outputs/x"]),
