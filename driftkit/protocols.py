@@ -172,7 +172,10 @@ class Objective(Protocol):
     def preview(
         self, model: nn.Module, noise: torch.Tensor, images: torch.Tensor, condition: Condition = UNCONDITIONAL
     ) -> torch.Tensor:
-        """Images for the grid, float [-1, 1], from fixed noise [N, 3, H, W], as many real images and conditions."""
+        """Images for the grid, float [-1, 1], from fixed noise [N, 3, H, W], as many real images and conditions.
+
+        Objectives of generators show no real images: noise and result may be latents, real images are none.
+        """
         ...
 
 

@@ -124,7 +124,7 @@ def _train(
         autoencoder = open_autoencoder(config, device)  # initial weights must be of the same
     torch.manual_seed(stream_seed(config.seed, "initial weights"))
     network = build_network(config.model, image_size=config.data.sample_shape[-1])
-    classes = class_counts(pack) if getattr(config.objective, "class_conditional", False) else ()
+    classes = class_counts(pack, training) if getattr(config.objective, "class_conditional", False) else ()
     origin = None
     if config.init_from is not None:
         origin = _initialised(network, config, run, plan, ranks, classes=classes, autoencoder=autoencoder)

@@ -248,6 +248,8 @@ TRAIN = [
     ),
     Case("train-set-clip-nan", f"{TINY} --set trainer.gradient_clip=nan", 2, ["trainer.gradient_clip", "nan"]),
     Case("train-set-normalisation", f"{TINY} --set objective.normalisation=sinkhorn", 2, ["objective.normalisation"]),
+    Case("train-set-channels-of-latents", f"{DDPM} --set model.channels=4", 2, ["model.channels 4", "--autoencoder"]),
+    Case("train-set-channels-dry-run", f"{TINY} --set model.channels=4 --dry-run", 2, ["model.channels 4"]),
     Case("train-set-channels-zero", f"{TINY} --set model.base_channels=0", 2, ["model.base_channels", "0"]),
     Case("train-set-channels-no-multiple", f"{TINY} --set model.base_channels=9", 2, ["model", "9"]),
     Case("train-set-multipliers-empty", f"{TINY} --set model.channel_multipliers=[]", 2, ["model.channel_multipliers"]),
