@@ -177,8 +177,8 @@ def _given(command: str, fields: list[tuple[str, FieldInfo, Option]], values: di
     environment = []
     for key, info, option in fields:
         text = os.environ.get(variable_of(command, flags_of(key, option)[0]))
-        if text:  # the type of the field decides what it is; several values stand between spaces
-            environment.append((key, nest(key, text.split() if get_origin(_value_type(info)) is list else text)))
+        if text:  # the type of the field decides what it is
+            environment.append((key, nest(key, _values(text, info) if get_origin(_value_type(info)) is list else text)))
     _refuse_unknown_variables(command)
     more = os.environ.get(variable_of(command, "--set"), "").split()
     file = values.pop("config") or os.environ.get(variable_of(command, "--config")) or None
@@ -188,6 +188,13 @@ def _given(command: str, fields: list[tuple[str, FieldInfo, Option]], values: di
         tuple(values.pop("set") or ()),
         merge(options)[0],
     )
+
+
+def _values(text: str, info: FieldInfo) -> list[str]:
+    """The values in a variable: one a line, or the words of a single line unless it may be one text, as a path is."""
+    if "\n" in text or str in _alternatives(info.annotation):
+        return [line.strip() for line in text.splitlines() if line.strip()]
+    return text.split()
 
 
 def _refuse_unknown_variables(command: str) -> None:

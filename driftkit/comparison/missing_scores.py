@@ -58,7 +58,9 @@ def fill_missing(
         except DriftkitError as error:
             problems.append(f"{run.label} was not scored: {error}")
             continue
-        done = [_done(run.folder, evaluator, num_images, config.weights) for evaluator in evaluators]
+        done = [
+            _done(run.folder, evaluator, num_images, run.folder.kept_name(config.weights)) for evaluator in evaluators
+        ]
         for setup in setups:
             lacking = [e for e, scored in zip(evaluators, done, strict=True) if setup not in scored]
             missing += [(run, setup, lacking)] if lacking else []

@@ -11,7 +11,7 @@ EXPECTED = "ema, ema-DECAY, raw or average:N"
 
 
 def average_name(decay: float) -> str:
-    """Name of an average that is not the first of its run, for example ema-0.9995."""
+    """Name of an average, for example ema-0.9995; the first of a run is kept as `ema`, and known by this name, too."""
     return f"{EMA}-{decay!r}"
 
 
@@ -37,6 +37,6 @@ def require_weights_name(name: str) -> str:
 WeightsName = Annotated[str, AfterValidator(require_weights_name)]
 """A setting that names weights of a run."""
 WEIGHTS_HELP = (
-    "weights of the run: ema, ema-DECAY (a further average), raw (the last ones) or average:N (mean of the last N "
-    "kept checkpoints)"
+    "weights of the run: ema, ema-DECAY (the average of that decay), raw (the last ones) or average:N (mean of the "
+    "last N kept checkpoints)"
 )

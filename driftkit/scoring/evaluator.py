@@ -147,7 +147,7 @@ class Evaluator:
                 "sampler": [sampling.sampler, sampling.nfe],
                 "conditions": [sampling.classes, sampling.guidance],
                 "noise": [sampling.seed, sampling.precision or "float32", run.checkpoint(sampling.step).step],
-                "weights": [sampling.weights, *map(sha256_file, files)],
+                "weights": [run.kept_name(sampling.weights), *map(sha256_file, files)],
                 "num_images": num_images,
                 "extractor": self.extractor.info.model_dump(mode="json", exclude={"lineage"}),
                 "reference": self.reference.info.digest,

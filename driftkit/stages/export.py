@@ -86,6 +86,7 @@ def export(
             f"{run.path}: a {name} run generates no images; its encoder is exported as {run.path / ENCODER_FILE} when "
             "the training ends, and `encoder` takes that file like the run"
         )
+    weights = run.kept_name(weights)
     folder = output or run.path / "exports" / format
     _require_free(folder, force=force)
     needed = ("onnx", "onnxruntime", "onnxscript") if format == "onnx" else ()

@@ -35,7 +35,7 @@ from driftkit.training.checkpoints import Checkpoints
 from driftkit.training.conditions import class_counts, conditioned_network, grid_conditions
 from driftkit.training.feed import Feed, hold_out
 from driftkit.training.hooks import MAX_GRIDS, Hook, Measurement, SampleGrids, Scoring, measure_held_out
-from driftkit.training.initialisation import initialise
+from driftkit.training.initialisation import PIXELS, initialise
 from driftkit.training.latents import in_latents, latent_shape, open_autoencoder, with_latent_channels
 from driftkit.training.memory_estimate import TrainingMemory
 from driftkit.training.metrics_log import MetricsLog, TrainingProgress, open_trackers
@@ -118,20 +118,21 @@ def _train(
         pack, config.model, training, held_out, flips, dtype, compilation.compiled, device, ranks, global_batch,
         latents=config.data.autoencoder is not None,
     )  # fmt: skip
-    # What can be refused at once comes before weights are downloaded and features are cached.
+    # What can be refused at once comes before an encoder's weights are downloaded and its features are cached.
+    memory = TrainingMemory(running, ranks.world_size, device)
+    with memory.explained():
+        autoencoder = open_autoencoder(config, device)  # initial weights must be of the same
     torch.manual_seed(stream_seed(config.seed, "initial weights"))
     network = build_network(config.model, image_size=config.data.sample_shape[-1])
+    classes = class_counts(pack, training) if getattr(config.objective, "class_conditional", False) else ()
     origin = None
     if config.init_from is not None:
-        origin = _initialised(network, config, run, plan, ranks)
-    classes = class_counts(pack, training) if getattr(config.objective, "class_conditional", False) else ()
+        origin = _initialised(network, config, run, plan, ranks, classes=classes, autoencoder=autoencoder)
     held = 3 + len(config.trainer.averages)  # weights, two moments of each, their averages
     checkpoint_bytes = held * tensor_bytes(network.state_dict())
     together(lambda: require_free(run.path, checkpoint_bytes, "one checkpoint"), ranks)
-    memory = TrainingMemory(running, ranks.world_size, device)
     with memory.explained():
         built = METHODS[config.objective.name].build(config.objective, setting)
-        autoencoder = open_autoencoder(config, device)
     for sentence in built.advice if ranks.is_main and plan is None else ():
         warn(sentence)
     scoring = open_scoring(
@@ -205,13 +206,27 @@ def _train(
 
 
 def _initialised(
-    network: nn.Module, config: TrainConfig, run: Run, plan: ResumePlan | None, ranks: Ranks
+    network: nn.Module,
+    config: TrainConfig,
+    run: Run,
+    plan: ResumePlan | None,
+    ranks: Ranks,
+    *,
+    classes: Sequence[ClassCount],
+    autoencoder: Autoencoder | None,
 ) -> WeightsOrigin:
     """Load the weights that `init_from` names, unless the run has a checkpoint, and say which."""
     source, resumed = config.init_from, None if plan is None else run.manifest()
     is_trained = resumed is not None and bool(run.checkpoints())
     assert source is not None
-    loaded = together(lambda: initialise(network, config.model, source, resumed=resumed, is_trained=is_trained), ranks)
+    loaded = together(
+        lambda: initialise(
+            network, config.model, source, resumed=resumed, is_trained=is_trained,
+            classes=tuple(known.name for known in classes),
+            autoencoder=PIXELS if autoencoder is None else autoencoder.digest,
+        ),
+        ranks,
+    )  # fmt: skip
     if ranks.is_main and not is_trained:
         origin = loaded.origin
         of = f"{origin.weights} weights of step {origin.step}, {origin.method}" if origin.run else "of unknown training"

@@ -77,6 +77,10 @@ class WeightsOrigin(BaseModel):
     run: str | None = Field(None, description="id of the run")
     method: str | None = None
     model: dict[str, Any] | None = Field(None, description="config of the network")
+    classes: tuple[str, ...] | None = Field(None, description="that it knows, in the order of labels; None: unknown")
+    autoencoder: str | None = Field(
+        None, description="digest of the autoencoder whose latents it works on, or pixels; None: unknown"
+    )
     steps: int | None = Field(None, ge=0, le=MAX_COUNT, description="of training, those of earlier origins included")
     images_seen: int | None = Field(None, ge=0, le=MAX_COUNT)
     train_seconds: float | None = Field(None, ge=0)

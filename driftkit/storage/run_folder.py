@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from driftkit import __version__
-from driftkit.config.weights_name import EMA, RAW, averaged_checkpoints
+from driftkit.config.weights_name import EMA, RAW, average_name, averaged_checkpoints
 from driftkit.errors import ArtifactError, NotFoundError, StorageError
 from driftkit.storage.atomic import (
     atomic_folder,
@@ -63,12 +63,13 @@ class Checkpoint:
         return self._tensors(self.weights_path(name).name)
 
     def weights_path(self, name: str) -> Path:
-        """The file of the weights of that name. Raises NotFoundError, which lists those it has."""
-        listed = [file.removesuffix(".safetensors") for file in read_checksums(self.path)]
-        if name.startswith(f"{EMA}-") and name not in listed:
-            known = ", ".join(sorted(each for each in listed if each == RAW or each.startswith(EMA)))
-            raise NotFoundError(f"{self.path} has no weights {name}; it has {known}")
+        """The file of the weights of that name."""
         return self.path / f"{name}.safetensors"
+
+    def weights_names(self) -> list[str]:
+        """Names of the weights that it holds."""
+        listed = sorted(file.removesuffix(".safetensors") for file in read_checksums(self.path))
+        return [name for name in listed if name == RAW or name.startswith(EMA)]
 
     def optimizer(self) -> dict[str, torch.Tensor]:
         """Optimizer state as `training.optimizer` flattened it."""
@@ -198,6 +199,16 @@ class Run:
         known = ", ".join(str(c.step) for c in saved)
         raise NotFoundError(f"{self.path} has no checkpoint of step {step}; it has {known}")
 
+    def kept_name(self, name: str) -> str:
+        """The name under which the run keeps weights: `ema` for ema-DECAY of its first average, else the same."""
+        return EMA if name == self._first_average() else name
+
+    def _first_average(self) -> str | None:
+        trainer = self.manifest().config.get("trainer") if self.manifest_path.is_file() else None
+        decays = trainer.get("ema_decay") if isinstance(trainer, dict) else None
+        first = next(iter(decays), None) if isinstance(decays, list) else decays
+        return average_name(float(first)) if isinstance(first, int | float) else None
+
     def weights_paths(self, name: str, step: int | None = None) -> list[Path]:
         """The files that weights come from: one, or for `average:N` the raw weights of N checkpoints.
 
@@ -224,8 +235,12 @@ class Run:
         return {key: (sums[key] / len(parts)).to(tensor.dtype) for key, tensor in last.items()}, checkpoint
 
     def _parts(self, name: str, checkpoint: Checkpoint) -> list[tuple[Checkpoint, str]]:
-        count = averaged_checkpoints(name)
+        count, name = averaged_checkpoints(name), self.kept_name(name)
         if count is None:
+            if name.startswith(f"{EMA}-") and name not in (names := checkpoint.weights_names()):
+                first = self._first_average()
+                also = f" ({EMA} is {first})" if first else ""
+                raise NotFoundError(f"{checkpoint.path} has no weights {name}; it has {', '.join(names)}{also}")
             return [(checkpoint, name)]
         kept = [each for each in self.checkpoints() if each.step <= checkpoint.step]
         if len(kept) < count:

@@ -18,6 +18,7 @@ from driftkit.runtime.ranks import Ranks
 from driftkit.storage.atomic import is_temporary
 from driftkit.storage.lock import is_lock
 from driftkit.storage.run_folder import Run
+from driftkit.training.sampling import config_of
 from driftkit.training.train_config import TrainConfig
 
 Resume = Literal["auto", "never"]
@@ -53,7 +54,7 @@ def plan_resume(run: Run, config: TrainConfig, resume: Resume, ranks: Ranks) -> 
         raise UsageError(f"`resume` never: {run.path} already holds a run; give another `output` or remove it")
     manifest = Run.open(run.path).manifest()
     saved = flatten(manifest.config)
-    moved = _require_same_config(run, config, saved)
+    moved = _require_same_config(run, config)
     if manifest.world_size is None or manifest.global_batch is None or not isinstance(saved.get(BATCH), int):
         raise ArtifactError(
             f"{run.manifest_path}: expected world_size, global_batch and {BATCH}, got a manifest without one of them; "
@@ -81,8 +82,12 @@ def plan_resume(run: Run, config: TrainConfig, resume: Resume, ranks: Ranks) -> 
     )
 
 
-def _require_same_config(run: Run, config: TrainConfig, saved: dict[str, Any]) -> list[str]:
-    """Refuse what decides the numbers; notes on places that differ, whose content `require_same_inputs` compares."""
+def _require_same_config(run: Run, config: TrainConfig) -> list[str]:
+    """Refuse what decides the numbers; notes on places that differ, whose content `require_same_inputs` compares.
+
+    A key that the manifest lacks, since it is of a version before, has its default.
+    """
+    saved = flatten(config_of(run).model_dump(mode="json"))
     current = flatten(config.model_dump(mode="json"))
     for key in marked_keys(config, OnResume.FROM_DATA):
         if current[key] is None and key in saved:

@@ -156,7 +156,7 @@ def generate(
         "asked_classes": conditions.asked_classes,
         "guidance": conditions.guidance,
         "seed": seed,
-        "weights": weights,
+        "weights": run.kept_name(weights),
         "step": checkpoint.step,
         "run": str(run.path),
         "data": config.data.spec,

@@ -27,6 +27,7 @@ class Bake(Settings):
         None, description="flour"
     )
     seeds: Annotated[tuple[str, ...], Option(PANEL)] = Field((), description="strewn on top")
+    baskets: Annotated[tuple[str, ...] | str, Option(PANEL)] = Field((), description="one text or several")
     output: Annotated[Path | None, Option(PANEL, ("--output", "-o"))] = Field(None, description="basket")
     minutes: int = Field(40, description="without an option")
     oven: Oven = Oven()
@@ -113,6 +114,14 @@ def test_variables_hold_what_options_hold(bake, monkeypatch):
     monkeypatch.setenv("DRIFTKIT_BAKE_FAN", "1")
     settings = bake()
     assert (settings.seeds, settings.output, settings.oven.fan) == (("a", "b"), Path("2024"), True)
+
+
+def test_a_variable_of_several_values_has_one_a_line(bake, monkeypatch):
+    monkeypatch.setenv("DRIFTKIT_BAKE_SEEDS", "pine nut\n poppy\n")
+    monkeypatch.setenv("DRIFTKIT_BAKE_BASKETS", "my basket?lined=a,b")
+    assert (bake().seeds, bake().baskets) == (("pine nut", "poppy"), ("my basket?lined=a,b",))
+    monkeypatch.setenv("DRIFTKIT_BAKE_BASKETS", "my basket\nbag")
+    assert bake().baskets == ("my basket", "bag")
 
 
 def test_a_misspelt_variable_is_an_error(bake, monkeypatch):

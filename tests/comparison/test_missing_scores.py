@@ -56,6 +56,9 @@ def test_weights_are_scored_by_name_and_shown_apart(missing, tmp_path):
     assert any("one was not scored" in note and "it has ema, raw" in note for note in result.record.notes)
     result = compare_runs(runs, tmp_path / "out", **missing)
     (table,) = result.record.score_tables
+    files = [set((run / "evaluations").glob("*.json")) for run in runs]
+    compare_runs(runs, tmp_path / "out", **missing, weights="ema-0.5")  # another name of the first average of one
+    assert files[0] == set((runs[0] / "evaluations").glob("*.json"))
     rows = {(row.run, row.weights): "ema-0.9 weights" in row.badges for row in table.rows}
     assert rows == {("two", "ema-0.9"): True, ("two", "ema"): False, ("one", "ema"): False}
 

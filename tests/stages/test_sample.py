@@ -115,6 +115,9 @@ def test_every_average_is_kept_sampled_scored_and_exported_by_its_name(tmp_path)
     done = driftkit("export", run.path, "--weights", "ema-0.999", "--json")
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["weights"] == "ema-0.999"
+    done = driftkit("export", run.path, "--weights", "ema-0.5", "--force", "--json")
+    assert json.loads(done.stdout)["weights"] == json.loads(done.stdout)["origin"]["weights"] == "ema"
+    assert generate(run, num_images=2, weights="ema-0.5")[1]["weights"] == "ema"
     done = driftkit("fid", run.path, "-r", TINY_DATA[1], "--weights", "ema-0.9", "-n", 16, "--extractor", "pixels",
                     "--allow-collapsed", "--device", "cpu", "--json")  # fmt: skip
     assert done.exit_code == 0, done.output

@@ -48,6 +48,17 @@ def test_weights_are_known_by_name(run):
         run.weights("ema-0.5")
 
 
+@pytest.mark.parametrize("decays", [0.999, [0.999, 0.9995]])
+def test_the_first_average_is_known_by_its_decay_too(decays, run):
+    run.update(config={"trainer": {"ema_decay": decays}})
+    save(run, 2, more={"ema-0.9995": {"w": torch.full((4,), -1.0)}})
+    assert run.weights("ema-0.999")[0]["w"][0] == run.weights("ema")[0]["w"][0] == 2
+    assert run.weights_paths("ema-0.999") == run.weights_paths("ema")
+    assert [run.kept_name(name) for name in ("ema-0.999", "ema-0.9995", "raw")] == ["ema", "ema-0.9995", "raw"]
+    with pytest.raises(NotFoundError, match=r"it has ema, ema-0.9995, raw \(ema is ema-0.999\)"):
+        run.weights("ema-0.5")
+
+
 def test_an_average_of_checkpoints_is_the_plain_mean_of_their_raw_weights(run):
     for step in (2, 4, 7):
         save(run, step)

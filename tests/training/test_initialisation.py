@@ -7,17 +7,23 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing as mp
+from torch import nn
 
 from driftkit.comparison.run_summary import summarise
+from driftkit.encoders.autoencoder import load_autoencoder
 from driftkit.encoders.lineage import Lineage, lineage_of_run, training_encoders_of
 from driftkit.errors import NotFoundError
+from driftkit.models.conditioning import ConditionEmbedding
+from driftkit.models.unet import UNetConfig
 from driftkit.stages.export import export
 from driftkit.stages.model_card import to_markdown
 from driftkit.storage.files import read_tensors, state_digest, write_tensors
 from driftkit.storage.records import RunManifest, WeightsOrigin
 from driftkit.storage.run_folder import Run
+from driftkit.training.initialisation import initialise
 from tests.comparison.comparing import compare_runs
 from tests.conftest import TINY_DATA, TINY_LOOP, TINY_UNET, driftkit, replace_weights, train_tiny
+from tests.encoders.tiny_autoencoder import tiny_autoencoder
 from tests.training.test_ranks import train_part
 
 CONDITIONAL = ["--class-conditional"]
@@ -93,6 +99,80 @@ def test_conditions_may_differ_and_everything_else_must_fit(source, tmp_path):
     assert not (tmp_path / "wide").exists()
 
 
+LABELS, STYLE = "condition_embedding.labels.weight", "condition_embedding.style.weight"
+
+
+def initialised(tmp_path, tensor, key=LABELS, *, classes=(), origin, **config):
+    """A condition embedding's parameter before and after it is initialised from an exported file, and the notes."""
+    config, network = UNetConfig(**config), nn.Module()
+    network.condition_embedding = ConditionEmbedding(config, channels=4, width=3)
+    parameter = network.state_dict()[key]
+    own, file = parameter.clone(), str(tmp_path / "w.safetensors")
+    document = {"path": "p", "weights": "ema", "digest": state_digest({key: tensor}), **origin}
+    write_tensors(tmp_path / "w.safetensors", {key: tensor}, header={"driftkit": "export", "origin": document})
+    notes = initialise(network, config, file, classes=classes).notes
+    return own, parameter, [note.replace(file, "FILE") for note in notes]
+
+
+def test_label_embeddings_are_taken_by_the_names_of_classes(tmp_path):
+    rows, origin = torch.arange(12.0).reshape(4, 3), {"classes": ["a", "b", "c"]}
+    given = {"classes": ("c", "x", "a"), "origin": origin, "num_classes": 3}
+    own, held, notes = initialised(tmp_path, rows, **given)
+    assert torch.equal(held, torch.stack([rows[2], own[1], rows[0], rows[3]]))
+    assert notes == [
+        "freshly initialised, since FILE has no such classes: x",
+        "not taken, since this run has no such classes: b",
+    ]
+    own, held, notes = initialised(tmp_path, rows, classes=("b",), origin=origin, num_classes=1)
+    assert torch.equal(held, rows[[1, 3]])
+    own, held, notes = initialised(tmp_path, rows, classes=tuple("abc"), origin=origin, num_classes=3)
+    assert (torch.equal(held, rows), notes) == (True, [])
+    own, held, notes = initialised(tmp_path, rows, **{**given, "origin": {}})
+    assert torch.equal(held, own)
+    assert notes == [f"freshly initialised, since FILE does not say which classes they are of: {LABELS}"]
+
+
+@pytest.mark.parametrize(("tokens", "codes", "why"), [(8, 4, None), (4, 8, "other"), (4, 4, "other")])
+def test_style_codes_are_taken_where_they_mean_the_same(tokens, codes, why, tmp_path):
+    rows, origin = torch.arange(96.0).reshape(32, 3), {"model": {"style_tokens": 8, "style_codes": 4}}
+    own, held, notes = initialised(tmp_path, rows, STYLE, origin=origin, style_tokens=tokens, style_codes=codes)
+    assert torch.equal(held, own if why else rows)
+    said = f"freshly initialised, since FILE has other style_tokens or style_codes: {STYLE}"
+    assert notes == ([said] if why else [])
+
+
+def test_a_class_conditional_run_starts_from_the_classes_that_it_shares(source, tmp_path):
+    train_tiny(tmp_path / "classes", "ddpm", *CONDITIONAL)
+    names = [known.name for known in Run(tmp_path / "classes").manifest().classes]
+    train_tiny(tmp_path / "same", "flow", *CONDITIONAL, "--init-from", tmp_path / "classes", steps=0)
+    before, held = (Run(tmp_path / name).weights(which)[0] for name, which in (("classes", "ema"), ("same", "raw")))
+    assert torch.equal(before[LABELS], held[LABELS])
+    origin = Run(tmp_path / "same").manifest().initialised_from
+    assert (list(origin.classes), origin.autoencoder) == (names, "pixels")
+    made = export(Run(tmp_path / "classes"), format="safetensors").model
+    train_tiny(tmp_path / "file", "flow", *CONDITIONAL, "--init-from", made, steps=0)
+    assert torch.equal(Run(tmp_path / "file").weights("raw")[0][LABELS], before[LABELS])
+
+
+def test_weights_of_latents_are_for_the_same_autoencoder_only(source, tmp_path):
+    first, other = (tiny_autoencoder(tmp_path / f"vae{n}", seed=n, latent_channels=3) for n in (0, 1))
+    line = ["--data", "shapes?image_size=16&count=24", "--set", "model.attention_resolutions=[4]"]
+    train_tiny(tmp_path / "latents", "ddpm", *line, "--autoencoder", first, steps=0)
+    begun = [*line, "--init-from", tmp_path / "latents"]
+    train_tiny(tmp_path / "same", "ddpm", *begun, "--autoencoder", first, steps=0)
+    digest = load_autoencoder(str(first)).digest
+    assert Run(tmp_path / "same").manifest().initialised_from.autoencoder == digest
+    result = refused(tmp_path / "x", *begun, "--autoencoder", other)
+    assert (result.exit_code, f"works on latents of the autoencoder {digest[:12]}, this one on" in result.stderr) == (
+        2,
+        True,
+    )
+    assert "this one on pixels; expected the same --autoencoder" in refused(tmp_path / "x", *begun).stderr
+    result = refused(tmp_path / "x", *line, "--init-from", source.path, "--autoencoder", first)
+    assert "works on pixels, this one on latents of" in result.stderr
+    assert not (tmp_path / "x").exists()
+
+
 def test_weights_that_are_not_finite_are_refused(source, tmp_path):
     weights = {key: tensor * torch.nan for key, tensor in source.weights("ema")[0].items()}
     replace_weights(source.path, "ema", weights)
@@ -108,14 +188,25 @@ def test_after_its_first_checkpoint_a_run_needs_its_source_no_more(source, tmp_p
     assert "--init-from was" in refused(tmp_path / "new", steps=4).stderr, "without it the config is another one"
     result = train_tiny(tmp_path / "new", "ddpm", "--init-from", moved, "--sample-every", 0, steps=3)
     assert f"is {moved} now, with the same content" in result.stderr
-    other = {key: tensor + 1 for key, tensor in Run(moved).weights("ema")[0].items()}
-    replace_weights(moved, "ema", other)
-    assert "initialised from other weights" in refused(tmp_path / "new", "--init-from", moved, steps=4).stderr
+    other = shutil.copytree(moved, tmp_path / "other")
+    replace_weights(other, "ema", {key: tensor + 1 for key, tensor in Run(other).weights("ema")[0].items()})
+    assert "initialised from other weights" in refused(tmp_path / "new", "--init-from", other, steps=4).stderr
     assert "no such run folder" in refused(tmp_path / "new", "--init-from", tmp_path / "no", steps=4).stderr
     shutil.rmtree(moved)
     train_tiny(tmp_path / "new", "ddpm", "--init-from", moved, "--sample-every", 0, steps=4)
     whole, parts = (Run(tmp_path / name).weights("raw")[0] for name in ("whole", "new"))
     assert all(torch.equal(tensor, parts[key]) for key, tensor in whole.items())
+
+
+def test_a_trained_run_does_not_read_an_unchanged_source(source, tmp_path):
+    begun = ["--init-from", source.path, "--sample-every", 0]
+    train_tiny(tmp_path / "new", "ddpm", *begun, steps=2)
+    origin = Run(tmp_path / "new").manifest().initialised_from
+    source.manifest_path.write_text("damaged")
+    train_tiny(tmp_path / "new", "ddpm", *begun, steps=3)
+    assert Run(tmp_path / "new").manifest().initialised_from == origin
+    shutil.rmtree(tmp_path / "new" / "checkpoints")
+    assert refused(tmp_path / "new", *begun, steps=3).exit_code == 3, "an untrained one needs it"
 
 
 def test_a_run_without_a_checkpoint_is_begun_with_the_weights_it_recorded(source, tmp_path):

@@ -276,6 +276,37 @@ def test_a_batch_that_processes_cannot_share_is_refused(tmp_path):
         plan_resume(run, config, "auto", Ranks(rank=0, world_size=3))
 
 
+def test_a_run_begun_before_a_setting_existed_is_continued(tmp_path):
+    run = Run(tmp_path / "run")
+    train_tiny(run.path, "ddpm")
+    config = run.manifest().config
+    for section, key in (("model", "style_tokens"), ("trainer", "final_rate"), ("data", "autoencoder")):
+        del config[section][key]
+    run.update(config=config)
+    line = ["train", "--objective", "ddpm", *TINY_DATA, *TINY_UNET, *TINY_LOOP, "--output", run.path, "--steps", 3]
+    changed = driftkit(*line, "--set", "model.style_tokens=2")
+    assert (changed.exit_code, "`model.style_tokens` was 0 and is 2 now" in changed.stderr) == (2, True)
+    train_tiny(run.path, "ddpm", steps=3)
+    assert (run.manifest().step, run.manifest().config["model"]["style_tokens"]) == (3, 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"trainer": {"steps": 2}}, "expected world_size, global_batch and trainer.batch_size"),
+        ({"model": {"kind": "unet", "layers": 3}}, "config key model.layers"),
+        ({"model": "unet"}, "manifest.json"),
+    ],
+)
+def test_a_damaged_config_in_the_manifest_is_one_clear_error(change, says, tmp_path):
+    run = Run(tmp_path / "run")
+    train_tiny(run.path, "ddpm", "--set", "trainer.batch_size=128", "--sample-every", 0, steps=0)
+    run.update(config={**run.manifest().config, **change})
+    line = ["train", "--objective", "ddpm", *TINY_DATA, *TINY_UNET, "--device", "cpu", "--output", run.path]
+    result = driftkit(*line, "--steps", 2, "--set", "trainer.log_every=1")
+    assert (result.exit_code, says in result.stderr) == (3, True), result.stderr
+
+
 def nested(config):
     return {key: value for key, value in config.items() if key != "seed"}
 
