@@ -41,11 +41,12 @@ class Batch:
     step: int
     indices: torch.Tensor | None = None  # int64 [B] on the CPU: which images of the pack they are
     flips: torch.Tensor | None = None  # bool [B] on the CPU: which of them are mirrored
-    draws: Mapping[str, torch.Tensor] | None = None  # [B, *] each, what `Objective.draws` gave; None: not drawn yet
+    # [len(slots), *] each, what `Objective.draws` gave; None: not drawn yet
+    draws: Mapping[str, torch.Tensor] | None = None
     condition: Condition = UNCONDITIONAL  # of these images
 
     def part(self, chunk: slice) -> "Batch":
-        """Some of the images, with their slots."""
+        """Some of the slots, with their images: where there is one for each."""
         return replace(
             self,
             images=self.images[chunk],
@@ -151,7 +152,7 @@ class Objective(Protocol):
     def choose(self, seed: int, step: int, slots: range) -> ChosenImages | None:
         """The real images of a step for a rank's slots; None: one per slot, of shuffled epochs one after another.
 
-        Called on the same thread as `draws`.
+        A function of its arguments, which a thread of its own may call a step ahead, as `draws`.
         """
         ...
 
@@ -171,7 +172,10 @@ class Objective(Protocol):
     def preview(
         self, model: nn.Module, noise: torch.Tensor, images: torch.Tensor, condition: Condition = UNCONDITIONAL
     ) -> torch.Tensor:
-        """Images for the grid, float [-1, 1], from fixed noise [N, 3, H, W], as many real images and conditions."""
+        """Images for the grid, float [-1, 1], from fixed noise [N, 3, H, W], as many real images and conditions.
+
+        Objectives of generators show no real images: noise and result may be latents, real images are none.
+        """
         ...
 
 

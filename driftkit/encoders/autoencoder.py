@@ -19,13 +19,14 @@ from driftkit.encoders.weights import HubFile
 from driftkit.errors import ArtifactError, NotFoundError, UsageError
 from driftkit.models.registry import build_with
 from driftkit.runtime.readback import require_finite
-from driftkit.storage.files import read_json, read_tensors, state_digest
+from driftkit.storage.files import digest_json, read_json, read_tensors, state_digest
 
 CLASS = "AutoencoderKL"
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "diffusion_pytorch_model.safetensors"
 HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)((?:/[\w-]+)*)")  # owner/name, and perhaps a folder in it
 EXPECTED = f"expected the folder of a diffusers {CLASS} ({CONFIG_FILE} and {WEIGHTS_FILE}) or a hub id OWNER/NAME"
 PIXELS_AT_A_TIME = 2**20  # 16 images of 256x256, whose largest activations in a Stable Diffusion VAE take 0.5 GiB each
+SCALING = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
 # Of attention layers in files written before diffusers 0.18, which are still published.
 EARLIER_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
@@ -54,6 +55,12 @@ class AutoencoderConfig(BaseModel):
         return self
 
     @property
+    def architecture(self) -> dict[str, Any]:
+        """The keys that decide what weights compute, as JSON data; shift and scale are `offset` and `scale`."""
+        document = self.model_dump(mode="json", exclude={*SCALING})
+        return {key: value for key, value in document.items() if not key.startswith("_")}  # these say who wrote it
+
+    @property
     def factor(self) -> int:
         """Side of an image over that of its latents."""
         return int(2 ** (len(self.block_out_channels) - 1))
@@ -75,7 +82,7 @@ class Autoencoder(nn.Module):
     1: (mean - offset) * scale.
 
     Attributes:
-        digest: hex sha256 of the weights and of shift and scale.
+        digest: hex sha256 of the weights, of shift and scale, and of what else the config says of the network.
     """
 
     offset: torch.Tensor  # [C, 1, 1]
@@ -180,7 +187,8 @@ def _load(
     require_finite(weights, f"{files.weights}: weights", fix="fetch it again")
     loaded = Autoencoder(place, config, network)
     state = {name: tensor.float() for name, tensor in weights.items()}
-    loaded.digest = state_digest({**state, "offset": loaded.offset, "scale": loaded.scale})
+    weights_digest = state_digest({**state, "offset": loaded.offset, "scale": loaded.scale})
+    loaded.digest = digest_json({"weights": weights_digest, "config": config.architecture})
     return loaded.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 

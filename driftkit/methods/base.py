@@ -3,9 +3,9 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from driftkit.config.layers import validate
 from driftkit.config.settings import Option
@@ -63,12 +63,21 @@ class GenerativeConfig(MethodConfig):
         return False
 
 
+LABEL_DROPOUT = 0.1
+
+
 class RegressionConfig(GenerativeConfig):
     """Settings of a method whose network predicts a target from noised images, and whose sampler can be guided."""
 
     label_dropout: float = Field(
-        0.1, ge=0, lt=1, description="share of the images trained without their class, which guidance needs"
+        LABEL_DROPOUT, ge=0, lt=1, description="share of the images trained without their class, which guidance needs"
     )
+
+    @model_validator(mode="after")
+    def _check_label_dropout(self) -> Self:
+        if self.label_dropout != LABEL_DROPOUT and not self.class_conditional:
+            raise ValueError("label_dropout: there are no labels to drop without class_conditional")
+        return self
 
     @property
     def label_dropout_in_training(self) -> float | None:

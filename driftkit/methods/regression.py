@@ -98,7 +98,8 @@ def one_forward(network: nn.Module) -> Forward:
 class TimedGraph(nn.Module):
     """(x_t [N, 3, H, W], t [N], labels [N]) -> the network's prediction [N, 3, H, W], to be exported.
 
-    Labels are an input of class-conditional networks alone; -1 is no class. `time_scale` is the network's time over t.
+    Labels are an input of class-conditional networks alone; -1 is no class, where it was trained so. `time_scale` is
+    the network's time over t.
     """
 
     def __init__(self, network: nn.Module, time_scale: float = 1.0):

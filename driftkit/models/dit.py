@@ -28,8 +28,9 @@ class DiTConfig(GeneratorNetworkConfig):
     """Shape of the transformer. The defaults give 32.6 M parameters."""
 
     kind: Literal["dit"] = Field("dit", description="which network this section configures")
-    size: Literal["Ti", "S", "B", "L"] = Field(
-        "S", description="fills hidden_size, depth and num_heads where they are not given"
+    size: Literal["Ti", "S", "B", "L"] | None = Field(
+        "S",
+        description="fills hidden_size, depth and num_heads where they are not given; None where they are of no size",
     )
     patch_size: int = Field(2, ge=1, le=256, description="side of a token's patch in pixels; divides the image")
     hidden_size: int = Field(384, ge=4, le=16_384, description="channels of a token")
@@ -45,7 +46,11 @@ class DiTConfig(GeneratorNetworkConfig):
     def _fill_size(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        return {**SIZES.get(str(values.get("size", "S")), {}), **values}
+        size = values.get("size") or "S"
+        filled = {**SIZES.get(str(size), {}), **values}
+        if str(size) in SIZES:  # else it is refused
+            filled["size"] = next((name for name, shape in SIZES.items() if shape.items() <= filled.items()), None)
+        return filled
 
     @model_validator(mode="after")
     def _check(self) -> Self:

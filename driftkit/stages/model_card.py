@@ -41,6 +41,7 @@ def describe_run(run: Run, config: TrainConfig, *, weights: str, step: int) -> d
         "initialised_from": origin.model_dump(mode="json") if (origin := manifest.initialised_from) else None,
         "encoder": _encoder(encoder) if encoder else None,
         "classes": [known.name for known in manifest.classes],
+        "trains_without_class": getattr(config.objective, "trains_without_class", False),
         "nfe": _nfe(config.objective),
         "scores": _scores(run, weights=weights, step=step),
         "versions": manifest.versions,

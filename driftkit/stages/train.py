@@ -118,25 +118,25 @@ def _train(
         pack, config.model, training, held_out, flips, dtype, compilation.compiled, device, ranks, global_batch,
         latents=config.data.autoencoder is not None,
     )  # fmt: skip
+    # What can be refused at once comes before weights are downloaded and features are cached.
+    torch.manual_seed(stream_seed(config.seed, "initial weights"))
+    network = build_network(config.model, image_size=config.data.sample_shape[-1])
+    origin = None
+    if config.init_from is not None:
+        origin = _initialised(network, config, run, plan, ranks)
+    classes = class_counts(pack, training) if getattr(config.objective, "class_conditional", False) else ()
+    held = 3 + len(config.trainer.averages)  # weights, two moments of each, their averages
+    checkpoint_bytes = held * tensor_bytes(network.state_dict())
+    together(lambda: require_free(run.path, checkpoint_bytes, "one checkpoint"), ranks)
     memory = TrainingMemory(running, ranks.world_size, device)
     with memory.explained():
         built = METHODS[config.objective.name].build(config.objective, setting)
         autoencoder = open_autoencoder(config, device)
     for sentence in built.advice if ranks.is_main and plan is None else ():
         warn(sentence)
-    torch.manual_seed(stream_seed(config.seed, "initial weights"))
-    network = build_network(config.model, image_size=config.data.sample_shape[-1])
-    origin = None
-    if config.init_from is not None:
-        origin = _initialised(network, config, run, plan, ranks)
-    classes = class_counts(pack) if getattr(config.objective, "class_conditional", False) else ()
     scoring = open_scoring(
         config, built.encoder, device, initialised_from=origin, is_main=ranks.is_main, classes=classes
     )
-    held = 3 + len(config.trainer.averages)  # weights, two moments of each, their averages
-    checkpoint_bytes = held * tensor_bytes(network.state_dict())
-    together(lambda: require_free(run.path, checkpoint_bytes, "one checkpoint"), ranks)
-
     if plan is not None:
         require_same_inputs(run, pack, built.encoder, None if autoencoder is None else autoencoder.describe())
     if autoencoder is not None:  # last, since images may have to be encoded

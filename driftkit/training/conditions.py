@@ -1,6 +1,7 @@
 """What a generator is conditioned on: as it follows from the images it is trained with, and as samples ask for it."""
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from driftkit.storage.records import ClassCount
 
 EVERY_CLASS = "all"
 SHOWN_CLASSES, MAX_LABELLED = 20, 4  # names of classes in an error, and in a label
+PLAIN_NAME = re.compile(r"[A-Za-z0-9.]+")  # of a class: as it is in names of files, where "-" joins several
 STRIDE, PERIOD = 2_654_435_769, 2**32  # the nearest odd integer to 2^32 over the golden ratio
 
 
@@ -48,8 +50,11 @@ def conditioned_network(objective: MethodConfig, network: NetworkConfig, pack: I
     return network.model_copy(update=known)
 
 
-def class_counts(pack: ImagePack) -> tuple[ClassCount, ...]:
-    """Name and number of images of every class. Raises UsageError: an image has no label, or a class no image."""
+def class_counts(pack: ImagePack, training: torch.Tensor | None = None) -> tuple[ClassCount, ...]:
+    """Name of every class, and the number of its images among those to train on, by index; None: all of the pack.
+
+    Raises UsageError: an image of the pack has no label, or a class no image to train on.
+    """
     unlabelled = int((pack.labels < 0).sum())
     if not pack.classes or unlabelled:
         what = "have no labels" if not pack.classes else f"include {unlabelled:,} without a label"
@@ -57,10 +62,11 @@ def class_counts(pack: ImagePack) -> tuple[ClassCount, ...]:
             f"`objective.class_conditional`: the images of {pack.path} {what}; give images in class folders, or leave "
             "it out"
         )
-    counts = torch.bincount(pack.labels, minlength=len(pack.classes)).tolist()
+    labels = pack.labels if training is None else pack.labels[training]
+    counts = torch.bincount(labels, minlength=len(pack.classes)).tolist()
     empty = [name for name, count in zip(pack.classes, counts, strict=True) if not count]
     if empty:
-        raise UsageError(f"`objective.class_conditional`: no image is of the class {', '.join(empty[:3])}")
+        raise UsageError(f"`objective.class_conditional`: no image to train on is of the class {', '.join(empty[:3])}")
     return tuple(ClassCount(name=n, images=c) for n, c in zip(pack.classes, counts, strict=True))
 
 
@@ -130,7 +136,7 @@ def sample_conditions(
 
     Raises:
         UsageError: an unknown class, or classes or a scale that the network does not take.
-        ArtifactError: the network takes another number of classes.
+        ArtifactError: the network takes another number of classes, or a scale that it was not trained with.
     """
     generator = network if isinstance(network, GeneratorNetworkConfig) else None
     num_classes = 0 if generator is None else generator.num_classes or 0
@@ -171,9 +177,15 @@ def _require_scale(objective: MethodConfig, scale: float, *, guided: bool) -> No
     trained = objective if isinstance(objective, GenerativeConfig) else GenerativeConfig()
     if guided:
         highest = trained.max_guidance
-        if scale < 1 or (highest is not None and scale > highest):
-            scales = "at least 1" if highest is None else f"1 to {highest:g}"
-            raise UsageError(f"`guidance` {scale:g}: the network is trained with scales of {scales}; take one of them")
+        if highest is None:
+            raise ArtifactError(
+                "the network takes a guidance scale and its objective trains with none; the manifest was edited or "
+                "damaged"
+            )
+        if not 1 <= scale <= highest:
+            raise UsageError(
+                f"`guidance` {scale:g}: the network is trained with scales of 1 to {highest:g}; take one of them"
+            )
     elif scale != 1 and not trained.trains_without_class:
         raise UsageError(
             f"`guidance` {scale:g}: the network is trained neither with scales (`objective.guidance_max`) nor without "
@@ -222,9 +234,10 @@ def conditions_label(classes: Sequence[str] | None, guidance: float | None) -> s
 
 
 def conditions_file_label(classes: Sequence[str] | None, guidance: float | None) -> str:
-    """The same for names of files, with a digest where the label does not tell all of the classes."""
-    words = conditions_label(classes, guidance).replace(" ", "-").replace("=", "")
-    return f"{words}-{digest_json(list(classes))[:8]}" if classes and len(classes) > MAX_LABELLED else words
+    """The same for names of files, of plain letters, with a digest where that does not tell the classes."""
+    words = re.sub(r"[^A-Za-z0-9.-]+", "-", conditions_label(classes, guidance).replace("=", ""))
+    told = classes is None or (len(classes) <= MAX_LABELLED and all(map(PLAIN_NAME.fullmatch, classes)))
+    return words if told else f"{words}-{digest_json(list(classes or ()))[:8]}"
 
 
 def grid_conditions(network: NetworkConfig, known: Sequence[ClassCount]) -> tuple[SampleConditions, int]:

@@ -73,8 +73,8 @@ class LatentObjective:
         self, model: nn.Module, noise: torch.Tensor, images: torch.Tensor, condition: Condition = UNCONDITIONAL
     ) -> torch.Tensor:
         """Decoded at the end, some images at a time, whatever the objective compares."""
-        latents = self.inner.preview(model, noise, self.autoencoder.to_latents(images), condition)
-        return self.autoencoder.to_images(latents)
+        # Only methods that generate train on latents, and they show no real images, so that none is encoded.
+        return self.autoencoder.to_images(self.inner.preview(model, noise, images, condition))
 
     def measure(self, model: nn.Module) -> dict[str, float]:
         return self.inner.measure(model)
@@ -84,13 +84,19 @@ def with_latent_channels(config: TrainConfig) -> TrainConfig:
     """The config with the network's channels where an autoencoder sets them; without one it stays as it is.
 
     Raises:
-        UsageError: the method or the network cannot be trained on latents, or other channels were asked for.
+        UsageError: the method or the network cannot be trained on latents, or channels were asked for that latents, or
+            images where there is no autoencoder, do not have.
         ArtifactError: the autoencoder is absent or of another kind.
     """
     place = config.data.autoencoder
     if place is None:
         if config.data.latent_shape is not None:
             raise UsageError("data.latent_shape follows from `data.autoencoder`, which is not set; leave it out")
+        if isinstance(config.model, GeneratorNetworkConfig) and config.model.channels != 3:
+            raise UsageError(
+                f"model.channels {config.model.channels}: images have 3 channels; leave it out, or set "
+                "`data.autoencoder` to train on latents"
+            )
         return config
     if not METHODS[config.objective.name].generates:
         raise UsageError(

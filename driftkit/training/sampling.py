@@ -278,9 +278,17 @@ def guided_sampler(sampler: Sampler, scale: float) -> Sampler:
     """
 
     def draw(network: Network, noise: torch.Tensor, request: SampleRequest) -> tuple[torch.Tensor, int]:
-        request = replace(request, nfe=halved(request.nfe))
-        images, steps = sampler(guided_prediction(network, scale), noise, request)
-        return images, 2 * steps
+        steps = halved(request.nfe)
+        try:
+            images, made = sampler(guided_prediction(network, scale), noise, replace(request, nfe=steps))
+        except UsageError as error:
+            if steps is None:
+                raise
+            raise UsageError(
+                f"`nfe` {request.nfe}: with `guidance` every step counts two evaluations, which makes {steps} steps; "
+                f"{error}"
+            ) from None
+        return images, 2 * made
 
     return draw
 

@@ -29,6 +29,13 @@ def resolved(preset, method):
         return resolve_config(preset=preset, objective=method)[0]
 
 
+@pytest.mark.parametrize(("preset", "size"), [("cifar10-paper", "S"), ("imagenet256-ablation", "B")])
+def test_the_size_of_a_preset_can_be_another(preset, size):
+    assert resolved(preset, "drift").model.size == size
+    larger, _ = resolve_config(preset=preset, objective="drift", assignments=["model.size=L"])
+    assert (larger.model.hidden_size, larger.model.depth, larger.model.size) == (1024, 24, "L")
+
+
 @pytest.mark.parametrize("preset", preset_names())
 def test_one_step_of_every_preset_gives_images(preset):
     side, classes = IMAGE_SIZE.get(preset, 32), CLASSES.get(preset, 10)

@@ -71,6 +71,20 @@ def test_weights_with_the_earlier_names_of_attention_are_read(tmp_path):
     assert torch.equal(got.to_latents(images()), want.to_latents(images()))
 
 
+@pytest.mark.parametrize("changes", [{"norm_num_groups": 2}, {"act_fn": "gelu"}])
+def test_the_digest_is_of_the_architecture_that_weights_do_not_tell(tmp_path, changes):
+    folder = tiny_autoencoder(tmp_path / "vae")
+    want = load_autoencoder(str(folder))
+    change_config(folder, _diffusers_version="0.0.0", _name_or_path="elsewhere")
+    module._load.cache_clear()
+    assert load_autoencoder(str(folder)).digest == want.digest
+    change_config(folder, **changes)
+    module._load.cache_clear()
+    got = load_autoencoder(str(folder))
+    assert not torch.allclose(got.to_latents(images()), want.to_latents(images()), atol=1e-4)
+    assert got.digest != want.digest
+
+
 def test_the_digest_is_of_weights_and_scale(tmp_path):
     digests = {load_autoencoder(str(tiny_autoencoder(tmp_path / "a"))).digest}
     digests.add(load_autoencoder(str(tiny_autoencoder(tmp_path / "b", seed=1))).digest)

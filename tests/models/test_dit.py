@@ -330,7 +330,24 @@ def test_a_size_fills_what_is_not_given():
     config = DiTConfig(size="L", depth=3)
     assert (config.hidden_size, config.depth, config.num_heads) == (1024, 3, 16)
     assert DiTConfig.model_validate(config.model_dump()) == config
-    assert DiTConfig() == DiTConfig(size="S")
+    assert DiTConfig() == DiTConfig(size="S") == DiTConfig(size=None)
+
+
+@pytest.mark.parametrize(
+    ("settings", "size"),
+    [
+        ({"size": "L"}, "L"),
+        ({"hidden_size": 768, "num_heads": 12}, "B"),
+        ({"size": "S", "hidden_size": 768, "num_heads": 12}, "B"),
+        ({"size": "B", "depth": 6}, None),
+        ({"size": None, "hidden_size": 64, "depth": 2, "num_heads": 2}, None),
+    ],
+)
+def test_a_config_never_shows_a_size_that_its_numbers_are_not(settings, size):
+    config = DiTConfig(**settings)
+    assert config.size == size
+    assert size is None or SIZES[size].items() <= config.model_dump().items()
+    assert DiTConfig.model_validate(config.model_dump()) == config
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,19 @@ def test_the_card_says_what_it_is_and_who_judged_it(runs):
     assert read_json(made.folder / "model.json") == made.document
 
 
+@pytest.mark.parametrize(
+    ("objective", "more", "shown"),
+    [("ddpm", [], True), ("ddpm", ["--set", "objective.label_dropout=0"], False), ("drift", [], False)],
+)
+def test_the_card_offers_no_class_only_where_it_was_trained(objective, more, shown, tmp_path):
+    data = ["--data", "shapes?image_size=8&count=64&classes=2"]
+    train_tiny(tmp_path / "run", objective, "--class-conditional", *data, *more, steps=1)
+    made = export(Run.open(tmp_path / "run"), format="safetensors")
+    text = (made.folder / "README.md").read_text()
+    assert "| classes, in the order of labels" in text
+    assert ("-1 is none" in text) == shown
+
+
 def test_licences_are_those_of_the_table_and_of_timm():
     assert encoder_licence("mocov2") == "CC-BY-NC-4.0"
     assert encoder_licence("timm:resnet18.a1_in1k") == "apache-2.0"

@@ -1,6 +1,7 @@
 """What samples are conditioned on, and guidance: a literal float64 reference, and evaluations that are counted."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from driftkit.protocols import Condition, SampleRequest
 from driftkit.runtime.random import style_codes
 from driftkit.storage.records import ClassCount
 from driftkit.training.conditions import (
+    class_counts,
     conditions_file_label,
     conditions_label,
     grid_conditions,
@@ -22,6 +24,7 @@ from driftkit.training.conditions import (
 from driftkit.training.sampling import draw_images, guided_prediction, guided_sampler
 from driftkit.training.train_config import resolve_config
 from tests.conftest import TINY_UNET
+from tests.scoring.fakes import make_pack, random_images
 
 CPU = torch.device("cpu")
 PETS = tuple(ClassCount(name=name, images=images) for name, images in (("cat", 30), ("dog", 20), ("newt", 10)))
@@ -127,6 +130,37 @@ def test_labels_of_samples_are_short_and_tell_scales_apart():
     many = [tuple(f"c{i}" for i in range(n)) for n in (8, 9)]
     assert conditions_label(many[0], None) == " class=c0,c1,c2,c3,4 more"
     assert conditions_file_label(many[0], 1.5) != conditions_file_label(many[1], 1.5)
+
+
+def test_names_of_files_tell_classes_apart_whatever_these_are_called():
+    assert conditions_file_label(("cat", "dog"), 2.0) == "-guidance2-classcat-dog"
+    asked_for = [("猫",), ("犬",), ("猫", "犬"), ("a b",), ("a_b",), ("a", "b"), ("a-b",), ("a=b",), ("ab",), ("a/b",)]
+    labels = [conditions_file_label(classes, None) for classes in asked_for]
+    assert len(set(labels)) == len(asked_for)
+    assert all(re.fullmatch(r"[A-Za-z0-9.-]+", label) for label in labels)
+
+
+def test_images_of_a_class_are_those_trained_on(tmp_path):
+    labels = torch.tensor([0, 0, 0, 1, 1])
+    pack = make_pack(tmp_path / "pack.safetensors", random_images(5), labels, ("a", "b"))
+    assert [known.images for known in class_counts(pack)] == [3, 2]
+    assert [known.images for known in class_counts(pack, torch.tensor([0, 2, 4]))] == [2, 1]
+    with pytest.raises(UsageError, match="no image to train on is of the class b"):
+        class_counts(pack, torch.tensor([0, 1]))
+
+
+def test_a_scale_that_no_objective_trained_is_of_a_damaged_manifest():
+    with pytest.raises(ArtifactError, match="its objective trains with none"):
+        asked(config_of("ddpm", guided=True), guidance=2.0)
+
+
+@pytest.mark.parametrize(("sampler", "spacing"), [("ddim", "trailing"), ("dpm-solver", "leading")])
+def test_a_refused_nfe_of_a_guided_sampler_is_named_as_it_was_asked_for(sampler, spacing):
+    config = config_of("ddpm", "objective.num_steps=10")
+    with pytest.raises(UsageError, match=r"`nfe` 22: with `guidance` .* makes 11 steps; .* from 1 to 10 .* got 11"):
+        drawn(config, asked(config, guidance=2.0), sampler=sampler, nfe=22, options={"spacing": spacing})
+    with pytest.raises(UsageError, match=r"^nfe: .* got 22"):
+        drawn(config, asked(config), sampler=sampler, nfe=22, options={"spacing": spacing})
 
 
 def test_a_grid_has_a_row_per_class():

@@ -247,6 +247,26 @@ def test_scores_on_the_way_are_of_decoded_images(place, tmp_path):
     assert any("fid@12" in record["health"] for record in run.metrics()) or "no fid@12" in str(run.metrics())
 
 
+@pytest.mark.parametrize("objective", ["ddpm", "drift"])
+def test_a_grid_of_latents_encodes_no_real_images(place, monkeypatch, objective):
+    autoencoder = load_autoencoder(str(place))
+    monkeypatch.setattr(type(autoencoder), "to_latents", lambda *a: pytest.fail("real images were encoded"))
+    inner = Drifting(DriftingConfig(encoder="pixel"), EncoderUnion.of(PixelEncoder(input_size=16)), ranks=Ranks())
+    if objective == "ddpm":
+        inner = METHODS["ddpm"].build(config("ddpm", place).objective, setting(torch.zeros(2, 3, 16, 16))).objective
+    noise, real = torch.randn(2, 4, 8, 8), torch.zeros(2, 3, 16, 16)
+    with torch.no_grad():
+        images = LatentObjective(inner, autoencoder, (4, 8, 8), None).preview(Shifted().float(), noise, real)
+    assert images.shape == (2, 3, 16, 16)
+
+
+@pytest.mark.parametrize("kind", ["unet", "dit"])
+def test_images_have_three_channels(kind):
+    chosen, _ = resolve_config(objective="ddpm", assignments=[f"model.kind={kind}", "model.channels=4"])
+    with pytest.raises(UsageError, match=r"model.channels 4: images have 3 .* `data.autoencoder`"):
+        module.with_latent_channels(chosen)
+
+
 @pytest.mark.parametrize(
     ("assignments", "says"),
     [

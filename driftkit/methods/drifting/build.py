@@ -27,7 +27,7 @@ def build_drifting(config: DriftingConfig, setting: Setting) -> BuiltObjective:
     groups = step_groups(config, global_batch=setting.global_batch, num_classes=len(setting.pack.classes))
     groups.share(setting.ranks.world_size)  # refuses what ranks cannot share, before anything is loaded
     plain = groups == Groups(1, setting.global_batch, setting.global_batch, 0) and labels is None
-    images = None if plain else GroupImages(groups, setting.training, labels)
+    images = None if plain else GroupImages(groups, setting.training, labels, num_classes=len(setting.pack.classes))
     published = [one.encoder for one in config.each() if one.encoder_weights is None and not one.random_weights]
     if setting.ranks.world_size > 1 and published:
         with setting.ranks.first_alone():  # one download per cache, which the other ranks then read

@@ -10,6 +10,7 @@ from driftkit.encoders.encoder_union import EncoderUnion
 from driftkit.encoders.feature_sets import field_calls
 from driftkit.encoders.frozen_encoder import FrozenEncoder
 from driftkit.encoders.registry import encoder_kind, load_encoder
+from driftkit.errors import UsageError
 from driftkit.methods.base import Workload
 from driftkit.methods.drifting.affinity import Affinity
 from driftkit.methods.drifting.config import DriftingConfig
@@ -48,8 +49,12 @@ class FieldCost:
         return Groups(self.groups, images // self.groups, 1, self.unconditional).advice(by_class=self.by_class)
 
     def is_shared_by(self, ranks: int, *, images: int) -> bool:
-        counts = (images // self.groups, self._real(images) - self.unconditional, self.unconditional)
-        return self.groups % ranks == 0 or (self.groups == 1 and not any(count % ranks for count in counts))
+        real = self._real(images) - self.unconditional
+        try:
+            Groups(self.groups, images // self.groups, real, self.unconditional).share(ranks)
+        except UsageError:
+            return False
+        return True
 
     def _field(self, rows: int, images: int) -> tuple[int, int, int]:
         """Of a rank: its groups, its generated images in each, and the images that these are compared with."""

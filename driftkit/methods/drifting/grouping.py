@@ -31,12 +31,14 @@ class Groups:
 
     def advice(self, *, by_class: bool) -> list[str]:
         """A sentence where the groups are small for what they have to represent."""
+        single = ["a single positive per group has no spread: collapse is not watched; `objective.positives` 2 will do"]
         if by_class or self.generated >= MIN_UNCONDITIONAL:
-            return []
+            return single if self.positives == 1 else []
         return [
+            *(single if self.positives == 1 else []),
             f"{self.generated} generated images per group of no class: small groups show the field few of the data's "
             f"modes. From about {MIN_UNCONDITIONAL} on images get better: on CIFAR-10 one group of 640 has reached FID "
-            "6.7, ten of 64 10.2. `trainer.micro_batch` makes room for more"
+            "6.7, ten of 64 10.2. `trainer.micro_batch` makes room for more",
         ]
 
     def share(self, world_size: int) -> "Groups":
@@ -99,34 +101,39 @@ class GroupImages:
         groups: of all ranks.
         indices: of the images that are trained on, int64 [N].
         labels: of these images, int64 [N]; None: groups are unconditional.
+        num_classes: that the images have; only read with labels.
 
     Raises UsageError where a class has too few images.
     """
 
-    def __init__(self, groups: Groups, indices: torch.Tensor, labels: torch.Tensor | None):
+    def __init__(self, groups: Groups, indices: torch.Tensor, labels: torch.Tensor | None, *, num_classes: int = 1):
         self.groups, self.indices, self.by_class = groups, indices, labels is not None
-        labels = torch.zeros(len(indices), dtype=torch.long) if labels is None else labels
-        self.labels = labels
-        self.num_classes = int(labels.max()) + 1
+        self.labels = torch.zeros(len(indices), dtype=torch.long) if labels is None else labels
+        self.num_classes = num_classes if self.by_class else 1
+        labels = self.labels
         sizes = torch.bincount(labels, minlength=self.num_classes)
         self._offsets = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)]).tolist()
         self._by_label = labels.argsort(stable=True)  # positions in `indices`, class by class
         self._orders: dict[tuple[str, int], tuple[int, torch.Tensor]] = {}  # the last epoch of every shuffled list
         self._queues: dict[int, list[torch.Tensor]] = {}
-        needed = groups.queue or (groups.positives if self.by_class else 1)
+        needed = groups.queue or groups.positives
         least = int(sizes.min())
         if least < needed:
             what = f"a queue of {needed}" if groups.queue else f"{needed} positives without replacement"
+            whose = "every class, and one has" if self.by_class else "them, and there are"
             raise UsageError(
-                f"`objective.positives`: {what} per group need as many images of every class, and one has {least}; "
-                "give fewer"
+                f"`objective.positives`: {what} per group need as many images of {whose} {least}; give fewer"
+            )
+        if groups.unconditional > len(indices):
+            raise UsageError(
+                f"`objective.unconditional` {groups.unconditional}: there are only {len(indices)} images; give fewer"
             )
 
     def classes(self, seed: int, step: int) -> torch.Tensor:
         """The classes of all groups of a step, int64 [groups], each at most once; -1 where unconditional.
 
-        Every class has one group per epoch of classes; those left over by the last whole step of an epoch wait for
-        another one.
+        They come in shuffled epochs of whole steps: where the groups of a step do not divide the classes, the last few
+        of an epoch are skipped, others each time.
         """
         count = self.groups.count
         if not self.by_class:
@@ -180,17 +187,20 @@ class GroupImages:
 
     def _order(self, name: str, seed: int, epoch: int, count: int) -> torch.Tensor:
         key = (name, epoch % 2)  # of the last two epochs: groups on both sides of a border take turns
-        if key not in self._orders or self._orders[key][0] != epoch:
-            shuffle = shuffled_indices(seed, epoch, count)
-            if name != "shuffle":
-                shuffle = torch.randperm(count, generator=generator_for(seed, name, epoch))
-            self._orders[key] = epoch, shuffle
-        return self._orders[key][1]
+        kept = self._orders.get(key)
+        if kept is None or kept[0] != epoch:
+            if name == "shuffle":
+                order = shuffled_indices(seed, epoch, count)
+            else:
+                order = torch.randperm(count, generator=generator_for(seed, name, epoch))
+            kept = self._orders[key] = epoch, order  # the feed's thread and a recorder may both be here
+        return kept[1]
 
     def _queue(self, seed: int, step: int, label: int) -> torch.Tensor:
         """The last `queue` images of a class, after as many images as a step's positives were pushed in every step.
 
-        Images are pushed in shuffled epochs, the first of which has gone by before the training begins.
+        Images are pushed in shuffled epochs, the first of which has gone by before the training begins. Around the end
+        of an epoch an image may be in the queue twice, as in any queue.
         """
         pushed = len(self.indices) + (step + 1) * self.groups.count * self.groups.positives
         epoch, offset = divmod(pushed, len(self.indices))
@@ -202,12 +212,14 @@ class GroupImages:
 
     def _pushed(self, seed: int, epoch: int) -> list[torch.Tensor]:
         """Per class, the places of its images in an epoch, ascending."""
-        if epoch not in self._queues:
-            self._queues = {e: places for e, places in self._queues.items() if e == epoch - 1}
+        kept = self._queues
+        if epoch not in kept:
             labels = self.labels[self._order("shuffle", seed, epoch, len(self.indices))]
             sizes = torch.bincount(labels, minlength=self.num_classes).tolist()
-            self._queues[epoch] = list(labels.argsort(stable=True).split(sizes))
-        return self._queues[epoch]
+            kept = {e: places for e, places in kept.items() if e == epoch - 1}
+            kept[epoch] = list(labels.argsort(stable=True).split(sizes))
+            self._queues = kept  # replaced as a whole, since the feed's thread reads it, too
+        return kept[epoch]
 
 
 def guidance_scales(config: DriftingConfig, seed: int, step: int, groups: Sequence[int]) -> torch.Tensor:

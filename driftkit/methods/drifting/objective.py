@@ -63,7 +63,7 @@ class Drifting:
         self.ranks = ranks
         self._compared: set[tuple[torch.Size, torch.Size]] = set()
         self._features: Callable[[torch.Tensor], list[FeatureGroup]] = encoders.groups
-        if compiled:  # batches have one or two sizes: a program for each is faster than one for any
+        if compiled:  # batches have a few sizes: a program for each is faster than one for any
             self._features = torch.compile(encoders.groups, dynamic=False)
 
     needs_labels = False  # labels follow from the groups
@@ -170,8 +170,9 @@ class Drifting:
                 gradients[group.name] = grad.unflatten(0, (-1, self.own_groups)).flatten(1, 2)
         terms = {name: term.detach() for name, term in terms.items()}
         health = self._health(stats)
-        spreads = [(ours / real.clamp(min=SMALLEST_VARIANCE)).sqrt() for ours, real in variances]
-        health["spread"] = self.ranks.mean(torch.stack(spreads).mean())
+        if y_pos.shape[1] > 1:  # a single image has no spread
+            spreads = [(ours / real.clamp(min=SMALLEST_VARIANCE)).sqrt() for ours, real in variances]
+            health["spread"] = self.ranks.mean(torch.stack(spreads).mean())
         generated_sum, real_sum = (torch.stack(values).sum() for values in zip(*variances, strict=True))
         sources = {"real features": real_sum, "generated features": generated_sum}
         return StepLoss(torch.stack(list(terms.values())).sum(), terms, health, sources), gradients
@@ -238,8 +239,9 @@ class Drifting:
         except NonFiniteError as error:
             points = shared.points()
             names = [] if error.fields else ["features of another rank"]
-            for side, (which, *_) in (("generated", (points.x,)), ("real", points.others)):
-                broken = (~torch.isfinite(which)).flatten(1).any(dim=1).tolist()
+            for side, parts in (("generated", (points.x,)), ("real", points.others)):
+                bad = torch.stack([(~torch.isfinite(part)).flatten(1).any(dim=1) for part in parts])
+                broken = bad.any(dim=0).tolist()
                 found = {gen.groups[membership[field]].name for field in error.fields if broken[field]}
                 names += [f"{side} features {name}" for name in sorted(found)]
             raise NonFiniteStepError(names, step) from None
@@ -289,5 +291,5 @@ def _joined(parts: list[list[FeatureGroup]]) -> list[FeatureGroup]:
 
 
 def _variance(features: torch.Tensor) -> torch.Tensor:
-    """Mean square distance to the mean, per field: [G, N, C] -> [G]."""
-    return features.var(dim=1, unbiased=False).mean(dim=-1)
+    """Estimated mean square distance to the mean, per field: [G, N, C] -> [G]; 0 for a single image."""
+    return features.var(dim=1, correction=min(1, features.shape[1] - 1)).mean(dim=-1)

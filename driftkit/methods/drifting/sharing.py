@@ -61,7 +61,7 @@ def share_features(
     """Begin to gather the features of all ranks, in one exchange, and return while it runs.
 
     Args: as `aggregated_drift`, which takes the result as `shared` with the same features; `compare` as for
-    `Ranks.start_gather`.
+    `Ranks.start_gather`; without it the values of weights are not looked at either.
 
     Raises:
         UsageError: shapes or weights that do not fit.
@@ -73,7 +73,7 @@ def share_features(
     check_shapes(generated, positives, negatives)
     parts = [generated, positives]
     if negative_weight is not None:
-        negative_weight = _checked_weight(negative_weight, negatives)
+        negative_weight = _checked_weight(negative_weight, negatives, look=compare)
     if negatives.shape[1]:
         parts += [negatives] if negative_weight is None else [negatives, negative_weight[..., None]]
     return SharedFeatures(
@@ -94,9 +94,9 @@ def check_shapes(x: torch.Tensor, y_pos: torch.Tensor, y_neg: torch.Tensor) -> N
         )
 
 
-def _checked_weight(weight: torch.Tensor, negatives: torch.Tensor) -> torch.Tensor:
+def _checked_weight(weight: torch.Tensor, negatives: torch.Tensor, *, look: bool) -> torch.Tensor:
     if weight.shape != negatives.shape[:2]:
         raise UsageError(f"negative_weight: expected {list(negatives.shape[:2])}, got {list(weight.shape)}")
-    if not bool(((weight >= 0) & torch.isfinite(weight)).all()):
+    if look and not bool(((weight >= 0) & torch.isfinite(weight)).all()):
         raise UsageError("negative_weight: expected finite weights >= 0")
     return weight.detach().to(torch.promote_types(weight.dtype, torch.float32)).to(negatives.device)

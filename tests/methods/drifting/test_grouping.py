@@ -1,13 +1,14 @@
 """Groups of a step: which classes and images they get, the guidance of each, and the field of several groups."""
 
 import collections
+from dataclasses import replace
 
 import pytest
 import torch
 
 from driftkit.encoders.encoder_union import EncoderUnion
 from driftkit.encoders.pixel import PixelEncoder
-from driftkit.errors import UsageError
+from driftkit.errors import NonFiniteStepError, UsageError
 from driftkit.methods.drifting.config import DriftingConfig
 from driftkit.methods.drifting.grouping import (
     GroupImages,
@@ -33,7 +34,7 @@ def label_of(indices):
 
 
 def test_every_class_has_a_group_once_per_epoch_of_classes():
-    images = GroupImages(Groups(2, 4, 4, 0), INDICES, LABELS)
+    images = GroupImages(Groups(2, 4, 4, 0), INDICES, LABELS, num_classes=6)
     for epoch in range(4):
         drawn = torch.cat([images.classes(1, 3 * epoch + turn) for turn in range(3)])
         assert sorted(drawn.tolist()) == list(range(6))
@@ -41,7 +42,7 @@ def test_every_class_has_a_group_once_per_epoch_of_classes():
 
 
 def test_positives_are_of_the_class_and_do_not_repeat_before_the_class_is_through():
-    images = GroupImages(Groups(3, 4, 4, 0), INDICES, LABELS)
+    images = GroupImages(Groups(3, 4, 4, 0), INDICES, LABELS, num_classes=6)
     seen = collections.defaultdict(list)
     for step in range(8):  # every class has four groups of four: two epochs of its eight images
         chosen = images.choose(1, step, rank=0, world_size=1).indices.view(3, 4)
@@ -56,7 +57,7 @@ def test_positives_are_of_the_class_and_do_not_repeat_before_the_class_is_throug
 
 @pytest.mark.parametrize("labels", [LABELS, None])
 def test_ranks_share_the_groups_of_one_process(labels):
-    images = GroupImages(Groups(6 if labels is not None else 4, 4, 4, 2), INDICES, labels)
+    images = GroupImages(Groups(6 if labels is not None else 4, 4, 4, 2), INDICES, labels, num_classes=6)
     whole = images.choose(1, 5, rank=0, world_size=1)
     halves = [images.choose(1, 5, rank=rank, world_size=2) for rank in range(2)]
     split = images.groups.share(2)
@@ -69,7 +70,7 @@ def test_ranks_share_the_groups_of_one_process(labels):
 
 
 def test_ranks_share_a_single_group_image_by_image():
-    images = GroupImages(Groups(1, 8, 4, 2), INDICES, LABELS)
+    images = GroupImages(Groups(1, 8, 4, 2), INDICES, LABELS, num_classes=6)
     whole = images.choose(1, 5, rank=0, world_size=1)
     halves = [images.choose(1, 5, rank=rank, world_size=2) for rank in range(2)]
     joined = torch.cat([half.indices[side] for side in (slice(2), slice(2, 3)) for half in halves])
@@ -78,7 +79,7 @@ def test_ranks_share_a_single_group_image_by_image():
 
 def test_a_queue_holds_the_last_images_of_its_class():
     groups = Groups(2, 3, 3, 0, queue=7)
-    images = GroupImages(groups, INDICES, LABELS)
+    images = GroupImages(groups, INDICES, LABELS, num_classes=6)
     stream = [i for epoch in range(9) for i in INDICES[shuffled_indices(1, epoch, len(INDICES))].tolist()]
     queues = collections.defaultdict(lambda: collections.deque(maxlen=7))
     read = iter(stream)
@@ -143,7 +144,35 @@ def test_groups_that_cannot_be_made_are_refused(settings, batch, words):
 
 def test_a_class_with_too_few_images_is_refused():
     with pytest.raises(UsageError, match="one has 8"):
-        GroupImages(Groups(6, 4, 9, 0), INDICES, LABELS)
+        GroupImages(Groups(6, 4, 9, 0), INDICES, LABELS, num_classes=6)
+
+
+def test_a_class_of_which_no_image_is_trained_on_is_refused():
+    with pytest.raises(UsageError, match="one has 0"):
+        GroupImages(Groups(7, 4, 4, 0), INDICES, LABELS, num_classes=7)
+
+
+@pytest.mark.parametrize(("groups", "words"), [((1, 4, 54, 0), "there are 53"), ((1, 4, 4, 54), "only 53")])
+def test_more_images_than_there_are_is_refused(groups, words):
+    with pytest.raises(UsageError, match=words):
+        GroupImages(Groups(*groups), INDICES, None)
+
+
+def test_a_single_positive_has_no_spread():
+    objective = conditional_objective(groups=Groups(3, 4, 1, 2))
+    loss = objective.accumulate(random_unet(), batch_of(objective), Execution())
+    assert "spread" not in loss.health
+    assert any("not watched" in sentence for sentence in Groups(3, 4, 1, 2).advice(by_class=True))
+
+
+@pytest.mark.parametrize(("row", "named"), [(0, "real"), (20, "real")])
+def test_real_features_that_are_not_finite_are_named(row, named):
+    objective = conditional_objective()
+    batch = batch_of(objective)
+    images = batch.images.clone()
+    images[row] = torch.nan
+    with pytest.raises(NonFiniteStepError, match=f"{named} features"):
+        objective.accumulate(random_unet(), replace(batch, images=images), Execution())
 
 
 def test_ranks_that_cannot_share_groups_are_refused():
@@ -167,7 +196,7 @@ def conditional_objective(config=CONDITIONAL, groups=None, **more):
     groups = groups or Groups(3, 4, 5, 2)
     return Drifting(
         config, EncoderUnion.of(PixelEncoder(input_size=4), config.feature_set), ranks=Ranks(), network=NETWORK,
-        images=GroupImages(groups, INDICES, LABELS), **more,
+        images=GroupImages(groups, INDICES, LABELS, num_classes=6), **more,
     )  # fmt: skip
 
 
