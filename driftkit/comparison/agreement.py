@@ -1,7 +1,7 @@
 """Which runs may be ranked: what evaluators say of every pair of runs, and whether the independent ones agree.
 
 Kin of a training encoder have no vote. Related evaluators decide nothing alone: they are a second opinion that may
-contradict a single independent one.
+contradict a single independent one. Runs that learned from labels are not ranked against runs that did not.
 """
 
 import math
@@ -10,21 +10,23 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
 
+from driftkit.comparison.run_summary import CLASS_CONDITIONAL
 from driftkit.comparison.score_table import ScoreRow, ScoreTable
 from driftkit.metrics.registry import REQUIRED, quantities
 
 NEAR_FLOOR = 1.1  # times the floor, within which two runs count as equal
 
-Verdict = Literal["ranked", "disputed", "tied", "unknown"]
+Verdict = Literal["ranked", "disputed", "tied", "unequal", "unknown"]
 
 
 @dataclass(frozen=True)
 class Opinion:
-    """What one evaluator says of two runs, each in the best of its sampler setups.
+    """What one evaluator says of two runs, each in the best of its sampler setups of all classes.
 
     Attributes:
         table: key of its score table.
-        better: label of the run that scores better; None where the difference may be chance, or both are at the floor.
+        better: label of the run that scores better; None where the difference may be chance, both are at the floor, or
+            one run alone learned from labels.
         independent: of the training encoders of both.
         flips: keys of other metrics of the same evaluator that order the two runs the other way round.
     """
@@ -47,7 +49,8 @@ class Pair:
     Attributes:
         verdict: ranked (every independent evaluator that separates them says the same, and where that is a single
             one, no related one says otherwise), disputed (evaluators that count say otherwise), tied (no independent
-            one separates them), or unknown (none has scored both).
+            one separates them), unequal (one alone is class-conditional), or unknown (none has scored all classes of
+            both).
     """
 
     first: str
@@ -68,10 +71,13 @@ def scored_runs(tables: Sequence[ScoreTable]) -> list[str]:
 
 def pairs_of(tables: Sequence[ScoreTable], labels: Sequence[str]) -> list[Pair]:
     """All pairs of runs, in the order of the labels, with what the tables say of them."""
+    conditional = {row.run for table in tables for row in table.all_rows if CLASS_CONDITIONAL in row.badges}
     pairs = []
     for first, second in combinations(labels, 2):
-        opinions = tuple(o for table in tables if (o := _opinion(table, first, second)) is not None)
-        verdict = _verdict(opinions)
+        equals = (first in conditional) == (second in conditional)
+        found = (_opinion(table, first, second, votes=equals) for table in tables)
+        opinions = tuple(opinion for opinion in found if opinion is not None)
+        verdict = _verdict(opinions) if equals else "unequal"
         better = next(o.better for o in opinions if o.independent and o.better) if verdict == "ranked" else None
         pairs.append(Pair(first, second, opinions, verdict, better))
     return pairs
@@ -102,11 +108,11 @@ def _verdict(opinions: Sequence[Opinion]) -> Verdict:
     return "ranked" if len({o.better for o in (votes if single else independent)}) == 1 else "disputed"
 
 
-def _opinion(table: ScoreTable, first: str, second: str) -> Opinion | None:
+def _opinion(table: ScoreTable, first: str, second: str, *, votes: bool) -> Opinion | None:
     a, b = (table.best(run) or table.best_related(run) for run in (first, second))
     if a is None or b is None:
         return None
-    better = None if _indistinct(a, b) else first if a.score < b.score else second
+    better = None if not votes or _indistinct(a, b) else first if a.score < b.score else second
     others = [key for key in quantities() if better and key != REQUIRED]
     flips = tuple(key for key in others if _prefers(a, b, key) not in (better, None))
     independent = a.kinship.counts and b.kinship.counts

@@ -33,7 +33,7 @@ class CompareConfig(Settings):
         None, description="network evaluations at which samplers of many steps are scored"
     )
     weights: Annotated[WeightsName, Option(SCORES)] = Field(
-        "ema", description="weights of each run that are scored, as in fid"
+        "ema", description="weights of each run that are scored and shown, as in fid"
     )
     all_checkpoints: Annotated[bool, Option(SCORES)] = Field(
         False, description="score every kept checkpoint, not only the last"

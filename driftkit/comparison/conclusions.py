@@ -4,8 +4,9 @@ Only independent evaluators decide: what kin and relatives of a training encoder
 """
 
 from collections.abc import Sequence
+from typing import get_args
 
-from driftkit.comparison.agreement import NEAR_FLOOR, Pair, leader_of, noise_of
+from driftkit.comparison.agreement import NEAR_FLOOR, Pair, Verdict, leader_of, noise_of
 from driftkit.comparison.formats import format_rate, format_score, format_spread, sampler_label
 from driftkit.comparison.run_summary import CLASS_CONDITIONAL, OpenedRuns, RunSummary
 from driftkit.comparison.score_table import (
@@ -40,11 +41,14 @@ def findings(
         tables: the table of most runs first.
         advice: a command that makes a score by an evaluator independent of all runs.
     """
-    by_verdict = {v: [p for p in pairs if p.verdict == v] for v in ("ranked", "disputed", "tied", "unknown")}
-    disputed, unknown = by_verdict["disputed"], by_verdict["unknown"]
+    by_verdict = {v: [p for p in pairs if p.verdict == v] for v in get_args(Verdict)}
+    disputed, unequal, unknown = (by_verdict[v] for v in ("disputed", "unequal", "unknown"))
     sentences = _leading(tables, pairs, speeds)
     sentences += _limited([_dispute(pair) for pair in disputed])
     sentences += [sentence for pair in disputed[:MAX_SENTENCES] if (sentence := _appearance(pair, tables))]
+    if unequal:
+        named = _listed([f"{pair.first} and {pair.second}" for pair in unequal])
+        sentences.append(f"Not ranked, since one learned from labels and the other did not: {named}.")
     if unknown:
         named = _listed([f"{pair.first} and {pair.second}" for pair in unknown])
         made_by = f"; one is made by: {advice}" if advice else ""
@@ -99,7 +103,8 @@ def _leading(tables: Sequence[ScoreTable], pairs: Sequence[Pair], speeds: Sequen
     by = f"both {' and '.join(names)}" if len(names) == 2 else f"all of {_listed(names)}" if names[1:] else names[0]
     table, row = scored[0]
     sentences = [f"{leader} ranks first by {by}: {_score_in_words(table, row, speeds, named=len(names) > 1)}."]
-    rival = next((r for r in table.rows if r.run != leader and r.score > row.score), None)
+    others = (r for r in table.rows if r.run != leader and r.is_of_all_classes)
+    rival = next((r for r in others if r.score > row.score), None)
     return [*sentences, _order(row, rival)] if rival else sentences
 
 
@@ -127,10 +132,11 @@ def _dispute(pair: Pair) -> str:
 
 def _appearance(pair: Pair, tables: Sequence[ScoreTable]) -> str:
     """The plain properties in which the images of one run are clearly nearer to real ones than those of the other."""
-    table = next((t for t in tables if t.has(pair.first) and t.has(pair.second)), None)
-    if table is None:
+    best = ({row.run: row for row in reversed(t.all_rows) if row.is_of_all_classes} for t in tables)
+    shared = next((rows for rows in best if pair.first in rows and pair.second in rows), None)
+    if shared is None:
         return ""
-    first, second = (next(r for r in table.all_rows if r.run == run).appearance for run in (pair.first, pair.second))
+    first, second = shared[pair.first].appearance, shared[pair.second].appearance
     nearer: dict[str, list[str]] = {}
     for key, name in PROPERTIES.items():
         a, b = first.get(key), second.get(key)
@@ -160,9 +166,10 @@ def _one_step_against_many(table: ScoreTable, pairs: Sequence[Pair]) -> str | No
 
     None where evaluators do not agree on the two runs.
     """
-    multiple = {row.run for row in table.rows if row.nfe is not None and row.nfe > 1}
-    others = [row for row in table.rows if row.run in multiple and row.nfe is not None]
-    singles = [row for row in table.rows if row.nfe == 1 and row.run not in multiple]
+    rows = [row for row in table.rows if row.is_of_all_classes]
+    multiple = {row.run for row in rows if row.nfe is not None and row.nfe > 1}
+    others = [row for row in rows if row.run in multiple and row.nfe is not None]
+    singles = [row for row in rows if row.nfe == 1 and row.run not in multiple]
     if not singles or not others:
         return None
     one, by = singles[0], table.extractor.name
@@ -225,8 +232,11 @@ def cautions(tables: Sequence[ScoreTable], pairs: Sequence[Pair], runs: Sequence
         sentences.append(
             f"Class-conditional runs ({named}) learned from labels and the others did not: they are no equals."
         )
+    if chosen := _guidance_scales(tables):
+        named = _listed([f"{run} (best of {count} guidance scales)" for run, count in chosen.items()])
+        sentences.append(f"The guidance scale was chosen by the score that is reported, which flatters {named}.")
     if named := with_badge(SOME_CLASSES):
-        sentences.append(f"Some classes alone were sampled, against a reference of all, for {named}.")
+        sentences.append(f"Some classes alone were sampled for {named}: such scores rank nothing.")
     if named := with_badge(RANDOM_WEIGHTS):
         sentences.append(f"Trained with an encoder of random weights: {named}.")
     if named := with_badge(RAW_WEIGHTS):
@@ -242,6 +252,19 @@ def cautions(tables: Sequence[ScoreTable], pairs: Sequence[Pair], runs: Sequence
         if len(values) > 1:
             sentences.append(f"The runs differ in {name}, so the method is not all that differs.")
     return sentences
+
+
+def _guidance_scales(tables: Sequence[ScoreTable]) -> dict[str, int]:
+    """Run -> how many guidance scales of it were scored by one evaluator, where several were."""
+    counts: dict[str, int] = {}
+    for table in tables:
+        scales: dict[str, set[float | None]] = {}
+        for row in table.rows:
+            if row.is_of_all_classes:
+                scales.setdefault(row.run, set()).add(row.guidance)
+        for run, found in scales.items():
+            counts[run] = max(counts.get(run, 0), len(found))
+    return {run: count for run, count in counts.items() if count > 1}
 
 
 def _value(row: ScoreRow) -> str:

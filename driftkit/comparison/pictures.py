@@ -13,6 +13,7 @@ from torchvision.utils import make_grid
 
 from driftkit.comparison.compare_config import CompareConfig
 from driftkit.comparison.run_summary import RunSummary
+from driftkit.config.weights_name import EMA
 from driftkit.datasets.packs import ImagePack
 from driftkit.errors import ArtifactError, DriftkitError
 from driftkit.methods.registry import METHODS
@@ -69,7 +70,7 @@ def make_pictures(runs: Sequence[RunSummary], config: CompareConfig, device: tor
     packs: dict[str, ImagePack | str] = {}
     for number, run in enumerate(runs, start=1):
         try:
-            images, info = same_noise_samples(run, device)
+            images, info = same_noise_samples(run, device, weights=config.weights)
         except DriftkitError as error:
             pictures.notes.append(f"{run.label} has no grid: {error}")
         else:
@@ -95,7 +96,9 @@ def make_pictures(runs: Sequence[RunSummary], config: CompareConfig, device: tor
     return pictures
 
 
-def same_noise_samples(run: RunSummary, device: torch.device) -> tuple[torch.Tensor, Mapping[str, Any]]:
+def same_noise_samples(
+    run: RunSummary, device: torch.device, *, weights: str = EMA
+) -> tuple[torch.Tensor, Mapping[str, Any]]:
     """The first 64 samples of seed 0 at the last step by the default sampler: from the run, or generated now.
 
     Image i of seed 0 starts from the same noise in every run of that image size. A class-conditional run has a row of
@@ -104,12 +107,17 @@ def same_noise_samples(run: RunSummary, device: torch.device) -> tuple[torch.Ten
     from driftkit.training.sampling import generate
 
     if run.class_conditional:
-        labels = grid_labels(len(run.folder.manifest().classes))
-        words = [str(label) for label in labels]
-        return generate(
-            run.folder, num_images=len(labels), classes=words, seed=SEED, batch_size=GRID_IMAGES, device=device
-        )
-    expected = {"seed": SEED, "step": run.steps, "weights": "ema", "sampler": METHODS[run.method].default_sampler.name}
+        known = run.folder.manifest().classes
+        # By name, since a number may be the name of another class.
+        names = [known[label].name for label in grid_labels(len(known))]
+        asked: dict[str, Any] = {"num_images": len(names), "classes": names}
+        return generate(run.folder, seed=SEED, weights=weights, batch_size=GRID_IMAGES, device=device, **asked)
+    expected = {
+        "seed": SEED,
+        "step": run.steps,
+        "weights": weights,
+        "sampler": METHODS[run.method].default_sampler.name,
+    }
     best: SampleSet | None = None
     for path in sorted(Path(run.path, "samples").glob("[!.]*.safetensors")):
         try:
@@ -121,7 +129,9 @@ def same_noise_samples(run: RunSummary, device: torch.device) -> tuple[torch.Ten
             best = samples if best is None or len(samples.images) > len(best.images) else best
     if best is not None and len(best.images) >= NEIGHBOUR_COLUMNS:
         return best.images[:GRID_IMAGES], best.record.model_dump()
-    return generate(run.folder, num_images=GRID_IMAGES, seed=SEED, weights="ema", batch_size=GRID_IMAGES, device=device)
+    return generate(
+        run.folder, num_images=GRID_IMAGES, seed=SEED, weights=weights, batch_size=GRID_IMAGES, device=device
+    )
 
 
 def _neighbours_of_run(

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from driftkit.comparison.formats import format_count, format_seconds, method_label, short_name
 from driftkit.config.layers import flatten
 from driftkit.encoders.encoder_config import joined_name, read_encoder
-from driftkit.encoders.lineage import Lineage, lineage_of_run, read_kinship, training_encoders_of
+from driftkit.encoders.lineage import Lineage, lineage_of_run, read_kinship, read_lineage, training_encoders_of
 from driftkit.errors import ArtifactError, DriftkitError
 from driftkit.methods.registry import METHODS, Curve
 from driftkit.metrics.registry import REQUIRED
@@ -25,7 +25,7 @@ CLASS_CONDITIONAL = "class-conditional"
 # What two runs of one group may differ in: the seed, and settings that change neither the numbers nor their cost.
 NOT_COMPARED = ("seed", "trainer.log_every", "trainer.sample_every", "trainer.checkpoint_every", "trainer.keep_every",
                 "trainer.measure_every", "trainer.tracker", "trainer.rank_timeout", "data.spec",
-                "init_from")  # fmt: skip
+                "data.autoencoder", "init_from")  # fmt: skip
 COSTS = ("step", "images", "seconds")
 MANIFEST_FIELDS = ("images_seen", "train_seconds", "parameters", "peak_memory_gib", "device", "state")
 
@@ -47,6 +47,7 @@ class RunSummary:
         training_encoders: what its training signal was computed with; see `lineage.training_encoders_of`.
         lineage: of an encoder, what its features come from.
         origin: what its weights were initialised from; None: random weights.
+        autoencoder: digest of the one whose latents it generates; None: it generates images.
     """
 
     label: str
@@ -78,6 +79,13 @@ class RunSummary:
     training_encoders: list[Lineage | None] = field(default_factory=list)
     lineage: Lineage | None = None
     origin: WeightsOrigin | None = None
+    autoencoder: str | None = None
+
+    @property
+    def learned_labels(self) -> bool:
+        """Whether labels trained it, or the weights that it was initialised from."""
+        before = None if self.origin is None else read_lineage(self.origin.lineage)
+        return self.class_conditional or bool(before and before.labels)
 
     @property
     def folder(self) -> Run:
@@ -230,11 +238,13 @@ def summarise(run: Run, *, label: str) -> RunSummary:
         scored_by = f"{REQUIRED}@{facts.scoring_images} by {facts.scoring_extractor} against {reference}"
         known = read_kinship(manifest.scored_on_the_way) if manifest.scored_on_the_way else None
         scored_by += f" ({known.degree} evaluator)" if known and not known.counts else ""
+    autoencoder = manifest.inputs.get("autoencoder", {}).get("digest") or config.get("data.autoencoder")
+    autoencoder = None if autoencoder is None else str(autoencoder)
     is_encoder = facts.method in METHODS and not METHODS[facts.method].generates
     return RunSummary(
         label=label,
         path=str(run.path),
-        group=_group(config, facts.weights_digest, manifest.data_digest, origin),
+        group=_group(config, facts.weights_digest, manifest.data_digest, origin, autoencoder),
         kind=" · ".join(part for part in parts if part),
         encoder=short_name(encoder) if encoder else None,
         feature_set=feature_set,
@@ -251,6 +261,7 @@ def summarise(run: Run, *, label: str) -> RunSummary:
         training_encoders=training_encoders_of(manifest),
         lineage=lineage_of_run(manifest, "unknown") if is_encoder else None,
         origin=origin,
+        autoencoder=autoencoder,
     )
 
 
@@ -265,9 +276,13 @@ def curve_keys() -> list[str]:
 
 
 def _group(
-    config: Mapping[str, Any], encoder_digest: str | None, data_digest: str | None, origin: WeightsOrigin | None
+    config: Mapping[str, Any],
+    encoder_digest: str | None,
+    data_digest: str | None,
+    origin: WeightsOrigin | None,
+    autoencoder: str | None,
 ) -> str:
-    """The same for runs that differ in their seed alone; encoders and images count by content, not by name."""
+    """The same for runs that differ in their seed alone; encoders, autoencoders and images count by content."""
     compared = {k: v for k, v in config.items() if k not in NOT_COMPARED and not k.startswith("evaluation.")}
     if encoder_digest:
         encoder = compared.pop("objective.encoder", None)
@@ -275,6 +290,7 @@ def _group(
             read = [read_encoder(text)[1] for text in encoder]
             compared["encoders"] = [{k: v for k, v in each.items() if k != "encoder_weights"} for each in read]
     content = [encoder_digest, data_digest or config.get("data.spec"), *([origin.digest] if origin else [])]
+    content += [] if autoencoder is None else [autoencoder]
     return digest_json([compared, *content])[:12]
 
 
@@ -337,7 +353,7 @@ def equality_notes(runs: Sequence[RunSummary], *, scored: bool = False) -> list[
     machine = "their training times are those of different machines"
     unequal: list[tuple[str, set[Any], str]] = [
         ("image sizes", {r.image_size for r in runs}, method),
-        ("autoencoders", {r.config.get("data.autoencoder") for r in runs}, method),
+        ("autoencoders", {r.autoencoder for r in runs}, method),
         ("devices", {r.device for r in runs if r.steps}, machine),
     ]
     if not scored:

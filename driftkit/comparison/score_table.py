@@ -71,6 +71,11 @@ class ScoreRow:
     appearance: dict[str, AppearanceInfo] = field(default_factory=dict)
 
     @property
+    def is_of_all_classes(self) -> bool:
+        """Whether the images were to be of all classes, as those of the reference are."""
+        return SOME_CLASSES not in self.badges
+
+    @property
     def score(self) -> float:
         """The mean of the ranking metric, lower is better."""
         return self.metrics[REQUIRED]
@@ -123,12 +128,13 @@ class ScoreTable:
         return [*self.rows, *self.related]
 
     def best(self, run: str) -> ScoreRow | None:
-        """The best row of a run that the evaluator is independent of, None where it has none."""
-        return next((row for row in self.rows if row.run == run), None)
+        """The best row of all classes of a run that the evaluator is independent of, None where it has none."""
+        return next((row for row in self.rows if row.run == run and row.is_of_all_classes), None)
 
     def best_related(self, run: str) -> ScoreRow | None:
-        """The best row of a run that the evaluator is related to, None where it has none."""
-        return next((row for row in self.related if row.run == run and row.kinship.degree == "related"), None)
+        """The best row of all classes of a run that the evaluator is related to, None where it has none."""
+        rows = (row for row in self.related if row.run == run and row.is_of_all_classes)
+        return next((row for row in rows if row.kinship.degree == "related"), None)
 
     def columns(self) -> list[Quantity]:
         """Numbers next to the ranking score that any row has."""
@@ -231,7 +237,7 @@ def _row(label: str, records: list[EvaluationRecord], run: RunSummary | None, *,
             spread[key] = values[quantity.spread][0]
     sampling, kinship = _sampling_of(first), first.kinship or UNRECORDED
     signs = {
-        CLASS_CONDITIONAL: bool(sampling.classes) or (run is not None and run.class_conditional),
+        CLASS_CONDITIONAL: bool(sampling.classes) or (run is not None and run.learned_labels),
         SOME_CLASSES: sampling.asked_classes not in (None, (EVERY_CLASS,)),
         f"{kinship.degree} evaluator": not kinship.counts,
         RANDOM_WEIGHTS: run is not None and run.random_weights,
@@ -303,8 +309,8 @@ class EqualBudget:
 def training_budgets(table: ScoreTable, runs: Sequence[RunSummary]) -> list[EqualBudget]:
     """Scores at the largest number of steps, images and seconds that every trained run was scored at or beyond.
 
-    A run is shown with its best score of all checkpoints within the budget, in any sampler setup. Runs without any
-    training cost nothing and fit every budget. A cost is skipped where fewer than two trained runs tell it.
+    A run is shown with its best score of all checkpoints within the budget, in any sampler setup of all classes. Runs
+    without any training cost nothing and fit every budget. A cost is skipped where fewer than two trained runs tell it.
     """
     summaries = {run.label: run for run in runs}
     budgets = []
@@ -312,7 +318,8 @@ def training_budgets(table: ScoreTable, runs: Sequence[RunSummary]) -> list[Equa
         spent: dict[str, list[tuple[float, ScoreRow]]] = {}
         for row in table.history:
             run = summaries.get(row.run)
-            if run is not None and (value := run.cost_at(row.step or 0, cost)) is not None:
+            value = None if run is None or not row.is_of_all_classes else run.cost_at(row.step or 0, cost)
+            if value is not None:
                 spent.setdefault(row.run, []).append((value, row))
         totals = [total for rows in spent.values() if (total := max(value for value, _ in rows)) > 0]
         if len(totals) >= 2:
@@ -325,7 +332,7 @@ def nfe_budgets(table: ScoreTable) -> list[EqualBudget]:
     """The best score of every run with at most so many network evaluations per image, for every NFE that was scored."""
     by_run: dict[str, list[tuple[float, ScoreRow]]] = {}
     for row in table.rows:
-        if row.nfe is not None:
+        if row.nfe is not None and row.is_of_all_classes:
             by_run.setdefault(row.run, []).append((float(row.nfe), row))
     amounts = sorted({nfe for rows in by_run.values() for nfe, _ in rows})
     return [EqualBudget("nfe", a, {run: _within(rows, a) for run, rows in by_run.items()}) for a in amounts]

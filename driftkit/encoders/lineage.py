@@ -134,16 +134,21 @@ def training_encoders_of(manifest: RunManifest) -> list[Lineage | None]:
 
 
 def lineage_of_run(manifest: RunManifest, digest: str) -> Lineage:
-    """What an encoder trained here comes from, by the manifest of its run and the digest of its weights."""
+    """What a network trained here comes from, by the manifest of its run and the digest of its weights."""
     model = _section(manifest.config, "model")
-    images: tuple[str, ...] | None = (f"images {manifest.data_digest[:12]}",) if manifest.data_digest else None
-    labels: bool | None = model.get("num_classes") is not None  # a head for classes is there where labels train it
+    images: tuple[str, ...] | None = (images_of(manifest.data_digest),) if manifest.data_digest else None
+    labels: bool | None = bool(model.get("num_classes"))  # a head or an embedding is there where labels train it
     if manifest.initialised_from is not None:
         before = read_lineage(manifest.initialised_from.lineage)
         seen = None if before is None else before.data
         images = None if images is None or seen is None else tuple(dict.fromkeys([*images, *seen]))
         labels = labels or (None if before is None else before.labels)
     return Lineage(digest, str(model.get("kind")), str(model.get("kind")), images, labels)
+
+
+def images_of(digest: str) -> str:
+    """The name, in a lineage, of images that have this digest."""
+    return f"images {digest[:12]}"
 
 
 def _section(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:

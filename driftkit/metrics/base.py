@@ -92,6 +92,7 @@ class MetricInputs:
     Attributes:
         inception_logits: whether the generated logits are those that the Inception Score is defined with.
         classes: names of the classes that both sets share; empty where there are none.
+        predicted_classes: names of the classes of predictions, in their order; empty where nobody knows them.
         training: features of the training images, where copies are looked for.
         baseline: distances of real images to the nearest training image.
     """
@@ -101,6 +102,7 @@ class MetricInputs:
     device: torch.device | str = "cpu"
     inception_logits: bool = False
     classes: Sequence[str] = ()
+    predicted_classes: Sequence[str] = ()
     training: FeatureStats | None = None
     baseline: Baseline | None = None
 

@@ -46,20 +46,27 @@ class ClassScores:
 
 
 def class_scores(
-    generated: FeatureStats, reference: FeatureStats, *, classes: Sequence[str], device: torch.device | str = "cpu"
+    generated: FeatureStats,
+    reference: FeatureStats,
+    *,
+    classes: Sequence[str],
+    predicted_classes: Sequence[str] = (),
+    device: torch.device | str = "cpu",
 ) -> ClassScores | None:
     """Class histograms with their entropies, and the Fréchet distance of each class; None where no classes are known.
 
     Classes are the labels where both sets are labelled; else what the extractor's own classifier predicts for both, so
-    that its mistakes are the same on both sides; else, where the reference is labelled, what a linear classifier on
-    the features predicts, which is fitted to the reference (its predictions for real images are those of a fit to the
-    other half of them). Per-class distances need classes that are those of the reference: a classifier of others gives
-    histograms alone. Labels of generated images are the classes that were asked for; where there are any, the same
-    classifier tells how many of the images it takes for what they were asked to be.
+    that its mistakes are the same on both sides; else, where the reference is labelled, what linear classifiers on the
+    features predict, each fitted to a half of the reference: real images get the prediction of the one that was fitted
+    to the other half, and generated ones those of both in turn, so that both sides are predicted equally well.
+    Per-class distances need classes that are those of the reference, by their names in `predicted_classes` where these
+    are known: a classifier of others gives histograms alone. Labels of generated images are the classes that were asked
+    for; where there are any, the same classifier tells how many of the images it takes for what they were asked to be.
     """
     labelled = _is_labelled(generated.labels) and _is_labelled(reference.labels) and bool(classes)
-    by, fake, real = _predicted(generated, reference, classes, device)
-    knows = _knows(real, reference.labels, classes)
+    by, fake, real = _predicted(generated, reference, classes, predicted_classes, device)
+    names = classes if by == "linear" else predicted_classes
+    knows = _knows(real, reference.labels, classes, names)
     accuracy = agreement = classifier = None
     if knows and real is not None and fake is not None:
         accuracy = _accuracy(real, reference.labels)
@@ -94,11 +101,15 @@ def class_scores(
 
 
 def _predicted(
-    generated: FeatureStats, reference: FeatureStats, classes: Sequence[str], device: torch.device | str
+    generated: FeatureStats,
+    reference: FeatureStats,
+    classes: Sequence[str],
+    predicted_classes: Sequence[str],
+    device: torch.device | str,
 ) -> tuple[str, torch.Tensor | None, torch.Tensor | None]:
     """Classes of both sets by a classifier, and which: the extractor's own, or where it does not know the classes a
     linear one."""
-    knows = _knows(reference.predictions, reference.labels, classes)
+    knows = _knows(reference.predictions, reference.labels, classes, predicted_classes)
     if not knows and _can_fit(reference, classes):
         return "linear", *_fitted(generated.rows, reference, device)
     return "predictions", generated.predictions, reference.predictions
@@ -114,13 +125,22 @@ def _accuracy(predicted: torch.Tensor, labels: torch.Tensor | None) -> float | N
     return float(predicted.eq(labels).double().mean())
 
 
-def _knows(predicted: torch.Tensor | None, labels: torch.Tensor | None, classes: Sequence[str]) -> bool:
-    """Whether predictions for real images are of the reference's classes, and right more often than by chance."""
+def _knows(
+    predicted: torch.Tensor | None, labels: torch.Tensor | None, classes: Sequence[str], names: Sequence[str]
+) -> bool:
+    """Whether predictions for real images are of the reference's classes, and right more often than by chance.
+
+    Args:
+        names: of the predicted classes. Without them predictions have to be right half way from chance to always,
+            since a part of the classes may have the same number in another order.
+    """
     if predicted is None or not classes or int(predicted.max()) >= len(classes):
         return False
-    accuracy = _accuracy(predicted, labels)
-    chance = 1 / len(classes)
-    return accuracy is not None and accuracy > min(2 * chance, (1 + chance) / 2)
+    if names and tuple(names) != tuple(classes):
+        return False
+    accuracy, chance = _accuracy(predicted, labels), 1 / len(classes)
+    half_way = (1 + chance) / 2
+    return accuracy is not None and accuracy > (min(2 * chance, half_way) if names else half_way)
 
 
 def _can_fit(reference: FeatureStats, classes: Sequence[str]) -> bool:
@@ -133,16 +153,22 @@ def _can_fit(reference: FeatureStats, classes: Sequence[str]) -> bool:
 def _fitted(
     generated: torch.Tensor, reference: FeatureStats, device: torch.device | str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Classes of generated and of real images by a linear classifier that has not seen the image it predicts."""
+    """Classes of generated and of real images, each by one of two linear classifiers that has not seen the image.
+
+    Both are fitted to half of the real images. One that is fitted to all of them would do better, and agreement would
+    not compare with accuracy, next to which it is read.
+    """
     assert reference.labels is not None
     place = float64_device(device)
-    rows, labels = reference.rows.to(place), reference.labels.to(place)
+    rows, labels, queries = reference.rows.to(place), reference.labels.to(place), generated.to(place)
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(SPLIT_SEED))
     halves = order.chunk(2)
-    real = torch.empty_like(labels)
-    for fitted, held_out in (halves, halves[::-1]):
-        real[held_out] = linear_predictions(rows[fitted], labels[fitted], rows[held_out])
-    return linear_predictions(rows, labels, generated.to(place)).cpu(), real.cpu()
+    fake, real = labels.new_empty(len(queries)), torch.empty_like(labels)
+    for first, (fitted, held_out) in enumerate((halves, halves[::-1])):
+        asked = torch.cat([rows[held_out], queries[first::2]])
+        predicted = linear_predictions(rows[fitted], labels[fitted], asked)
+        real[held_out], fake[first::2] = predicted.split([len(held_out), len(predicted) - len(held_out)])
+    return fake.cpu(), real.cpu()
 
 
 def entropy(counts: torch.Tensor) -> float:
@@ -152,7 +178,8 @@ def entropy(counts: torch.Tensor) -> float:
 
 
 def _compute(inputs: MetricInputs) -> MetricResult:
-    scores = class_scores(inputs.generated, inputs.reference, classes=inputs.classes, device=inputs.device)
+    names = {"classes": inputs.classes, "predicted_classes": inputs.predicted_classes}
+    scores = class_scores(inputs.generated, inputs.reference, **names, device=inputs.device)
     if scores is None:
         return MetricResult()
     lost = [n for n, g, r in zip(scores.names, scores.generated, scores.reference, strict=True) if r > 0 and not g]

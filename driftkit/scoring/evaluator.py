@@ -11,7 +11,7 @@ import torch
 
 from driftkit import __version__
 from driftkit.config.sampling_config import SamplingConfig
-from driftkit.encoders.lineage import kinship, training_encoders_of
+from driftkit.encoders.lineage import images_of, kinship, read_lineage, training_encoders_of
 from driftkit.errors import RefusedError, UsageError
 from driftkit.metrics.base import FeatureStats, Metric, MetricInputs
 from driftkit.metrics.frechet import frechet_distance
@@ -41,9 +41,12 @@ from driftkit.scoring.sanity import (
 from driftkit.scoring.statistics_file import write_statistics
 from driftkit.storage.files import digest_json, sha256_file
 from driftkit.storage.images import save_grid
+from driftkit.storage.records import RunManifest
 from driftkit.storage.run_folder import Run
+from driftkit.training.conditions import EVERY_CLASS
 
 PAIR_COLUMNS = 8
+MAX_NAMED = 5  # classes in a warning
 Scored = TypeVar("Scored", bound=ScoredRecord, covariant=True)
 
 
@@ -202,12 +205,14 @@ class Evaluator:
         )
         known = training if isinstance(training, TrainingImages) else None
         classes, labelled = shared_classes(images.classes, generated, info.classes)
+        warnings += class_warnings(images, info.classes, shared=bool(classes))
         inputs = MetricInputs(
             labelled,
             real,
             self.execution.device,
             inception_logits=self.extractor.inception_logits,
             classes=classes,
+            predicted_classes=self.extractor.classes,
             training=known.reference.stats if known else None,
             baseline=known.baseline(self.reference, self.execution) if known else None,
         )
@@ -216,11 +221,13 @@ class Evaluator:
         warnings += count_warnings(count, info.count, dim=self.extractor.dim)
         warnings += [*scores.warnings, *floor_warnings(floor, scores.values["fid"], count)]
         warnings += [training] if isinstance(training, str) else []
+        memorization = scores.details.get("memorization")
+        if run is not None and known is not None and memorization is not None:
+            warnings += unsearched_origin(run.manifest(), known.reference.info.digest)
         appearance = None
         if real.survey is not None:  # statistics of another program hold no images
             compared = compare_appearance(generated.survey.appearance, real.survey.appearance)
             appearance = {name: AppearanceInfo(**values) for name, values in compared.items()}
-        memorization = scores.details.get("memorization")
         return EvaluationRecord(
             name=f"fid@{count}",
             num_images=count,
@@ -231,7 +238,7 @@ class Evaluator:
             floor=floor,
             extractor=self.extractor.info,
             reference=ReferenceInfo(
-                **info.model_dump(), is_training_data=run is not None and run.manifest().data_digest == info.digest
+                **info.model_dump(), is_training_data=run is not None and trained_on(run.manifest(), info.digest)
             ),
             metrics=scores.values,
             selection=self.options.selection(),
@@ -278,19 +285,66 @@ class Evaluator:
         return torch.cat(rows) if rows else None
 
 
+def class_warnings(images: ImageSet, reference: Sequence[str], *, shared: bool) -> list[str]:
+    """What the classes of generated images make of scores against a reference of these classes.
+
+    Args:
+        shared: whether the reference has the classes of all generated images.
+    """
+    asked = (images.sampling.asked_classes if images.sampling else None) or (EVERY_CLASS,)
+    warnings = []
+    if asked != (EVERY_CLASS,) and not (reference and set(reference) <= set(asked)):
+        classes = f"{len(reference):,} classes" if reference else "images whose classes are not known"
+        named = ", ".join([*asked[:MAX_NAMED], *(["..."] if len(asked) > MAX_NAMED else [])])
+        warnings.append(f"only {named} were sampled, against a reference of {classes}; `classes` all samples the rest")
+    if images.classes and reference and not shared:
+        warnings.append("class agreement was not measured: the reference lacks classes of the generated images")
+    return warnings
+
+
+def trained_on(manifest: RunManifest, digest: str) -> bool:
+    """Whether images of this digest trained a run, or the weights that it was initialised from."""
+    return manifest.data_digest == digest or images_of(digest) in (_data_of_origin(manifest) or ())
+
+
+def unsearched_origin(manifest: RunManifest, searched: str) -> list[str]:
+    """A warning where other images trained the weights that a run was initialised from, which nobody searched."""
+    if manifest.initialised_from is None:
+        return []
+    before = _data_of_origin(manifest)
+    if before is not None and set(before) <= {images_of(searched)}:
+        return []
+    which = "unknown images" if before is None else ", ".join(name for name in before if name != images_of(searched))
+    return [
+        "copies were not searched among the images that trained the weights it was initialised from "
+        f"({manifest.initialised_from.path}: {which}); name them with `training`"
+    ]
+
+
+def _data_of_origin(manifest: RunManifest) -> tuple[str, ...] | None:
+    """Names of the images that trained the weights a run was initialised from; None where nobody knows them."""
+    before = None if manifest.initialised_from is None else read_lineage(manifest.initialised_from.lineage)
+    return None if before is None else before.data
+
+
 def shared_classes(
     own: Sequence[str], generated: FeatureStats, reference: Sequence[str]
 ) -> tuple[Sequence[str], FeatureStats]:
-    """The reference's classes, with the labels of generated images as their numbers in it; none where they differ.
+    """The reference's classes, with the labels of generated images as their numbers in it.
+
+    None where images have a label that the reference lacks: a class that no image is of may be absent there.
 
     Args:
         own: names of the classes that generated images are labelled with; empty: they are not labelled.
     """
     if not own or tuple(own) == tuple(reference):
         return reference, generated
-    if generated.labels is None or not set(own) <= set(reference) or not bool((generated.labels >= 0).all()):
+    if generated.labels is None or not bool((generated.labels >= 0).all()):
         return (), generated
-    numbers = torch.tensor([reference.index(name) for name in own])
+    used = {own[label] for label in generated.labels.unique().tolist()}
+    if not used <= set(reference):
+        return (), generated
+    numbers = torch.tensor([reference.index(name) if name in used else -1 for name in own])
     return reference, replace(generated, labels=numbers[generated.labels])
 
 

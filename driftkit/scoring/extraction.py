@@ -39,6 +39,7 @@ class Extractor:
         weights_digest: sha256 of its weights; with `name` and `resize` it says which numbers may be compared.
         dim: length of a feature vector.
         num_classes: of its classifier; 0 where it has none.
+        classes: their names, in the order of its logits; empty where it has no classifier or nobody knows them.
         inception_logits: whether its logits are those that the Inception Score is defined with.
         lineage: what its features come from; None where nobody knows.
         precision: of its convolutions and matrix products.
@@ -53,6 +54,7 @@ class Extractor:
     embed: Embed
     device: torch.device
     num_classes: int = 0
+    classes: tuple[str, ...] = ()
     inception_logits: bool = False
     lineage: Lineage | None = None
     precision: str = IEEE_FLOAT32

@@ -148,6 +148,7 @@ def _run_encoder(path: Path, device: torch.device) -> Extractor:
         embed=embed,
         device=device,
         num_classes=0 if head is None else head.out_features,
+        classes=() if head is None else Run.open(path).manifest().label_names,
         lineage=encoder.lineage,
     )
 

@@ -31,7 +31,7 @@ from driftkit.scoring.statistics_file import (
 )
 from driftkit.storage.run_folder import Run
 
-SCORES_VERSION = 4  # raised when the same images would get other numbers
+SCORES_VERSION = 5  # raised when the same images would get other numbers
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from driftkit.comparison.formats import format_count, format_score, format_seconds, method_label
 from driftkit.comparison.run_summary import summarise
 from driftkit.comparison.score_table import score_tables
+from driftkit.config.weights_name import RAW, averaged_checkpoints
 from driftkit.encoders.registry import encoder_licence, published_file
 from driftkit.methods.registry import METHODS, MethodConfig
 from driftkit.scoring.evaluation_record import read_evaluations
@@ -30,6 +31,7 @@ def describe_run(run: Run, config: TrainConfig, *, weights: str, step: int) -> d
         "image_size": config.data.image_size,
         "parameters": manifest.parameters,
         "weights": weights,
+        "averaging": _averaging(weights),
         "step": step,
         "images_seen": manifest.images_seen if trained else None,
         "train_seconds": manifest.train_seconds if trained else None,
@@ -44,6 +46,13 @@ def describe_run(run: Run, config: TrainConfig, *, weights: str, step: int) -> d
         "scores": _scores(run, weights=weights, step=step),
         "versions": manifest.versions,
     }
+
+
+def _averaging(weights: str) -> str:
+    """What the weights of that name are, in words."""
+    if (count := averaged_checkpoints(weights)) is not None:
+        return f"mean of the last {count} kept checkpoints" if count > 1 else "the last ones, not averaged"
+    return "the last ones, not averaged" if weights == RAW else "averaged over training"
 
 
 def _encoder(encoder: Mapping[str, Any]) -> dict[str, Any]:

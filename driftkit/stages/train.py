@@ -165,6 +165,7 @@ def _train(
             },
             parameters=sum(p.numel() for p in network.parameters()),
             classes=classes,
+            label_names=_label_names(config, pack),
             encoder=built.encoder,
             initialised_from=origin,
             world_size=ranks.world_size,
@@ -338,6 +339,12 @@ def _require_equal_start(
                 "the version of torch or timm": f"{torch.__version__} {version('timm')}",
             }
         )
+
+
+def _label_names(config: TrainConfig, pack: ImagePack) -> tuple[str, ...]:
+    """Classes of the head of an encoder that is trained; empty where it has none."""
+    has_head = not METHODS[config.objective.name].generates and bool(getattr(config.model, "num_classes", None))
+    return pack.classes if has_head else ()
 
 
 def _require_batch(config: TrainConfig, global_batch: int) -> None:

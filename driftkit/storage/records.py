@@ -110,6 +110,7 @@ class RunManifest(Record):
     parameters: int | None = Field(None, le=MAX_COUNT, description="trained numbers of the network")
     initialised_from: WeightsOrigin | None = Field(None, description="None: random weights")
     classes: tuple[ClassCount, ...] = Field((), description="of a class-conditional generator, in the order of labels")
+    label_names: tuple[str, ...] = Field((), description="classes of an encoder's head, in the order of its logits")
     encoder: dict[str, Any] | None = Field(None, description="the training encoder, as its floor describes it")
     global_batch: int | None = Field(None, description="images that all processes see per step")
     world_size: int | None = None

@@ -14,7 +14,7 @@ from driftkit.scoring.image_set import ScoringExecution
 from driftkit.storage.files import write_json
 from driftkit.storage.images import write_samples
 from tests.comparison.comparing import compare_runs
-from tests.comparison.test_conclusions import by
+from tests.comparison.test_conclusions import by, conditional
 from tests.scoring.fakes import KIN, evaluation, evaluation_record, make_pack, make_run, tiny_extractor
 
 MAE = Lineage("c0", "mae_resnet", "mae_resnet", ("shapes (1234)",), False)
@@ -47,6 +47,21 @@ def test_evaluators_that_cannot_tell_two_runs_apart_have_no_vote():
 def test_only_independent_scores_count():
     (pair,) = pairs([("a", evaluation_record(1.6, kinship=KIN)), ("b", evaluation_record(3.0))])
     assert pair.verdict == "unknown"
+
+
+def test_runs_that_learned_from_labels_are_not_ranked_against_those_that_did_not():
+    scored = [("a", conditional(2.0)), ("b", evaluation_record(9.0)), ("c", conditional(5.0))]
+    verdicts = {(pair.first, pair.second): (pair.verdict, pair.better) for pair in pairs(scored)}
+    assert verdicts == {("a", "b"): ("unequal", None), ("a", "c"): ("ranked", "a"), ("b", "c"): ("unequal", None)}
+    assert leader_of(pairs(scored)) is None
+
+
+def test_samples_of_some_classes_alone_have_no_vote():
+    some, whole = conditional(1.0, asked_classes=("cat",)), conditional(5.0, asked_classes=("all",))
+    (pair,) = pairs([("a", some), ("b", whole)])
+    assert (pair.verdict, pair.opinions) == ("unknown", ())
+    (pair,) = pairs([("a", some), ("a", conditional(9.0)), ("b", whole)])
+    assert (pair.verdict, pair.better, pair.opinions[0].first) == ("ranked", "b", 9.0)
 
 
 @pytest.mark.parametrize(("scores", "leader"), [((2.0, 3.0, 4.0), "a"), ((4.0, 3.0, 2.0), "c")])

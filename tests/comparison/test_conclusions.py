@@ -16,6 +16,13 @@ def by(name, fid, **changes):
     return evaluation_record(fid, extractor=extractor, **changes)
 
 
+def conditional(fid, **sampling):
+    """An evaluation of a class-conditional run."""
+    record = evaluation_record(fid)
+    asked = {"classes": ("cat", "dog"), "guidance": 1.0, **sampling}
+    return record.model_copy(update={"sampling": record.sampling.model_copy(update=asked)})
+
+
 def documents_of(**scores):
     return [(run, evaluation_record(fid, seed=seed, nfe=nfe, sampler="one-step" if nfe == 1 else "ddim"))
             for run, (nfe, values) in scores.items() for seed, fid in enumerate(values)]  # fmt: skip
@@ -115,6 +122,21 @@ def test_scores_of_one_evaluator_that_order_otherwise_are_flagged():
     high = {**evaluation(1.0)["metrics"], "fid": 9.0, "recall": 0.9}
     documents = [("a", evaluation_record(3.0)), ("b", evaluation_record(9.0, metrics=high))]
     assert any("Recall of encoder:tiny orders a and b the other way round" in c for c in warned(documents))
+
+
+def test_what_learned_from_labels_is_not_ranked_against_what_did_not():
+    unequal, agreed = said([("a", conditional(2.0)), ("b", evaluation_record(9.0)), ("c", conditional(5.0))])
+    assert unequal == "Not ranked, since one learned from labels and the other did not: a and b, c and b."
+    assert agreed == "What every independent evaluator agrees on: a above c."
+
+
+def test_a_guidance_scale_chosen_by_the_score_is_said_to_be():
+    documents = [("a", conditional(2.0 + scale, guidance=scale)) for scale in (1.0, 1.5, 2.0)]
+    documents += [("a", conditional(1.0, guidance=3.0, asked_classes=("cat",))), ("b", conditional(9.0))]
+    (caution,) = [c for c in warned(documents) if "guidance" in c]
+    assert caution.endswith("which flatters a (best of 3 guidance scales).")
+    assert said(documents)[0].startswith("a ranks first by encoder:tiny: fid@100 3.00")
+    assert not any("guidance" in c for c in warned([("a", conditional(2.0)), ("b", evaluation_record(9.0))]))
 
 
 def test_cautions_name_what_a_reader_would_hold_against_the_numbers(tmp_path):

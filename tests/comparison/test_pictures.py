@@ -7,10 +7,21 @@ import pytest
 import torch
 from PIL import Image
 
-from driftkit.comparison.pictures import evolution, grid_figure, nearest, neighbour_figure
+from driftkit.comparison.compare_config import CompareConfig
+from driftkit.comparison.pictures import (
+    evolution,
+    grid_figure,
+    make_pictures,
+    nearest,
+    neighbour_figure,
+    same_noise_samples,
+)
+from driftkit.comparison.run_summary import summarise
 from driftkit.errors import ArtifactError
 from driftkit.storage.images import read_grid, save_grid
-from tests.scoring.fakes import random_images, tiny_extractor
+from driftkit.storage.run_folder import Run
+from tests.conftest import driftkit, train_tiny
+from tests.scoring.fakes import make_pack, random_images, tiny_extractor
 
 
 @pytest.mark.parametrize("size", [8, 32, 48, 100])
@@ -82,3 +93,22 @@ def test_too_few_or_other_images_are_refused():
         nearest(random_images(2), random_images(2), count=3)
     with pytest.raises(ValueError, match="expected real images of"):
         nearest(random_images(2), random_images(9, size=16))
+
+
+def test_the_rows_of_a_grid_are_of_their_classes_where_these_are_named_by_numbers(tmp_path):
+    pack = make_pack(tmp_path / "pack.safetensors", random_images(12), torch.arange(12) % 3, ("1", "2", "3"))
+    train_tiny(tmp_path / "run", "drift", "--data", pack.path, "--class-conditional", "--groups", 2)
+    _, info = same_noise_samples(summarise(Run(tmp_path / "run"), label="run"), torch.device("cpu"))
+    assert info["asked_classes"] == ("1",) * 8 + ("2",) * 8 + ("3",) * 8
+
+
+@pytest.mark.parametrize(
+    "more", [(), ("--class-conditional", "--groups", 2)], ids=["unconditional", "class-conditional"]
+)
+def test_grids_show_the_weights_that_are_compared(tmp_path, more):
+    train_tiny(tmp_path / "run", "drift", *more)
+    assert driftkit("sample", tmp_path / "run", "-n", 64, "--device", "cpu").exit_code == 0  # of the averaged weights
+    config = CompareConfig(weights="raw", neighbours=False)
+    summary = summarise(Run(tmp_path / "run"), label="run")
+    (grid,) = make_pictures([summary], config, torch.device("cpu"), lambda task, done, total: None).grids
+    assert "raw weights" in grid.caption

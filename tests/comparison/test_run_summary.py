@@ -89,6 +89,27 @@ def test_config_keys_that_differ_are_listed_run_by_run(tmp_path):
     assert differences([first]) == {}
 
 
+def latent_run(path, place, digest):
+    """A run in the latents of the autoencoder of that digest, at that place."""
+    run = make_run(path)
+    manifest = run.manifest()
+    config = {**manifest.config, "data": {**manifest.config["data"], "autoencoder": place}}
+    run.update(config=config, inputs={**manifest.inputs, "autoencoder": {"spec": place, "digest": digest}})
+    return summarise(run, label=path.name)
+
+
+def test_autoencoders_are_told_apart_by_their_content(tmp_path):
+    first, moved, retrained = (
+        latent_run(tmp_path / name, place, digest)
+        for name, place, digest in (("a", "vae", "aa"), ("b", "elsewhere/vae", "aa"), ("c", "vae", "bb"))
+    )
+    assert first.group == moved.group != retrained.group
+    assert not any("autoencoders" in note for note in equality_notes([first, moved]))
+    assert any("different autoencoders" in note for note in equality_notes([first, retrained]))
+    plain = summarise(make_run(tmp_path / "plain"), label="plain")
+    assert any("different autoencoders" in note for note in equality_notes([first, plain]))
+
+
 def test_inequalities_are_sentences(tmp_path):
     runs = [summarise(make_run(tmp_path / name, **more), label=name) for name, more in (
         ("a", {}), ("b", {"parameters": 5}), ("c", {"device": "H100"}))]  # fmt: skip

@@ -7,9 +7,19 @@ from pathlib import Path
 import pytest
 
 from driftkit.comparison.run_summary import summarise
-from driftkit.comparison.score_table import evaluator_key, record_fields, score_records, score_tables, to_csv
+from driftkit.comparison.score_table import (
+    evaluator_key,
+    nfe_budgets,
+    record_fields,
+    score_records,
+    score_tables,
+    to_csv,
+    training_budgets,
+)
 from driftkit.comparison.speed import Speed
+from driftkit.encoders.lineage import Lineage
 from driftkit.scoring.evaluation_record import EvaluationRecord
+from driftkit.storage.records import WeightsOrigin
 from tests.scoring.fakes import KIN, evaluation, evaluation_record, make_run
 
 
@@ -94,6 +104,26 @@ def test_warnings_of_the_run_stand_beside_its_score(tmp_path):
     document = evaluation_record(5.0, reference={**evaluation(5.0)["reference"], "is_training_data": True})
     (table,) = score_tables([("drift", document)], [summarise(run, label="drift")])
     assert table.rows[0].badges == ["random weights", "against its training images", "small N", "not finished"]
+
+
+def test_labels_that_trained_the_weights_it_began_with_are_those_of_the_run(tmp_path):
+    for labels, badged in ((True, True), (False, False)):
+        lineage = Lineage("ab", "unet", "unet", (), labels).describe()
+        origin = WeightsOrigin(path="before", weights="ema", digest="ab", lineage=lineage)
+        run = summarise(make_run(tmp_path / str(labels), initialised_from=origin), label="a")
+        (table,) = score_tables([("a", evaluation_record(3.0))], [run])
+        assert ("class-conditional" in table.rows[0].badges) is badged
+
+
+def test_samples_of_some_classes_alone_win_no_budget(tmp_path):
+    record = evaluation_record(1.0)
+    some = record.model_copy(
+        update={"sampling": record.sampling.model_copy(update={"classes": ("cat", "dog"), "asked_classes": ("cat",)})}
+    )
+    runs = [summarise(make_run(tmp_path / name), label=name) for name in "ab"]
+    (table,) = score_tables([("a", some), ("a", evaluation_record(5.0)), ("b", evaluation_record(3.0))], runs)
+    for budget in (*training_budgets(table, runs), *nfe_budgets(table)):
+        assert {name: cell.score for name, cell in budget.cells.items()} == {"a": 5.0, "b": 3.0}
 
 
 def test_near_copies_of_training_images_are_a_badge():

@@ -102,6 +102,35 @@ def test_agreement_is_by_a_linear_classifier_of_the_reference_otherwise():
     assert record.accuracy > 0.95
 
 
+def test_agreement_of_images_like_real_ones_is_what_the_classifier_reaches_on_those():
+    def blurred(count, seed):
+        generator, labels = torch.Generator().manual_seed(seed), torch.arange(count) % 2
+        rows = torch.randn(count, 150, generator=generator) + 0.15 * (2 * labels[:, None] - 1)
+        return FeatureStats.of_rows(rows, labels=labels)
+
+    record = class_scores(blurred(2000, 1), blurred(500, 2), classes=("a", "b"))
+    assert record.accuracy < 0.95  # few real images: a classifier of twice as many is clearly better
+    assert record.agreement == pytest.approx(record.accuracy, abs=0.03)
+
+
+def test_predictions_are_of_the_references_classes_only_where_their_names_are():
+    true = torch.arange(300) % 3
+    reference, generated = features(true, labels=true, predictions=true), features(true, predictions=true, seed=1)
+    for names, by in ((CLASSES, "predictions"), ((), "predictions"), (("x", "y", "z"), "linear")):
+        record = class_scores(generated, reference, classes=CLASSES, predicted_classes=names)
+        assert record.by == by
+    inputs = MetricInputs(generated, reference, classes=CLASSES, predicted_classes=("b", "a", "c"))
+    assert PER_CLASS.compute(inputs).details.by == "linear"
+
+
+def test_predictions_without_names_have_to_be_right_on_most_real_images():
+    true = torch.arange(400) % 4
+    guessed = torch.where(torch.arange(400) % 10 < 4, (true + 1) % 4, true)  # right on 60 %, and on 25 % by chance
+    noise = FeatureStats.of_rows(torch.randn(400, 3), labels=true, predictions=guessed)
+    for names, classifier in (((), None), (tuple("abcd"), "predictions")):
+        assert class_scores(noise, noise, classes=tuple("abcd"), predicted_classes=names).classifier == classifier
+
+
 def test_no_agreement_is_given_where_features_know_nothing_of_the_classes():
     true = torch.arange(300) % 3
     noise = features(torch.zeros(300, dtype=torch.int64), labels=true, seed=2)

@@ -21,6 +21,7 @@ from driftkit.scoring.image_set import ScoringExecution
 from driftkit.scoring.series import evaluate_checkpoints, evaluate_repeats
 from driftkit.storage.files import write_json, write_tensors
 from driftkit.storage.images import write_samples
+from driftkit.storage.records import WeightsOrigin
 from driftkit.training.conditions import SampleConditions
 from tests.metrics.test_survey import as_jpeg, natural
 from tests.scoring.fakes import SIZE, add_samples, make_pack, make_run, random_images, score, tiny_extractor
@@ -311,6 +312,30 @@ def test_training_images_as_samples_are_flagged_and_new_ones_are_not(tmp_path):
     assert not any("memorization" in w for w in new.warnings)
     with Image.open(tmp_path / copies.training.picture) as picture:
         assert picture.width > picture.height
+
+
+def test_images_that_trained_the_weights_it_began_with_are_its_training_images_too(tmp_path):
+    first = make_pack(tmp_path / "first.safetensors", random_images(60, 1))
+    second = make_pack(tmp_path / "second.safetensors", random_images(60, 2))
+    write_samples(tmp_path / "made.safetensors", random_images(40, 3), {"num_images": 40, "run": str(tmp_path / "run")})
+
+    def scored(reference, seen):
+        lineage = Lineage("ab", "unet", "unet", seen, False).describe()
+        origin = WeightsOrigin(path="outputs/before", weights="ema", digest="ab", lineage=lineage)
+        config = {"data": {"spec": str(second.path), "image_size": SIZE}}
+        run = make_run(tmp_path / "run")
+        inputs = {"data": {"spec": str(second.path), "digest": second.digest}}
+        run.update(config={**run.manifest().config, **config}, inputs=inputs, initialised_from=origin)
+        record = score(tmp_path / "made.safetensors", str(reference.path)).record
+        return record.reference.is_training_data, [w for w in record.warnings if "initialised from" in w]
+
+    before = (f"images {first.digest[:12]}",)
+    on_first, (warning,) = scored(first, before)
+    assert on_first
+    assert f"outputs/before: images {first.digest[:12]}" in warning
+    assert scored(second, (f"images {second.digest[:12]}",)) == (True, [])
+    other, warnings = scored(first, None)
+    assert (other, len(warnings)) == (False, 1)
 
 
 def test_pairs_show_each_generated_image_above_its_nearest_training_image(tmp_path):

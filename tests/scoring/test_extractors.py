@@ -5,6 +5,7 @@ import timm
 import torch
 from torch_fidelity import feature_extractor_inceptionv3 as theirs
 
+from driftkit.datasets.sources import open_dataset
 from driftkit.errors import ArtifactError, RefusedError, UsageError
 from driftkit.scoring import extractors
 from driftkit.scoring.extraction import Extractor
@@ -13,7 +14,7 @@ from driftkit.storage.files import write_tensors
 from driftkit.storage.images import to_float
 from driftkit.storage.run_folder import Run
 from driftkit.training.sampling import load_network
-from tests.conftest import train_tiny
+from tests.conftest import TINY_DATA, train_tiny
 from tests.scoring.fakes import random_images, tiny_extractor
 
 
@@ -214,7 +215,8 @@ def test_run_encoder_has_the_classifier_it_was_fine_tuned_with(tmp_path):
     train_tiny(tmp_path / "tuned", "mae", "--set", "objective.finetune_from=0")
     images = random_images(5)
     plain, tuned = (load_extractor(f"encoder:{tmp_path / name}") for name in ("plain", "tuned"))
-    assert plain.num_classes == 0
+    assert (plain.num_classes, plain.classes) == (0, ())
+    assert tuned.classes == open_dataset(TINY_DATA[1]).classes
     features, logits = tuned.features(images)
     assert logits.shape == (5, tuned.num_classes)
     network, _, _ = load_network(Run.open(tmp_path / "tuned"))

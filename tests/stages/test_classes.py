@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -126,6 +127,35 @@ def test_labels_follow_the_names_of_classes_into_a_reference_that_orders_them_di
     assert (classes, same.labels.tolist()) == (("a", "b", "c"), [1, 0, 0])
     assert shared_classes(("b", "x"), generated, ("a", "b"))[0] == ()
     assert shared_classes((), generated, ("a", "b"))[0] == ("a", "b")
+    classes, same = shared_classes(("x", "b", "a"), replace(generated, labels=generated.labels + 1), ("a", "b"))
+    assert (classes, same.labels.tolist()) == (("a", "b"), [1, 0, 0]), "no image is of x"
+
+
+def test_scores_say_where_samples_and_reference_are_not_of_the_same_classes(tmp_path):
+    images, labels = coloured(240, 0)
+    real, two = (str(tmp_path / f"{name}.safetensors") for name in ("real", "two"))
+    make_pack(tmp_path / "real.safetensors", images, labels, ("r", "g", "b"))
+    make_pack(tmp_path / "two.safetensors", images[labels < 2], labels[labels < 2], ("r", "g"))
+    generated, truth = coloured(60, 1)
+    info = {"num_images": 60, "classes": ("x", "r", "g", "b"), "sampler": "ddim", "nfe": 5, "guidance": 1.0}
+    names = {"asked_classes": ("r", "g")}
+    for name, chosen, more in (("all", truth >= 0, {}), ("some", truth < 2, names)):
+        count = int(chosen.sum())
+        sampled = {**info, **more, "num_images": count}
+        write_samples(tmp_path / f"{name}.safetensors", generated[chosen], sampled, truth[chosen] + 1)
+
+    def scored(name, reference):
+        record = score(tmp_path / f"{name}.safetensors", reference).record
+        return record.metrics.get("class_agreement"), " ".join(record.warnings)
+
+    agreement, warnings = scored("some", two)
+    assert (agreement > 0.95, "were sampled" in warnings) == (True, False)
+    agreement, warnings = scored("some", real)
+    assert agreement > 0.95
+    assert "only r, g were sampled, against a reference of 3 classes" in warnings
+    agreement, warnings = scored("all", two)
+    assert (agreement, "the reference lacks classes" in warnings) == (None, True)
+    assert "were sampled" not in scored("all", real)[1]
 
 
 def test_labels_that_are_none_of_the_record_are_refused(tmp_path):

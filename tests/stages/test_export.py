@@ -83,6 +83,15 @@ def test_safetensors_hold_the_averaged_weights_and_the_config(runs):
     assert raw.document["weights"] == "raw"
 
 
+def test_the_card_says_over_what_weights_are_averaged(tmp_path):
+    keeps = ("--checkpoint-every", 2, "--set", "trainer.keep_every=2")
+    train_tiny(tmp_path / "run", "drift", *keeps, steps=4)
+    averaging = {"ema": "averaged over training", "raw": "the last ones", "average:2": "mean of the last 2 kept"}
+    for weights, words in averaging.items():
+        made = export(Run.open(tmp_path / "run"), format="safetensors", weights=weights, force=True)
+        assert f"| weights | {weights} ({words}" in (made.folder / "README.md").read_text()
+
+
 @pytest.mark.parametrize("objective", first_is_fast("ddpm", "drift"))
 @pytest.mark.parametrize("format", first_is_fast("torchscript", "safetensors", "onnx"))
 def test_the_code_on_the_card_runs(runs, objective, format, monkeypatch):
