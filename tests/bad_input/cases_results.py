@@ -245,7 +245,7 @@ FID_CASES = [
 ]
 
 COMPARE = [
-    Case("compare-no-runs", "compare", 2, ["RUN..."]),
+    Case("compare-no-runs", "compare", 2, ["argument 'RUN'"]),
     Case("compare-nothing-there", "compare outputs/a outputs/b", 3, ["outputs/a"]),
     Case("compare-samples-only", "compare {samples} --no-speed -o out", 3, ["samples"]),
     Case("compare-evaluate-without-reference", "compare {drift} --evaluate", 2, ["--reference SPEC"]),
