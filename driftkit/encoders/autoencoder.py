@@ -27,9 +27,9 @@ HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)((?:/[\w-]+)*)")  # owner/name, and perha
 EXPECTED = f"expected the folder of a diffusers {CLASS} ({CONFIG_FILE} and {WEIGHTS_FILE}) or a hub id OWNER/NAME"
 PIXELS_AT_A_TIME = 2**20  # 16 images of 256x256, whose largest activations in a Stable Diffusion VAE take 0.5 GiB each
 SCALING = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
-# Of attention layers in files written before diffusers 0.18, which are still published.
 # What diffusers and torch raise for configs that describe no network.
 NO_NETWORK = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+# Of attention layers in files written before diffusers 0.18, which are still published.
 EARLIER_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
@@ -175,10 +175,9 @@ def load_autoencoder(place: str, device: torch.device | str = "cpu") -> Autoenco
     """
     files, device = _files(place), torch.device(device)
     config = _read_config(files.config)
-    network = _without_weights(files.config, config)
     if device.type == "meta":
         with device:
-            return Autoencoder(place, config, network)
+            return Autoencoder(place, config, _without_weights(files.config, config))
     status = files.weights.stat()
     identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
     return _load(place, files, config, identity, device)
@@ -188,6 +187,7 @@ def load_autoencoder(place: str, device: torch.device | str = "cpu") -> Autoenco
 def _load(
     place: str, files: AutoencoderFiles, config: AutoencoderConfig, identity: tuple[int, ...], device: torch.device
 ) -> Autoencoder:
+    _without_weights(files.config, config)
     weights = {_current_name(name): tensor for name, tensor in read_tensors(files.weights)[0].items()}
     network = build_with(lambda: _network(files.config), weights, name=str(files.weights))
     require_finite(weights, f"{files.weights}: weights", fix="fetch it again")
@@ -286,7 +286,7 @@ def hub_files(place: str) -> tuple[AutoencoderFile, AutoencoderFile] | None:
 
 def _files(place: str) -> AutoencoderFiles:
     if importlib.util.find_spec("diffusers") is None:
-        raise NotFoundError("`data.autoencoder` needs diffusers; install the extra: pip install 'driftkit[latents]'")
+        raise NotFoundError("`data.autoencoder` needs diffusers; install the extra: uv sync --extra latents")
     folder = Path(place)
     if folder.is_dir():
         return AutoencoderFiles(folder / CONFIG_FILE, _weights_in(folder))

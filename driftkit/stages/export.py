@@ -91,7 +91,7 @@ def export(
     _require_free(folder, force=force)
     needed = ("onnx", "onnxruntime", "onnxscript") if format == "onnx" else ()
     if absent := [name for name in needed if importlib.util.find_spec(name) is None]:
-        raise NotFoundError(f"`format` onnx needs {', '.join(absent)}; install the extra: pip install 'driftkit[onnx]'")
+        raise NotFoundError(f"`format` onnx needs {', '.join(absent)}; install the extra: uv sync --extra onnx")
     network, config, checkpoint = load_network(run, weights=weights, step=step)
     size = config.data.image_size
     assert size is not None, "a saved config names the image size"

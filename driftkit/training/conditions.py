@@ -237,8 +237,8 @@ def conditions_label(classes: Sequence[str] | None, guidance: float | None) -> s
 def conditions_file_label(classes: Sequence[str] | None, guidance: float | None) -> str:
     """The same for names of files, of plain letters, with a digest where that does not tell the classes."""
     words = re.sub(r"[^A-Za-z0-9.-]+", "-", conditions_label(classes, guidance).replace("=", ""))
-    told = classes is None or (len(classes) <= MAX_LABELLED and all(map(PLAIN_NAME.fullmatch, classes)))
-    return words if told else f"{words}-{digest_json(list(classes or ()))[:8]}"
+    complete = classes is None or (len(classes) <= MAX_LABELLED and all(map(PLAIN_NAME.fullmatch, classes)))
+    return words if complete else f"{words}-{digest_json(list(classes or ()))[:8]}"
 
 
 def grid_conditions(network: NetworkConfig, known: Sequence[ClassCount]) -> tuple[SampleConditions, int]:

@@ -38,7 +38,7 @@ class LatentObjective:
     """An objective for a network of latents.
 
     Args:
-        inner: the objective, which is told of latents as if they were images; with `cache` None it gets real images
+        inner: the objective, which gets latents as if they were images; with `cache` None it gets real images
             and a network whose output is decoded, so that its gradient goes through the frozen decoder.
         shape: channels, height and width of latents.
         cache: the latents of the training images.

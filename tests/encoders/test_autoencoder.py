@@ -97,7 +97,7 @@ def test_without_diffusers_the_extra_is_named(tmp_path, monkeypatch):
     folder = tiny_autoencoder(tmp_path / "vae")
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda n, *a: None if n == "diffusers" else found(n, *a))
-    with pytest.raises(NotFoundError, match=r"diffusers.*driftkit\[latents\]"):
+    with pytest.raises(NotFoundError, match=r"diffusers.*--extra latents"):
         read_autoencoder_config(str(folder))
 
 

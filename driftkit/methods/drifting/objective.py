@@ -55,7 +55,8 @@ class Drifting:
         compiled: bool = False,
     ):
         self.config, self.network, self.images = config, network or GeneratorNetworkConfig(), images
-        self.own_groups = 1 if images is None else images.groups.share(ranks.world_size).count
+        self.own = None if images is None else images.groups.share(ranks.world_size)  # groups of this rank
+        self.own_groups = 1 if self.own is None else self.own.count
         # Whole groups need no features of other ranks; a single one is spread over all.
         whole = images is not None and self.own_groups * ranks.world_size == images.groups.count
         self.field_ranks, self.scale_ranks = (Ranks(), ranks) if whole else (ranks, Ranks())
@@ -186,8 +187,8 @@ class Drifting:
             y_pos, negatives, weight = pos.values(), None, None
             if guidance is not None:
                 assert self.images is not None
-                whole = self.images.groups
-                own = self.images.groups.share(self.ranks.world_size)
+                assert self.own is not None
+                whole, own = self.images.groups, self.own
                 y_pos, unconditional = y_pos.split([own.count * own.positives, own.count * own.unconditional], dim=1)
                 negatives = self._by_group(unconditional)
                 alpha = guidance.view(own.count, own.generated)[:, 0]
@@ -217,10 +218,8 @@ class Drifting:
     ) -> AggregatedDrift:
         config, by_map = self.config, gen.membership()
         membership = tuple(number for number in by_map for _ in range(self.own_groups))  # of every field
-        sharing: ScaleOver = membership if config.scale_over == "map" else "location"
-        if (
-            config.scale_over == "location" and self.own_groups * self.scale_ranks.world_size > 1
-        ):  # a location's groups share its scales
+        sharing: ScaleOver = membership
+        if config.scale_over == "location":  # whose groups share its scales
             sharing = tuple(location for location in range(len(by_map)) for _ in range(self.own_groups))
         try:
             return aggregated_drift(
