@@ -82,6 +82,13 @@ class PairedRanks(Ranks):
         return torch.maximum(value, self.other)
 
 
+@pytest.fixture(autouse=True)
+def no_messages_yet(monkeypatch):
+    """Every test starts its own count: tests run in any order."""
+    monkeypatch.setattr(PairedRanks, "messages", 0)
+    monkeypatch.setattr(PairedRanks, "other", torch.zeros(4))
+
+
 def test_a_request_to_stop_travels_with_the_flags_of_the_step():
     watch = FiniteWatch(PairedRanks(world_size=2), deferred=True)
     for step, (own, others, agreed) in enumerate([(0, 0, 0), (0, 15, 15), (2, 15, 15), (1, 0, 1)]):
