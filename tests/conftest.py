@@ -38,6 +38,12 @@ def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         yield
 
 
+@pytest.fixture(autouse=True)
+def _plain_cpu(monkeypatch: pytest.MonkeyPatch):
+    """Trainings are float32 on every CPU, also on those that multiply bfloat16."""
+    monkeypatch.setattr("driftkit.runtime.device.cpu_multiplies_bfloat16", lambda: False)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _no_hub():
     """No test waits for a network that is not there."""

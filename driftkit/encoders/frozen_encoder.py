@@ -14,6 +14,7 @@ from driftkit.encoders.weights import PublishedFile
 from driftkit.errors import UsageError
 from driftkit.models.blocks import PointwiseConv2d
 from driftkit.protocols import FeatureMap
+from driftkit.runtime.device import fastest_layout
 
 LAYER_NORM_EPSILON = 1e-3  # on the standard deviation
 SMALLEST_VARIANCE = 1e-12  # below which the standard deviation has no gradient
@@ -73,13 +74,15 @@ class FrozenEncoder(nn.Module):
         """Feature maps of float images [N, 3, H, W] in [-1, 1]."""
         raise TypeError(f"{type(self).__name__} defines no maps")
 
-    def store_weights_for(self, dtype: torch.dtype) -> None:
-        """Keep the weights and biases of products in the type that autocast casts them to at every forward otherwise.
+    def prepare(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Take the layout that is fastest, and keep the weights of products in the type that autocast casts them to.
 
-        Under autocast to `dtype`, under which alone the encoder works from now on, features are the same numbers. Norms
-        and other parameters stay float32, and so do layers that compute with their weights before the product. Digests
-        are of the original weights: take them first.
+        Under autocast to `dtype` on a device of that type, under which alone the encoder works from now on, features
+        are the same numbers, but for rounding where norms are folded. Other norms and parameters stay float32, and so
+        do layers that compute with their weights before the product. Digests and numbers of parameters are of the
+        original weights: take them first.
         """
+        self.to(memory_format=fastest_layout(device, dtype))  # type: ignore[call-overload]
         for module in self.modules():
             if type(module) in self._products():
                 module.to(dtype)

@@ -20,6 +20,12 @@ def zero_initialised(module: nn.Module) -> nn.Module:
     return module
 
 
+def in_layout_of(weight: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    """The images [N, C, H, W] in the layout of a convolution's weight, which all layers behind it then keep."""
+    last = weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+    return images.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+
 class TimeEmbedding(nn.Module):
     """Sinusoidal embedding, `channels` wide, of the time t, from 0 to 1000, then a two-layer perceptron."""
 

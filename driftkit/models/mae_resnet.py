@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import nn
 
 from driftkit.config.settings import OnResume
-from driftkit.models.blocks import ResBlock
+from driftkit.models.blocks import ResBlock, in_layout_of
 from driftkit.models.contract import Model, NetworkConfig, register
 
 Blocks = Annotated[int, Field(ge=1, le=256)]
@@ -65,7 +65,7 @@ class MAEResNet(nn.Module):
 
     def encode(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Images [N, 3, H, W] -> four maps, [N, width * 2^i, H / 2^i, W / 2^i]."""
-        h = self.stem(images)
+        h = self.stem(in_layout_of(self.stem.weight, images))
         maps = []
         for stage in self.stages:
             h = stage(h)

@@ -13,6 +13,7 @@ from driftkit.models.blocks import (
     TimeEmbedding,
     Upsample,
     group_norm,
+    in_layout_of,
     zero_initialised,
 )
 from driftkit.models.conditioning import ConditionEmbedding
@@ -26,12 +27,17 @@ class UNetConfig(GeneratorNetworkConfig):
     """Shape of the U-Net. The defaults give 38.3 M parameters at 32x32."""
 
     kind: Literal["unet"] = Field("unet", description="which network this section configures")
+    patch_size: int = Field(
+        1, ge=1, le=64, description="side in pixels of the patches that are one position at the first level; 1: pixels"
+    )
     base_channels: int = Field(128, ge=4, le=4096, multiple_of=4, description="channels at full resolution")
     channel_multipliers: tuple[int, ...] = Field(
         (1, 2, 2, 2), min_length=1, max_length=8, description="channels per level over base"
     )
     num_res_blocks: int = Field(2, ge=1, le=64, description="residual blocks per level")
-    attention_resolutions: tuple[int, ...] = Field((16,), description="sides in pixels at which self-attention stands")
+    attention_resolutions: tuple[int, ...] = Field(
+        (16,), description="sides in positions at which self-attention stands"
+    )
     num_heads: int = Field(4, ge=1, description="attention heads")
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout probability inside the residual blocks")
 
@@ -50,10 +56,12 @@ class UNetConfig(GeneratorNetworkConfig):
 
     def check_image_size(self, image_size: int) -> None:
         """Raise ValueError when the levels cannot halve `image_size` often enough."""
-        factor = 2 ** (len(self.channel_multipliers) - 1)
+        halvings = len(self.channel_multipliers) - 1
+        factor = self.patch_size * 2**halvings
         if image_size % factor or image_size < factor:
+            patches = f"in patches of {self.patch_size} pixels " if self.patch_size > 1 else ""
             raise ValueError(
-                f"image size {image_size} cannot be halved {len(self.channel_multipliers) - 1} times: "
+                f"image size {image_size} {patches}cannot be halved {halvings} times: "
                 f"use a multiple of {factor}, or fewer model.channel_multipliers"
             )
 
@@ -66,7 +74,7 @@ class UNet(nn.Module):
         image_size: side of the square images, in pixels; only decides where attention stands.
 
     Source: Ho et al. 2020 (arXiv 2006.11239), Appendix B. Differs: scale-shift conditioning and four heads, after
-    Nichol and Dhariwal 2021 (arXiv 2102.09672).
+    Nichol and Dhariwal 2021 (arXiv 2102.09672); patches (`patch_size`), which spare the costly levels of few channels.
     """
 
     def __init__(self, config: UNetConfig, *, image_size: int):
@@ -76,10 +84,12 @@ class UNet(nn.Module):
         embedding = 4 * base
         self.time_embedding = TimeEmbedding(base, embedding)
         self.condition_embedding = ConditionEmbedding(config, channels=base, width=embedding)
-        self.input = nn.Conv2d(config.channels, base, 3, padding=1)
+        self.patch_size = config.patch_size
+        values = config.channels * config.patch_size**2  # of a patch
+        self.input = nn.Conv2d(values, base, 3, padding=1)
         self.down = nn.ModuleList()
         channels, skips = base, [base]
-        size = image_size
+        size = image_size // config.patch_size
 
         def block(in_channels: int, out_channels: int) -> nn.ModuleList:
             parts: list[nn.Module] = [
@@ -115,7 +125,7 @@ class UNet(nn.Module):
                 self.up[-1].append(Upsample(channels))  # type: ignore[operator]
                 size *= 2
         self.output_norm = group_norm(channels)
-        self.output = zero_initialised(nn.Conv2d(channels, config.channels, 3, padding=1))
+        self.output = zero_initialised(nn.Conv2d(channels, values, 3, padding=1))
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, condition: Condition = UNCONDITIONAL) -> torch.Tensor:
         """x [N, C, H, W], t [N] from 0 to 1000, condition -> [N, C, H, W].
@@ -123,7 +133,7 @@ class UNet(nn.Module):
         The last norm and convolution are float32 even under autocast: 8 bits are too coarse for images and noise.
         """
         embedding = self.condition_embedding(self.time_embedding(t), condition)
-        h = self.input(x)
+        h = self.input(in_layout_of(self.input.weight, F.pixel_unshuffle(x, self.patch_size)))
         skips = [h]
         for parts in self.down:
             h = _apply(parts, h, embedding)
@@ -134,7 +144,7 @@ class UNet(nn.Module):
         device = "cpu" if h.is_meta else h.device.type  # meta tensors have no autocast of their own
         with torch.autocast(device, enabled=False):
             out: torch.Tensor = self.output(F.silu(self.output_norm(h.float())))
-        return out
+        return F.pixel_shuffle(out, self.patch_size)
 
 
 def _apply(parts: nn.Module, h: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ from driftkit.errors import DriftkitError
 from driftkit.methods.drifting.precision import WAITS
 from driftkit.methods.drifting.workspace import CHUNK_BYTES, field_flops, workspace_bytes
 from driftkit.probing.probe_record import EncoderSpeed, FieldCallCost, FieldMemory, MapShape
-from driftkit.runtime.device import autocast, autocast_dtype, peak_memory_gib, reset_peak_memory, synchronize
+from driftkit.runtime.device import autocast, peak_memory_gib, reset_peak_memory, synchronize, training_dtype
 from driftkit.runtime.progress import Report
 
 SIZES = (32, 64, 112, 224)
@@ -109,7 +109,8 @@ def _time(
 ) -> EncoderSpeed:
     images = torch.rand(batch_size, 3, image_size, image_size, generator=torch.Generator().manual_seed(0)).to(device)
     images = (images * 2 - 1).contiguous(memory_format=torch.channels_last)
-    dtype = autocast_dtype("auto", device)
+    dtype = training_dtype("auto", device)
+    encoder.prepare(device, dtype)
 
     def forward() -> None:
         with torch.inference_mode(), autocast(device, dtype):

@@ -101,8 +101,7 @@ def probe_encoder(config: ProbeEncoderConfig, *, report: "Report" = lambda task,
 
     def load(one: EncoderConfig) -> "FrozenEncoder":
         place = torch.device("meta") if shapes_only else device
-        encoder = load_encoder(one, image_size=side, device=place)
-        return encoder.to(memory_format=torch.channels_last)  # as training has it
+        return load_encoder(one, image_size=side, device=place).to(memory_format=torch.channels_last)
 
     def describe(one: EncoderUnion) -> ProbeRecord:
         maps, calls = encoder_shapes(one, image_size=side)

@@ -20,7 +20,7 @@ from driftkit.methods.base import BuiltObjective, Setting
 from driftkit.methods.registry import METHODS
 from driftkit.models.registry import build_network
 from driftkit.runtime.compilation import decide_compilation, tried_convolutions
-from driftkit.runtime.device import autocast_dtype, resolve_device
+from driftkit.runtime.device import resolve_device, training_dtype
 from driftkit.runtime.progress import warn
 from driftkit.runtime.random import stream_seed
 from driftkit.runtime.ranks import Ranks, local_rank, together
@@ -112,7 +112,7 @@ def _train(
     reached = run.checkpoint().step if plan is not None and run.checkpoints() else 0
     compilation = decide_compilation(config.trainer.compile, device=device, steps_left=config.trainer.steps - reached)
     training, held_out = hold_out(len(pack), config.data.holdout or 0)
-    dtype = autocast_dtype(config.trainer.precision, device)
+    dtype = training_dtype(config.trainer.precision, device)
     flips = config.data.horizontal_flip
     setting = Setting(
         pack, config.model, training, held_out, flips, dtype, compilation.compiled, device, ranks, global_batch,

@@ -18,6 +18,7 @@ from driftkit.errors import UsageError
 from driftkit.methods.base import BatchCost, Forward
 from driftkit.methods.registry import METHODS
 from driftkit.models.registry import build_network
+from driftkit.runtime.device import Precision, training_dtype
 from driftkit.runtime.memory import gib
 from driftkit.training.conditions import conditioned_network
 from driftkit.training.latents import latent_shape, with_latent_channels
@@ -128,7 +129,7 @@ def training_shapes(config: TrainConfig, *, device: str) -> tuple[Shapes, list[s
     network_flops, encoder_flops = _flops(trained, sample), _flops(encode, image) if encode else 0
     decode = autoencoder.decode if autoencoder is not None else lambda latents: latents
     for encoder in work.encoders:
-        encoder.store_weights_for(dtype)
+        encoder.prepare(torch.device(device), dtype)
 
     def generate_and_encode(samples: torch.Tensor) -> list[torch.Tensor]:
         outputs = trained(samples)
@@ -151,9 +152,11 @@ def training_shapes(config: TrainConfig, *, device: str) -> tuple[Shapes, list[s
     return shapes, assumed
 
 
-def _dtype(precision: str, device: str) -> torch.dtype:
-    """The number format; "auto" stands for that of a GPU that computes in bfloat16."""
-    return torch.bfloat16 if precision == "bfloat16" or (precision, device) == ("auto", "cuda") else torch.float32
+def _dtype(precision: Precision, device: str) -> torch.dtype:
+    """The number format; "auto" stands for that of a GPU that computes in bfloat16, and of this machine's CPU."""
+    if (precision, device) == ("auto", "cuda"):  # which need not be here
+        return torch.bfloat16
+    return training_dtype(precision, torch.device(device))
 
 
 def _flops(function: Forward, images: torch.Tensor) -> int:

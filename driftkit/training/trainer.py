@@ -11,7 +11,7 @@ from driftkit.config.weights_name import EMA
 from driftkit.errors import DriftkitError, InterruptedRunError
 from driftkit.protocols import Execution, Objective, StepLoss
 from driftkit.runtime.compilation import compiled_network
-from driftkit.runtime.device import autocast, autocast_dtype, reset_peak_memory, synchronize
+from driftkit.runtime.device import autocast, fastest_layout, reset_peak_memory, synchronize, training_dtype
 from driftkit.runtime.random import seed_global_generators
 from driftkit.runtime.readback import LaggedReading
 from driftkit.runtime.signals import StopRequest, exit_code
@@ -49,7 +49,9 @@ class Trainer:
     ):
         self.objective, self.feed, self.config, self.hooks = objective, feed, config, hooks
         self.ranks, self.device = feed.ranks, feed.device
-        self.network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.dtype = training_dtype(config.precision, self.device)
+        layout = fastest_layout(self.device, self.dtype)
+        self.network = network.to(self.device, memory_format=layout)  # type: ignore[call-overload]
         self.model = compiled_network(self.network, same_dropout=bool(config.micro_batch)) if compiled else self.network
         self.averages = {
             name: averaged(self.network, decay=decay, warmup=config.ema_warmup)
@@ -58,7 +60,6 @@ class Trainer:
         self.optimizer = adamw(
             self.network, learning_rate=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
         )
-        self.dtype = autocast_dtype(config.precision, self.device)
         self.autocast = partial(autocast, self.device, self.dtype)
         self.clock, self.stopwatch = StepClock(self.device), Stopwatch()
         # A host that asked a GPU after every step whether it was finite would leave it idle until the next one.

@@ -77,7 +77,7 @@ def test_weights_stored_in_bfloat16_give_the_features_of_autocast(name):
         return [*maps, x.grad]
 
     before = features_and_gradient()
-    encoder.store_weights_for(torch.bfloat16)
+    encoder.prepare(torch.device("cpu"), torch.bfloat16)
     dtypes = {type(m).__name__: {p.dtype for p in m.parameters(recurse=False)} for m in encoder.modules()}
     assert dtypes["Conv2d"] == {torch.bfloat16}
     norms = [kinds for layer, kinds in dtypes.items() if "Norm" in layer]
@@ -88,8 +88,8 @@ def test_weights_stored_in_bfloat16_give_the_features_of_autocast(name):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_training_stores_weights_once_and_records_the_digest_of_the_original_ones(tmp_path, dtype):
-    encoder = load("efficientnet-lite0", random_weights=True, input_size=32)
-    config = DriftingConfig(encoder="efficientnet-lite0", random_weights=True, input_size=32)
+    encoder = load("dinov2", random_weights=True, input_size=28)
+    config = DriftingConfig(encoder="dinov2", random_weights=True, input_size=28)
     built = METHODS["drift"].build(config, setting(torch.zeros(4, 3, 32, 32, dtype=torch.uint8), dtype=dtype))
     assert built.encoder["weights_digest"] == encoder.weights_digest
     assert built.encoder["parameters"] == encoder.num_parameters

@@ -5,9 +5,12 @@ import sys
 
 import pytest
 import torch
+from torch import nn
 
+from driftkit.errors import UsageError
 from driftkit.models.blocks import PointwiseConv2d
 from driftkit.models.mae_resnet import MAEResNet, MAEResNetConfig
+from driftkit.models.registry import build_network
 from driftkit.models.unet import UNet, UNetConfig
 
 
@@ -101,3 +104,19 @@ def test_networks_are_one_graph(network):
     torch._dynamo.reset()
     found = torch._dynamo.explain(model.train())(images, **more)
     assert (found.graph_count, found.graph_break_count) == (1, 0), found.break_reasons
+
+
+def test_patches_of_a_unet_are_its_positions():
+    """The channels of a position hold the pixels of its patch, going in and coming out."""
+    config = UNetConfig(patch_size=2, base_channels=8, channel_multipliers=(1, 2), num_heads=2, num_res_blocks=1)
+    network = UNet(config, image_size=16)
+    seen = []
+    network.input.register_forward_hook(lambda _, inputs, output: seen.append(inputs[0]))
+    nn.init.normal_(network.output.weight)
+    x = torch.randn(2, 3, 16, 16)
+    out = network(x, torch.zeros(2))
+    assert out.shape == x.shape
+    assert seen[0].shape == (2, 12, 8, 8)
+    assert torch.equal(seen[0][0, :4, 3, 5], x[0, 0, 6:8, 10:12].flatten())
+    with pytest.raises(UsageError, match="20 in patches of 2 pixels cannot be halved 2 times: use a multiple of 8"):
+        build_network(config.model_copy(update={"channel_multipliers": (1, 2, 2)}), image_size=20)

@@ -5,7 +5,7 @@ import torch
 
 from driftkit.errors import ResourceError
 from driftkit.runtime import device
-from driftkit.runtime.device import autocast_dtype, resolve_device
+from driftkit.runtime.device import autocast_dtype, resolve_device, training_dtype
 
 
 @pytest.fixture
@@ -40,3 +40,11 @@ def test_bfloat16_is_taken_only_where_the_gpu_computes_in_it(monkeypatch, native
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native)
     assert autocast_dtype("auto", torch.device("cuda")) == dtype
     assert autocast_dtype("auto", torch.device("cpu")) == torch.float32
+
+
+@pytest.mark.parametrize(("native", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_trainings_take_bfloat16_only_where_the_cpu_multiplies_it(monkeypatch, native, dtype):
+    monkeypatch.setattr(device, "cpu_multiplies_bfloat16", lambda: native)
+    assert training_dtype("auto", torch.device("cpu")) == dtype
+    assert training_dtype("float32", torch.device("cpu")) == torch.float32
+    assert autocast_dtype("auto", torch.device("cpu")) == torch.float32  # samples are the same on all CPUs

@@ -3,8 +3,6 @@
 from functools import partial
 from importlib.metadata import version
 
-import torch
-
 from driftkit.encoders.encoder_config import EncoderConfig
 from driftkit.encoders.encoder_union import EncoderUnion, UnionMember
 from driftkit.encoders.feature_cache import FeatureCache, FeatureSource, open_cache
@@ -35,16 +33,15 @@ def build_drifting(config: DriftingConfig, setting: Setting) -> BuiltObjective:
                 encoder_kind(name).fetch(name)
 
     def load(one: EncoderConfig) -> FrozenEncoder:
-        encoder = load_encoder(one, image_size=setting.pack.image_size, device=setting.device)
-        return encoder.to(memory_format=torch.channels_last)
+        return load_encoder(one, image_size=setting.pack.image_size, device=setting.device)
 
     encoders = EncoderUnion.load(config, load)
     encoders.require_different()
-    if config.cache_features:
-        encoders = encoders.with_caches(lambda member: _open_cache(member, setting))
     record = encoders.record()
     for encoder in encoders.encoders:
-        encoder.store_weights_for(setting.dtype)  # their digests have been taken
+        encoder.prepare(setting.device, setting.dtype)  # their digests have been taken
+    if config.cache_features:
+        encoders = encoders.with_caches(lambda member: _open_cache(member, setting))
     objective = Drifting(
         config,
         encoders,
