@@ -18,13 +18,14 @@ def command(
     settings: ExportConfig,
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
-    """Export the network of a run as one file, with a model card.
+    """Export the network of a run as one file or a small run folder, with a model card.
 
     [bold]Examples[/bold]
 
       driftkit export outputs/drift_mocov2
       driftkit export outputs/drift_mocov2 --format onnx --output models/drift
       driftkit export outputs/ddpm --format torchscript --weights raw
+      driftkit export outputs/drift --format run --dtype bfloat16 --output models/drift
     """
     from driftkit.stages.export import export
     from driftkit.storage.run_folder import Run
@@ -38,6 +39,7 @@ def command(
         format=settings.format,
         weights=settings.weights,
         step=settings.step,
+        dtype=settings.dtype,
         force=settings.force,
     )
     document = {"export": str(made.folder), "path": str(made.model), **made.document}

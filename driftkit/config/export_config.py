@@ -14,8 +14,13 @@ MODEL, FILES = "Model", "Output"
 class ExportConfig(Settings):
     """What is exported, and where to."""
 
-    format: Annotated[Literal["safetensors", "onnx", "torchscript"], Option(MODEL)] = Field(
-        "safetensors", description="file format; onnx needs the extra onnx"
+    format: Annotated[Literal["safetensors", "run", "onnx", "torchscript"], Option(MODEL)] = Field(
+        "safetensors",
+        description="what is written; run: a small run folder, which sample, fid and compare take; onnx needs the "
+        "extra onnx",
+    )
+    dtype: Annotated[Literal["float32", "bfloat16"], Option(MODEL)] = Field(
+        "float32", description="number format of the weights in safetensors and run; bfloat16 halves the file"
     )
     weights: Annotated[WeightsName, Option(MODEL)] = Field("ema", description=WEIGHTS_HELP)
     step: Annotated[int | None, Option(MODEL, default="the last one")] = Field(

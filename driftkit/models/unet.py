@@ -85,8 +85,7 @@ class UNet(nn.Module):
         self.time_embedding = TimeEmbedding(base, embedding)
         self.condition_embedding = ConditionEmbedding(config, channels=base, width=embedding)
         self.patch_size = config.patch_size
-        values = config.channels * config.patch_size**2  # of a patch
-        self.input = nn.Conv2d(values, base, 3, padding=1)
+        self.input = nn.Conv2d(config.channels * config.patch_size**2, base, 3, padding=1)
         self.down = nn.ModuleList()
         channels, skips = base, [base]
         size = image_size // config.patch_size
@@ -124,8 +123,13 @@ class UNet(nn.Module):
             if level != 0:
                 self.up[-1].append(Upsample(channels))  # type: ignore[operator]
                 size *= 2
+        self.unpatch = None
+        if config.patch_size > 1:  # the last convolution sees pixels, else borders of patches are seen in images
+            pixel_channels = max(8, channels // 8)
+            self.unpatch = nn.Conv2d(channels, pixel_channels * config.patch_size**2, 3, padding=1)
+            channels = pixel_channels
         self.output_norm = group_norm(channels)
-        self.output = zero_initialised(nn.Conv2d(channels, values, 3, padding=1))
+        self.output = zero_initialised(nn.Conv2d(channels, config.channels, 3, padding=1))
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, condition: Condition = UNCONDITIONAL) -> torch.Tensor:
         """x [N, C, H, W], t [N] from 0 to 1000, condition -> [N, C, H, W].
@@ -141,10 +145,12 @@ class UNet(nn.Module):
         h = _apply(self.middle, h, embedding)
         for parts in self.up:
             h = _apply(parts, torch.cat([h, skips.pop()], dim=1), embedding)
+        if self.unpatch is not None:
+            h = F.pixel_shuffle(self.unpatch(h), self.patch_size)
         device = "cpu" if h.is_meta else h.device.type  # meta tensors have no autocast of their own
         with torch.autocast(device, enabled=False):
             out: torch.Tensor = self.output(F.silu(self.output_norm(h.float())))
-        return F.pixel_shuffle(out, self.patch_size)
+        return out
 
 
 def _apply(parts: nn.Module, h: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:

@@ -6,13 +6,14 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import ConfigDict
 from torch import nn
 
 from driftkit import __version__
+from driftkit.config.weights_name import EMA
 from driftkit.encoders.autoencoder import Autoencoder
 from driftkit.encoders.trained_encoder import ENCODER_FILE
 from driftkit.errors import ArtifactError, NotFoundError, RefusedError, UsageError
@@ -21,12 +22,13 @@ from driftkit.methods.registry import METHODS
 from driftkit.stages.model_card import code, describe_run, to_markdown
 from driftkit.storage.files import atomic_folder, sha256_file, write_tensors
 from driftkit.storage.records import Record
-from driftkit.storage.run_folder import Run, now
+from driftkit.storage.run_folder import MANIFEST, Checkpoint, Run, now
 from driftkit.training.initialisation import EXPORT, ORIGIN, origin_of
 from driftkit.training.latents import DecodedNetwork, open_autoencoder
 from driftkit.training.sampling import load_network
 
 SUFFIXES = {"safetensors": ".safetensors", "onnx": ".onnx", "torchscript": ".pt"}
+WEIGHTS_ONLY = ("safetensors", "run")  # formats without graph, whose weights may be of another type
 TOLERANCE = 1e-4  # largest difference between an exported graph and its network
 TRIED_BATCHES = (1, 3)
 TRACED_BATCH = 2
@@ -61,6 +63,7 @@ def export(
     format: str,
     weights: str = "ema",
     step: int | None = None,
+    dtype: Literal["float32", "bfloat16"] = "float32",
     force: bool = False,
 ) -> Export:
     """Write the network of a run and its model card into a folder, whole or not at all.
@@ -69,13 +72,16 @@ def export(
 
     Args:
         output: folder for the model, README.md and model.json; None takes RUN/exports/FORMAT.
-        format: "safetensors" (weights), "onnx" or "torchscript" (graphs that need no driftkit).
+        format: "safetensors" (weights), "run" (a run folder with these weights alone, which samples and is scored like
+            the whole one), "onnx" or "torchscript" (graphs that need no driftkit).
         weights: their name, for example "ema", "ema-0.9995", "raw" or "average:3".
         step: checkpoint; None takes the last.
+        dtype: of the weights in a file of them: bfloat16 halves it. Graphs are float32.
         force: replace an earlier export in the folder.
 
     Raises:
-        UsageError: an unknown format, a run that generates nothing, or a folder that is no earlier export.
+        UsageError: an unknown format, one without the dtype, a run that generates nothing, or a folder that is no
+            earlier export.
         ArtifactError: no checkpoint, or packages of the extra that are absent.
         RefusedError: the graph computes something else than the network.
     """
@@ -85,6 +91,10 @@ def export(
         raise UsageError(
             f"{run.path}: a {name} run generates no images; its encoder is exported as {run.path / ENCODER_FILE} when "
             "the training ends, and `encoder` takes that file like the run"
+        )
+    if dtype != "float32" and format not in WEIGHTS_ONLY:
+        raise UsageError(
+            f"`dtype` {dtype}: expected float32, the type of {format} graphs; {', '.join(WEIGHTS_ONLY)} take others"
         )
     weights = run.kept_name(weights)
     folder = output or run.path / "exports" / format
@@ -97,7 +107,7 @@ def export(
     assert size is not None, "a saved config names the image size"
     autoencoder, shape = open_autoencoder(config, run=run), config.data.sample_shape
     # A graph of one evaluation goes from noise to images; a sampler stands between others and the decoder.
-    decoded = autoencoder is not None and METHODS[run.objective].sees_pixels and format != "safetensors"
+    decoded = autoencoder is not None and METHODS[run.objective].sees_pixels and format not in WEIGHTS_ONLY
     whole = DecodedNetwork(network, autoencoder) if autoencoder is not None and decoded else network
     graph = graph_of(config.objective, whole, shape[-1])
     if autoencoder is not None:
@@ -122,9 +132,15 @@ def export(
         **describe_run(run, config, weights=weights, step=checkpoint.step),
         ORIGIN: origin_of(run, weights=weights, step=checkpoint.step)[1].model_dump(mode="json"),
     }
-    name = f"{graph.kind}{SUFFIXES[format]}"
+    if dtype != "float32":
+        network.to(getattr(torch, dtype))
+        document["dtype"] = dtype
     with atomic_folder(folder) as temporary:
-        document["difference"] = _write_model(temporary / name, graph, network, format, document)
+        if format == "run":
+            name, document["difference"] = _write_run(temporary, run, checkpoint, network, weights), None
+        else:
+            name = f"{graph.kind}{SUFFIXES[format]}"
+            document["difference"] = _write_model(temporary / name, graph, network, format, document)
         document |= {"file": name, "sha256": sha256_file(temporary / name)}
         record = ExportRecord(**document)
         record.write(temporary / "model.json")
@@ -171,6 +187,17 @@ def _require_free(folder: Path, *, force: bool) -> None:
         raise UsageError(f"`output` {folder}: expected a new folder or an earlier export, got something else")
     if not force:
         raise UsageError(f"`output` {folder}: holds an export already; `force` replaces it")
+
+
+def _write_run(folder: Path, run: Run, checkpoint: Checkpoint, network: nn.Module, weights: str) -> str:
+    """The run with this checkpoint and these weights alone, named ema; returns the path of their file within it."""
+    run.manifest().write(folder / MANIFEST)
+    state = dict(checkpoint.state())
+    header = {"exported_from": {"weights": weights, "step": checkpoint.step}}
+    saved = Run(folder).save_checkpoint(
+        checkpoint.step, weights={EMA: network.state_dict()}, optimizer=None, state=state, headers={EMA: header}
+    )
+    return str(saved.weights_path(EMA).relative_to(folder))
 
 
 def _write_model(

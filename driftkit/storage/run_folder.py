@@ -38,6 +38,7 @@ from driftkit.storage.files import read_tensors, tensor_bytes, write_bytes, writ
 from driftkit.storage.json_text import from_json
 from driftkit.storage.records import CheckpointState, RunManifest
 
+MANIFEST = "manifest.json"
 METRICS_FILE = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 _STEP = re.compile(r"step-(\d{8,})")
@@ -130,7 +131,7 @@ class Run:
 
     @property
     def manifest_path(self) -> Path:
-        return self.path / "manifest.json"
+        return self.path / MANIFEST
 
     @property
     def metrics_path(self) -> Path:
@@ -255,7 +256,7 @@ class Run:
         step: int,
         *,
         weights: Mapping[str, Mapping[str, torch.Tensor]],
-        optimizer: Mapping[str, torch.Tensor],
+        optimizer: Mapping[str, torch.Tensor] | None,
         state: Mapping[str, Any],
         headers: Mapping[str, Mapping[str, Any]],
     ) -> Checkpoint:
@@ -264,11 +265,11 @@ class Run:
         Args:
             weights: name (raw, ema, ...) -> those of the network; `headers` (config, step, EMA setting) go into their
                 files.
-            optimizer: flattened.
+            optimizer: flattened; None: none, as in exports, which do not resume.
             state: fields of `CheckpointState`.
         """
         path = self.path / CHECKPOINTS / f"step-{step:08d}"
-        tensors = {**weights, "optimizer": optimizer}
+        tensors = {**weights, **({} if optimizer is None else {"optimizer": optimizer})}
         headers = {name: {**headers.get(name, {}), "weights": name} for name in weights}
         num_bytes = sum(map(tensor_bytes, tensors.values()))
         run_id = self.manifest().id if self.manifest_path.is_file() else None
@@ -277,7 +278,7 @@ class Run:
             with atomic_folder(path, num_bytes=num_bytes) as folder:
                 for name, held in tensors.items():
                     write_tensors(folder / f"{name}.safetensors", held, header=headers.get(name))
-                CheckpointState(run=run_id, **state).write(folder / "state.json")
+                CheckpointState(**{**state, "run": run_id}).write(folder / "state.json")
                 write_checksums(folder)
         except StorageError as error:
             last = max((c.step for c in self.checkpoints()), default=None)

@@ -36,7 +36,8 @@ def test_features_and_gradients_of_folded_encoders_are_the_same(name):
         return [*maps, x.grad]
 
     before = features_and_gradient()
-    fold_norms(encoder.network, lambda: [m.values for m in encoder.maps(torch.randn(2, 3, 32, 32).double())])
+    images = torch.randn(2, 3, 32, 32).double()
+    fold_norms(encoder.network, lambda: [m.values for m in encoder.maps(images)])
     assert num_norms(encoder.network) == 0
     for old, new in zip(before, features_and_gradient(), strict=True):
         assert (old - new).abs().max() < 1e-9 * old.abs().max()

@@ -107,7 +107,7 @@ def test_networks_are_one_graph(network):
 
 
 def test_patches_of_a_unet_are_its_positions():
-    """The channels of a position hold the pixels of its patch, going in and coming out."""
+    """The channels of a position hold the pixels of its patch; the last convolution sees pixels again."""
     config = UNetConfig(patch_size=2, base_channels=8, channel_multipliers=(1, 2), num_heads=2, num_res_blocks=1)
     network = UNet(config, image_size=16)
     seen = []

@@ -12,10 +12,11 @@ from driftkit.methods.drifting.samplers import generate_one_step
 from driftkit.stages import export as stage
 from driftkit.stages.export import export
 from driftkit.stages.model_card import code
+from driftkit.stages.verify import verify
 from driftkit.storage.files import read_json, read_tensors, write_json
 from driftkit.storage.run_folder import Run
-from driftkit.training.sampling import load_network
-from tests.conftest import first_is_fast, replace_weights, train_tiny
+from driftkit.training.sampling import generate, load_network
+from tests.conftest import TINY_DATA, TINY_LOOP, TINY_UNET, driftkit, first_is_fast, replace_weights, train_tiny
 from tests.scoring.fakes import KIN, evaluation
 
 
@@ -185,3 +186,44 @@ def test_absent_packages_are_named_with_the_extra_before_anything_is_read(runs, 
     monkeypatch.setattr(importlib.util, "find_spec", lambda n, *a: None if n == "onnxscript" else found(n, *a))
     with pytest.raises(ArtifactError, match=r"needs onnxscript; .*--extra onnx"):
         export(runs["drift"], format="onnx")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_small_run_folder_samples_and_is_scored_like_the_run(runs, tmp_path, dtype):
+    run = runs["drift"]
+    made = export(run, tmp_path / "small", format="run", dtype=dtype)
+    images, info = generate(run, num_images=8)
+    small, small_info = generate(Run.open(tmp_path / "small"), num_images=8)
+    assert {**info, "run": None} == {**small_info, "run": None}
+    largest = int((images.int() - small.int()).abs().max())
+    assert largest == 0 if dtype == "float32" else 0 < largest < 8
+    kept = {name for name in made.folder.rglob("*") if name.is_file()}
+    assert {path.name for path in kept} == {
+        "manifest.json", "ema.safetensors", "state.json", "SHA256SUMS", "README.md", "model.json",
+    }  # fmt: skip
+    assert {t.dtype for t in read_tensors(made.model)[0].values()} == {getattr(torch, dtype)}
+    assert "driftkit sample FOLDER" in (made.folder / "README.md").read_text()
+    assert verify([tmp_path / "small"]).ok
+
+
+def test_graphs_have_the_type_of_their_inputs(runs):
+    with pytest.raises(UsageError, match="`dtype` bfloat16: expected float32, the type of onnx graphs"):
+        export(runs["drift"], format="onnx", dtype="bfloat16")
+
+
+def test_a_small_run_folder_does_not_resume(runs, tmp_path):
+    export(runs["drift"], tmp_path / "small", format="run")
+    result = driftkit(
+        "train",
+        "--output",
+        tmp_path / "small",
+        "--steps",
+        100,
+        *TINY_DATA,
+        "--encoder",
+        "pixel",
+        *TINY_UNET,
+        *TINY_LOOP,
+    )
+    assert result.exit_code == 3, result.output
+    assert "raw.safetensors" in result.output
