@@ -191,11 +191,12 @@ def _require_free(folder: Path, *, force: bool) -> None:
 
 def _write_run(folder: Path, run: Run, checkpoint: Checkpoint, network: nn.Module, weights: str) -> str:
     """The run with this checkpoint and these weights alone, named ema; returns the path of their file within it."""
-    run.manifest().write(folder / MANIFEST)
-    state = dict(checkpoint.state())
+    state = checkpoint.state()
+    reached = {key: getattr(state, key) for key in ("step", "images_seen", "train_seconds")}
+    run.manifest().model_copy(update={**reached, "state": "done"}).write(folder / MANIFEST)
     header = {"exported_from": {"weights": weights, "step": checkpoint.step}}
     saved = Run(folder).save_checkpoint(
-        checkpoint.step, weights={EMA: network.state_dict()}, optimizer=None, state=state, headers={EMA: header}
+        checkpoint.step, weights={EMA: network.state_dict()}, optimizer=None, state=dict(state), headers={EMA: header}
     )
     return str(saved.weights_path(EMA).relative_to(folder))
 

@@ -28,6 +28,7 @@ from driftkit.storage.run_folder import CHECKPOINTS, METRICS_FILE, Checkpoint, R
 
 NAMED = 3  # unknown files of a folder that are named
 CHECKPOINT_FILES = {"ema.safetensors", "raw.safetensors", "optimizer.safetensors", "state.json"}
+EXPORTED_FILES = {"ema.safetensors", "state.json"}  # of a run folder that `export` wrote
 ATTEMPTS = 3  # at a run that is trained meanwhile
 COPY = "restore it from a copy"
 # Records that name the files beside them by checksum, and their kinds.
@@ -269,9 +270,8 @@ class _Verifier:
         if (folder / CHECKPOINTS).is_dir():
             for path in filter(is_temporary, sorted((folder / CHECKPOINTS).iterdir())):
                 self.leftover(path)
-        self.metrics(
-            folder / METRICS_FILE, expected=manifest is not None and manifest.state == "done" and manifest.step > 0
-        )
+        trained = manifest is not None and manifest.state == "done" and manifest.step > 0
+        self.metrics(folder / METRICS_FILE, expected=trained and not _is_export(folder))
 
     def checkpoint_alone(self, folder: Path) -> None:
         for saved in _saved(folder.resolve().parent.parent)[1]:
@@ -287,7 +287,8 @@ class _Verifier:
             self.refused(folder / CHECKSUM_FILE, error, fix)
             return
         before = len(self.problems)
-        if missing := sorted(CHECKPOINT_FILES - listed.keys()):
+        expected_files = EXPORTED_FILES if _is_export(folder.resolve().parent.parent) else CHECKPOINT_FILES
+        if missing := sorted(expected_files - listed.keys()):
             self.problem(folder / CHECKSUM_FILE, "damaged", f"does not list {', '.join(missing)}", fix)
         for name, expected in listed.items():
             path = folder / name
@@ -334,6 +335,11 @@ def _saved(run: Path) -> tuple[RunManifest | None, list[Checkpoint]]:
     except ArtifactError:
         return None, checkpoints_in(run, None)
     return manifest, checkpoints_in(run, manifest.id)
+
+
+def _is_export(folder: Path) -> bool:
+    """Whether `export` wrote the run folder: with one kind of weights alone, and without metrics."""
+    return (folder / "model.json").is_file()
 
 
 def _other_settings(manifest: RunManifest, checkpoint: Checkpoint) -> list[str]:

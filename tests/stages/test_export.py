@@ -203,7 +203,8 @@ def test_a_small_run_folder_samples_and_is_scored_like_the_run(runs, tmp_path, d
     }  # fmt: skip
     assert {t.dtype for t in read_tensors(made.model)[0].values()} == {getattr(torch, dtype)}
     assert "driftkit sample FOLDER" in (made.folder / "README.md").read_text()
-    assert verify([tmp_path / "small"]).ok
+    verification = verify([tmp_path / "small"])
+    assert verification.ok, verification.problems
 
 
 def test_graphs_have_the_type_of_their_inputs(runs):
