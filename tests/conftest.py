@@ -38,10 +38,12 @@ def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         yield
 
 
-@pytest.fixture(autouse=True)
-def _plain_cpu(monkeypatch: pytest.MonkeyPatch):
+@pytest.fixture(scope="session", autouse=True)
+def _plain_cpu():
     """Trainings are float32 on every CPU, also on those that multiply bfloat16."""
-    monkeypatch.setattr("driftkit.runtime.device.cpu_multiplies_bfloat16", lambda: False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("driftkit.runtime.device.cpu_multiplies_bfloat16", lambda: False)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
