@@ -10,13 +10,13 @@ from collections.abc import Iterable, Sequence
 import torch
 
 
-def stream_seed(seed: int, stream: str, *counters: int) -> int:
+def stream_seed(seed: int, stream: str, *counters: int | str) -> int:
     """A 63-bit seed for one draw of a stream ("noise", "shuffle", ...); counters say which, say (step, image index)."""
     text = "/".join([str(seed), stream, *map(str, counters)])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 
-def generator_for(seed: int, stream: str, *counters: int) -> torch.Generator:
+def generator_for(seed: int, stream: str, *counters: int | str) -> torch.Generator:
     """A CPU generator for one draw; the arguments are those of `stream_seed`."""
     return torch.Generator().manual_seed(stream_seed(seed, stream, *counters))
 

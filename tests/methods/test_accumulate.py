@@ -1,5 +1,7 @@
 """Small-memory steps have the gradient of the whole batch."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -59,6 +61,10 @@ def gradient(objective, network, micro_batch):
 
 OBJECTIVES = {
     "drift": lambda: (Drifting(DriftingConfig(), EncoderUnion.of(encoder()), ranks=Ranks()), unet()),
+    "drift with drawn vectors": lambda: (
+        Drifting(DriftingConfig(vectors_per_group=2), EncoderUnion.of(encoder()), ranks=Ranks()),
+        unet(),
+    ),
     "ddpm": lambda: (DDPM(DDPMConfig()), unet()),
     "mae": lambda: (MAE(MAEConfig(finetune_from=0, finetune_ramp=1), ranks=Ranks()), mae()),
 }
@@ -77,6 +83,25 @@ def test_chunks_give_the_gradient_and_the_loss_of_the_whole_batch(name, micro_ba
         assert torch.allclose(parts.terms[name], whole.terms[name], rtol=1e-4), name
     for name in whole.health:
         assert torch.allclose(parts.health[name], whole.health[name], rtol=1e-4), name
+
+
+def test_drawn_vectors_are_others_in_every_step_and_the_same_of_real_and_generated_images():
+    objective = Drifting(DriftingConfig(vectors_per_group=1), EncoderUnion.of(encoder(), "locations"), ranks=Ranks())
+    whole, network = Drifting(DriftingConfig(), EncoderUnion.of(encoder(), "locations"), ranks=Ranks()), unet()
+    want = {name: term.item() for name, term in gradient(whole, network, None)[1].terms.items()}
+    groups = objective.encoders.groups(batch().images)
+    seen = {group.name: set() for group in groups}
+    for step in range(60):
+        for group, drawn in zip(groups, objective._drawn(groups, replace(batch(), step=step)), strict=True):
+            assert drawn.values.shape == (1, *group.values.shape[1:])
+            seen[group.name] |= {
+                at for at in range(len(group.values)) if torch.equal(group.values[at], drawn.values[0])
+            }
+    assert all(len(seen[group.name]) > min(len(group.values), 60) // 2 for group in groups)
+    terms = gradient(objective, network, None)[1].terms
+    assert terms.keys() == want.keys()
+    for name, term in terms.items():  # of one vector instead of the mean of all
+        assert 0.2 * want[name] < term.item() < 5 * want[name], name
 
 
 def test_averaging_the_losses_of_chunks_would_be_another_gradient():

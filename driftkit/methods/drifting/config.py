@@ -42,6 +42,12 @@ class DriftingConfig(EncodersConfig, GenerativeConfig):
         3.0, ge=0, le=20, description="k in the density of alpha, alpha^-k from 1 to the largest"
     )
     guidance_at_one: float = Field(0.0, ge=0, lt=1, description="share of groups with alpha 1")
+    vectors_per_group: int | None = Field(
+        None,
+        ge=1,
+        description="at most so many vectors of each map and kind, others in every step: large feature sets at the "
+        "cost of small ones; None: all",
+    )
     taus: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (0.02, 0.05, 0.2), min_length=1, description="temperatures over the mean distance"
     )

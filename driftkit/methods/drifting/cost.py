@@ -1,6 +1,6 @@
 """What the field of a step costs, on paper: bytes gathered, operations and memory, from shapes alone."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -145,7 +145,10 @@ def drifting_workload(config: DriftingConfig, network: nn.Module, image_size: in
         return [group.values for group in encoders.groups(images)]
 
     image = torch.zeros(1, 3, image_size, image_size, device="meta")
-    calls = tuple((c.vectors, c.channels) for c in field_calls(encoders.groups(image)))
+    groups = encoders.groups(image)
+    if config.vectors_per_group is not None:
+        groups = [replace(group, values=group.values[: config.vectors_per_group]) for group in groups]
+    calls = tuple((c.vectors, c.channels) for c in field_calls(groups))
     return Workload(
         one_forward(network),
         encoders=encoders.encoders,

@@ -19,7 +19,7 @@ from driftkit.methods.drifting.sharing import SharedFeatures, share_features
 from driftkit.methods.drifting.workspace import ScaleOver
 from driftkit.models.contract import GeneratorNetworkConfig
 from driftkit.protocols import UNCONDITIONAL, Batch, ChosenImages, Condition, Execution, StepLoss
-from driftkit.runtime.random import image_noise, seed_global_generators, style_codes
+from driftkit.runtime.random import generator_for, image_noise, seed_global_generators, style_codes
 from driftkit.runtime.ranks import Ranks
 
 FIELD_STATS = ("drift_scale", "effective_points", "logit_range")  # of a field, by temperature
@@ -130,9 +130,23 @@ class Drifting:
         with execution.autocast():
             images = generate_one_step(model, noise[chunk], batch.condition.part(chunk))
             execution.clock.mark("generator")
-            groups = self._features(images)
+            groups = self._drawn(self._features(images), batch)
             execution.clock.mark("encoder")
         return images, groups
+
+    def _drawn(self, groups: list[FeatureGroup], batch: Batch) -> list[FeatureGroup]:
+        """The groups, of each at most `vectors_per_group` vectors, which are others in every step."""
+        limit = self.config.vectors_per_group
+        if limit is None:
+            return groups
+        drawn = []
+        for group in groups:
+            values, count = group.values, group.values.shape[0]
+            if count > limit:
+                generator = generator_for(batch.seed, "vectors", batch.step, group.name)
+                values = values[torch.randperm(count, generator=generator)[:limit].to(values.device)]
+            drawn.append(FeatureGroup(group.map, group.kind, values))
+        return drawn
 
     def _real(self, batch: Batch, execution: Execution) -> list[FeatureGroup]:
         """Features of the real images, as `choose` has ordered them."""
@@ -141,9 +155,10 @@ class Drifting:
             assert batch.flips is not None
             groups = self.encoders.cached(batch.indices, batch.flips, device=batch.images.device)
             execution.clock.mark("data")
-            return groups
+            return self._drawn(groups, batch)
+        chunks = execution.chunks(len(batch.images))
         with torch.no_grad(), execution.autocast():
-            groups = _joined([self._features(batch.images[chunk]) for chunk in execution.chunks(len(batch.images))])
+            groups = _joined([self._drawn(self._features(batch.images[chunk]), batch) for chunk in chunks])
         execution.clock.mark("encoder")
         return groups
 
