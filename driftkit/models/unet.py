@@ -127,6 +127,12 @@ class UNet(nn.Module):
         if config.patch_size > 1:  # the last convolution sees pixels, else borders of patches are seen in images
             pixel_channels = max(8, channels // 8)
             self.unpatch = nn.Conv2d(channels, pixel_channels * config.patch_size**2, 3, padding=1)
+            with torch.no_grad():  # all pixels of a patch begin alike (Aitken et al. 2017, arXiv 1707.02937)
+                weight, bias = self.unpatch.weight, self.unpatch.bias
+                assert bias is not None
+                pixels = config.patch_size**2
+                weight.copy_(weight[::pixels].repeat_interleave(pixels, dim=0))
+                bias.copy_(bias[::pixels].repeat_interleave(pixels, dim=0))
             channels = pixel_channels
         self.output_norm = group_norm(channels)
         self.output = zero_initialised(nn.Conv2d(channels, config.channels, 3, padding=1))

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from driftkit.errors import UsageError
@@ -118,5 +119,7 @@ def test_patches_of_a_unet_are_its_positions():
     assert out.shape == x.shape
     assert seen[0].shape == (2, 12, 8, 8)
     assert torch.equal(seen[0][0, :4, 3, 5], x[0, 0, 6:8, 10:12].flatten())
+    pixels = F.pixel_shuffle(network.unpatch(torch.randn(1, 8, 4, 4)), 2)
+    assert torch.equal(pixels[..., ::2, ::2], pixels[..., 1::2, 1::2])  # all pixels of a patch begin alike
     with pytest.raises(UsageError, match="20 in patches of 2 pixels cannot be halved 2 times: use a multiple of 8"):
         build_network(config.model_copy(update={"channel_multipliers": (1, 2, 2)}), image_size=20)
