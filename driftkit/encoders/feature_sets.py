@@ -196,6 +196,25 @@ def _input_groups(images: torch.Tensor) -> list[FeatureGroup]:
     return [FeatureGroup(INPUT, "rms", rms[None]), FeatureGroup(INPUT, "pixels", pixels[None])]
 
 
+def detailed(maps: list[FeatureMap], images: torch.Tensor) -> list[FeatureGroup]:
+    """The vectors of `multires`, every location of every map, the input's RMS per channel, and the pixels.
+
+    Meant for `vectors_per_group`: pooled vectors know colours and arrangement, single locations edges and textures, and
+    a few of them per step are enough.
+    """
+    groups = []
+    for m in maps:
+        values = m.values.float()
+        groups.append(FeatureGroup(m.name, "locations", locations(values)))
+        side = min(values.shape[-2:])
+        if side > 4:
+            groups.append(FeatureGroup(m.name, "4x4", locations(F.adaptive_avg_pool2d(values, 4))))
+        if side > 1:
+            mean, std = mean_and_std(values, 1)
+            groups += [FeatureGroup(m.name, "mean", mean), FeatureGroup(m.name, "std", std)]
+    return groups + _input_groups(images)
+
+
 def every_location(maps: list[FeatureMap], images: torch.Tensor) -> list[FeatureGroup]:
     """Every position of every map, nothing pooled."""
     return [FeatureGroup(m.name, "locations", locations(m.values.float())) for m in maps]
@@ -212,6 +231,12 @@ FEATURE_SETS = {
             "Every location and all cells of 2x2 and 4x4 positions, with the pixels.",
             has_pixels=True,
             reads_blocks=True,
+        ),
+        FeatureSet(
+            "detailed",
+            detailed,
+            "Every location, 4x4 pooled ones, global mean and standard deviation, with the pixels.",
+            has_pixels=True,
         ),
         FeatureSet("last", last, "The vectors of multires, of the last map alone."),
         FeatureSet("global", global_mean, "The global mean of every map."),
