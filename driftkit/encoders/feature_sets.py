@@ -197,22 +197,17 @@ def _input_groups(images: torch.Tensor) -> list[FeatureGroup]:
 
 
 def detailed(maps: list[FeatureMap], images: torch.Tensor) -> list[FeatureGroup]:
-    """The vectors of `multires`, every location of every map, the input's RMS per channel, and the pixels.
+    """Per map every location, global mean and global standard deviation: `multires` with nothing pooled to 4x4.
 
-    Meant for `vectors_per_group`: pooled vectors know colours and arrangement, single locations edges and textures, and
-    a few of them per step are enough.
+    Meant for `vectors_per_group`: a few locations per step know edges and textures that pooled ones do not.
     """
     groups = []
     for m in maps:
-        values = m.values.float()
-        groups.append(FeatureGroup(m.name, "locations", locations(values)))
-        side = min(values.shape[-2:])
-        if side > 4:
-            groups.append(FeatureGroup(m.name, "4x4", locations(F.adaptive_avg_pool2d(values, 4))))
-        if side > 1:
-            mean, std = mean_and_std(values, 1)
+        groups.append(FeatureGroup(m.name, "locations", locations(m.values.float())))
+        if min(m.values.shape[-2:]) > 1:
+            mean, std = mean_and_std(m.values, 1)
             groups += [FeatureGroup(m.name, "mean", mean), FeatureGroup(m.name, "std", std)]
-    return groups + _input_groups(images)
+    return groups
 
 
 def every_location(maps: list[FeatureMap], images: torch.Tensor) -> list[FeatureGroup]:
@@ -232,12 +227,7 @@ FEATURE_SETS = {
             has_pixels=True,
             reads_blocks=True,
         ),
-        FeatureSet(
-            "detailed",
-            detailed,
-            "Every location, 4x4 pooled ones, global mean and standard deviation, with the pixels.",
-            has_pixels=True,
-        ),
+        FeatureSet("detailed", detailed, "Every location, global mean and standard deviation of every map."),
         FeatureSet("last", last, "The vectors of multires, of the last map alone."),
         FeatureSet("global", global_mean, "The global mean of every map."),
         FeatureSet("locations", every_location, "Every location of every map."),
