@@ -169,9 +169,8 @@ def _coefficients_of_kernel(
         k.mul_(c)
     neg, pos = k[..., :num_negatives], k[..., num_negatives:]
     neg_sum, pos_sum = neg.sum(dim=-1, keepdim=True), pos.sum(dim=-1, keepdim=True)  # [F, T, n, 1]
-    # Without column sums, entries may be so small that their squares need the range of float64.
-    norm_dtype = torch.float64 if affinity.normalisation == "rows" else None
-    norm: torch.Tensor = torch.linalg.vector_norm(k, dim=3, dtype=norm_dtype)
+    # All entries of a row may be so small that their squares need the range of float64.
+    norm: torch.Tensor = torch.linalg.vector_norm(k, dim=3, dtype=torch.float64)
     effective = ((neg_sum + pos_sum)[..., 0] / norm).square().sum(dim=2)
     neg_sum, pos_sum = neg_sum * r, pos_sum * r
     unit = (neg_sum * pos_sum).amax(dim=2, keepdim=True)  # [F, T, 1, 1]

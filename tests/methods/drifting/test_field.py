@@ -69,6 +69,15 @@ def test_diagnostics_equal_literal_loops(wait):
             assert out.logit_range[t, g].item() == pytest.approx(logit_range, rel=1e-5)
 
 
+def test_a_point_far_from_all_others_feels_finitely_many(wait):
+    """The squares of its affinities are below the smallest float32."""
+    x, pos = draw(1, 128, 3), draw(1, 128, 3, seed=1)
+    x[0, 0] += 9.0
+    out = aggregated_drift(x, pos, taus=(0.1,), wait=wait)
+    assert 60 < out.logit_range.item() < 80, "within the range of exp"
+    assert 1 <= out.effective_points.item() <= 256
+
+
 @pytest.mark.parametrize("apart", [1.0, 30.0])
 def test_clusters_far_apart_keep_their_own_neighbourhoods(apart, wait):
     """At small temperatures whole rows and columns underflow unless their softmaxes are made in logarithms."""
