@@ -12,15 +12,17 @@ from driftkit.methods.ddpm.config import DDPMConfig
 from driftkit.methods.ddpm.objective import DDPM
 from driftkit.methods.drifting import aggregated_drift, drift_loss
 from driftkit.methods.drifting.config import DriftingConfig
-from driftkit.methods.drifting.objective import Drifting
+from driftkit.methods.drifting.objective import Drifting, _Clip
 from driftkit.methods.drifting.samplers import generate_one_step
 from driftkit.methods.mae.method import MAEConfig
 from driftkit.methods.mae.objective import MAE
+from driftkit.methods.registry import METHODS
 from driftkit.models.mae_resnet import MAEResNet, MAEResNetConfig
 from driftkit.models.unet import UNet, UNetConfig
 from driftkit.protocols import Batch, Execution
 from driftkit.runtime.random import image_noise, seed_global_generators
 from driftkit.runtime.ranks import Ranks
+from tests.conftest import setting
 
 COUNT, SIZE = 10, 16
 
@@ -65,6 +67,10 @@ OBJECTIVES = {
         Drifting(DriftingConfig(vectors_per_group=2), EncoderUnion.of(encoder()), ranks=Ranks()),
         unet(),
     ),
+    "drift of clipped images": lambda: (
+        Drifting(DriftingConfig(), EncoderUnion.of(encoder()), ranks=Ranks(), clip=True),
+        unet(),
+    ),
     "ddpm": lambda: (DDPM(DDPMConfig()), unet()),
     "mae": lambda: (MAE(MAEConfig(finetune_from=0, finetune_ramp=1), ranks=Ranks()), mae()),
 }
@@ -102,6 +108,25 @@ def test_drawn_vectors_are_others_in_every_step_and_the_same_of_real_and_generat
     assert terms.keys() == want.keys()
     for name, term in terms.items():  # of one vector instead of the mean of all
         assert 0.2 * want[name] < term.item() < 5 * want[name], name
+
+
+def test_clipped_pixels_take_the_gradients_that_lead_back():
+    images = torch.tensor([-2.0, -2.0, -1.0, 0.5, 0.5, 1.0, 3.0, 3.0]).requires_grad_()
+    downhill = torch.tensor([1.0, -1.0, 1.0, 1.0, -1.0, -1.0, 1.0, -1.0])  # minus the gradient: where pixels move
+    clipped = _Clip.apply(images)
+    assert torch.equal(clipped, images.detach().clamp(-1, 1))
+    clipped.backward(-downhill)
+    assert torch.equal(-images.grad, torch.tensor([1.0, 0.0, 1.0, 1.0, -1.0, -1.0, 0.0, -1.0]))
+
+
+@pytest.mark.parametrize(
+    ("clip", "latents", "clips"), [(None, False, True), (None, True, False), (True, True, True), (False, False, False)]
+)
+def test_images_are_clipped_and_latents_are_not(clip, latents, clips):
+    config = DriftingConfig(encoder="pixel", feature_set="locations", clip=clip)
+    images = torch.zeros(8, 3, 8, 8, dtype=torch.uint8)
+    built = METHODS["drift"].build(config, replace(setting(images), latents=latents))
+    assert built.objective.clip == clips
 
 
 def test_averaging_the_losses_of_chunks_would_be_another_gradient():

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -37,11 +37,12 @@ class Drifting:
         encoders: give the feature groups of images.
         network: config of the generator, which says what it is conditioned on; None: nothing.
         images: which real images the groups get; None: one unconditional group of all slots, with a positive for each.
+        clip: whether encoders see generated images clipped to [-1, 1].
         compiled: whether everything from images to feature groups is one compiled function.
 
     Source: arXiv 2602.04770, Algorithm 1 and Appendix A.2, A.5 to A.7. Differs: by default each location has its own
-    feature and drift scale, where paper and authors' release share them over a map (`scale_over`), and affinities have
-    no lower bound, where the release has 1e-3 (`affinity_floor`).
+    feature and drift scale, where paper and authors' release share them over a map (`scale_over`), affinities have no
+    lower bound, where the release has 1e-3 (`affinity_floor`), and generated images are clipped (`clip`).
     """
 
     def __init__(
@@ -52,9 +53,10 @@ class Drifting:
         ranks: Ranks,
         network: GeneratorNetworkConfig | None = None,
         images: GroupImages | None = None,
+        clip: bool = False,
         compiled: bool = False,
     ):
-        self.config, self.network, self.images = config, network or GeneratorNetworkConfig(), images
+        self.config, self.network, self.images, self.clip = config, network or GeneratorNetworkConfig(), images, clip
         self.own = None if images is None else images.groups.share(ranks.world_size)  # groups of this rank
         self.own_groups = 1 if self.own is None else self.own.count
         # Whole groups need no features of other ranks; a single one is spread over all.
@@ -130,6 +132,8 @@ class Drifting:
         with execution.autocast():
             images = generate_one_step(model, noise[chunk], batch.condition.part(chunk))
             execution.clock.mark("generator")
+            if self.clip:
+                images = _Clip.apply(images)
             groups = self._drawn(self._features(images), batch)
             execution.clock.mark("encoder")
         return images, groups
@@ -292,6 +296,20 @@ def _one_ahead(items: Iterator[Item]) -> Iterator[Item]:
     while waiting is not None:
         current, waiting = waiting, next(items, None)
         yield current
+
+
+class _Clip(torch.autograd.Function):
+    """Clipping to [-1, 1] with the gradients that lead a pixel back into the range, so that none is stuck outside."""
+
+    @staticmethod
+    def forward(context: Any, images: torch.Tensor) -> torch.Tensor:
+        context.save_for_backward(images)
+        return images.clamp(-1, 1)
+
+    @staticmethod
+    def backward(context: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        (images,), (gradient,) = context.saved_tensors, gradients
+        return torch.where((images.abs() <= 1) | (gradient * images > 0), gradient, 0.0)
 
 
 def _joined(parts: list[list[FeatureGroup]]) -> list[FeatureGroup]:
