@@ -17,6 +17,7 @@ name = "drift-{each}"               # each = [{id = "a", tau = 0.1}, ...] gives 
 command = "train"
 encoder = "{each}"
 output = "{output}/drift_{each}"
+default = { tau = 0.05 }            # of rows that are tables: what they leave out
 """
 
 import json
@@ -24,9 +25,9 @@ import re
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from driftkit.config.layers import did_you_mean, flatten, read_toml, validate
 from driftkit.config.settings import ONE_OR_MORE, Option, Settings
@@ -107,22 +108,26 @@ class _StageTable(Settings):
     command: str
     nproc: Annotated[int, Field(ge=1, strict=True)] = 1
     each: list[Any] | None = None
+    default: dict[str, Any] = Field(default_factory=dict)
     set: dict[str, Any] = Field(default_factory=dict)
 
-    @field_validator("each")
-    @classmethod
-    def _uniform(cls, each: list[Any] | None) -> list[Any] | None:
-        texts = all(isinstance(row, str) for row in each or ())
-        tables = all(isinstance(row, dict) and row.keys() == (each or [{}])[0].keys() for row in each or ())
-        if each is not None and (not each or not (texts or tables) or (tables and "output" in each[0])):
-            raise ValueError("expected texts, or tables with the same keys (not output)")
-        return each
+    @model_validator(mode="after")
+    def _uniform(self) -> Self:
+        rows = self.rows()
+        texts = all(isinstance(row, str) for row in self.each or ())
+        tables = all(isinstance(row, dict) for row in self.each or ())
+        same = tables and all(row.keys() == rows[0].keys() for row in rows)
+        if self.each is not None and (not self.each or not (texts or same) or "output" in rows[0]):
+            raise ValueError("each: expected texts, or tables with the same keys (not output)")
+        if self.default and not tables:
+            raise ValueError("default: expected tables in each, whose missing keys it fills in")
+        return self
 
     def rows(self) -> list[dict[str, Any]]:
         """For every row of `each` what its placeholders stand for; one row where there is no `each`."""
         if self.each is None:
             return [{}]
-        return [{"each": row} if isinstance(row, str) else row for row in self.each]
+        return [{**self.default, **row} if isinstance(row, dict) else {"each": row} for row in self.each]
 
 
 class _PipelineTable(Settings):

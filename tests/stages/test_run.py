@@ -214,7 +214,8 @@ def test_a_stage_for_each_of_several_rows(tmp_path):
         tmp_path,
         """
         [[stage]]
-        each = [{ id = "a", steps = 3, encoder = "{output}/mae" }, { id = "b", steps = 5, encoder = "pixel" }]
+        each = [{ id = "a", encoder = "{output}/mae" }, { id = "b", steps = 5, encoder = "pixel" }]
+        default = { steps = 3 }
         name = "drift-{id}"
         command = "train"
         encoder = "{encoder}"
@@ -262,6 +263,8 @@ def test_a_failing_stage_stops_the_pipeline_with_its_code_and_keeps_what_is_done
         ('name = "tiny"', "name = ", "not valid TOML"),
         ('name = "probe"', 'name = "probe"\neach = []', "each: expected texts"),
         ('name = "probe"', 'name = "probe"\neach = ["a", {b = 1}]', "each: expected texts"),
+        ('name = "probe"', 'name = "probe"\neach = [{a = 1}, {b = 1}]', "each: expected texts"),
+        ('name = "probe"', 'name = "probe"\neach = ["a"]\ndefault = {b = 1}', "default: expected tables in each"),
         ('name = "probe"', 'name = "probe"\neach = ["a", "b"]', "two stages are called probe"),
     ],
 )
