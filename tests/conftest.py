@@ -40,7 +40,7 @@ def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 @pytest.fixture(scope="session", autouse=True)
 def _plain_cpu():
-    """Trainings are float32 on every CPU, also on those that multiply bfloat16."""
+    """Trainings in the process of the tests are float32 on every CPU, also on those that multiply bfloat16."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("driftkit.runtime.device.cpu_multiplies_bfloat16", lambda: False)
         yield

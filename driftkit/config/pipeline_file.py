@@ -119,7 +119,7 @@ class _StageTable(Settings):
         same = tables and all(row.keys() == rows[0].keys() for row in rows)
         if self.each is not None and (not self.each or not (texts or same) or "output" in rows[0]):
             raise ValueError("each: expected texts, or tables with the same keys (not output)")
-        if self.default and not tables:
+        if self.default and not (self.each and tables):
             raise ValueError("default: expected tables in each, whose missing keys it fills in")
         return self
 

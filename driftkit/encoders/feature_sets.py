@@ -56,7 +56,7 @@ class FieldCall:
         return tuple(number for number, group in enumerate(self.groups) for _ in range(group.values.shape[0]))
 
 
-FEATURES_VERSION = 3  # counted up when a feature set gives other numbers: caches are built again
+FEATURES_VERSION = 4  # counted up when a feature set gives other numbers: caches are built again
 
 
 @dataclass(frozen=True)

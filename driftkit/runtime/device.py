@@ -74,7 +74,7 @@ def training_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     """`autocast_dtype`, where "auto" takes bfloat16 on CPUs with units for its matrix products, too.
 
     Measured on such a CPU: twice the images per second, for U-Nets and dense encoders. CPUs that only emulate it would
-    be slower, and samples stay float32 on all of them.
+    be slower, and with "auto" samples stay float32 on all of them.
     """
     if precision == "auto" and device.type == "cpu" and cpu_multiplies_bfloat16():
         return torch.bfloat16

@@ -20,7 +20,7 @@ from driftkit.errors import ArtifactError, NotFoundError, RefusedError, UsageErr
 from driftkit.methods.base import Graph
 from driftkit.methods.registry import METHODS
 from driftkit.stages.model_card import code, describe_run, to_markdown
-from driftkit.storage.files import atomic_folder, sha256_file, write_tensors
+from driftkit.storage.files import atomic_folder, read_tensors, sha256_file, state_digest, write_tensors
 from driftkit.storage.records import Record
 from driftkit.storage.run_folder import MANIFEST, Checkpoint, Run, now
 from driftkit.training.initialisation import EXPORT, ORIGIN, origin_of
@@ -97,6 +97,10 @@ def export(
             f"`dtype` {dtype}: expected float32, the type of {format} graphs; {', '.join(WEIGHTS_ONLY)} take others"
         )
     weights = run.kept_name(weights)
+    if format == "run" and not weights.startswith(EMA):
+        raise UsageError(
+            f"`weights` {weights}: expected an average for format run, ema or ema-DECAY, which ema then is"
+        )
     folder = output or run.path / "exports" / format
     _require_free(folder, force=force)
     needed = ("onnx", "onnxruntime", "onnxscript") if format == "onnx" else ()
@@ -134,7 +138,7 @@ def export(
     }
     if dtype != "float32":
         network.to(getattr(torch, dtype))
-        document["dtype"] = dtype
+        document |= {"dtype": dtype, ORIGIN: {**document[ORIGIN], "digest": state_digest(network.state_dict())}}
     with atomic_folder(folder) as temporary:
         if format == "run":
             name, document["difference"] = _write_run(temporary, run, checkpoint, network, weights), None
@@ -180,25 +184,34 @@ def _require_free(folder: Path, *, force: bool) -> None:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     try:
-        is_export = folder.is_dir() and bool(ExportRecord.read(folder / "model.json"))
+        record = ExportRecord.read(folder / "model.json")
     except ArtifactError:
-        is_export = False
-    if not is_export:
-        raise UsageError(f"`output` {folder}: expected a new folder or an earlier export, got something else")
+        raise UsageError(f"`output` {folder}: expected a new folder or an earlier export, got something else") from None
     if not force:
         raise UsageError(f"`output` {folder}: holds an export already; `force` replaces it")
+    own = {record.file.split("/")[0], "README.md", "model.json", MANIFEST}
+    if others := sorted(path.name for path in folder.iterdir() if path.name not in own):
+        raise UsageError(
+            f"`output` {folder}: holds {', '.join(others)} besides an export; move them, or give another folder"
+        )
 
 
 def _write_run(folder: Path, run: Run, checkpoint: Checkpoint, network: nn.Module, weights: str) -> str:
-    """The run with this checkpoint and these weights alone, named ema; returns the path of their file within it."""
-    state = checkpoint.state()
+    """The run with this checkpoint and this average alone, named ema; returns the path of its file in the folder."""
+    manifest, state = run.manifest(), checkpoint.state()
+    header = read_tensors(checkpoint.weights_path(weights))[1]
     reached = {key: getattr(state, key) for key in ("step", "images_seen", "train_seconds")}
-    run.manifest().model_copy(update={**reached, "state": "done"}).write(folder / MANIFEST)
-    header = {"exported_from": {"weights": weights, "step": checkpoint.step}}
-    saved = Run(folder).save_checkpoint(
-        checkpoint.step, weights={EMA: network.state_dict()}, optimizer=None, state=dict(state), headers={EMA: header}
+    if checkpoint.step != manifest.step:
+        reached["state"] = "interrupted"
+    trainer = {**manifest.config["trainer"]}
+    if weights != EMA:  # the one average that is here is the first one of this run
+        trainer["ema_decay"] = float(weights.removeprefix(f"{EMA}-"))
+    manifest.model_copy(update={**reached, "config": {**manifest.config, "trainer": trainer}}).write(folder / MANIFEST)
+    tensors = {EMA: network.state_dict()}
+    exported = Run(folder).save_checkpoint(
+        checkpoint.step, weights=tensors, optimizer=None, state=dict(state), headers={EMA: header}
     )
-    return str(saved.weights_path(EMA).relative_to(folder))
+    return str(exported.weights_path(EMA).relative_to(folder))
 
 
 def _write_model(

@@ -1,5 +1,6 @@
 """The card of an exported model: its training, its scores, and how to use it."""
 
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -116,7 +117,12 @@ def to_markdown(document: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        count=format_count, score=format_score, seconds=format_seconds, method=method_label, code=code
+        count=format_count,
+        score=format_score,
+        seconds=format_seconds,
+        method=method_label,
+        code=code,
+        quote=shlex.quote,
     )
     return environment.get_template("model_card.md.j2").render(document)
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from driftkit.config.layers import flatten
 from driftkit.config.settings import OnResume, marked_keys
+from driftkit.config.weights_name import RAW
 from driftkit.datasets import sources
 from driftkit.datasets.packs import ImagePack
 from driftkit.encoders import registry
@@ -61,7 +62,13 @@ def plan_resume(run: Run, config: TrainConfig, resume: Resume, ranks: Ranks) -> 
             "it was edited or damaged"
         )
     _require_same_global_batch(run, config, saved[BATCH], manifest.global_batch, ranks)
-    steps = [checkpoint.step for checkpoint in run.checkpoints()]
+    saved_steps = run.checkpoints()
+    if saved_steps and saved_steps[-1].weights_names() and RAW not in saved_steps[-1].weights_names():
+        raise UsageError(
+            f"{run.path} is an exported run, which holds averaged weights alone and does not resume; start from it by "
+            "`init_from`, with another `output`"
+        )
+    steps = [checkpoint.step for checkpoint in saved_steps]
     if steps and steps[-1] > config.trainer.steps:
         raise UsageError(
             f"{run.path} is at step {steps[-1]}, past `trainer.steps` {config.trainer.steps}; "

@@ -86,6 +86,17 @@ def test_weights_stored_in_bfloat16_give_the_features_of_autocast(name):
         assert torch.equal(old, new)
 
 
+def test_encoders_of_grouped_convolutions_stay_float32_on_a_cpu():
+    encoder = load("efficientnet-lite0", random_weights=True, input_size=32)
+    images = torch.randn(2, 3, 32, 32)
+    encoder.prepare(torch.device("cpu"), torch.bfloat16)
+    wanted = [m.values for m in encoder.maps(images)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = [m.values for m in encoder.maps(images)]
+    assert {values.dtype for values in found} == {torch.float32}
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, wanted, strict=True))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_training_stores_weights_once_and_records_the_digest_of_the_original_ones(tmp_path, dtype):
     encoder = load("dinov2", random_weights=True, input_size=28)

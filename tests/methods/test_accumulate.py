@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from driftkit.encoders.encoder_union import EncoderUnion
-from driftkit.encoders.feature_sets import field_calls
+from driftkit.encoders.feature_sets import FeatureGroup, field_calls
 from driftkit.encoders.trained_encoder import MAEEncoder
 from driftkit.methods.ddpm.config import DDPMConfig
 from driftkit.methods.ddpm.objective import DDPM
@@ -16,13 +16,11 @@ from driftkit.methods.drifting.objective import Drifting, _Clip
 from driftkit.methods.drifting.samplers import generate_one_step
 from driftkit.methods.mae.method import MAEConfig
 from driftkit.methods.mae.objective import MAE
-from driftkit.methods.registry import METHODS
 from driftkit.models.mae_resnet import MAEResNet, MAEResNetConfig
 from driftkit.models.unet import UNet, UNetConfig
 from driftkit.protocols import Batch, Execution
 from driftkit.runtime.random import image_noise, seed_global_generators
 from driftkit.runtime.ranks import Ranks
-from tests.conftest import setting
 
 COUNT, SIZE = 10, 16
 
@@ -67,8 +65,8 @@ OBJECTIVES = {
         Drifting(DriftingConfig(vectors_per_group=2), EncoderUnion.of(encoder()), ranks=Ranks()),
         unet(),
     ),
-    "drift of clipped images": lambda: (
-        Drifting(DriftingConfig(), EncoderUnion.of(encoder()), ranks=Ranks(), clip=True),
+    "drift of images as they are": lambda: (
+        Drifting(DriftingConfig(clip=False), EncoderUnion.of(encoder()), ranks=Ranks()),
         unet(),
     ),
     "ddpm": lambda: (DDPM(DDPMConfig()), unet()),
@@ -97,6 +95,9 @@ def test_drawn_vectors_are_others_in_every_step_and_the_same_of_real_and_generat
     want = {name: term.item() for name, term in gradient(whole, network, None)[1].terms.items()}
     groups = objective.encoders.groups(batch().images)
     seen = {group.name: set() for group in groups}
+    rows = objective._drawn([FeatureGroup("m", "k", torch.arange(60.0)[:, None, None])], batch())[0].values
+    again = objective._drawn([FeatureGroup("m", "k", 100 + torch.arange(60.0)[:, None, None])], batch())[0].values
+    assert torch.equal(again, 100 + rows)
     for step in range(60):
         for group, drawn in zip(groups, objective._drawn(groups, replace(batch(), step=step)), strict=True):
             assert drawn.values.shape == (1, *group.values.shape[1:])
@@ -117,16 +118,6 @@ def test_clipped_pixels_take_the_gradients_that_lead_back():
     assert torch.equal(clipped, images.detach().clamp(-1, 1))
     clipped.backward(-downhill)
     assert torch.equal(-images.grad, torch.tensor([1.0, 0.0, 1.0, 1.0, -1.0, -1.0, 0.0, -1.0]))
-
-
-@pytest.mark.parametrize(
-    ("clip", "latents", "clips"), [(None, False, True), (None, True, False), (True, True, True), (False, False, False)]
-)
-def test_images_are_clipped_and_latents_are_not(clip, latents, clips):
-    config = DriftingConfig(encoder="pixel", feature_set="locations", clip=clip)
-    images = torch.zeros(8, 3, 8, 8, dtype=torch.uint8)
-    built = METHODS["drift"].build(config, replace(setting(images), latents=latents))
-    assert built.objective.clip == clips
 
 
 def test_averaging_the_losses_of_chunks_would_be_another_gradient():

@@ -1,11 +1,15 @@
 """Which device is taken, and when none is taken silently."""
 
+import math
+
 import pytest
 import torch
 
 from driftkit.errors import ResourceError
 from driftkit.runtime import device
 from driftkit.runtime.device import autocast_dtype, resolve_device, training_dtype
+from driftkit.storage.run_folder import Run
+from tests.conftest import train_tiny
 
 
 @pytest.fixture
@@ -48,3 +52,13 @@ def test_trainings_take_bfloat16_only_where_the_cpu_multiplies_it(monkeypatch, n
     assert training_dtype("auto", torch.device("cpu")) == dtype
     assert training_dtype("float32", torch.device("cpu")) == torch.float32
     assert autocast_dtype("auto", torch.device("cpu")) == torch.float32  # samples are the same on all CPUs
+
+
+@pytest.mark.parametrize("method", ["drift", "mae"])
+def test_trainings_in_bfloat16_keep_float32_weights_in_the_layout_that_is_fastest(tmp_path, monkeypatch, method):
+    monkeypatch.setattr(device, "cpu_multiplies_bfloat16", lambda: True)
+    train_tiny(tmp_path / "run", method, steps=3)
+    run = Run.open(tmp_path / "run")
+    assert run.manifest().precision == "bfloat16"
+    assert {tensor.dtype for tensor in run.weights("ema")[0].values()} == {torch.float32}
+    assert all(math.isfinite(record["loss"]) for record in run.metrics())

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from driftkit.encoders.registry import encoder_licence
-from driftkit.errors import ArtifactError, RefusedError, UsageError
+from driftkit.errors import ArtifactError, NotFoundError, RefusedError, UsageError
 from driftkit.methods.drifting.samplers import generate_one_step
 from driftkit.stages import export as stage
 from driftkit.stages.export import export
@@ -214,17 +214,40 @@ def test_graphs_have_the_type_of_their_inputs(runs):
 
 def test_a_small_run_folder_does_not_resume(runs, tmp_path):
     export(runs["drift"], tmp_path / "small", format="run")
-    result = driftkit(
-        "train",
-        "--output",
-        tmp_path / "small",
-        "--steps",
-        100,
-        *TINY_DATA,
-        "--encoder",
-        "pixel",
-        *TINY_UNET,
-        *TINY_LOOP,
-    )
-    assert result.exit_code == 3, result.output
-    assert "raw.safetensors" in result.output
+    before = (tmp_path / "small/manifest.json").read_bytes()
+    more = ["--steps", 100, *TINY_DATA, "--encoder", "pixel", *TINY_UNET, *TINY_LOOP]
+    result = driftkit("train", "--output", tmp_path / "small", *more)
+    assert result.exit_code == 2, result.output
+    assert "does not resume; start from it by --init-from" in " ".join(result.stderr.split())
+    assert (tmp_path / "small/manifest.json").read_bytes() == before
+
+
+def test_a_small_run_folder_knows_its_average_by_name(tmp_path):
+    train_tiny(tmp_path / "run", "drift", "--set", "trainer.ema_decay=[0.5,0.25]", steps=3)
+    run = Run.open(tmp_path / "run")
+    export(run, tmp_path / "small", format="run", weights="ema-0.25")
+    small = Run.open(tmp_path / "small")
+    for name in ("ema", "ema-0.25"):
+        weights, _ = small.weights(name)
+        assert all(torch.equal(weights[key], tensor) for key, tensor in run.weights("ema-0.25")[0].items())
+    with pytest.raises(NotFoundError, match=r"no weights ema-0.5; it has ema \(ema is ema-0.25\)"):
+        small.weights("ema-0.5")
+    with pytest.raises(UsageError, match="`weights` raw: expected an average for format run"):
+        export(run, tmp_path / "other", format="run", weights="raw")
+
+
+@pytest.mark.parametrize("format", ["safetensors", "run"])
+def test_training_starts_from_an_export_in_bfloat16(runs, tmp_path, format):
+    made = export(runs["drift"], tmp_path / "small", format=format, dtype="bfloat16")
+    source = made.model if format == "safetensors" else made.folder
+    train_tiny(tmp_path / "next", "drift", "--init-from", source, steps=0)
+    weights, _ = Run.open(tmp_path / "next").weights("raw")
+    assert all(torch.equal(weights[key], tensor.float()) for key, tensor in read_tensors(made.model)[0].items())
+
+
+def test_results_of_an_exported_run_are_not_replaced(runs, tmp_path):
+    export(runs["drift"], tmp_path / "small", format="run")
+    export(runs["drift"], tmp_path / "small", format="run", force=True)
+    (tmp_path / "small/samples").mkdir()
+    with pytest.raises(UsageError, match="holds samples besides an export"):
+        export(runs["drift"], tmp_path / "small", format="run", force=True)

@@ -48,7 +48,6 @@ def build_drifting(config: DriftingConfig, setting: Setting) -> BuiltObjective:
         network=setting.network if isinstance(setting.network, GeneratorNetworkConfig) else None,
         images=images,
         ranks=setting.ranks,
-        clip=not setting.latents if config.clip is None else config.clip,
         compiled=setting.compile,
     )
     return BuiltObjective(objective, record, tuple(groups.advice(by_class=config.class_conditional)))

@@ -42,10 +42,8 @@ class DriftingConfig(EncodersConfig, GenerativeConfig):
         3.0, ge=0, le=20, description="k in the density of alpha, alpha^-k from 1 to the largest"
     )
     guidance_at_one: float = Field(0.0, ge=0, lt=1, description="share of groups with alpha 1")
-    clip: bool | None = Field(
-        None,
-        description="clip generated images to [-1, 1] before they are encoded, as they are when they are saved; None: "
-        "pixels, but not latents",
+    clip: bool = Field(
+        True, description="clip generated images to [-1, 1] before they are encoded, as they are when they are saved"
     )
     vectors_per_group: int | None = Field(
         None,

@@ -37,7 +37,6 @@ class Drifting:
         encoders: give the feature groups of images.
         network: config of the generator, which says what it is conditioned on; None: nothing.
         images: which real images the groups get; None: one unconditional group of all slots, with a positive for each.
-        clip: whether encoders see generated images clipped to [-1, 1].
         compiled: whether everything from images to feature groups is one compiled function.
 
     Source: arXiv 2602.04770, Algorithm 1 and Appendix A.2, A.5 to A.7. Differs: by default each location has its own
@@ -53,10 +52,9 @@ class Drifting:
         ranks: Ranks,
         network: GeneratorNetworkConfig | None = None,
         images: GroupImages | None = None,
-        clip: bool = False,
         compiled: bool = False,
     ):
-        self.config, self.network, self.images, self.clip = config, network or GeneratorNetworkConfig(), images, clip
+        self.config, self.network, self.images = config, network or GeneratorNetworkConfig(), images
         self.own = None if images is None else images.groups.share(ranks.world_size)  # groups of this rank
         self.own_groups = 1 if self.own is None else self.own.count
         # Whole groups need no features of other ranks; a single one is spread over all.
@@ -132,7 +130,7 @@ class Drifting:
         with execution.autocast():
             images = generate_one_step(model, noise[chunk], batch.condition.part(chunk))
             execution.clock.mark("generator")
-            if self.clip:
+            if self.config.clip:
                 images = _Clip.apply(images)
             groups = self._drawn(self._features(images), batch)
             execution.clock.mark("encoder")
