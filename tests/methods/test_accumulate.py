@@ -12,7 +12,7 @@ from driftkit.methods.ddpm.config import DDPMConfig
 from driftkit.methods.ddpm.objective import DDPM
 from driftkit.methods.drifting import aggregated_drift, drift_loss
 from driftkit.methods.drifting.config import DriftingConfig
-from driftkit.methods.drifting.objective import Drifting, _Clip
+from driftkit.methods.drifting.objective import Drifting
 from driftkit.methods.drifting.samplers import generate_one_step
 from driftkit.methods.mae.method import MAEConfig
 from driftkit.methods.mae.objective import MAE
@@ -111,13 +111,17 @@ def test_drawn_vectors_are_others_in_every_step_and_the_same_of_real_and_generat
         assert 0.2 * want[name] < term.item() < 5 * want[name], name
 
 
-def test_clipped_pixels_take_the_gradients_that_lead_back():
-    images = torch.tensor([-2.0, -2.0, -1.0, 0.5, 0.5, 1.0, 3.0, 3.0]).requires_grad_()
-    downhill = torch.tensor([1.0, -1.0, 1.0, 1.0, -1.0, -1.0, 1.0, -1.0])  # minus the gradient: where pixels move
-    clipped = _Clip.apply(images)
-    assert torch.equal(clipped, images.detach().clamp(-1, 1))
-    clipped.backward(-downhill)
-    assert torch.equal(-images.grad, torch.tensor([1.0, 0.0, 1.0, 1.0, -1.0, -1.0, 0.0, -1.0]))
+@pytest.mark.parametrize("clip", [True, False])
+def test_encoders_see_generated_images_clipped(monkeypatch, clip):
+    """As they are saved. Pixels outside of the range get no gradient."""
+    objective, network = Drifting(DriftingConfig(clip=clip), EncoderUnion.of(encoder()), ranks=Ranks()), unet()
+    torch.nn.init.normal_(network.output.bias, std=2.0)
+    groups, seen = objective._features, []
+    monkeypatch.setattr(objective, "_features", lambda images: seen.append(images.detach()) or groups(images))
+    gradient(objective, network, None)
+    generated = generate_one_step(network, image_noise(0, "prior", range(COUNT), (3, SIZE, SIZE), step=4)).detach()
+    assert generated.abs().max() > 1.5
+    assert torch.allclose(seen[-1], generated.clamp(-1, 1) if clip else generated)
 
 
 def test_averaging_the_losses_of_chunks_would_be_another_gradient():

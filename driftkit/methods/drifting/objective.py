@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -131,7 +131,7 @@ class Drifting:
             images = generate_one_step(model, noise[chunk], batch.condition.part(chunk))
             execution.clock.mark("generator")
             if self.config.clip:
-                images = _Clip.apply(images)
+                images = images.clamp(-1, 1)
             groups = self._drawn(self._features(images), batch)
             execution.clock.mark("encoder")
         return images, groups
@@ -294,20 +294,6 @@ def _one_ahead(items: Iterator[Item]) -> Iterator[Item]:
     while waiting is not None:
         current, waiting = waiting, next(items, None)
         yield current
-
-
-class _Clip(torch.autograd.Function):
-    """Clipping to [-1, 1] with the gradients that lead a pixel back into the range, so that none is stuck outside."""
-
-    @staticmethod
-    def forward(context: Any, images: torch.Tensor) -> torch.Tensor:
-        context.save_for_backward(images)
-        return images.clamp(-1, 1)
-
-    @staticmethod
-    def backward(context: Any, *gradients: torch.Tensor) -> torch.Tensor:
-        (images,), (gradient,) = context.saved_tensors, gradients
-        return torch.where((images.abs() <= 1) | (gradient * images > 0), gradient, 0.0)
 
 
 def _joined(parts: list[list[FeatureGroup]]) -> list[FeatureGroup]:
