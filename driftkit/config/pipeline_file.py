@@ -25,9 +25,9 @@ import re
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 
 from driftkit.config.layers import did_you_mean, flatten, read_toml, validate
 from driftkit.config.settings import ONE_OR_MORE, Option, Settings
@@ -107,21 +107,23 @@ class _StageTable(Settings):
     name: Annotated[str, Field(min_length=1)]
     command: str
     nproc: Annotated[int, Field(ge=1, strict=True)] = 1
-    each: list[Any] | None = None
     default: dict[str, Any] = Field(default_factory=dict)
+    each: list[Any] | None = Field(None, validate_default=True)
     set: dict[str, Any] = Field(default_factory=dict)
 
-    @model_validator(mode="after")
-    def _uniform(self) -> Self:
-        rows = self.rows()
-        texts = all(isinstance(row, str) for row in self.each or ())
-        tables = all(isinstance(row, dict) for row in self.each or ())
-        same = tables and all(row.keys() == rows[0].keys() for row in rows)
-        if self.each is not None and (not self.each or not (texts or same) or "output" in rows[0]):
-            raise ValueError("each: expected texts, or tables with the same keys (not output)")
-        if self.default and not (self.each and tables):
-            raise ValueError("default: expected tables in each, whose missing keys it fills in")
-        return self
+    @field_validator("each")
+    @classmethod
+    def _uniform(cls, each: list[Any] | None, info: ValidationInfo) -> list[Any] | None:
+        default = info.data.get("default") or {}
+        texts = all(isinstance(row, str) for row in each or ())
+        tables = all(isinstance(row, dict) for row in each or ())
+        keys = [{*default, *row} for row in each or ()] if tables else []
+        same = tables and all(own == keys[0] for own in keys)
+        if each is not None and (not each or not (texts or same) or (same and "output" in keys[0])):
+            raise ValueError("expected texts, or tables with the same keys (not output)")
+        if default and not (each and tables):
+            raise ValueError("expected tables, whose missing keys default fills in")
+        return each
 
     def rows(self) -> list[dict[str, Any]]:
         """For every row of `each` what its placeholders stand for; one row where there is no `each`."""

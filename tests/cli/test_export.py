@@ -22,5 +22,5 @@ def test_export_prints_where_it_lies_and_one_json_document(tmp_path):
 def test_unknown_formats_and_foreign_folders_are_one_line(tmp_path):
     train_tiny(tmp_path / "run")
     result = driftkit("export", "run", "--format", "pickle")
-    assert (result.exit_code, "safetensors, onnx or torchscript" in result.stderr) == (2, True)
+    assert (result.exit_code, "safetensors, run, onnx or torchscript" in result.stderr) == (2, True)
     assert driftkit("export", tmp_path).exit_code == 3

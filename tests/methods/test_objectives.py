@@ -42,7 +42,9 @@ class Linear(torch.nn.Module):
 
 
 def test_drifting_moves_the_generator_along_the_field():
-    objective = Drifting(DriftingConfig(encoder="pixel"), EncoderUnion.of(PixelEncoder(input_size=4)), ranks=Ranks())
+    objective = Drifting(
+        DriftingConfig(encoder="pixel", clip=False), EncoderUnion.of(PixelEncoder(input_size=4)), ranks=Ranks()
+    )
     model, real = Linear(), batch()
     outcome = objective.accumulate(model, real, Execution())
     noise = image_noise(0, "prior", range(8), (3, 4, 4), step=0)
@@ -65,7 +67,9 @@ def test_drifting_learns_a_shift():
         def forward(self, x, t, condition):
             return 0.1 * x + self.shift
 
-    objective = Drifting(DriftingConfig(encoder="pixel"), EncoderUnion.of(PixelEncoder(input_size=4)), ranks=Ranks())
+    objective = Drifting(
+        DriftingConfig(encoder="pixel", clip=False), EncoderUnion.of(PixelEncoder(input_size=4)), ranks=Ranks()
+    )
     model = Shift()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
     target = torch.tensor([0.5, -0.3, 0.1]).view(3, 1, 1)

@@ -417,7 +417,18 @@ def test_a_gpu_that_is_not_here_is_counted():
 
 
 TINY_DIT = [word for key, value in {**TINY, "patch_size": 4}.items() for word in ("--set", f"model.{key}={value}")]
-LINE = ["train", "--preset", "demo", *TINY_DATA, *TINY_LOOP, "--set", "model.kind=dit", *TINY_DIT]
+LINE = [
+    "train",
+    "--preset",
+    "demo",
+    "--schedule",
+    "constant",
+    *TINY_DATA,
+    *TINY_LOOP,
+    "--set",
+    "model.kind=dit",
+    *TINY_DIT,
+]
 
 
 def done(*words):

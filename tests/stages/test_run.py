@@ -264,8 +264,16 @@ def test_a_failing_stage_stops_the_pipeline_with_its_code_and_keeps_what_is_done
         ('name = "probe"', 'name = "probe"\neach = []', "each: expected texts"),
         ('name = "probe"', 'name = "probe"\neach = ["a", {b = 1}]', "each: expected texts"),
         ('name = "probe"', 'name = "probe"\neach = [{a = 1}, {b = 1}]', "each: expected texts"),
-        ('name = "probe"', 'name = "probe"\neach = ["a"]\ndefault = {b = 1}', "default: expected tables in each"),
-        ('name = "probe"', 'name = "probe"\ndefault = {b = 1}', "default: expected tables in each"),
+        (
+            'name = "probe"',
+            'name = "probe"\neach = ["a"]\ndefault = {b = 1}',
+            "each: expected tables, whose missing keys default fills in",
+        ),
+        (
+            'name = "probe"',
+            'name = "probe"\ndefault = {b = 1}',
+            "each: expected tables, whose missing keys default fills in",
+        ),
         ('name = "probe"', 'name = "probe"\neach = ["a", "b"]', "two stages are called probe"),
     ],
 )

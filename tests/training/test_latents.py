@@ -160,7 +160,7 @@ def test_the_gradient_of_drifting_reaches_the_generator_through_the_decoder(plac
     autoencoder = load_autoencoder(str(place))
     monkeypatch.setattr(type(autoencoder), "decode", lambda self, z: self.network.double().decode(z.double()).sample)
     encoder = PixelEncoder(input_size=16)
-    inner = Drifting(DriftingConfig(encoder="pixel"), EncoderUnion.of(encoder), ranks=Ranks())
+    inner = Drifting(DriftingConfig(encoder="pixel", clip=False), EncoderUnion.of(encoder), ranks=Ranks())
     objective = LatentObjective(inner, autoencoder, (4, 8, 8), None)
     real = (2 * torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(1)) - 1).double()
     batch = Batch(real, None, range(6), 0, 0).drawn(objective)
@@ -251,7 +251,9 @@ def test_scores_on_the_way_are_of_decoded_images(place, tmp_path):
 def test_a_grid_of_latents_encodes_no_real_images(place, monkeypatch, objective):
     autoencoder = load_autoencoder(str(place))
     monkeypatch.setattr(type(autoencoder), "to_latents", lambda *a: pytest.fail("real images were encoded"))
-    inner = Drifting(DriftingConfig(encoder="pixel"), EncoderUnion.of(PixelEncoder(input_size=16)), ranks=Ranks())
+    inner = Drifting(
+        DriftingConfig(encoder="pixel", clip=False), EncoderUnion.of(PixelEncoder(input_size=16)), ranks=Ranks()
+    )
     if objective == "ddpm":
         inner = METHODS["ddpm"].build(config("ddpm", place).objective, setting(torch.zeros(2, 3, 16, 16))).objective
     noise, real = torch.randn(2, 4, 8, 8), torch.zeros(2, 3, 16, 16)

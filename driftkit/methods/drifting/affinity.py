@@ -167,10 +167,13 @@ def _coefficients_of_kernel(
         c = weight[:, None, None, :] if c is None else c * weight[:, None, None, :]
     if c is not None:
         k.mul_(c)
+    largest = k.amax(dim=3, keepdim=True)  # all entries of a row may be so small that their squares underflow
+    largest = torch.where(largest > 0, largest, 1.0)
+    k.div_(largest)
+    r = r * largest
     neg, pos = k[..., :num_negatives], k[..., num_negatives:]
     neg_sum, pos_sum = neg.sum(dim=-1, keepdim=True), pos.sum(dim=-1, keepdim=True)  # [F, T, n, 1]
-    # All entries of a row may be so small that their squares need the range of float64.
-    norm: torch.Tensor = torch.linalg.vector_norm(k, dim=3, dtype=torch.float64)
+    norm: torch.Tensor = torch.linalg.vector_norm(k, dim=3)
     effective = ((neg_sum + pos_sum)[..., 0] / norm).square().sum(dim=2)
     neg_sum, pos_sum = neg_sum * r, pos_sum * r
     unit = (neg_sum * pos_sum).amax(dim=2, keepdim=True)  # [F, T, 1, 1]
