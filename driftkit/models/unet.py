@@ -30,7 +30,7 @@ class UNetConfig(GeneratorNetworkConfig):
     patch_size: int = Field(
         1, ge=1, le=64, description="side in pixels of the patches that are one position at the first level; 1: pixels"
     )
-    base_channels: int = Field(128, ge=4, le=4096, multiple_of=4, description="channels at full resolution")
+    base_channels: int = Field(128, ge=4, le=4096, multiple_of=4, description="channels of the first level")
     channel_multipliers: tuple[int, ...] = Field(
         (1, 2, 2, 2), min_length=1, max_length=8, description="channels per level over base"
     )

@@ -19,6 +19,7 @@ from driftkit.methods.drifting.sharing import SharedFeatures, share_features
 from driftkit.methods.drifting.workspace import ScaleOver
 from driftkit.models.contract import GeneratorNetworkConfig
 from driftkit.protocols import UNCONDITIONAL, Batch, ChosenImages, Condition, Execution, StepLoss
+from driftkit.runtime.device import copy_to
 from driftkit.runtime.random import generator_for, image_noise, seed_global_generators, style_codes
 from driftkit.runtime.ranks import Ranks
 
@@ -146,7 +147,7 @@ class Drifting:
             values, count = group.values, group.values.shape[0]
             if count > limit:
                 generator = generator_for(batch.seed, "vectors", batch.step, group.name)
-                values = values[torch.randperm(count, generator=generator)[:limit].to(values.device)]
+                values = values[copy_to(torch.randperm(count, generator=generator)[:limit], values.device)]
             drawn.append(FeatureGroup(group.map, group.kind, values))
         return drawn
 
