@@ -4,6 +4,7 @@ import difflib
 import tomllib
 from collections.abc import Iterable, Mapping
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -77,15 +78,15 @@ def nest(key: str, value: Any) -> dict[str, Any]:
     return dict(value)
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """A TOML file as a mapping.
+def read_toml(path: Path | Traversable) -> dict[str, Any]:
+    """A TOML file as a mapping; a byte order mark before it, as editors of Windows write, is no part of it.
 
     Raises:
         ArtifactError: it is not there.
         UsageError: it is no TOML; the message names the line.
     """
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise NotFoundError(f"{path} is not there") from None
     except IsADirectoryError:
@@ -110,8 +111,7 @@ def load_preset(name: str, method: str, role: str) -> list[Layer]:
         raise UsageError(
             f"`preset` {name}: expected one of {', '.join(preset_names())}{did_you_mean(name, preset_names())}"
         )
-    text = (resources.files("driftkit.config") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
-    tables = tomllib.loads(text)
+    tables = read_toml(resources.files("driftkit.config") / "presets" / f"{name}.toml")
     layers: list[Layer] = [(f"preset {name}", tables[table]) for table in ("all", role, method) if table in tables]
     if not layers:
         raise UsageError(f"`preset` {name}: is for {' and '.join(tables)}, not for {method}; choose another preset")
