@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from driftkit.config.places import TYPED
 from driftkit.errors import ArtifactError, NotFoundError, UsageError
 
 Layer = tuple[str, Mapping[str, Any]]
@@ -124,17 +125,19 @@ def validate(
     *,
     origins: Mapping[str, str],
     others: Mapping[str, str] | None = None,
+    typed: bool = False,
 ) -> Model:
     """An instance of the config class.
 
     Args:
         others: keys that the class lacks -> the choice for which they exist.
+        typed: somebody typed the values, so that `~` and variables in paths are expanded.
 
     Raises:
         UsageError: unknown keys (with the nearest known one) or values that do not fit, naming key, value and origin.
     """
     try:
-        return model.model_validate(values)
+        return model.model_validate(values, context=TYPED if typed else None)
     except ValidationError as error:
         errors = error.errors()[:3]
         raise UsageError("; ".join(_describe(model, e, origins, others or {}) for e in errors)) from None
