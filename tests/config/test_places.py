@@ -24,7 +24,7 @@ from driftkit.stages.probe_encoder import ProbeEncoderConfig
 from driftkit.stages.sample import SampleConfig
 from driftkit.training.train_config import DataConfig, EvaluationConfig, TrainConfig, load_config, resolve_config
 from driftkit.tutorial.toy_config import ToyConfig
-from tests.conftest import TINY_UNET, driftkit, train_tiny
+from tests.conftest import driftkit, train_tiny
 from tests.datasets.test_folder import as_folder, png
 
 SETTINGS = (
@@ -138,11 +138,12 @@ def test_every_path_of_the_command_line_is_expanded():
 
 
 def test_a_config_file_an_option_and_a_variable_are_expanded(home, tmp_path, monkeypatch):
+    monkeypatch.setattr("driftkit.cli.train._budget", lambda *_: {"budget": None, "budget_unknown": "not asked"})
     (tmp_path / "c.toml").write_text("[data]\nspec = '~/images?split=test'\n[evaluation]\nreference = '$RUNS/s'\n")
     monkeypatch.setenv("CONFIGS", str(tmp_path))
     monkeypatch.setenv("DRIFTKIT_TRAIN_INIT_FROM", "${RUNS}/run@raw")
-    words = ("--encoder", "pixel", "--output", "~/out", "--set", "evaluation.extractor=encoder:~/mae", *TINY_UNET)
-    result = driftkit("train", "--config", "$CONFIGS/c.toml", *words, "--batch-size", 2, "--dry-run", "--json")
+    words = ("--encoder", "pixel", "--output", "~/out", "--set", "evaluation.extractor=encoder:~/mae")
+    result = driftkit("train", "--config", "$CONFIGS/c.toml", *words, "--dry-run", "--json")
     document = json.loads(result.stdout)
     config = document["config"]
     assert config["data"]["spec"] == f"{home}/images?split=test"
