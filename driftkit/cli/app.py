@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 
 from driftkit import __version__
 from driftkit.cli import compare, data, doctor, export, fid, prefetch, probe_encoder, run, sample, toy, train, verify
-from driftkit.cli.options import with_flags
+from driftkit.cli.options import expand_place_variables, with_flags
 from driftkit.errors import (
     EXIT_INTERRUPTED,
     ArtifactError,
@@ -48,6 +48,7 @@ class DriftkitGroup(TyperGroup):
         try:
             with ending_cleanly():
                 _refuse_empty_values(words[:options_end])
+                expand_place_variables()
                 result = super().main(words, standalone_mode=False, **options)
         except Exception as error:
             if debug and not hasattr(error, "format_message"):

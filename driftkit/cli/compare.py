@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from driftkit.cli.options import with_settings
+from driftkit.cli.options import typed_place, with_settings
 from driftkit.cli.output import JsonOption, emit, note, progress_bars
 from driftkit.comparison.compare_config import CompareConfig
 
@@ -14,7 +14,9 @@ from driftkit.comparison.compare_config import CompareConfig
 def command(
     runs: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN", help="Run folders; others are skipped and named.", show_default=False),
+        typer.Argument(
+            metavar="RUN", help="Run folders; others are skipped and named.", show_default=False, callback=typed_place
+        ),
     ],
     settings: CompareConfig,
     as_json: JsonOption = False,

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from driftkit.cli.options import with_settings
+from driftkit.cli.options import typed_place, with_settings
 from driftkit.cli.output import JsonOption, emit, facts_table
 from driftkit.stages.data import ImportConfig, import_data
 
@@ -14,7 +14,10 @@ def command(
     spec: Annotated[
         str,
         typer.Argument(
-            metavar="SPEC", help="shapes, cifar10, a folder, a .zip or .tar of images, or a pack.", show_default=False
+            metavar="SPEC",
+            help="shapes, cifar10, a folder, a .zip or .tar of images, or a pack.",
+            show_default=False,
+            callback=typed_place,
         ),
     ],
     settings: ImportConfig,

@@ -1,8 +1,8 @@
 """`driftkit doctor`: what this machine has, and what it lacks."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from driftkit.cli.output import JsonOption, emit, facts_table, option
@@ -121,5 +121,5 @@ def _files(files: "list[PublishedItem]") -> "Table":
 
 
 def _short(path: str) -> str:
-    home = str(Path.home())
+    home = os.path.expanduser("~")
     return f"~{path.removeprefix(home)}" if path.startswith(f"{home}/") else path

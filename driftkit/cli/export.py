@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from driftkit.cli.options import with_settings
+from driftkit.cli.options import typed_place, with_settings
 from driftkit.cli.output import JsonOption, emit, show_line
 from driftkit.config.export_config import ExportConfig
 
@@ -13,7 +13,10 @@ from driftkit.config.export_config import ExportConfig
 @with_settings("export", ExportConfig)
 def command(
     run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="Folder of a run that generates images.", show_default=False)
+        Path,
+        typer.Argument(
+            metavar="RUN", help="Folder of a run that generates images.", show_default=False, callback=typed_place
+        ),
     ],
     settings: ExportConfig,
     as_json: JsonOption = False,

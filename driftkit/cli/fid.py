@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from driftkit.cli.fid_table import show
-from driftkit.cli.options import with_settings
+from driftkit.cli.options import typed_place, with_settings
 from driftkit.cli.output import JsonOption, emit, note, progress_bars
 from driftkit.stages.fid import FidConfig, fid
 
@@ -19,6 +19,7 @@ def command(
             metavar="SAMPLES|RUN",
             help="A run, a samples file, or a folder, archive or pack of images.",
             show_default=False,
+            callback=typed_place,
         ),
     ],
     settings: FidConfig,

@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from driftkit.config.layers import did_you_mean, merge, nest, parse_assignments
+from driftkit.config.places import expand_place
 from driftkit.config.settings import Option, option_fields, resolve_settings
 from driftkit.errors import UsageError
 
@@ -27,6 +28,7 @@ FLAGS: dict[str, dict[str, str]] = {}
 
 CONFIG_PANEL = "Other settings"
 GLOBAL_VARIABLES = {"DRIFTKIT_DATA_DIR"}  # that begin like those of a command
+PLACE_VARIABLES = (*GLOBAL_VARIABLES, "DRIFTKIT_CACHE", "DRIFTKIT_INCEPTION_WEIGHTS")
 _KEY = re.compile(r"`([a-z_]+(?:\.[a-z_]+)*)`")
 
 
@@ -183,11 +185,33 @@ def _given(command: str, fields: list[tuple[str, FieldInfo, Option]], values: di
     more = os.environ.get(variable_of(command, "--set"), "").split()
     file = values.pop("config") or os.environ.get(variable_of(command, "--config")) or None
     return Given(
-        Path(file) if file else None,
+        typed_place(Path(file)) if file else None,
         merge([*environment, ("--set", parse_assignments(more))])[0],
         tuple(values.pop("set") or ()),
         merge(options)[0],
     )
+
+
+def typed_place(value: Any) -> Any:
+    """Typer's callback of an argument or option that is a path or spec, or several: as `expand_place` has them."""
+    if isinstance(value, list | tuple):
+        return [typed_place(each) for each in value]
+    if value is None:
+        return None
+    try:
+        return type(value)(expand_place(str(value)))
+    except UsageError as error:
+        raise UsageError(f"{value}: {error}") from None
+
+
+def expand_place_variables() -> None:
+    """Expand the variables that name places, for all that read them."""
+    for name in PLACE_VARIABLES:
+        if name in os.environ:
+            try:
+                os.environ[name] = expand_place(os.environ[name])
+            except UsageError as error:
+                raise UsageError(f"{name} {os.environ[name]}: {error}") from None
 
 
 def _values(text: str, info: FieldInfo) -> list[str]:

@@ -5,14 +5,16 @@ from typing import Annotated, Any
 
 import typer
 
-from driftkit.cli.options import with_settings
+from driftkit.cli.options import typed_place, with_settings
 from driftkit.cli.output import JsonOption, emit, progress_bars, show_line
 from driftkit.stages.sample import SampleConfig, sample
 
 
 @with_settings("sample", SampleConfig)
 def command(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run that generates images.")],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Folder of a run that generates images.", callback=typed_place)
+    ],
     settings: SampleConfig,
     as_json: JsonOption = False,
 ) -> dict[str, Any]:

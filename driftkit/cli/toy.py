@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from driftkit.cli.options import Given, with_settings
+from driftkit.cli.options import Given, typed_place, with_settings
 from driftkit.cli.output import JsonOption, emit, show_line
 from driftkit.config.layers import parse_assignments
 from driftkit.errors import UsageError
@@ -24,7 +24,12 @@ def command(
     given: Given,
     toys: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="TOY", help="Folders of earlier toys, to show side by side.", show_default=False),
+        typer.Argument(
+            metavar="TOY",
+            help="Folders of earlier toys, to show side by side.",
+            show_default=False,
+            callback=typed_place,
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from rich.markup import escape
 from rich.table import Table
 
-from driftkit.cli.options import Given, with_settings
+from driftkit.cli.options import Given, typed_place, with_settings
 from driftkit.cli.output import JsonOption, emit, note, option
 from driftkit.config.layers import preset_names
 from driftkit.methods.registry import DEFAULT_METHOD, METHODS
@@ -31,7 +31,10 @@ def command(
     given: Given = Given(),  # noqa: B008
     device: Annotated[str, option("--device", help="auto, cpu or cuda.", panel="Training")] = "auto",
     output: Annotated[
-        Path | None, option("--output", "-o", help="Run folder.", panel=FILES, default="outputs/OBJECTIVE_ENCODER")
+        Path | None,
+        option(
+            "--output", "-o", help="Run folder.", panel=FILES, default="outputs/OBJECTIVE_ENCODER", callback=typed_place
+        ),
     ] = None,
     resume: Annotated[
         str,

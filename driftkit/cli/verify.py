@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from driftkit.cli.options import typed_place
 from driftkit.cli.output import JsonOption, emit
 
 COLOURS = {"in use": "cyan", "unknown": "dim"}
@@ -12,7 +13,10 @@ COLOURS = {"in use": "cyan", "unknown": "dim"}
 
 def command(
     paths: Annotated[
-        list[Path], typer.Argument(help="Runs, packs, caches, statistics, samples, evaluations, or folders of these.")
+        list[Path],
+        typer.Argument(
+            help="Runs, packs, caches, statistics, samples, evaluations, or folders of these.", callback=typed_place
+        ),
     ],
     as_json: JsonOption = False,
 ) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from driftkit.config.places import EXPANDED
 from driftkit.config.settings import Option, Settings
 from driftkit.config.weights_name import WeightsName
 
@@ -17,13 +18,13 @@ class CompareConfig(Settings):
     evaluate: Annotated[bool, Option(SCORES)] = Field(
         False, description="first score what has no score yet, into the runs; needs a reference"
     )
-    reference: Annotated[str | None, Option(SCORES, ("--reference", "-r"), default="none")] = Field(
+    reference: Annotated[str | None, EXPANDED, Option(SCORES, ("--reference", "-r"), default="none")] = Field(
         None, description="real images to score against, or a file of statistics, as in fid"
     )
-    extractor: Annotated[tuple[str, ...], Option(SCORES)] = Field(
+    extractor: Annotated[tuple[str, ...], EXPANDED, Option(SCORES)] = Field(
         ("inception",), min_length=1, description="feature extractor of the scores, as in fid; repeatable"
     )
-    extractor_weights: Annotated[Path | None, Option(SCORES, default="as in fid")] = Field(
+    extractor_weights: Annotated[Path | None, EXPANDED, Option(SCORES, default="as in fid")] = Field(
         None, description="local weights file of the extractor"
     )
     num_images: Annotated[int | None, Option(SCORES, ("--num-images", "-n"), default="50000")] = Field(
@@ -42,7 +43,7 @@ class CompareConfig(Settings):
         False, description="score images even where all of them are alike"
     )
     neighbours: Annotated[bool, Option(PICTURES)] = Field(True, description="show the real images nearest to samples")
-    neighbours_in: Annotated[str | None, Option(PICTURES, default="each run's training images")] = Field(
+    neighbours_in: Annotated[str | None, EXPANDED, Option(PICTURES, default="each run's training images")] = Field(
         None, description="images among which neighbours are searched"
     )
     neighbours_by: Annotated[Literal["pixels", "features"], Option(PICTURES)] = Field(
@@ -61,7 +62,7 @@ class CompareConfig(Settings):
         False, description="compile all networks before they are timed"
     )
     device: Annotated[str, Option(SPEED)] = Field("auto", description="auto, cpu or cuda")
-    output: Annotated[Path, Option(FILES, ("--output", "-o"))] = Field(
+    output: Annotated[Path, EXPANDED, Option(FILES, ("--output", "-o"))] = Field(
         Path("outputs/comparison"), description="folder of report.html, its data and its figures"
     )
 

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from driftkit.config.places import EXPANDED
 from driftkit.config.settings import Option, Settings
 from driftkit.config.weights_name import WEIGHTS_HELP, WeightsName
 
@@ -26,7 +27,7 @@ class ExportConfig(Settings):
     step: Annotated[int | None, Option(MODEL, default="the last one")] = Field(
         None, description="step of the checkpoint"
     )
-    output: Annotated[Path | None, Option(FILES, ("--output", "-o"), default="RUN/exports/FORMAT")] = Field(
+    output: Annotated[Path | None, EXPANDED, Option(FILES, ("--output", "-o"), default="RUN/exports/FORMAT")] = Field(
         None, description="folder of the model, README.md and model.json"
     )
     force: Annotated[bool, Option(FILES)] = Field(False, description="replace an earlier export in that folder")

@@ -4,12 +4,14 @@ import difflib
 import tomllib
 from collections.abc import Iterable, Mapping
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from driftkit.config.places import TYPED
 from driftkit.errors import ArtifactError, NotFoundError, UsageError
 
 Layer = tuple[str, Mapping[str, Any]]
@@ -77,15 +79,15 @@ def nest(key: str, value: Any) -> dict[str, Any]:
     return dict(value)
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """A TOML file as a mapping.
+def read_toml(path: Path | Traversable) -> dict[str, Any]:
+    """A TOML file as a mapping; a byte order mark before it, as editors of Windows write, is no part of it.
 
     Raises:
         ArtifactError: it is not there.
         UsageError: it is no TOML; the message names the line.
     """
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise NotFoundError(f"{path} is not there") from None
     except IsADirectoryError:
@@ -110,8 +112,7 @@ def load_preset(name: str, method: str, role: str) -> list[Layer]:
         raise UsageError(
             f"`preset` {name}: expected one of {', '.join(preset_names())}{did_you_mean(name, preset_names())}"
         )
-    text = (resources.files("driftkit.config") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
-    tables = tomllib.loads(text)
+    tables = read_toml(resources.files("driftkit.config") / "presets" / f"{name}.toml")
     layers: list[Layer] = [(f"preset {name}", tables[table]) for table in ("all", role, method) if table in tables]
     if not layers:
         raise UsageError(f"`preset` {name}: is for {' and '.join(tables)}, not for {method}; choose another preset")
@@ -124,17 +125,19 @@ def validate(
     *,
     origins: Mapping[str, str],
     others: Mapping[str, str] | None = None,
+    typed: bool = False,
 ) -> Model:
     """An instance of the config class.
 
     Args:
         others: keys that the class lacks -> the choice for which they exist.
+        typed: somebody typed the values, so that `~` and variables in paths are expanded.
 
     Raises:
         UsageError: unknown keys (with the nearest known one) or values that do not fit, naming key, value and origin.
     """
     try:
-        return model.model_validate(values)
+        return model.model_validate(values, context=TYPED if typed else None)
     except ValidationError as error:
         errors = error.errors()[:3]
         raise UsageError("; ".join(_describe(model, e, origins, others or {}) for e in errors)) from None

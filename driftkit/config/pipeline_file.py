@@ -30,6 +30,7 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 
 from driftkit.config.layers import did_you_mean, flatten, read_toml, validate
+from driftkit.config.places import EXPANDED, expand_place
 from driftkit.config.settings import ONE_OR_MORE, Option, Settings
 from driftkit.errors import UsageError
 
@@ -43,6 +44,7 @@ READ_KEYS = {
     "run", "target", "runs", "encoder", "data", "reference", "spec", "extractor", "encoder_weights",
     "extractor_weights", "config", "training", "neighbours_in", "init_from", "toys",
 }  # fmt: skip
+WRITTEN_KEYS = {"output", "grid", "write_statistics"}
 DISTRIBUTED = ("train", "fid")
 """Commands whose work several processes share."""
 
@@ -54,7 +56,7 @@ _PLACEHOLDER = re.compile(r"\{[A-Za-z_]+\}")
 class RunConfig(Settings):
     """Settings of `driftkit run`."""
 
-    output: Annotated[Path | None, Option(PANEL, ("--output", "-o"), default="the file's own")] = Field(
+    output: Annotated[Path | None, EXPANDED, Option(PANEL, ("--output", "-o"), default="the file's own")] = Field(
         None, description="folder that {output} stands for"
     )
     stage: Annotated[tuple[str, ...], ONE_OR_MORE, Option(PANEL)] = Field(
@@ -152,7 +154,8 @@ def load_pipeline(path: Path, *, output: Path | None = None, nproc: int | None =
     table = _checked(_PipelineTable, read_toml(path), str(path))
     if not table.stage:
         raise UsageError(f"{path}: expected at least one [[stage]] table")
-    folder = output or Path(table.output or f"outputs/{path.stem}")
+    own = Path(_expanded(table.output, f"{path}: output")) if table.output else Path("outputs") / path.stem
+    folder = output or own
     stages = []
     for number, values in enumerate(table.stage, start=1):
         where = f"{path}: stage {values.get('name') or number}"
@@ -190,6 +193,8 @@ def _parse_stage(where: str, table: _StageTable, names: dict[str, Any]) -> Stage
     for key, value in (table.model_extra or {}).items():
         values = [_fill(item, names) for item in (value if isinstance(value, list) else [value])]
         key, flag = key.replace("-", "_"), f"--{key.replace('_', '-')}"
+        if key in READ_KEYS | WRITTEN_KEYS:
+            values = [_expanded(str(item), f"{where}: {key}") for item in values]
         if key in READ_KEYS:
             inputs += map(str, values)
         if key == POSITIONAL[command]:
@@ -209,6 +214,14 @@ def _parse_stage(where: str, table: _StageTable, names: dict[str, Any]) -> Stage
         if unknown := _PLACEHOLDER.search(word):
             raise UsageError(f"{where}: {unknown[0]} stands for nothing; known: {', '.join(names)}")
     return Stage(name, command, arguments, tuple(inputs), table.nproc)
+
+
+def _expanded(text: str, where: str) -> str:
+    """The place that a text stands for; a UsageError says where it is."""
+    try:
+        return expand_place(text)
+    except UsageError as error:
+        raise UsageError(f"{where} {text}: {error}") from None
 
 
 def _fill(value: Any, names: dict[str, Any]) -> Any:

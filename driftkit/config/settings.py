@@ -110,4 +110,4 @@ def resolve_settings(
         ("option", options or {}),
     ]
     values, origins = merge(layers)
-    return validate(model, values, origins=origins), origins
+    return validate(model, values, origins=origins, typed=True), origins

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from driftkit.config.layers import did_you_mean, validate
+from driftkit.config.places import EXPANDED
 from driftkit.config.settings import COMMAS, OnResume, Option, Settings
 from driftkit.errors import UsageError
 
@@ -95,7 +96,7 @@ def _checked(encoder: tuple[str, ...] | str) -> tuple[str, ...] | str:
     return encoder
 
 
-EncoderTexts = Annotated[tuple[str, ...] | str, BeforeValidator(_one_text), AfterValidator(_checked)]
+EncoderTexts = Annotated[tuple[str, ...] | str, BeforeValidator(_one_text), AfterValidator(_checked), EXPANDED]
 """One encoder or several, each with settings of its own or without."""
 
 
@@ -115,8 +116,8 @@ class EncodersConfig(Settings):
     taps: Annotated[tuple[str, ...] | None, COMMAS, Option(ENCODER, default=OWN)] = Field(
         None, min_length=1, description="layers whose maps are used, for example block6,block12"
     )
-    encoder_weights: Annotated[str | None, Option(ENCODER, default="cache, then hub"), OnResume.PLACE] = Field(
-        None, description="local file with the encoder's weights"
+    encoder_weights: Annotated[str | None, EXPANDED, Option(ENCODER, default="cache, then hub"), OnResume.PLACE] = (
+        Field(None, description="local file with the encoder's weights")
     )
     random_weights: Annotated[bool, Option(ENCODER)] = Field(
         False, description="leave the encoder untrained: shapes and speed only"

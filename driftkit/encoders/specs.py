@@ -84,8 +84,8 @@ class EncoderSpec:
     # default normalization: "none", "layer" (each position over its channels), or "final" (the network's last norm)
     map_norm: MapNorm = "none"
     weights_url: str | None = None  # address of the file where it is not on the hub
-    weights_prefix: str = ""  # the file is a training checkpoint; only keys under the prefix belong to the encoder
-    dropped_keys: tuple[str, ...] = ()  # beginnings of keys under the prefix that do not belong to it after all
+    weights_prefix: str = ""  # the published file is a training checkpoint; keys of the encoder begin with this
+    dropped_keys: tuple[str, ...] = ()  # beginnings of keys under a prefix that do not belong to it after all
     packaged: PackagedWeights | None = None  # the Python package that the weights come in
     # (tensors of the file, network) -> the tensors under timm's names
     rename: Callable[[dict[str, Any], Any], dict[str, Any]] | None = None

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from driftkit.config.layers import did_you_mean
+from driftkit.encoders.checkpoint_parts import encoder_parts, left_out
 from driftkit.encoders.encoder_config import EncoderCard, EncoderConfig, Resize
 from driftkit.encoders.folding import fold_norms
 from driftkit.encoders.frozen_encoder import EncoderKind, FrozenEncoder, layer_normalised, require_taps
 from driftkit.encoders.lineage import Lineage, data_of_tag, family_of
 from driftkit.encoders.specs import NORMALISATIONS, SPECS, TIMM_PREFIX, EncoderSpec
-from driftkit.encoders.weights import fetch, published, read_weights, unless_changed
+from driftkit.encoders.weights import fetch, published, read_weights, say_once, unless_changed
 from driftkit.errors import ArtifactError, UsageError
-from driftkit.models.registry import tensor_problems
+from driftkit.models.registry import shown_differences, tensor_differences
 from driftkit.protocols import FeatureMap
 from driftkit.runtime.device import ieee_float32
 from driftkit.runtime.readback import require_finite
@@ -258,25 +259,40 @@ TIMM_KIND = EncoderKind(
 )
 
 
+SHOWN = 3  # keys, and differences, in a message about weights that do not fit
 DINOV2_OFFSET = 0.1  # positions, which the original code adds to the side of the grid of position embeddings
 
 
 def own_tensors(spec: EncoderSpec, state: dict[str, torch.Tensor], network: Any, path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a weights file that belong to the encoder, under timm's names.
+    """The tensors of a weights file that belong to the encoder, under timm's or the authors' names.
 
-    Raises ArtifactError where the file has none under the row's prefix.
+    Programs that train put an encoder into other modules, with which its keys then begin. Of the prefixes that occur,
+    one is taken under which all its tensors are there in their shapes; a line on stderr says what is left out.
+
+    Raises ArtifactError, with names and shapes of both sides, where there is none.
     """
-    if spec.rename is not None:
-        return spec.rename(state, network)
-    if not spec.weights_prefix:
-        return state
-    prefix = spec.weights_prefix
-    inner = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-    if not inner:
+
+    def renamed(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        kept = {key: tensor for key, tensor in tensors.items() if not key.startswith(spec.dropped_keys)}
+        return kept if spec.rename is None else spec.rename(kept, network)
+
+    def count(tensors: Mapping[str, torch.Tensor]) -> int:
+        return len(_differences(network, renamed(tensors)))
+
+    taken, *others = encoder_parts(state, count, usual=spec.weights_prefix)
+    tensors = renamed(taken.tensors)
+    if taken.num_problems:
+        has, expected = (", ".join(list(keys)[:SHOWN]) for keys in (state, network.state_dict()))
         raise ArtifactError(
-            f"{path}: expected keys {prefix}* as in the official checkpoint, got {next(iter(state))} ..."
+            f"{path} does not fit {type(network).__name__}: {_shown_differences(network, tensors)}; its first keys are "
+            f"{has}; expected {expected}, perhaps after {spec.weights_prefix or 'module. or another prefix'}"
         )
-    return {k: v for k, v in inner.items() if not k.startswith(spec.dropped_keys)}
+    others_that_fit = ", ".join(part.place for part in others if part.num_problems == 0)
+    rest = left_out(state, taken)
+    if rest and not (taken.prefix and taken.prefix == spec.weights_prefix):
+        also = f", where {others_that_fit} would fit as well" if others_that_fit else ""
+        say_once(f"{path}: takes {taken.place}{also}; left out: {rest}")
+    return tensors
 
 
 def load_state(network: Any, state: dict[str, torch.Tensor], path: Path) -> None:
@@ -285,18 +301,33 @@ def load_state(network: Any, state: dict[str, torch.Tensor], path: Path) -> None
     Those of DINOv2 are resized as its authors do, for training and scoring alike. Raises ArtifactError where tensors
     are missing, unknown or of another shape.
     """
-    if "dinov2" in network.pretrained_cfg.get("architecture", ""):
-        state = _with_dinov2_positions(state, network)
+    if _differences(network, state):
+        raise ArtifactError(f"{path} does not fit {type(network).__name__}: {_shown_differences(network, state)}")
+    network.load_state_dict(_in_names_of(network, state))
+
+
+def _shown_differences(network: Any, state: Mapping[str, torch.Tensor]) -> str:
+    return shown_differences(_differences(network, state), SHOWN)
+
+
+def _differences(network: Any, state: Mapping[str, torch.Tensor]) -> list[str]:
+    """In what tensors are not those of the network, once they are renamed."""
+    return tensor_differences({k: v.shape for k, v in network.state_dict().items()}, _in_names_of(network, state))
+
+
+def _in_names_of(network: Any, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors of timm or of the authors under the network's names, in its shapes, without the classifier."""
+    tensors = dict(state)
     family = sys.modules[type(network).__module__]
-    if hasattr(family, "checkpoint_filter_fn"):
-        state = family.checkpoint_filter_fn(dict(state), network)
-    expected = network.state_dict()
+    # On tensors of another network they may raise anything; these stay as they are, to be told from the network's.
+    with contextlib.suppress(Exception):
+        if "dinov2" in network.pretrained_cfg.get("architecture", ""):
+            tensors = _with_dinov2_positions(tensors, network)
+        if hasattr(family, "checkpoint_filter_fn"):
+            tensors = family.checkpoint_filter_fn(dict(tensors), network)
     classifier = network.pretrained_cfg.get("classifier") or ()
     heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-    state = {k: v for k, v in state.items() if not k.startswith(tuple(f"{h}." for h in heads))}
-    if problems := tensor_problems({key: tensor.shape for key, tensor in expected.items()}, state):
-        raise ArtifactError(f"{path} does not fit {type(network).__name__}: {problems}")
-    network.load_state_dict(state)
+    return {k: v for k, v in tensors.items() if not k.startswith(tuple(f"{head}." for head in heads))}
 
 
 def timm_lineage(spec: EncoderSpec, network: Any, digest: str) -> Lineage:

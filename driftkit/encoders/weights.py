@@ -3,17 +3,20 @@
 How they get into a network is in `timm_encoder`; nothing here builds one.
 """
 
+import functools
 import hashlib
+import os
 import re
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
 from driftkit.encoders.specs import EncoderSpec, PackagedWeights
-from driftkit.errors import ArtifactError, NotFoundError
+from driftkit.errors import MAX_NAMES, ArtifactError, NotFoundError
+from driftkit.runtime.terminal import say
 from driftkit.storage.download import download, require_file
 from driftkit.storage.files import read_tensors, sha256_file
 
@@ -22,6 +25,15 @@ SHORTEST_PREFIX = 8
 
 DIGESTS = {"moco_v2_800ep_pretrain.pth.tar": "md5:a04e12f8"}
 """Beginnings of digests that the authors publish next to a file whose name holds none."""
+
+
+CONTAINERS = ("state_dict_ema", "model_ema", "ema", "teacher", "state_dict", "model", "student")
+"""Keys under which training programs keep state dicts, the preferred ones first: averages are better encoders."""
+DEEPEST_CONTAINER = 2  # containers around a container; a file may hold itself
+
+NUMPY_SCALARS = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype")
+BESIDE_WEIGHTS = ("argparse.Namespace", *NUMPY_SCALARS)
+"""Classes of options and scores that training programs save next to weights; they are passed over."""
 
 
 class PublishedFile(Protocol):
@@ -223,8 +235,18 @@ def unless_changed(spec: EncoderSpec, path: Path) -> EncoderSpec:
     return spec
 
 
+class _PassedOver:
+    """Stands for a value next to the weights: whatever the file says of it, nothing of its class is made or called."""
+
+    def __init__(self, *arguments: object) -> None: ...
+
+    def __setstate__(self, state: object) -> None: ...
+
+
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
     """Tensors of a safetensors file, or of a torch file, of which nothing but tensors and plain containers is read.
+
+    Of several state dicts in one file the first of CONTAINERS is taken, which one line on stderr says.
 
     Raises ArtifactError where it is absent, broken, or holds anything that would have to be executed.
     """
@@ -233,23 +255,47 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     if path.exists() and not path.is_file():
         raise ArtifactError(f"{path} is no plain file")
     try:
-        document = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([(_PassedOver, name) for name in BESIDE_WEIGHTS]):
+            document = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise NotFoundError(f"{path} is not there") from None
     except Exception as error:  # torch.load raises whatever its unpickler and zip reader raise
-        raise ArtifactError(
-            f"{path} cannot be read as weights only ({type(error).__name__}); nothing in it was run"
-        ) from None
-    for key in ("state_dict", "model", "teacher"):
-        if isinstance(document, dict) and isinstance(document.get(key), dict):
-            document = document[key]
-    if (
-        not isinstance(document, dict)
-        or not document
-        or not all(isinstance(v, torch.Tensor) for v in document.values())
-    ):
+        refused = re.search(r"GLOBAL (\S{1,80})", str(error))
+        reason = type(error).__name__
+        if refused:
+            reason = (
+                f"it needs {refused[1]}; where it was written, torch.save(network.state_dict(), FILE) leaves that out"
+            )
+        raise ArtifactError(f"{path} cannot be read as weights only ({reason}); nothing in it was run") from None
+    found = _state_dicts(document)
+    if not found:
         raise ArtifactError(f"{path}: expected a state dict of named tensors")
-    return document
+    taken, *others = found
+    if others:
+        say_once(f"{path}: the weights are those of {taken}; it also has {', '.join(others[:MAX_NAMES])}")
+    return found[taken]
+
+
+def _state_dicts(document: Any, depth: int = 0) -> dict[str, dict[str, torch.Tensor]]:
+    """The state dicts in a document by the dotted keys of their containers, the preferred ones first."""
+    if not isinstance(document, dict) or not document:
+        return {}
+    if all(isinstance(value, torch.Tensor) for value in document.values()):
+        return {"": document}
+    if depth > DEEPEST_CONTAINER:
+        return {}
+    return {
+        f"{key}.{inner}".rstrip("."): state
+        for key in CONTAINERS
+        for inner, state in _state_dicts(document.get(key), depth + 1).items()
+    }
+
+
+@functools.cache
+def say_once(line: str) -> None:
+    """A line on stderr, by the first rank alone, however often a file is read."""
+    if int(os.environ.get("RANK", "0")) == 0:
+        say(line)
 
 
 def _check_digest(path: Path, digest: str) -> None:

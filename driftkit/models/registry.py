@@ -1,7 +1,7 @@
 """The networks by kind, and how one is built. A new network is a file that registers itself, and one import line."""
 
 # ruff: noqa: F401
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -49,15 +49,25 @@ def to_device(network: nn.Module, config: NetworkConfig, device: torch.device) -
 
 
 def tensor_problems(expected: Mapping[str, torch.Size], given: Mapping[str, torch.Tensor]) -> str:
-    """In what tensors are not those expected: the first two differences; empty where there are none."""
-    problems = [f"lacks {key}" for key in expected if key not in given]
-    problems += [f"has the unknown {key}" for key in given if key not in expected]
-    problems += [
+    """In what tensors are not those expected: the first differences; empty where there are none."""
+    return shown_differences(tensor_differences(expected, given))
+
+
+def tensor_differences(expected: Mapping[str, torch.Size], given: Mapping[str, torch.Tensor]) -> list[str]:
+    """Shapes that differ, then names that are lacking, then names that are unknown, in words."""
+    differences = [
         f"{key} is {list(given[key].shape)}, not {list(shape)}"
         for key, shape in expected.items()
         if key in given and given[key].shape != shape
     ]
-    return "; ".join(problems[:2]) + (f" and {len(problems) - 2} more" if len(problems) > 2 else "")
+    differences += [f"lacks {key}" for key in expected if key not in given]
+    return differences + [f"has the unknown {key}" for key in given if key not in expected]
+
+
+def shown_differences(differences: Sequence[str], number: int = 2) -> str:
+    """The first differences, and how many more there are."""
+    more = f" and {len(differences) - number} more" if len(differences) > number else ""
+    return "; ".join(differences[:number]) + more
 
 
 def build_with(

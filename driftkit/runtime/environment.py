@@ -4,6 +4,8 @@ import math
 import os
 from pathlib import Path
 
+from driftkit.errors import UsageError
+
 CGROUP = Path("/sys/fs/cgroup")
 CACHE_VARIABLE = "DRIFTKIT_CACHE"
 
@@ -42,7 +44,13 @@ def set_thread_defaults() -> None:
 
 
 def cache_folder() -> Path:
-    """$DRIFTKIT_CACHE, else driftkit/ in $XDG_CACHE_HOME or ~/.cache. Not made here."""
+    """$DRIFTKIT_CACHE, else driftkit/ in $XDG_CACHE_HOME or ~/.cache. Not made here.
+
+    Raises UsageError where neither variable is set and nobody knows the home folder.
+    """
     if named := os.environ.get(CACHE_VARIABLE):
         return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "driftkit"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "driftkit"
+    except RuntimeError:
+        raise UsageError(f"there is no home folder for caches; set {CACHE_VARIABLE} or HOME") from None

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, field_validator
 
+from driftkit.config.places import EXPANDED
 from driftkit.config.settings import Option, Settings
 from driftkit.errors import ArtifactError, UsageError
 
@@ -29,10 +30,10 @@ class ImportConfig(Settings):
     cifar10_url: Annotated[
         str | None, Option(IMAGES, ("--cifar10-url",), default="DRIFTKIT_CIFAR10_URL, then cs.toronto.edu")
     ] = Field(None, description="address of cifar-10-python.tar.gz")
-    output: Annotated[Path | None, Option(FILES, ("--output", "-o"), default="in DRIFTKIT_DATA_DIR")] = Field(
+    output: Annotated[Path | None, EXPANDED, Option(FILES, ("--output", "-o"), default="in DRIFTKIT_DATA_DIR")] = Field(
         None, description="pack (.safetensors) to write"
     )
-    grid: Annotated[Path | None, Option(FILES, default="none")] = Field(
+    grid: Annotated[Path | None, EXPANDED, Option(FILES, default="none")] = Field(
         None, description="PNG of a few images to write, a row per class"
     )
     force: Annotated[bool, Option(FILES)] = Field(False, description="replace another pack at the output")

@@ -268,7 +268,7 @@ def _folders() -> list[UsedFolder]:
         places.insert(0, ("hub cache", Path(constants.HF_HUB_CACHE), "HF_HUB_CACHE"))
     folders = []
     for title, path, variable in places:
-        path = path.expanduser().absolute()
+        path = Path(os.path.expanduser(path)).absolute()
         existing = next(p for p in (path, *path.parents) if p.exists())
         free, writable = free_bytes(path), os.access(existing, os.W_OK)
         folders.append(UsedFolder(title, str(path), path.exists(), free, writable, variable))

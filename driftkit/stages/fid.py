@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from driftkit.config.places import EXPANDED
 from driftkit.config.sampling_config import SAMPLING, SamplingConfig
 from driftkit.config.settings import ONE_OR_MORE, Option
 from driftkit.errors import UsageError
@@ -21,16 +22,16 @@ SCORING, FILES = "Scores", "Where it goes"
 class FidConfig(SamplingConfig):
     """Settings of `driftkit fid`."""
 
-    reference: Annotated[str, Option(SCORING, ("--reference", "-r"))] = Field(
+    reference: Annotated[str, EXPANDED, Option(SCORING, ("--reference", "-r"))] = Field(
         description="real images (shapes, cifar10, a folder, an archive, a pack), or a file of statistics"
     )
-    extractor: Annotated[tuple[str, ...], ONE_OR_MORE, Option(SCORING)] = Field(
+    extractor: Annotated[tuple[str, ...], EXPANDED, ONE_OR_MORE, Option(SCORING)] = Field(
         ("inception",),
         min_length=1,
         description="feature extractor: inception, dinov2, clip, efficientnet-lite2 (installed), pixels, timm:MODEL or "
         "encoder:RUN of a MAE or classifier run; repeat it for several in one pass over the images",
     )
-    extractor_weights: Annotated[Path | None, Option(SCORING, default="cache, then download")] = Field(
+    extractor_weights: Annotated[Path | None, EXPANDED, Option(SCORING, default="cache, then download")] = Field(
         None, description="local weights file of the extractor"
     )
     metrics: Annotated[tuple[str, ...] | None, Option(SCORING, default="all that apply")] = Field(
@@ -48,7 +49,7 @@ class FidConfig(SamplingConfig):
     allow_jpeg: Annotated[bool, Option(SCORING)] = Field(
         False, description="allow JPEG samples against a lossless reference"
     )
-    training: Annotated[str | None, Option(SCORING, default="the run's own, else the reference")] = Field(
+    training: Annotated[str | None, EXPANDED, Option(SCORING, default="the run's own, else the reference")] = Field(
         None, description="training set for the memorization check"
     )
     memorization: Annotated[bool, Option(SCORING)] = Field(
@@ -72,10 +73,10 @@ class FidConfig(SamplingConfig):
     cache: Annotated[bool, Option(FILES)] = Field(
         True, description="keep features of real images in DRIFTKIT_CACHE, and use those that are there"
     )
-    write_statistics: Annotated[Path | None, Option(FILES, default="none")] = Field(
+    write_statistics: Annotated[Path | None, EXPANDED, Option(FILES, default="none")] = Field(
         None, description="also write the reference's statistics here, as a reference for others"
     )
-    output: Annotated[Path | None, Option(FILES, ("--output", "-o"), default="in RUN/evaluations")] = Field(
+    output: Annotated[Path | None, EXPANDED, Option(FILES, ("--output", "-o"), default="in RUN/evaluations")] = Field(
         None, description="JSON file"
     )
 

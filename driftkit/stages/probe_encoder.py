@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, field_validator
 
+from driftkit.config.places import EXPANDED
 from driftkit.config.settings import COMMAS, Option
 from driftkit.encoders.encoder_config import EncoderConfig, EncodersConfig, EncoderTexts
 
@@ -32,7 +33,7 @@ class ProbeEncoderConfig(EncodersConfig):
     batch_size: Annotated[int | None, Option(SHAPES, ("--batch-size", "-b"), default="128, or as many as fit")] = Field(
         None, ge=8, description="generated images per step, on all ranks"
     )
-    data: Annotated[str | None, Option(DATA, ("--data", "-d"), default="none: shapes only")] = Field(
+    data: Annotated[str | None, EXPANDED, Option(DATA, ("--data", "-d"), default="none: shapes only")] = Field(
         None, description="real images to measure on: shapes, cifar10, a folder, a .zip or .tar, or a pack"
     )
     num_images: Annotated[int, Option(DATA, ("--num-images", "-n"))] = Field(
@@ -49,7 +50,7 @@ class ProbeEncoderConfig(EncodersConfig):
     )
     seed: Annotated[int, Option(DATA)] = Field(0, description="every random draw follows from it")
     device: Annotated[str, Option(DATA)] = Field("auto", description="auto, cpu or cuda")
-    output: Annotated[Path | None, Option(FILES, ("--output", "-o"), default="none")] = Field(
+    output: Annotated[Path | None, EXPANDED, Option(FILES, ("--output", "-o"), default="none")] = Field(
         None, description="folder of probe.json and probe.png"
     )
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import ConfigDict, Field
 
+from driftkit.config.places import EXPANDED
 from driftkit.config.sampling_config import SAMPLING, SamplingConfig
 from driftkit.config.settings import Option
 from driftkit.errors import UsageError
@@ -29,7 +30,7 @@ class SampleConfig(SamplingConfig):
         256, ge=1, description="images at a time"
     )
     device: Annotated[str, Option(SAMPLING)] = Field("auto", description="auto, cpu or cuda")
-    output: Annotated[Path | None, Option(FILES, ("--output", "-o"), default="in RUN/samples")] = Field(
+    output: Annotated[Path | None, EXPANDED, Option(FILES, ("--output", "-o"), default="in RUN/samples")] = Field(
         None, description="safetensors file; JSON and PNG go next to it"
     )
 

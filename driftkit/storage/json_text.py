@@ -22,13 +22,15 @@ def to_json(document: Any) -> str:
 
 
 def from_json(text: str | bytes) -> Any:
-    """What JSON text holds.
+    """What JSON text holds; a byte order mark before it, as editors of Windows write, is no part of it.
 
     Raises:
         ValueError: it is not JSON, or a number is not finite: NaN and Infinity are Python's own words, and 1e999 is
             read as infinity.
         RecursionError: it is nested too deeply.
     """
+    if isinstance(text, str):
+        text = text.removeprefix("\ufeff")
     return json.loads(text, parse_float=_finite, parse_constant=_finite)
 
 

@@ -25,6 +25,7 @@ from driftkit.config.layers import (
     read_toml,
     validate,
 )
+from driftkit.config.places import EXPANDED
 from driftkit.config.settings import COMMAS, OnResume, Option, Settings
 from driftkit.config.weights_name import EMA, average_name
 from driftkit.encoders.encoder_config import ONE_ONLY, joined_name
@@ -159,7 +160,7 @@ IMAGES = "Images"
 class DataConfig(Settings):
     """Which images to train on."""
 
-    spec: Annotated[str, OnResume.PLACE, Option(IMAGES, ("--data", "-d"))] = Field(
+    spec: Annotated[str, EXPANDED, OnResume.PLACE, Option(IMAGES, ("--data", "-d"))] = Field(
         "cifar10", description="images: shapes, cifar10, a folder, a .zip or .tar, or a pack"
     )
     image_size: Annotated[int | None, OnResume.FROM_DATA, Option(IMAGES, default="as they are")] = Field(
@@ -172,10 +173,12 @@ class DataConfig(Settings):
         description="images kept out of training, to measure on; None: 2 %, at most 1000, for encoders, else 0",
     )
     horizontal_flip: bool = Field(True, description="mirror half of the images")
-    autoencoder: Annotated[str | None, OnResume.PLACE, Option(IMAGES, default="none, train on pixels")] = Field(
-        None,
-        min_length=1,
-        description="train in the latent space of this diffusers AutoencoderKL: a folder or a hub id OWNER/NAME",
+    autoencoder: Annotated[str | None, EXPANDED, OnResume.PLACE, Option(IMAGES, default="none, train on pixels")] = (
+        Field(
+            None,
+            min_length=1,
+            description="train in the latent space of this diffusers AutoencoderKL: a folder or a hub id OWNER/NAME",
+        )
     )
     latent_shape: Annotated[tuple[int, int, int] | None, OnResume.FROM_DATA] = Field(
         None, description="channels, height and width of latents; filled in from autoencoder and image_size"
@@ -199,13 +202,13 @@ class EvaluationConfig(Settings):
         description="steps between FID scores of the averaged weights (see evaluation.extractor, .reference, "
         ".num_images); 0: none",
     )
-    reference: Annotated[str | None, OnResume.FREE, OnResume.PLACE] = Field(
+    reference: Annotated[str | None, EXPANDED, OnResume.FREE, OnResume.PLACE] = Field(
         None, description="data SPEC or statistics file of the real images; None: the training images"
     )
-    extractor: Annotated[str, OnResume.FREE] = Field(
+    extractor: Annotated[str, EXPANDED, OnResume.FREE] = Field(
         "inception", description="feature extractor, as in fid: inception, efficientnet-lite2, encoder:RUN, ..."
     )
-    extractor_weights: Annotated[str | None, OnResume.FREE] = Field(
+    extractor_weights: Annotated[str | None, EXPANDED, OnResume.FREE] = Field(
         None, description="local weights file of the extractor; None: cache, then download"
     )
     num_images: Annotated[int, OnResume.FREE] = Field(
@@ -217,7 +220,7 @@ class TrainConfig(Settings):
     """Everything that decides a run. A run's own config is of `config_class`, which knows its method and network."""
 
     seed: Annotated[int, Option(TRAINING)] = Field(0, ge=0, description="seed of all random draws")
-    init_from: Annotated[str | None, OnResume.PLACE, Option(TRAINING, default="random weights")] = Field(
+    init_from: Annotated[str | None, EXPANDED, OnResume.PLACE, Option(TRAINING, default="random weights")] = Field(
         None,
         min_length=1,
         description="initial weights: RUN, RUN@raw or the like, or an exported safetensors file; what the network is "
@@ -307,7 +310,7 @@ def resolve_config(
     if values["objective"]["name"] != method.name:
         raise UsageError(f"objective.name follows from `objective` {method.name}; got {values['objective']['name']}")
     config = config_class(method.name, str(values["model"]["kind"]))
-    return validate(config, values, origins=origins, others=_keys_of_others(config)), origins
+    return validate(config, values, origins=origins, others=_keys_of_others(config), typed=True), origins
 
 
 def _keys_of_others(config: type[TrainConfig]) -> dict[str, str]:

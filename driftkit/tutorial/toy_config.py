@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from driftkit.config.places import EXPANDED
 from driftkit.config.settings import COMMAS, Option, Settings
 
 TOY, TRAINING, FILES = "What drifts", "Training", "Where it goes"
@@ -41,8 +42,8 @@ class ToyConfig(Settings):
     depth: int = Field(4, ge=1, le=64, description="hidden layers of the generator")
     noise_channels: int = Field(2, ge=1, le=1024, description="dimensions of the noise that points are made from")
     frames: int = Field(30, ge=2, le=500, description="pictures of the animation, denser at the start of training")
-    output: Annotated[Path | None, Option(FILES, ("--output", "-o"), default=f"{FOLDER}/POINTS-START")] = Field(
-        None, description="folder of toy.gif, toy.png and toy.json"
+    output: Annotated[Path | None, EXPANDED, Option(FILES, ("--output", "-o"), default=f"{FOLDER}/POINTS-START")] = (
+        Field(None, description="folder of toy.gif, toy.png and toy.json")
     )
 
     @model_validator(mode="after")

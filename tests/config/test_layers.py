@@ -1,8 +1,10 @@
 """Merging of config layers and what their errors say."""
 
+import codecs
+
 import pytest
 
-from driftkit.config.layers import flatten, load_preset, merge, parse_assignments, preset_names
+from driftkit.config.layers import flatten, load_preset, merge, parse_assignments, preset_names, read_toml
 from driftkit.errors import UsageError
 from driftkit.methods.registry import METHODS
 from driftkit.training.train_config import load_config, resolve_config
@@ -17,6 +19,15 @@ def test_later_layers_win_and_origins_are_kept():
 def test_assignments_are_toml_values_or_plain_strings():
     values = parse_assignments(["a.b=3", "a.c=[1, 2]", "d=true", "e=outputs/mae", 'f="3"', "g=1e-3"])
     assert values == {"a": {"b": 3, "c": [1, 2]}, "d": True, "e": "outputs/mae", "f": "3", "g": 1e-3}
+
+
+def test_a_byte_order_mark_before_toml_is_no_part_of_it(tmp_path):
+    content = codecs.BOM_UTF8 + "name = 'Überlagerung'\n[a]\nb = 1\n".encode()
+    (tmp_path / "a.toml").write_bytes(content)
+    assert read_toml(tmp_path / "a.toml") == {"name": "Überlagerung", "a": {"b": 1}}
+    (tmp_path / "a.toml").write_bytes(codecs.BOM_UTF8 + content)
+    with pytest.raises(UsageError, match="not valid TOML"):
+        read_toml(tmp_path / "a.toml")
 
 
 def test_defaults_are_the_full_size_run():

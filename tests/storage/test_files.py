@@ -1,10 +1,13 @@
 """Files appear whole or not at all."""
 
+import codecs
+
 import pytest
 import torch
 
 from driftkit.errors import ArtifactError
 from driftkit.storage.files import atomic_folder, atomic_path, read_json, read_tensors, write_json, write_tensors
+from driftkit.storage.json_text import from_json
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -51,6 +54,15 @@ def test_broken_tensor_files_are_named(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(ArtifactError, match=r"a\.safetensors"):
         read_tensors(path)
+
+
+def test_a_byte_order_mark_before_json_is_no_part_of_it(tmp_path):
+    (tmp_path / "a.json").write_bytes(codecs.BOM_UTF8 + b'{"a": 1}')
+    assert read_json(tmp_path / "a.json") == {"a": 1}
+    assert from_json((tmp_path / "a.json").read_bytes()) == {"a": 1}
+    (tmp_path / "a.json").write_bytes(2 * codecs.BOM_UTF8 + b'{"a": 1}')
+    with pytest.raises(ArtifactError, match="not readable JSON"):
+        read_json(tmp_path / "a.json")
 
 
 @pytest.mark.parametrize("content", ["", "[1]", "{", '{"a": ' * 5000])
