@@ -44,9 +44,10 @@ def command(
         return _plan(loaded, settings.stage, as_json=as_json)
     require_writable(loaded.output, "`output`", folder=True)
 
-    def report(number: int, stage: Stage, state: str, seconds: float) -> None:
-        details = {"runs": f": {shlex.join(stage.command_line())}", "done": f" in {seconds:.0f} s"}
-        note(f"[{number}/{len(loaded.stages)}] {stage.name}: {state}{details.get(state, '')}")
+    def report(number: int, stage: Stage, state: str, seconds: float, left: str) -> None:
+        left = f" ({left})" if left else ""
+        details = {"runs": f"{left}: {shlex.join(stage.command_line())}", "done": f" in {seconds:.0f} s"}
+        note(f"stage {number} of {len(loaded.stages)}, {stage.name}: {state}{details.get(state, '')}")
 
     def execute(arguments: Any) -> Any:
         # With --json the pipeline's own document is the only one on stdout.

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 from driftkit.methods.registry import METHODS
 from driftkit.metrics.base import Quantity
+from driftkit.runtime.progress import duration
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 
@@ -37,11 +38,7 @@ def format_count(value: float | None) -> str:
 
 def format_seconds(value: float | None) -> str:
     """42 s, 12 min, 3.5 h; a dash for None."""
-    if value is None:
-        return "–"
-    if value < 120:
-        return f"{value:.0f} s"
-    return f"{value / 60:.0f} min" if value < 7200 else f"{value / 3600:.1f} h"
+    return "–" if value is None else duration(value)
 
 
 def format_score(value: float | None) -> str:

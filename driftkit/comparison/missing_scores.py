@@ -65,7 +65,7 @@ def fill_missing(
             lacking = [e for e, scored in zip(evaluators, done, strict=True) if setup not in scored]
             missing += [(run, setup, lacking)] if lacking else []
     for run, setup, lacking in missing:
-        report("scores", 0, len(missing))
+        report("scores", 0, len(missing), unit="scores")
         sampling = SamplingConfig(
             sampler=setup.sampler, nfe=setup.nfe, weights=config.weights, seed=SEED, step=setup.step
         )
@@ -74,7 +74,7 @@ def fill_missing(
         except DriftkitError as error:
             which = f"{setup.sampler} at {setup.nfe} NFE, step {setup.step}"
             problems.append(f"{run.label} was not scored ({which}): {error}")
-        report("scores", 1, len(missing))
+        report("scores", 1, len(missing), unit="scores")
     return problems
 
 

@@ -1,7 +1,7 @@
 """Pictures of a comparison: sample grids, nearest real images, and how fixed noise becomes images during training."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from driftkit.datasets.packs import ImagePack
 from driftkit.errors import ArtifactError, DriftkitError
 from driftkit.methods.registry import METHODS
 from driftkit.runtime.drawing import Figure
-from driftkit.runtime.progress import Report
+from driftkit.runtime.progress import Report, phase, progress
 from driftkit.scoring.extractors import Extractor, load_extractor
 from driftkit.storage.images import GRID_COLUMNS, GRID_IMAGES, SampleSet, read_grid, read_samples
 from driftkit.training.conditions import grid_labels
@@ -66,8 +66,10 @@ def make_pictures(runs: Sequence[RunSummary], config: CompareConfig, device: tor
     pictures = Pictures()
     extractor = None
     if config.neighbours and config.neighbours_by == "features":
-        extractor = load_extractor(config.extractor[0], weights=config.extractor_weights, device=device)
+        with phase(f"loading {config.extractor[0]}"):
+            extractor = load_extractor(config.extractor[0], weights=config.extractor_weights, device=device)
     packs: dict[str, ImagePack | str] = {}
+    report("pictures of runs", 0, len(runs), unit="runs")
     for number, run in enumerate(runs, start=1):
         try:
             images, info = same_noise_samples(run, device, weights=config.weights)
@@ -92,7 +94,7 @@ def make_pictures(runs: Sequence[RunSummary], config: CompareConfig, device: tor
         pictures.notes += problems
         if len(grids) > 1:
             pictures.evolutions.append(evolution(run.label, grids, name=f"evolution-{number}"))
-        report("pictures", 1, len(runs))
+        report("pictures of runs", 1, len(runs), unit="runs")
     return pictures
 
 
@@ -111,7 +113,10 @@ def same_noise_samples(
         # By name, since a number may be the name of another class.
         names = [known[label].name for label in grid_labels(len(known))]
         asked: dict[str, Any] = {"num_images": len(names), "classes": names}
-        return generate(run.folder, seed=SEED, weights=weights, batch_size=GRID_IMAGES, device=device, **asked)
+        with progress(f"sampling {run.label}", len(names)) as advance:
+            return generate(
+                run.folder, seed=SEED, weights=weights, batch_size=GRID_IMAGES, device=device, advance=advance, **asked
+            )
     expected = {
         "seed": SEED,
         "step": run.steps,
@@ -129,9 +134,11 @@ def same_noise_samples(
             best = samples if best is None or len(samples.images) > len(best.images) else best
     if best is not None and len(best.images) >= NEIGHBOUR_COLUMNS:
         return best.images[:GRID_IMAGES], best.record.model_dump()
-    return generate(
-        run.folder, num_images=GRID_IMAGES, seed=SEED, weights=weights, batch_size=GRID_IMAGES, device=device
-    )
+    with progress(f"sampling {run.label}", GRID_IMAGES) as advance:
+        return generate(
+            run.folder, num_images=GRID_IMAGES, seed=SEED, weights=weights, batch_size=GRID_IMAGES, device=device,
+            advance=advance,
+        )  # fmt: skip
 
 
 def _neighbours_of_run(
@@ -160,7 +167,8 @@ def _neighbours_of_run(
         raise ArtifactError(f"{spec} holds other images than those it was trained on")
     if pack.images.shape[1:] != images.shape[1:]:
         raise ArtifactError(f"the images of {spec} are {pack.images.shape[-1]} pixels wide")
-    indices, distances = nearest(images, pack.images, count=NEIGHBOUR_ROWS, extractor=extractor)
+    with progress(f"nearest real images of {run.label}", len(images) + len(pack.images)) as advance:
+        indices, distances = nearest(images, pack.images, count=NEIGHBOUR_ROWS, extractor=extractor, advance=advance)
     real = pack.images[indices[:NEIGHBOUR_COLUMNS].flatten()]
     median = float(distances[:, 0].median())
     among = "the training images" if searched is None else spec
@@ -183,12 +191,14 @@ def nearest(
     count: int = 3,
     extractor: Extractor | None = None,
     chunk: int = 4096,
+    advance: Callable[[int], None] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The `count` nearest real images of every generated one, uint8 [M, 3, H, W] and [N, 3, H, W].
 
     Args:
         extractor: compares its features; None compares pixels.
         chunk: real images read at a time, so that a mapped pack need not fit into memory as floats.
+        advance: called with the number of images, generated or real, that were just read.
 
     Returns:
         Indices into the real images, int64 [N, count], nearest first, and distances, float32 [N, count]; of pixels the
@@ -201,12 +211,12 @@ def nearest(
         raise ValueError(f"expected at least {count} real images, got {len(real)}")
     if extractor is None and real.shape[1:] != generated.shape[1:]:
         raise ValueError(f"expected real images of {list(generated.shape[1:])}, got {list(real.shape[1:])}")
-    queries = _vectors(generated, extractor)
+    queries = _vectors(generated, extractor, advance)
     distances = torch.empty(len(generated), 0, dtype=torch.float64)
     indices = torch.empty(len(generated), 0, dtype=torch.int64)
     for first in range(0, len(real), chunk):
         part = real[first : first + chunk]
-        distances = torch.cat([distances, torch.cdist(queries, _vectors(part, extractor))], dim=1)
+        distances = torch.cat([distances, torch.cdist(queries, _vectors(part, extractor, advance))], dim=1)
         numbers = torch.arange(first, first + len(part)).expand(len(generated), -1)
         indices = torch.cat([indices, numbers], dim=1)
         distances, order = distances.topk(min(count, distances.shape[1]), dim=1, largest=False)
@@ -215,9 +225,13 @@ def nearest(
     return indices, (distances * scale).float()
 
 
-def _vectors(images: torch.Tensor, extractor: Extractor | None) -> torch.Tensor:
+def _vectors(images: torch.Tensor, extractor: Extractor | None, advance: Callable[[int], None] | None) -> torch.Tensor:
     """float64 [N, D], in which distances of equal images come out near 0: pixels in [0, 1], or features."""
-    return images.flatten(1).double() / 255 if extractor is None else extractor.features(images)[0].double()
+    if extractor is not None:
+        return extractor.features(images, advance=advance)[0].double()
+    if advance:
+        advance(len(images))
+    return images.flatten(1).double() / 255
 
 
 def _training_grids(run: RunSummary) -> tuple[list[tuple[int, torch.Tensor]], list[str]]:

@@ -17,7 +17,7 @@ from driftkit.methods.registry import METHODS, build_sampler
 from driftkit.models.registry import to_device
 from driftkit.protocols import Condition, Sampler, SampleRequest
 from driftkit.runtime.device import autocast, autocast_dtype, describe_device, synchronize
-from driftkit.runtime.progress import Report
+from driftkit.runtime.progress import Report, phase
 
 if TYPE_CHECKING:
     from driftkit.comparison.score_table import ScoreTable
@@ -118,10 +118,12 @@ def time_runs(
     cases: list[SpeedCase] = []
     for run in runs:
         try:
-            cases += _speed_cases(run, tables, settings)
+            with phase(f"loading {run.label}"):
+                cases += _speed_cases(run, tables, settings)
         except DriftkitError as error:
             notes.append(f"the speed of {run.label} was not measured: {error}")
-    speeds = measure_speeds(cases, settings, advance=lambda: report("speed", 1, settings.repeats))
+    timings = len(cases) * (1 + settings.repeats)
+    speeds = measure_speeds(cases, settings, advance=lambda count: report("speed", count, timings, unit="timings"))
     busy = [speed for speed in speeds if speed.unevenness > BUSY]
     if busy:
         worst = max(busy, key=lambda s: s.unevenness)
@@ -166,17 +168,20 @@ def _speed_cases(run: RunSummary, tables: "Sequence[ScoreTable]", settings: Spee
 
 
 def measure_speeds(
-    cases: Sequence[SpeedCase], settings: SpeedSettings, *, advance: Callable[[], None] = lambda: None
+    cases: Sequence[SpeedCase], settings: SpeedSettings, *, advance: Callable[[int], None] = lambda count: None
 ) -> list[Speed]:
     """Time samplers on noise [batch_size, *shape], in rounds of all cases.
 
     Rounds spread whatever disturbs the machine over all cases, where timing one after the other would blame it on one.
     A sampler of many steps on a slow device is timed at fewer evaluations, at least 2, where the repeats of all of them
     would exceed the budget: its cost is that of its evaluations, and the result says how many were made.
+
+    `advance` is called with 1 for every case at first and in each round.
     """
     networks = {id(case.network): case.network for case in cases}
     models = {key: torch.compile(network) if settings.compiled else network for key, network in networks.items()}
     counts = []
+    advance(0)
     for case in cases:
         short = min(case.nfe, 2)
         for _ in range(settings.warm_up):
@@ -185,11 +190,12 @@ def measure_speeds(
         affordable = int(settings.budget_seconds * case.share / max(per_evaluation * settings.repeats, 1e-9))
         affordable -= affordable % 2 if case.guided else 0
         counts.append(case.nfe if case.nfe <= affordable else max(short, affordable))
+        advance(1)
     timings: list[list[float]] = [[] for _ in cases]
     for _ in range(settings.repeats):
         for seconds, case, count in zip(timings, cases, counts, strict=True):
             seconds.append(_seconds(case, models[id(case.network)], count, settings))
-        advance()
+            advance(1)
     speeds = []
     for seconds, case, count in zip(timings, cases, counts, strict=True):
         fastest = min(seconds) * case.nfe / count + _decode_seconds(case, settings)

@@ -13,6 +13,7 @@ from driftkit.datasets.packs import SUFFIX, ImagePack, PackSource, is_finished, 
 from driftkit.datasets.shapes import SHAPES_KIND
 from driftkit.datasets.spec import Request, Source, SourceKind, Spec
 from driftkit.errors import ArtifactError, NotFoundError, UsageError
+from driftkit.runtime.progress import phase
 from driftkit.runtime.ranks import Ranks
 from driftkit.storage.files import digest_json
 from driftkit.storage.lock import locked_file
@@ -72,20 +73,21 @@ def open_dataset(
     if not ranks.is_main:
         ranks.barrier()
     try:
-        source = resolve(spec, image_size=image_size, data_dir=data_dir, allow_download=allow_download, url=url)
-        if isinstance(source, ImagePack):
-            require_size(source, image_size, spec)
-            pack = source
-            if ranks.is_main:
-                pack.verify()
-        else:
-            path = import_path(source, data_dir)
-            if not ranks.is_main and not is_finished(path):
-                raise NotFoundError(
-                    f"{spec}: the first rank left no pack at {path}; its message says why, "
-                    "or DRIFTKIT_DATA_DIR is not shared between the machines"
-                )
-            pack = _import_once(source, path) if ranks.is_main else open_pack(path)
+        with phase(f"reading images {spec}"):
+            source = resolve(spec, image_size=image_size, data_dir=data_dir, allow_download=allow_download, url=url)
+            if isinstance(source, ImagePack):
+                require_size(source, image_size, spec)
+                pack = source
+                if ranks.is_main:
+                    pack.verify()
+            else:
+                path = import_path(source, data_dir)
+                if not ranks.is_main and not is_finished(path):
+                    raise NotFoundError(
+                        f"{spec}: the first rank left no pack at {path}; its message says why, "
+                        "or DRIFTKIT_DATA_DIR is not shared between the machines"
+                    )
+                pack = _import_once(source, path) if ranks.is_main else open_pack(path)
     finally:
         # In a `finally`, so that an error here does not leave the other ranks waiting.
         if ranks.is_main:

@@ -26,7 +26,7 @@ from driftkit.encoders.frozen_encoder import FrozenEncoder
 from driftkit.errors import ArtifactError, DriftkitError, NotFoundError, ResourceError
 from driftkit.protocols import Execution
 from driftkit.runtime.device import copy_to
-from driftkit.runtime.progress import progress, silent
+from driftkit.runtime.progress import phase, progress, silent
 from driftkit.runtime.ranks import Ranks
 from driftkit.storage.files import digest_json, read_tensors, state_digest, write_tensors
 from driftkit.storage.images import to_float
@@ -326,7 +326,8 @@ def _build(
     if ranks.is_main:
         if not (folder / OFFSET_FILE).is_file():  # it stays once it is there: every shard depends on it
             some = images[torch.linspace(0, len(images) - 1, min(OFFSET_IMAGES, len(images))).long()]
-            mean = {"offset": torch.cat([source.rows(part) for part in some.split(BATCH)]).mean(0)}
+            with phase(f"mean features of {len(some):,} real images"):
+                mean = {"offset": torch.cat([source.rows(part) for part in some.split(BATCH)]).mean(0)}
             write_tensors(folder / OFFSET_FILE, mean, header={"sha256": state_digest(mean)})
         card.write(folder / CARD_FILE)
     ranks.barrier()

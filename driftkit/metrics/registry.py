@@ -15,6 +15,7 @@ from driftkit.metrics.manifold import MANIFOLD
 from driftkit.metrics.memorization import MEMORIZATION
 from driftkit.metrics.mmd import MMD
 from driftkit.metrics.per_class import PER_CLASS
+from driftkit.runtime.progress import phase
 
 METRICS: dict[str, Metric] = {
     metric.name: metric for metric in (FID, KID, PER_CLASS, MMD, MANIFOLD, INCEPTION_SCORE, MEMORIZATION)
@@ -61,7 +62,8 @@ def compute_metrics(inputs: MetricInputs, metrics: Iterable[Metric]) -> MetricRe
                 f"{metric.label}: needs the features of at least {metric.min_images} images, got {count}"
             )
             continue
-        result = metric.compute(inputs)
+        with phase(f"computing {metric.label}"):
+            result = metric.compute(inputs)
         scores.values.update(result.values)
         scores.settings.update(result.settings)
         scores.real.update(result.real)

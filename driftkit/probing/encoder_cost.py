@@ -13,7 +13,7 @@ from driftkit.methods.drifting.precision import WAITS
 from driftkit.methods.drifting.workspace import CHUNK_BYTES, field_flops, workspace_bytes
 from driftkit.probing.probe_record import EncoderSpeed, FieldCallCost, FieldMemory, MapShape
 from driftkit.runtime.device import autocast, peak_memory_gib, reset_peak_memory, synchronize, training_dtype
-from driftkit.runtime.progress import Report
+from driftkit.runtime.progress import Report, no_report
 
 SIZES = (32, 64, 112, 224)
 DEFAULT_TAUS = 3
@@ -68,7 +68,7 @@ def measure_encoder_speed(
     batch_size: int = 8,
     sizes: Sequence[int] = SIZES,
     budget_seconds: float = 10.0,
-    report: Report = lambda task, done, total: None,
+    report: Report = no_report,
 ) -> list[EncoderSpeed]:
     """Time the encoder at each input size, smallest first, in the number format that training would choose.
 
@@ -81,6 +81,7 @@ def measure_encoder_speed(
     """
     speeds: list[EncoderSpeed] = []
     last: tuple[int, float] | None = None  # side and seconds of one forward and backward
+    report("speed", 0, len(sizes), unit="sizes")
     for size in sizes:
         expected = last[1] * (size / last[0]) ** 2 if last else 0.0
         if expected > budget_seconds:
@@ -94,7 +95,7 @@ def measure_encoder_speed(
             else:
                 speeds.append(_time(encoder, feature_set, size, image_size, device, batch_size, budget_seconds))
                 last = (size, batch_size / (speeds[-1].forward_backward_per_s or 1.0))
-        report("speed", 1, len(sizes))
+        report("speed", 1, len(sizes), unit="sizes")
     return speeds
 
 

@@ -35,7 +35,7 @@ from driftkit.probing.probe_images import (
     pool_size,
 )
 from driftkit.probing.probe_record import EncoderMeasurement, GroupMeasurement, KernelMeasurement, Separation
-from driftkit.runtime.progress import Report
+from driftkit.runtime.progress import Report, no_report, phase
 from driftkit.runtime.random import generator_for
 from driftkit.storage.images import to_float, to_uint8
 
@@ -154,7 +154,7 @@ def measure_encoder(
     batch_size: int,
     taus: tuple[float, ...],
     seed: int = 0,
-    report: Report = lambda task, done, total: None,
+    report: Report = no_report,
 ) -> EncoderMeasurement:
     """Measure every feature group; the same arguments give the same numbers.
 
@@ -176,12 +176,14 @@ def measure_encoder(
     half = repeats * batch_size
     num_encoded = count + len(CORRUPTIONS) * half + len(images.one_class) * one_class_count(batch_size)
     features = ProbeFeatures(encoders, seed, report, total=num_encoded)
+    report("features", 0, num_encoded)
     x_images = images.real[:half]
     x, y = features(x_images), features(images.real[half : 2 * half])
     remaining = features(images.real[2 * half :], STATISTIC_VECTORS)
     _require_varied(x)
     batches = _batches(half, batch_size, repeats, taus, seed)
-    floors = _floors(x, y, batches)
+    with phase("field between real images"):
+        floors = _floors(x, y, batches)
     steps = 2 * len(CORRUPTIONS) + bool(images.one_class)
     separation: dict[str, dict[str, Separation]] = {name: {} for name in floors}
     sensitivity: dict[str, dict[str, float]] = {name: {} for name in floors}
@@ -194,14 +196,14 @@ def measure_encoder(
             separation[name][spec.name] = _separation([drifts[name]], floor)
             if spec.per_image and pixels > 0:  # grey images made grey do not change
                 sensitivity[name][spec.name] = relative_change(x[name], corrupted[name]) / pixels
-        report("field", 1, steps)
+        report("field", 1, steps, unit="measurements")
     if images.one_class:
         class_batches = _batches(half, batch_size, CLASS_REPEATS, taus, seed)
         pools = [features(pool[: one_class_count(batch_size)]) for pool in images.one_class]
         by_class = [class_batches.drifts(pool, y) for pool in pools]
         for name, floor in floors.items():
             separation[name][ONE_CLASS] = _separation([drifts[name] for drifts in by_class], floor)
-        report("field", 1, steps)
+        report("field", 1, steps, unit="measurements")
     alignment = {}
     for spec in CORRUPTIONS:  # on the first batch
         if spec.is_reversible:
@@ -214,7 +216,7 @@ def measure_encoder(
                 taus=taus,
                 chunk=max(2, features.chunk // 4),
             )
-        report("field", 1, steps)
+        report("field", 1, steps, unit="measurements")
     statistics, groups = {}, []
     for name, shape in features.shapes.items():
         vectors = [v[:STATISTIC_VECTORS] for v in (x[name], y[name], remaining[name]) if v.shape[1]]

@@ -11,7 +11,7 @@ from torch import nn
 from driftkit.encoders.lineage import kinship, training_encoders_of
 from driftkit.errors import RefusedError, UsageError
 from driftkit.methods.registry import METHODS
-from driftkit.runtime.progress import warn
+from driftkit.runtime.progress import phase, progress, warn
 from driftkit.runtime.terminal import say
 from driftkit.scoring.evaluator import ScoringOptions, open_evaluator
 from driftkit.scoring.image_set import ScoringExecution, default_batch_size
@@ -75,11 +75,13 @@ def open_scoring(
 
     def score(network: nn.Module) -> dict[str, float]:
         try:
-            drawn = draw_images(
-                network, config, range(settings.num_images), conditions=conditions, seed=SEED, precision="float32",
-                batch_size=SAMPLE_BATCH, device=device, autoencoder=autoencoder,
-            )  # fmt: skip
-            return {name: evaluator.fid(drawn.images)}
+            with progress(f"sampling for {name}", settings.num_images) as advance:
+                drawn = draw_images(
+                    network, config, range(settings.num_images), conditions=conditions, seed=SEED, precision="float32",
+                    batch_size=SAMPLE_BATCH, device=device, autoencoder=autoencoder, advance=advance,
+                )  # fmt: skip
+            with phase(f"computing {name}"):
+                return {name: evaluator.fid(drawn.images)}
         except RefusedError as error:
             warn(f"no {name} at this step: {error}")
             return {}

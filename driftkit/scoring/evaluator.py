@@ -18,6 +18,7 @@ from driftkit.metrics.frechet import frechet_distance
 from driftkit.metrics.memorization import NUM_PAIRS
 from driftkit.metrics.registry import METRICS, compute_metrics
 from driftkit.metrics.survey import compare_appearance
+from driftkit.runtime.progress import phase
 from driftkit.runtime.ranks import together
 from driftkit.scoring.evaluation_record import (
     AppearanceInfo,
@@ -373,7 +374,8 @@ def open_evaluator(
     execution = execution or ScoringExecution()
     # The extractor comes first: its weights are what is missing most often, and sampling takes long.
     if not isinstance(extractor, Extractor):
-        with execution.ranks.first_alone():  # rank 0 downloads before the others look for the file
+        # Rank 0 downloads before the others look for the file.
+        with execution.ranks.first_alone(), phase(f"loading {extractor}"):
             extractor = load_extractor(extractor, weights=extractor_weights, device=execution.device)
     opened = open_reference(reference, extractor, execution, image_size=image_size, check_size=check_size)
     return Evaluator(extractor, opened, options or ScoringOptions(), execution, image_size)

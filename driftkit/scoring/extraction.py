@@ -17,6 +17,7 @@ from driftkit.metrics.moments import Moments
 from driftkit.metrics.survey import Survey, survey_images
 from driftkit.runtime.device import IEEE_FLOAT32, copy_to, ieee_float32
 from driftkit.runtime.memory import fitting_batch
+from driftkit.runtime.progress import phase
 from driftkit.runtime.ranks import Ranks, together
 from driftkit.scoring.evaluation_record import ExtractorInfo
 from driftkit.scoring.image_set import ImageSet, ScoringExecution, default_batch_size
@@ -107,9 +108,11 @@ class Extractor:
         with torch.inference_mode(), ieee_float32(self.device):
             return self.embed(copy_to(images[:count], self.device))
 
-    def features(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Features of all images, float32 [N, dim] on the CPU, and the logits [N, K] or None."""
-        return _joined([(v.cpu(), None if s is None else s.cpu()) for v, s in self.blocks(images)])
+    def features(
+        self, images: torch.Tensor, *, advance: Callable[[int], None] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Features of all images, float32 [N, dim] on the CPU, and the logits [N, K] or None; as `blocks`."""
+        return _joined([(v.cpu(), None if s is None else s.cpu()) for v, s in self.blocks(images, advance=advance)])
 
 
 def _joined(parts: list[tuple[torch.Tensor, torch.Tensor | None]]) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -151,6 +154,7 @@ def extract(
     def advance(count: int) -> None:
         execution.report(task or extractor.name, count, len(share))
 
+    advance(0)
     mine = is_kept[share.first : share.last]
     part = together(lambda: _extract_share(extractor, images.images, mine, execution.batch_size, advance), ranks)
     moments, survey = _merge(part.moments, ranks), part.survey
@@ -185,7 +189,9 @@ def _extract_share(
         rows.append(values.cpu()[kept])
         logits += [] if scores is None else [scores.cpu()[kept]]
     indices = is_kept.nonzero().flatten()
-    return FeatureStats(moments.to("cpu"), torch.cat(rows), indices, survey_images(images), logits=torch.cat(logits))
+    with phase("looking at colours, sharpness and equal images"):
+        survey = survey_images(images)
+    return FeatureStats(moments.to("cpu"), torch.cat(rows), indices, survey, logits=torch.cat(logits))
 
 
 def _merge(moments: Moments, ranks: Ranks) -> Moments:

@@ -12,7 +12,7 @@ import torch
 from driftkit.config.sampling_config import SamplingConfig
 from driftkit.datasets.packs import ImagePack
 from driftkit.errors import ArtifactError, DriftkitError, NotFoundError, RefusedError, UsageError
-from driftkit.runtime.progress import Report
+from driftkit.runtime.progress import Report, no_report, phase
 from driftkit.runtime.ranks import Ranks
 from driftkit.scoring.evaluation_record import SamplingInfo
 from driftkit.scoring.sanity import require_uint8
@@ -46,7 +46,7 @@ class ScoringExecution:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     ranks: Ranks = field(default_factory=Ranks)
     cache: bool = True
-    report: Report = lambda task, done, total: None
+    report: Report = no_report
     notify: Callable[[str], None] = lambda line: None
 
 
@@ -141,7 +141,9 @@ def open_target(
     """
     if is_run(target):
         return _sample(Run.open(target), sampling, execution, num_images or DEFAULT_NUM_IMAGES)
-    whole, (number, parts) = _read(target, image_size), part
+    with phase(f"reading {target}"):
+        whole = _read(target, image_size)
+    number, parts = part
     total = len(whole)
     if (num_images or 1) * parts > total:
         wanted = f"`num_images` {num_images}" + (f" `repeats` {parts}" if parts > 1 else "")
@@ -173,7 +175,7 @@ def _sample(run: Run, sampling: SamplingConfig, execution: ScoringExecution, num
         first_image=share.first,
         batch_size=execution.batch_size,
         device=execution.device,
-        advance=lambda count: execution.report("sample", count, len(share)),
+        advance=lambda count: execution.report("sampling", count, len(share)),
         **sampling.model_dump(include={"sampler", "nfe", "seed", "weights", "step"}),
         **asked,
         precision=sampling.precision or "float32",

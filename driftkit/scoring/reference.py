@@ -13,6 +13,7 @@ from driftkit.errors import DriftkitError, StorageError
 from driftkit.metrics.base import Baseline, FeatureStats, Metric
 from driftkit.metrics.memorization import baseline_distances
 from driftkit.metrics.registry import Floor, real_floor
+from driftkit.runtime.progress import phase
 from driftkit.runtime.ranks import together
 from driftkit.scoring.evaluation_record import TrainingInfo
 from driftkit.scoring.extraction import Extractor, extract
@@ -61,7 +62,8 @@ class Reference:
         names = "-".join(metric.name for metric in chosen)
         name = f"floor-{count}-{names}-scores{SCORES_VERSION}-{execution.device.type}"
         compute = partial(real_floor, self.stats.rows, num_images=count, metrics=chosen, device=execution.device)
-        return cached_figures(self.statistics, name, Floor, compute, use=execution.cache)
+        with phase("scoring real images against each other"):
+            return cached_figures(self.statistics, name, Floor, compute, use=execution.cache)
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,8 @@ class TrainingImages:
         stats = held_out.stats if len(held_out.stats.rows) and not self.is_reference else None
         name = f"baseline-{'itself' if stats is None else held_out.info.digest[:16]}-{execution.device.type}"
         compute = partial(baseline_distances, self.reference.stats, stats, device=execution.device)
-        return cached_figures(self.reference.statistics, name, Baseline, compute, use=execution.cache)
+        with phase("searching the nearest real images of real images"):
+            return cached_figures(self.reference.statistics, name, Baseline, compute, use=execution.cache)
 
     def describe(self) -> TrainingInfo:
         info = self.reference.info
@@ -102,7 +105,8 @@ def open_reference(
     from driftkit.datasets.sources import open_dataset
 
     if is_statistics_file(Path(spec)):
-        statistics = together(lambda: open_statistics_file(Path(spec), extractor), execution.ranks)
+        with phase(f"reading the statistics {spec}"):
+            statistics = together(lambda: open_statistics_file(Path(spec), extractor), execution.ranks)
         check_size(statistics.record.images.image_size)
         return Reference(_named(statistics, spec), None)
     pack = open_dataset(spec, image_size=image_size, ranks=execution.ranks)
@@ -129,7 +133,8 @@ def of_pack(pack: ImagePack, spec: str, role: str, extractor: Extractor, executi
         extractor=extractor.info,
         device=extractor.device.type,
     )  # fmt: skip
-    cached = find_cached(record, execution.notify) if execution.cache and ranks.is_main else None
+    with phase(f"reading the features of {role} {spec}"):
+        cached = find_cached(record, execution.notify) if execution.cache and ranks.is_main else None
     if float(ranks.max(torch.tensor([float(cached is not None)]))):
         if ranks.is_main:
             execution.notify(f"{role} {spec}: features of {len(pack):,} images from {cached_path(record)}")
@@ -144,7 +149,8 @@ def of_pack(pack: ImagePack, spec: str, role: str, extractor: Extractor, executi
         require_scorable(stats.survey, f"{role} {spec}")
         if execution.cache:
             try:
-                return write_statistics(cached_path(record), stats, record)
+                with phase(f"writing the features of {role} {spec}"):
+                    return write_statistics(cached_path(record), stats, record)
             except (OSError, SafetensorError, StorageError) as error:
                 # A full or read-only disk costs the next call time, not this one its score.
                 execution.notify(f"warning: features of {role} {spec} were not kept: {error}")

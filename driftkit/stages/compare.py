@@ -26,7 +26,7 @@ from driftkit.datasets.sources import resolve
 from driftkit.errors import NotFoundError, UsageError
 from driftkit.methods.registry import generators
 from driftkit.runtime.device import resolve_device
-from driftkit.runtime.progress import Report
+from driftkit.runtime.progress import Report, no_report, phase
 from driftkit.scoring.evaluation_record import read_evaluations
 from driftkit.storage.lock import locked_folder
 from driftkit.storage.run_folder import now
@@ -45,7 +45,7 @@ def compare(
     paths: Sequence[Path],
     config: CompareConfig,
     *,
-    report: Report = lambda task, done, total: None,
+    report: Report = no_report,
     notify: Callable[[str], None] = lambda line: None,
 ) -> Comparison:
     """Compare runs and write report.html, compare.json, compare.csv and the figures; paths of other things are skipped.
@@ -57,7 +57,8 @@ def compare(
     """
     _require_consistent(config)
     device = resolve_device(config.device)
-    opened = open_runs(paths)
+    with phase("reading the runs"):
+        opened = open_runs(paths)
     runs = opened.generators
     if not runs:
         reasons = "; ".join(f"{s['path']}: {s['reason']}" for s in opened.skipped) or "encoders generate no images"
@@ -74,7 +75,8 @@ def compare(
 
     pictures = make_pictures(runs, config, device, report)
     colours = colour_of([r.label for r in runs])
-    charts = all_charts(runs, tables, speeds, colours)
+    with phase("drawing charts"):
+        charts = all_charts(runs, tables, speeds, colours)
     figures = {**charts, "grids": pictures.grids, "neighbours": pictures.neighbours}
     all_figures = [figure for section in figures.values() for figure in section]
     content = {f"figures/{f.name}.png": f.png for f in all_figures}
@@ -97,7 +99,8 @@ def compare(
         notes=notes + pictures.notes,
         figures={Path(name).stem: name for name in content},
     )
-    page = render_report(record, figures=figures, evolutions=pictures.evolutions, colours=colours)
+    with phase("writing the report"):
+        page = render_report(record, figures=figures, evolutions=pictures.evolutions, colours=colours)
     content |= {f"figures/{f.name}.svg": f.svg for f in all_figures if f.svg}
     content |= {"compare.csv": to_csv(record.records).encode(), "report.html": page.encode()}
     with locked_folder(config.output, wait=True):

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 from driftkit.config.places import EXPANDED
 from driftkit.config.settings import Option, Settings
 from driftkit.errors import ArtifactError, UsageError
+from driftkit.runtime.progress import phase
 
 if TYPE_CHECKING:  # torch is loaded when images are imported, not for --help
     from driftkit.datasets.packs import ImagePack, PackSource, RawImages
@@ -79,7 +80,8 @@ def _write(spec: str, config: ImportConfig, target: Path) -> "ImagePack":
     existing = None if config.force else _existing(target, record)
     if existing is not None:
         return existing
-    raw, label = _read(source, config)
+    with phase(f"reading images {spec}"):
+        raw, label = _read(source, config)
     record = record.model_copy(update={"verified": raw.verified})
     return write_pack(target, raw.images, raw.labels, raw.classes, source=record, label=label, notes=raw.notes)
 

@@ -11,6 +11,7 @@ from driftkit.config.places import EXPANDED
 from driftkit.config.sampling_config import SAMPLING, SamplingConfig
 from driftkit.config.settings import ONE_OR_MORE, Option
 from driftkit.errors import UsageError
+from driftkit.runtime.progress import Report, no_report
 
 if TYPE_CHECKING:  # torch is loaded when images are scored, not for --help
     from driftkit.scoring.evaluation_record import CurveRecord, EvaluationRecord, RepeatsRecord
@@ -99,7 +100,7 @@ def fid(
     target: Path,
     config: FidConfig,
     *,
-    report: Callable[[str, int, int], None] = lambda task, done, total: None,
+    report: Report = no_report,
     notify: Callable[[str], None] = lambda line: None,
 ) -> "list[Evaluation[EvaluationRecord | RepeatsRecord | CurveRecord]]":
     """Score a run, a samples file or any images against real ones by each extractor, and write the records.

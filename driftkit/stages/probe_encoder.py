@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 from driftkit.config.places import EXPANDED
 from driftkit.config.settings import COMMAS, Option
 from driftkit.encoders.encoder_config import EncoderConfig, EncodersConfig, EncoderTexts
+from driftkit.runtime.progress import Report, no_report, phase
 
 if TYPE_CHECKING:  # torch is loaded when an encoder is probed, not for --help
     import torch
@@ -17,7 +18,6 @@ if TYPE_CHECKING:  # torch is loaded when an encoder is probed, not for --help
     from driftkit.encoders.encoder_union import EncoderUnion, UnionMember
     from driftkit.encoders.frozen_encoder import FrozenEncoder
     from driftkit.probing.probe_record import EncoderList, ProbeRecord
-    from driftkit.runtime.progress import Report
 
 SHAPES, DATA, FILES = "Shapes", "Measuring on images", "Where it goes"
 DEFAULT_IMAGE_SIZE = 32
@@ -60,7 +60,7 @@ class ProbeEncoderConfig(EncodersConfig):
         return tuple(sorted(set(taus)))
 
 
-def probe_encoder(config: ProbeEncoderConfig, *, report: "Report" = lambda task, done, total: None) -> "ProbeRecord":
+def probe_encoder(config: ProbeEncoderConfig, *, report: Report = no_report) -> "ProbeRecord":
     """Load encoders, report their shapes and, with data, what drifting would make of them.
 
     Of several, each is reported by itself in `parts`, and the record is of all together.
@@ -131,7 +131,8 @@ def probe_encoder(config: ProbeEncoderConfig, *, report: "Report" = lambda task,
             )  # fmt: skip
         return record.model_copy(update=known)
 
-    union = EncoderUnion.load(config, load)
+    with phase("loading encoders"):
+        union = EncoderUnion.load(config, load)
     parts = [describe_one(one, member) for one, member in zip(configs, union.members, strict=True)]
     record = parts[0] if len(parts) == 1 else describe(union).model_copy(update={"parts": parts})
     return record if config.output is None else _write(config.output, record)
@@ -153,7 +154,7 @@ def _measured(
     batch_size: int,
     config: ProbeEncoderConfig,
     device: "torch.device",
-    report: "Report",
+    report: Report,
 ) -> "dict[str, Any]":
     """Fields of the record about what was measured on images."""
     import torch
@@ -209,7 +210,8 @@ def _write(output: Path, record: "ProbeRecord") -> "ProbeRecord":
     files = [str(output / "probe.json")]
     if record.measurement is not None:
         files.append(str(output / "probe.png"))
-        write_bytes(output / "probe.png", probe_figure(record))
+        with phase("drawing the figure"):
+            write_bytes(output / "probe.png", probe_figure(record))
     record = record.model_copy(update={"files": files})
     record.write(output / "probe.json")
     return record

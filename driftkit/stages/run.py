@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -29,6 +29,7 @@ from driftkit.datasets.containers import open_container
 from driftkit.datasets.packs import pack_path
 from driftkit.encoders.encoder_config import split_settings
 from driftkit.errors import ArtifactError, BusyError, DriftkitError, InterruptedRunError, UsageError
+from driftkit.runtime.progress import duration, phase, within
 from driftkit.runtime.signals import STOP_SIGNALS, exit_code
 from driftkit.runtime.terminal import say
 from driftkit.storage.files import digest_json, sha256_file
@@ -39,8 +40,8 @@ from driftkit.storage.run_folder import Run
 Execute = Callable[[Sequence[str]], Any]
 """Runs one driftkit command line in this process and returns its document."""
 
-Report = Callable[[int, Stage, str, float], None]
-"""Called with number, stage, "runs", "skipped" or "done", and seconds."""
+Report = Callable[[int, Stage, str, float, str], None]
+"""Called with number, stage, "runs", "skipped" or "done", seconds, and words on the time left in all, or none."""
 
 
 class StageRecord(BaseModel):
@@ -69,7 +70,7 @@ def run_pipeline(
     *,
     only: Sequence[str] = (),
     force: bool = False,
-    report: Report = lambda number, stage, state, seconds: None,
+    report: Report = lambda number, stage, state, seconds, left: None,
 ) -> list[dict[str, Any]]:
     """Run the stages in order.
 
@@ -87,18 +88,92 @@ def run_pipeline(
     """
     require_stages(pipeline, only)
     rows: list[dict[str, Any]] = []
+    count = len(pipeline.stages)
     with locked_file(_record_path(pipeline), wait=False):
+        forecast = Forecast(pipeline, _recorded(pipeline), only=only, force=force)
         for number, stage in enumerate(pipeline.stages, start=1):
             if only and stage.name not in only:
                 continue
             row: dict[str, Any] = {"name": stage.name, "state": "skipped", "command_line": stage.command_line()}
-            if force or not is_done(pipeline, stage):
-                report(number, stage, "runs", 0.0)
-                record = _run_stage(pipeline, stage, execute, force=force)
+            with phase(f"stage {number} of {count}: looking at what {stage.name} reads"):
+                runs = force or not is_done(pipeline, stage)
+            if runs:
+                forecast.begins(stage)
+                report(number, stage, "runs", 0.0, forecast.words(stage))
+                where = f"stage {number} of {count}"
+
+                def in_all(seconds: float, stage: Stage = stage, where: str = where) -> str:
+                    return ", ".join(filter(None, (where, forecast.words(stage, seconds=seconds))))
+
+                with within(in_all):
+                    record = _run_stage(pipeline, stage, execute, force=force)
+                forecast.took(stage, record.seconds)
                 row |= {"state": "done", "seconds": record.seconds, "result": record.result}
-            report(number, stage, str(row["state"]), row.get("seconds", 0.0))
+            report(number, stage, str(row["state"]), row.get("seconds", 0.0), "")
             rows.append(row)
     return rows
+
+
+class Forecast:
+    """How long the stages of a pipeline take that still have to run, as far as anything is known about it.
+
+    A stage takes as long as its last completed run did, or where its settings are new as stages of its command take on
+    average. One whose settings are those of its last run counts as unchanged, unless it reads what a stage that runs
+    writes: whether it really is shows when it is its turn.
+    """
+
+    def __init__(
+        self, pipeline: Pipeline, recorded: Mapping[str, StageRecord], *, only: Sequence[str] = (), force: bool = False
+    ):
+        self.stages = [stage for stage in pipeline.stages if not only or stage.name in only]
+        self.recorded, self.force = recorded, force
+        self.written: set[str] = set()  # by the stages that have run
+        self.seconds: dict[str, list[float]] = {}  # that stages of a command took
+        for stage in pipeline.stages:
+            if stage.name in recorded:
+                self.took(stage, recorded[stage.name].seconds)
+
+    def took(self, stage: Stage, seconds: float) -> None:
+        """A stage has run for so long."""
+        self.seconds.setdefault(stage.command, []).append(seconds)
+
+    def begins(self, stage: Stage) -> None:
+        """A stage runs."""
+        self.written |= _written(stage)
+
+    def expected(self, stage: Stage) -> float | None:
+        """Seconds that a stage takes when it runs; None where nothing is known."""
+        record, others = self.recorded.get(stage.name), self.seconds.get(stage.command)
+        if record is not None and record.command_line == stage.command_line():
+            return record.seconds
+        return sum(others) / len(others) if others else None
+
+    def words(self, stage: Stage, *, seconds: float | None = None) -> str:
+        """For example "about 4 min left in all", or "at least" so much; empty where nothing is known.
+
+        Args:
+            stage: the one that runs.
+            seconds: left of it; None where only its whole duration may be known.
+        """
+        parts = [self.expected(stage) if seconds is None else seconds]
+        written = set(self.written)
+        for later in self.stages[self.stages.index(stage) + 1 :]:
+            record = self.recorded.get(later.name)
+            unchanged = record is not None and record.command_line == later.command_line() and not self.force
+            if unchanged and not any(place in text for text in later.inputs for place in written):
+                continue
+            written |= _written(later)
+            parts.append(self.expected(later))
+        known = [part for part in parts if part is not None]
+        if not known:
+            return ""
+        return f"{'about' if len(known) == len(parts) else 'at least'} {duration(sum(known))} left in all"
+
+
+def _written(stage: Stage) -> set[str]:
+    """Where a stage writes, as others name it."""
+    place = stage.value("--output") or (stage.arguments[0] if stage.command in ("sample", "fid") else None)
+    return {place} if place else set()
 
 
 def _run_stage(pipeline: Pipeline, stage: Stage, execute: Execute, *, force: bool) -> StageRecord:

@@ -41,7 +41,7 @@ def sample(
     """Generate images with the run in a folder, and write them: safetensors, JSON record and PNG grid.
 
     Args:
-        report: called with "sample", the number of images just made, and their total.
+        report: called with "sampling", the number of images just made, and their total.
 
     Raises:
         UsageError: a sampler, NFE, option, class, guidance scale or output that does not fit.
@@ -77,7 +77,7 @@ def sample(
         precision=config.precision,
         batch_size=config.batch_size,
         device=device,
-        advance=lambda count: report("sample", count, config.num_images),
+        advance=lambda count: report("sampling", count, config.num_images),
     )
     output = config.output
     if output is None:

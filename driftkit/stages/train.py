@@ -21,7 +21,7 @@ from driftkit.methods.registry import METHODS
 from driftkit.models.registry import build_network
 from driftkit.runtime.compilation import decide_compilation, tried_convolutions
 from driftkit.runtime.device import resolve_device, training_dtype
-from driftkit.runtime.progress import warn
+from driftkit.runtime.progress import phase, warn
 from driftkit.runtime.random import stream_seed
 from driftkit.runtime.ranks import Ranks, local_rank, together
 from driftkit.runtime.terminal import say
@@ -131,7 +131,7 @@ def _train(
     held = 3 + len(config.trainer.averages)  # weights, two moments of each, their averages
     checkpoint_bytes = held * tensor_bytes(network.state_dict())
     together(lambda: require_free(run.path, checkpoint_bytes, "one checkpoint"), ranks)
-    with memory.explained():
+    with memory.explained(), phase(f"preparing {METHODS[config.objective.name].label}"):
         built = METHODS[config.objective.name].build(config.objective, setting)
     for sentence in built.advice if ranks.is_main and plan is None else ():
         warn(sentence)

@@ -1,5 +1,6 @@
 """Downloads, and asking shortly whether a host or a file is there."""
 
+import contextlib
 import socket
 import sys
 import threading
@@ -12,6 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from driftkit.errors import ArtifactError
+from driftkit.runtime.progress import phase
 from driftkit.storage.atomic import atomic_path, require_free
 
 TIMEOUT_S = 10.0
@@ -38,7 +40,9 @@ def download(url: str, target: Path, check: Callable[[Path], object], *, max_byt
             raise ArtifactError(f"{url}: the host announces {size:,} bytes, expected at most {max_bytes:,}")
         with atomic_path(target, num_bytes=size) as temporary:
             require_free(target, size or 0, target.name)
-            torch.hub.download_url_to_file(url, str(temporary), progress=sys.stderr.isatty())
+            has_bar = sys.stderr.isatty()  # torch's own, of bytes
+            with contextlib.nullcontext() if has_bar else phase(f"downloading {target.name}"):
+                torch.hub.download_url_to_file(url, str(temporary), progress=has_bar)
             try:
                 check(temporary)
             except ArtifactError as error:  # the temporary file is gone when the message is read

@@ -5,9 +5,9 @@ Trackers (TensorBoard, Weights & Biases) get copies of records and grids; `metri
 
 import contextlib
 import importlib
-import sys
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    Progress,
+    MofNCompleteColumn,
     ProgressColumn,
     TextColumn,
     TimeElapsedColumn,
@@ -27,7 +27,7 @@ from rich.table import Column
 from driftkit.config.layers import flatten
 from driftkit.config.weights_name import EMA
 from driftkit.errors import UsageError
-from driftkit.runtime.progress import is_live, warn
+from driftkit.runtime.progress import Bars, Display, Work, is_live, showing, time_left, warn
 from driftkit.storage.files import digest_json
 from driftkit.storage.run_folder import Run
 from driftkit.training.hooks import FinishedStep, Hook
@@ -48,9 +48,11 @@ class TensorBoardTracker:
         for name, value in flatten(record).items():
             if name != "step":
                 self.writer.add_scalar(name.replace(".", "/"), value, record["step"])
+        self.writer.flush()  # else up to two minutes pass until it can be seen
 
     def grid(self, images: torch.Tensor, step: int) -> None:
         self.writer.add_images("samples", images, step)
+        self.writer.flush()
 
     def close(self) -> None:
         self.writer.close()
@@ -117,6 +119,7 @@ class MetricsLog(Hook):
             closing.callback(tracker.close)
         closing.enter_context(self.progress)
         self.progress.begin(trainer.step)
+        self._images_before = trainer.images_seen
         self._begin_window(trainer)
 
     def _begin_window(self, trainer: "Trainer") -> None:
@@ -133,7 +136,7 @@ class MetricsLog(Hook):
                     for tracker in self.trackers:
                         tracker.record(record)
                     self.progress.record(record)
-        self.progress.step(step.number)
+        self.progress.step(step.number, images=trainer.images_seen - self._images_before)
 
     def _record(self, trainer: "Trainer", step: FinishedStep) -> dict[str, Any]:
         loss, (began, seconds, images, number) = step.loss, self._window
@@ -156,6 +159,25 @@ class MetricsLog(Hook):
         }
 
 
+@dataclass
+class _Steps(Work):
+    """The steps of a training, with what the last metric record says of them."""
+
+    images: int = 0  # seen since the clock was started
+    described: str = ""
+
+    def status(self) -> str:
+        return self.described or f"{self.images / max(self.seconds(), 1e-9):.3g} images/s"
+
+    def is_due(self, since: float | None = None) -> bool:
+        return self.done < self.total and super().is_due(since)
+
+    def line(self, *, over: bool = False) -> str:
+        left = None if over else self.seconds_left()
+        took = self.took(over=over) if left is None else time_left(left)
+        return f"step {self.done}/{self.total}  {self.status()}  {took}"
+
+
 class TrainingProgress:
     """Shows step, speed, time left, loss and health of the last record: a bar in a terminal, plain lines elsewhere.
 
@@ -163,67 +185,65 @@ class TrainingProgress:
     """
 
     def __init__(self, *, total: int, shown: bool):
-        self.total, self.start = total, 0
         console = Console(stderr=True)
-        self.bar: Progress | None = None
-        self.plain = shown and not is_live(console)
-        self.narrow = console.width < WIDE_COLUMNS
-        self._last_plain = 0.0
-        self._begun = time.monotonic()
-        if shown and not self.plain:
-            self.bar = Progress(*_columns(total, narrow=self.narrow), console=console)
-            self.task = self.bar.add_task("train", total=total, status="")
+        self.is_live = is_live(console)
+        self.narrow = self.is_live and console.width < WIDE_COLUMNS
+        self.work = _Steps("" if self.narrow else "train", total, "steps", interval=PLAIN_INTERVAL_S)
+        self.display: Display | None = None
+        if shown:
+            columns = _columns(total, narrow=self.narrow)
+            self.display = Bars(console, columns, transient=False) if self.is_live else Display()
+        self._opened = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
-        if self.bar:
-            self.bar.start()
+        if self.display:
+            self._opened.enter_context(showing(self.display))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.bar:
-            self.bar.stop()
+        self._opened.close()
 
     def begin(self, step: int) -> None:
         """This process starts after so many steps."""
-        self.start, self._begun = step, time.monotonic()
-        self.step(step)
+        self.work.done = step
+        self.work.start()
+        if self.display:
+            self.display.begin(self.work)
 
-    def step(self, step: int) -> None:
-        """So many steps are done."""
-        if self.bar:
-            self.bar.update(self.task, completed=step)
+    def step(self, step: int, *, images: int = 0) -> None:
+        """So many steps are done, and so many images were seen in this process."""
+        self.work.done, self.work.images = step, images
+        if self.display:
+            self.display.refresh(self.work)
 
     def record(self, record: Mapping[str, Any]) -> None:
         """Show a metric record."""
-        status = describe(record, brief=self.bar is not None and self.narrow)
-        if self.bar:
-            self.bar.update(self.task, status=status)
-        elif self.plain and (time.monotonic() - self._last_plain > PLAIN_INTERVAL_S or record["step"] >= self.total):
-            self._last_plain = time.monotonic()
-            done = max(1, record["step"] - self.start)
-            left = (self._last_plain - self._begun) / done * (self.total - record["step"])
-            sys.stderr.write(f"step {record['step']}/{self.total}  {status}  {left:.0f} s left\n")
-            sys.stderr.flush()
+        is_first = not self.work.described
+        self.work.done = record["step"]
+        self.work.described = describe(record, brief=self.narrow)
+        is_last = record["step"] >= self.work.total
+        if self.display and (is_first or is_last):
+            self.display.say(self.work, over=is_last)
 
     def warn(self, message: str) -> None:
         """One line that stays, above the bar where there is one."""
-        if self.bar:
-            self.bar.console.print(f"warning: {message}", markup=False, highlight=False, soft_wrap=True)
+        if isinstance(self.display, Bars):
+            self.display.bars.console.print(f"warning: {message}", markup=False, highlight=False, soft_wrap=True)
         else:
             warn(message)
 
 
 def _columns(total: int, *, narrow: bool) -> list[ProgressColumn]:
     """Parts of the line; where it is short, the last part gives way, never the count of steps."""
-    counter = TextColumn(
-        "{task.completed}/{task.total}", table_column=Column(no_wrap=True, min_width=len(f"{total}/{total}"))
-    )
-    status = TextColumn("{task.fields[status]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1))
+    counter = MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=len(f"{total}/{total}")))
+    last = Column(no_wrap=True, overflow="ellipsis", ratio=1)
     if narrow:
-        return [counter, status]
-    return [TextColumn("[bold]train"), BarColumn(), counter, TimeElapsedColumn(), TimeRemainingColumn(), status]
+        return [counter, TextColumn("{task.fields[status]} {task.description}", table_column=last)]
+    status = TextColumn("{task.fields[status]}", table_column=last)
+    title = TextColumn("[bold]{task.description}")
+    return [title, BarColumn(), counter, TimeElapsedColumn(), TimeRemainingColumn(), status]
 
 
 def describe(record: Mapping[str, Any], *, brief: bool = False) -> str:

@@ -16,6 +16,7 @@ from driftkit.models.registry import build_network, build_with, to_device
 from driftkit.protocols import Condition, Network, Sampler, SampleRequest
 from driftkit.runtime.device import Precision, autocast_dtype, sampling_precision
 from driftkit.runtime.memory import fitting_batch
+from driftkit.runtime.progress import phase
 from driftkit.runtime.random import image_noise
 from driftkit.runtime.readback import require_finite
 from driftkit.storage.images import to_uint8
@@ -115,7 +116,7 @@ def generate(
         classes, guidance: as `sample_conditions`.
         weights: their name, for example "ema", "ema-0.9995", "raw" or "average:3".
         options: further options of the sampler, for example eta.
-        advance: called with the number of images just made.
+        advance: called with the number of images just made; within a batch by the evaluations made.
 
     Raises:
         UsageError: a sampler, NFE, option, class or guidance scale that does not fit the run.
@@ -125,7 +126,8 @@ def generate(
     if num_images < 1:
         raise UsageError(f"`num_images` {num_images}: expected at least 1")
     device = device or torch.device("cpu")
-    network, config, checkpoint = load_network(run, weights=weights, step=step)
+    with phase(f"loading {run.path}"):
+        network, config, checkpoint = load_network(run, weights=weights, step=step)
     manifest = run.manifest()
     conditions = sample_conditions(config.objective, config.model, manifest.classes, classes=classes, guidance=guidance)
     drawn = draw_images(
@@ -163,6 +165,31 @@ def generate(
         "precision": drawn.precision,
     }
     return drawn.images, info
+
+
+class CountedNetwork(nn.Module):
+    """A network that tells how far the images are that a sampler draws with it, by its evaluations.
+
+    `advance` is called with whole images, `images` in all: one is done when the network was evaluated `evaluations`
+    times for it, or as much as that for parts of several.
+    """
+
+    def __init__(self, network: nn.Module, images: int, evaluations: int, advance: Callable[[int], None]):
+        super().__init__()
+        self.network, self.images, self.evaluations, self.advance = network, images, evaluations, advance
+        self.rows = self.told = 0
+
+    def forward(self, x: torch.Tensor, *inputs: Any, **options: Any) -> torch.Tensor:
+        prediction: torch.Tensor = self.network(x, *inputs, **options)
+        self.rows += len(x)
+        self.tell(min(self.images, self.rows // self.evaluations))
+        return prediction
+
+    def tell(self, done: int) -> None:
+        """So many of the images are done."""
+        if done > self.told:
+            self.advance(done - self.told)
+            self.told = done
 
 
 @dataclass(frozen=True)
@@ -213,6 +240,9 @@ def draw_images(
     shape = config.data.sample_shape
     dtype = autocast_dtype(precision or config.trainer.precision, device)
     images, used_nfe = [], 0
+    expected_nfe = nfe or spec.default_nfe(config.objective) * (2 if conditions.guides_sampler else 1)
+    counted = CountedNetwork(network, len(numbers), expected_nfe, advance or (lambda count: None))
+    counted.advance(0)
     for first in range(0, len(numbers), batch_size):
         indices = numbers[first : first + batch_size]
         noise = image_noise(seed, "sample", indices, shape).to(device)
@@ -225,14 +255,13 @@ def draw_images(
         once = partial(_evaluate, evaluated, noise, condition, device=device, dtype=dtype)
         explained = fitting_batch("sampling", len(indices), once, device=device)
         with explained, torch.inference_mode(), sampling_precision(device, dtype):
-            batch, used_nfe = draw(network, noise, request)
+            batch, used_nfe = draw(counted, noise, request)
             if autoencoder is not None:
                 batch = autoencoder.to_images(batch)
         if not bool(torch.isfinite(batch).all()):
             raise RefusedError(f"{source} gives images that are not finite; nothing was written")
         images.append(to_uint8(batch).cpu())
-        if advance:
-            advance(len(indices))
+        counted.tell(first + len(indices))
     return Drawn(torch.cat(images), spec.name, used_nfe, recorded, str(dtype).removeprefix("torch."))
 
 

@@ -18,6 +18,7 @@ from driftkit.comparison.pictures import (
 )
 from driftkit.comparison.run_summary import summarise
 from driftkit.errors import ArtifactError
+from driftkit.runtime.progress import no_report
 from driftkit.storage.images import read_grid, save_grid
 from driftkit.storage.run_folder import Run
 from tests.conftest import driftkit, train_tiny
@@ -110,5 +111,5 @@ def test_grids_show_the_weights_that_are_compared(tmp_path, more):
     assert driftkit("sample", tmp_path / "run", "-n", 64, "--device", "cpu").exit_code == 0  # of the averaged weights
     config = CompareConfig(weights="raw", neighbours=False)
     summary = summarise(Run(tmp_path / "run"), label="run")
-    (grid,) = make_pictures([summary], config, torch.device("cpu"), lambda task, done, total: None).grids
+    (grid,) = make_pictures([summary], config, torch.device("cpu"), no_report).grids
     assert "raw weights" in grid.caption

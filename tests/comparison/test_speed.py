@@ -38,9 +38,9 @@ def settings(**changes):
 def test_every_case_is_timed_as_often_with_the_same_batch():
     one, many = Counting(), Counting()
     rounds = []
-    speeds = measure_speeds([case(one, 1, "a"), case(many, 10, "b")], settings(), advance=lambda: rounds.append(0))
+    speeds = measure_speeds([case(one, 1, "a"), case(many, 10, "b")], settings(), advance=rounds.append)
     assert [(s.run, s.nfe, s.scaled) for s in speeds] == [("a", 1, False), ("b", 10, False)]
-    assert len(rounds) == 3
+    assert rounds == [0] + [1] * 8  # a first look at each, and three rounds
     assert len(one.calls) == 1 + 1 + 3  # warm-up, a first look, three repeats
     assert len(many.calls) == 2 + 2 + 30
     assert set(one.calls + many.calls) == {(4, 3, 8, 8)}

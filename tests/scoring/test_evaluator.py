@@ -268,7 +268,10 @@ def test_second_call_on_a_reference_skips_its_forward_pass_and_gets_the_same_dig
     tasks, lines = [], []
 
     def execution(**more):
-        return ScoringExecution(report=lambda task, done, total: tasks.append(task), notify=lines.append, **more)
+        def report(task, done, total):
+            tasks.extend([task] if done else [])
+
+        return ScoringExecution(report=report, notify=lines.append, **more)
 
     first, second = (score(path, real, execution=execution()).record for _ in range(2))
     assert tasks.count("reference, encoder:tiny") == 1

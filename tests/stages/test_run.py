@@ -1,13 +1,16 @@
 """Pipelines: what runs, what is skipped, what is refused before anything runs."""
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from driftkit.config.pipeline_file import load_pipeline
-from driftkit.stages.run import is_done
+from driftkit.config.pipeline_file import Pipeline, Stage, load_pipeline
+from driftkit.stages.run import Forecast, StageRecord, is_done
 from driftkit.storage.files import read_json, write_json
+from driftkit.training import metrics_log
 from tests.conftest import driftkit
 
 CHAIN = """
@@ -108,6 +111,82 @@ def test_a_new_version_of_driftkit_keeps_the_runs(tmp_path, monkeypatch):
     assert states(path)["ddpm"] == "done"
     assert weights.stat().st_mtime_ns == before
     assert not Path("out/ddpm.old-1").exists()
+
+
+def lines_of(path: Path, *words: str) -> list[str]:
+    result = driftkit("run", path, *words)
+    assert result.exit_code == 0, result.output
+    return [line for line in result.stderr.splitlines() if line.startswith(("stage ", "step 1/2"))]
+
+
+def test_every_stage_says_which_of_how_many_it_is_and_what_is_left_once_that_is_known(tmp_path, monkeypatch):
+    monkeypatch.setattr(metrics_log, "PLAIN_INTERVAL_S", 0.0)
+    path = write(tmp_path)
+    first = lines_of(path)
+    assert any(line.startswith("step 1/2 ") for line in first)
+    for line in [line for line in first if line.startswith("step 1/2 ")]:  # of all only the training itself is known
+        assert re.search(r" \d+ s left, stage 2 of 4, at least \d+ s left in all$", line)
+        first.remove(line)
+    assert first[0].startswith("stage 1 of 4, images: runs: driftkit data ")
+    assert first[1].startswith("stage 1 of 4, images: done in ")
+    assert first[2].startswith("stage 2 of 4, ddpm: runs: driftkit train ")  # nothing is known of its command
+    saved = read_json(Path("out/pipeline.json"))
+    for name, seconds in (("images", 3.0), ("ddpm", 300.0), ("sample", 60.0), ("probe", 1000.0)):
+        saved["stages"][name]["seconds"] = seconds
+    write_json(Path("out/pipeline.json"), saved)
+    write(tmp_path, CHAIN.replace("batch_size = 4", "batch_size = 5"))
+    again = [line.split(": driftkit")[0] for line in lines_of(path) if not line.startswith("step")]
+    assert again[0] == "stage 1 of 4, images: skipped"
+    assert again[1] == "stage 2 of 4, ddpm: runs (about 6 min left in all)"  # it, and the samples of it
+    assert again[3] == "stage 3 of 4, sample: runs (about 60 s left in all)"
+    assert again[5] == "stage 4 of 4, probe: skipped"
+
+
+def stage(name: str, command: str, *arguments: str, inputs: tuple[str, ...] = ()) -> Stage:
+    return Stage(name, command, arguments, inputs)
+
+
+TRAININGS = (
+    stage("a", "train", "--output", "out/a"),
+    stage("b", "train", "--output", "out/b"),
+    stage("report", "compare", "out/a", "out/b", inputs=("out/a", "out/b")),
+)
+
+
+def record(of: Stage, seconds: float) -> StageRecord:
+    return StageRecord(
+        name=of.name, seconds=seconds, command_line=of.command_line(), fingerprint="", identity="", products=[]
+    )
+
+
+def test_a_forecast_is_of_what_is_known_and_says_where_that_is_not_all():
+    pipeline = Pipeline("tiny", Path("out"), TRAININGS)
+    first, second, report = TRAININGS
+    forecast = Forecast(pipeline, {})
+    forecast.begins(first)
+    assert forecast.words(first) == ""
+    assert forecast.words(first, seconds=90) == "at least 90 s left in all"  # its own, by the training itself
+    forecast.took(first, 100.0)
+    forecast.begins(second)
+    assert forecast.words(second) == "at least 100 s left in all"  # as long as the other training
+    forecast.took(second, 200.0)
+    forecast.begins(report)
+    assert forecast.words(report) == ""
+
+
+def test_a_forecast_takes_what_is_unchanged_for_done_unless_it_reads_what_is_new():
+    pipeline = Pipeline("tiny", Path("out"), TRAININGS)
+    first, second, report = TRAININGS
+    recorded = {of.name: record(of, seconds) for of, seconds in zip(TRAININGS, (60.0, 600.0, 6.0), strict=True)}
+    assert Forecast(pipeline, recorded).words(first) == "about 60 s left in all"
+    forecast = Forecast(pipeline, recorded)
+    forecast.begins(first)
+    assert forecast.words(first) == "about 66 s left in all"  # the report reads it, the other training does not
+    assert Forecast(pipeline, recorded, force=True).words(first) == "about 11 min left in all"
+    assert Forecast(pipeline, recorded, only=["a"], force=True).words(first) == "about 60 s left in all"
+    changed = replace(second, arguments=("--steps", "9", "--output", "out/b"))
+    pipeline = Pipeline("tiny", Path("out"), (first, changed, report))
+    assert Forecast(pipeline, recorded).words(first) == "about 7 min left in all"  # 60, the mean of both, and 6
 
 
 def test_a_run_that_the_pipeline_did_not_make_is_not_removed(tmp_path):

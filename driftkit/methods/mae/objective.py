@@ -128,7 +128,7 @@ class MAE:
         self, model: nn.Module, noise: torch.Tensor, images: torch.Tensor, condition: Condition = UNCONDITIONAL
     ) -> torch.Tensor:
         """Original, masked and filled in, in turn."""
-        images = images[: len(noise) // 3]
+        images = images[: max(1, len(noise) // 3)]
         mask = self._fixed_masks(images, range(len(images)))
         filled = images * (1 - mask) + model(images * (1 - mask)).float() * mask
         return torch.stack([images, images * (1 - mask), filled], dim=1).flatten(0, 1)
