@@ -25,14 +25,14 @@ FORMATS: dict[str, tuple[Format, ...]] = {
     "shapes": (Format("shapes", "generated shapes, ten classes"),),
     "cifar10": (
         Format("cifar10", "CIFAR-10, downloaded if it is not there"),
-        Format("cifar-10-python.tar.gz", "its archive, or the folder in it; cifar-10-binary.tar.gz, too"),
+        Format("cifar-10-python.tar.gz", "its archive or folder, or the binary one"),
     ),
     "folder": (
-        Format("photos/", "a folder of image files, in class folders or none"),
-        Format("edm/", "image files and a dataset.json with their labels (EDM, StyleGAN)"),
+        Format("photos/", "image files, in class folders or none"),
+        Format("edm/", "the same with a dataset.json (EDM, StyleGAN)"),
     ),
-    "archive": (Format("photos.zip", "a .zip, .tar or .tar.gz of the same"),),
-    "shards": (Format("name-{000..007}.tar", "webdataset shards; a folder of nothing but .tar files, too"),),
+    "archive": (Format("photos.zip", "an archive of them: .zip, .tar, .tar.gz, ..."),),
+    "shards": (Format("name-{000..007}.tar", "webdataset shards; or a folder of only those"),),
     "pack": (Format("photos.safetensors", "what an import wrote"),),
 }
 

@@ -126,7 +126,7 @@ def test_failure_of_the_first_rank_reaches_all(tmp_path):
     (tmp_path / "bad" / "1.png").write_bytes(b"junk")
     for rank in (0, 1):
         ranks = FakeRanks(rank=rank, world_size=2)
-        with pytest.raises(ArtifactError, match="no readable image" if rank == 0 else "the first rank left no pack"):
+        with pytest.raises(ArtifactError, match="not an image" if rank == 0 else "the first rank left no pack"):
             open_dataset(str(tmp_path / "bad"), ranks=ranks)
         assert ranks.waited == [rank]
 
