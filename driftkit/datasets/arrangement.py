@@ -181,7 +181,7 @@ def _is_in_chunk(name: str) -> bool:
 
 
 def _without_masks(names: list[str]) -> tuple[list[str], Counter[str]]:
-    """Names without the 000001.seg.png of a sample that has a 000001.jpg, as webdataset has it, and what is left out."""
+    """Names without the 000001.seg.png of samples that have a 000001.jpg, as webdataset has it; and their endings."""
     plain = {name for name in names if name.rpartition("/")[2].count(".") == 1}
     keys = set(map(sample_key, plain))
     kept = [name for name in names if name in plain or sample_key(name) not in keys]
@@ -197,4 +197,5 @@ def suffix_of(name: str) -> str:
 
 def counted(suffixes: Counter[str]) -> str:
     """How many files there are of each ending, most first, for example "12 .txt, 3 .heic"."""
-    return listed([f"{count:,} {suffix or 'without ending'}" for suffix, count in suffixes.most_common() if count])
+    shown = sorted((-count, suffix) for suffix, count in suffixes.items() if count)
+    return listed([f"{-count:,} {suffix or 'without ending'}" for count, suffix in shown])

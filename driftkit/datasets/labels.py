@@ -137,7 +137,6 @@ def _of_all(images: Sequence[str], keys: Sequence[str], classes: Mapping[str, st
     """The class of every image, whose keys in `classes` are given."""
     bare = [image for image, key in zip(images, keys, strict=True) if key not in classes]
     if bare:
-        raise ArtifactError(
-            f"{place}: labels for {len(images) - len(bare):,} of {len(images):,} images, none for {listed(bare, 2)}; {FIX}"
-        )
+        some = f"{len(images) - len(bare):,} of {len(images):,} images"
+        raise ArtifactError(f"{place}: labels for {some}, none for {listed(bare, 2)}; {FIX}")
     return [classes[key] for key in keys]

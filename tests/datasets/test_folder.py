@@ -4,7 +4,6 @@ import io
 import stat
 import tarfile
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest

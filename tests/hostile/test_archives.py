@@ -146,7 +146,7 @@ def test_an_archive_in_an_archive_is_no_image(tmp_path):
     inner = write_zip(tmp_path / "inner.zip", {f"{i}.png": bytes(MIB) for i in range(8)}).read_bytes()
     path = write_zip(tmp_path / "x.zip", {"1.png": png(), "inner.zip": inner, "inner.tar": inner})
     pack = open_dataset(str(path))
-    assert (len(pack), pack.card.notes) == (1, ("left out: 1 .zip, 1 .tar",))
+    assert (len(pack), pack.card.notes) == (1, ("left out: 1 .tar, 1 .zip",))
     with pytest.raises(ArtifactError, match=r"2\.png \(not an image\)"):
         open_dataset(str(write_zip(tmp_path / "y.zip", {"2.png": inner})))
 
