@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from driftkit.datasets.containers import natural_order
-from driftkit.datasets.decode import decode_image
+from driftkit.datasets.decode import BrokenImageError, decode_image
 from driftkit.datasets.sources import open_dataset
 from driftkit.errors import ArtifactError
 
@@ -147,6 +147,43 @@ def test_broken_image_is_named_and_nothing_is_left(kind, tmp_path):
     assert not (tmp_path / "data").exists()
 
 
+def with_broken(number):
+    """Seven images, and as many as that which are none."""
+    return {f"{i:02}.png": png((i, 0, 0)) for i in range(7)} | {f"x{i}.png": b"junk" for i in range(number)}
+
+
+@KINDS
+def test_all_broken_images_are_counted_and_five_named(kind, tmp_path):
+    noise = encoded(np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8))
+    files = {**with_broken(6), "00.png": b"", "03.png": noise[:150]}
+    path = make(kind, tmp_path, files)
+    with pytest.raises(ArtifactError) as caught:
+        open_dataset(str(path))
+    named = "00.png (not an image (empty file)), 03.png (cut off), x0.png (not an image), x1.png (not an image)"
+    assert f"8 of 13 images are broken: {named}, x2.png (not an image) and 3 more; " in str(caught.value)
+    assert "?skip_broken=1" in str(caught.value)
+    assert not (tmp_path / "data").exists()
+
+
+@KINDS
+def test_broken_images_are_left_out_where_asked_and_said(kind, tmp_path):
+    path = make(kind, tmp_path, {**with_broken(1), "cat/9.png": png((9, 0, 0)), "00.png": b"", "04.png": b"BM"})
+    pack = open_dataset(f"{path}?skip_broken=1&class_level=0")
+    assert pack.images[:, 0, 0, 0].tolist() == [1, 2, 3, 5, 6, 9]
+    named = "00.png (not an image (empty file)), 04.png (not an image), x0.png (not an image)"
+    assert pack.card.notes == (f"left out 3 broken images: {named}",)
+    assert pack.card.source.options == {"skip_broken": True, "class_level": 0}
+    pack.verify()
+
+
+def test_labels_stay_with_their_images_where_some_are_left_out(tmp_path):
+    path = as_folder(tmp_path / "x", {**TREE, "root/cat/1.png": b"", "root/dog/10.png": b""})
+    pack = open_dataset(f"{path}?skip_broken=1")
+    assert pack.labels.tolist() == [0, 0, 1, 1]
+    assert pack.images[:, 0, 0, 0].tolist() == [9, 10, 1, 9]
+    assert pack.images[:, 2, 0, 0].tolist() == [0, 0, 1, 1]
+
+
 @KINDS
 def test_source_without_images_is_an_error(kind, tmp_path):
     path = make(kind, tmp_path, {"notes.txt": b"x"})
@@ -266,6 +303,9 @@ GREY = [128, 128, 128]
         (png((0, 0, 0, 0), mode="CMYK", kind="TIFF"), [255, 255, 255]),
         (png((10, 20, 30), kind="BMP"), [10, 20, 30]),
         (png((10, 20, 30), kind="WEBP", lossless=True), [10, 20, 30]),
+        (png((10, 20, 30), kind="JPEG2000"), [10, 20, 30]),
+        (png((128, 128, 128), kind="AVIF", quality=100), GREY),
+        (png((128, 128, 128), kind="MPO", save_all=True, append_images=[Image.new("RGB", (8, 8))]), GREY),
     ],
 )
 def test_every_kind_of_image_becomes_rgb(data, expected):
@@ -291,6 +331,40 @@ def test_turned_camera_image_is_set_upright():
 def test_what_cannot_be_shown_is_refused(data):
     with pytest.raises(ArtifactError, match="image"):
         decode_image(data, "image", None)
+
+
+@pytest.mark.parametrize(
+    ("kind", "keep", "reason"),
+    [
+        ("PNG", 0, "not an image (empty file)"),
+        ("PNG", 36, "damaged or cut off"),
+        *((kind, 0.5, "cut off") for kind in ("PNG", "JPEG", "BMP", "GIF", "TIFF", "PPM")),
+        *((kind, 0.5, "damaged or cut off") for kind in ("WEBP", "JPEG2000", "AVIF")),
+    ],
+)
+def test_a_part_of_an_image_is_called_so(kind, keep, reason):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    stream = io.BytesIO()
+    noise.save(stream, kind)
+    data = stream.getvalue()
+    with pytest.raises(BrokenImageError) as caught:
+        decode_image(data[: int(len(data) * keep) if isinstance(keep, float) else keep], "x", None)
+    assert str(caught.value) == f"x: {reason}; replace or remove it"
+
+
+@pytest.mark.parametrize("data", [b"x", b"hello", bytes(100), b"PK\3\4" * 9, b"P6\n\xff", b"<svg/>"])
+def test_what_is_no_image_is_refused_without_words_of_pillow(data):
+    with pytest.raises(BrokenImageError, match=r"^x: (not an image|damaged or cut off); replace or remove it$"):
+        decode_image(data, "x", None)
+
+
+@pytest.mark.parametrize(("suffix", "name"), [(".avif", "AVIF"), (".jp2", "JPEG 2000"), (".j2k", "JPEG 2000")])
+def test_a_format_that_pillow_was_built_without_is_named(suffix, name, tmp_path, monkeypatch):
+    path = as_folder(tmp_path / "x", {f"1{suffix}": png()})
+    assert len(open_dataset(str(path))) == 1
+    monkeypatch.setattr("PIL.features.check", lambda _: False)
+    with pytest.raises(ArtifactError, match=rf"\{suffix}: this Pillow reads no {name}"):
+        open_dataset(f"{path}?class_level=0")
 
 
 def test_resizing_keeps_the_centre_and_averages():
