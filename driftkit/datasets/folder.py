@@ -57,7 +57,7 @@ class FolderSource:
             if not path.is_dir() and name.lower().endswith(suffix):
                 name = name[: -len(suffix)]
                 break
-        parts = [path.parent.name if name.lower() in SPLITS else "", name, self.split or ""]
+        parts = [path.parent.name if not name or name.lower() in SPLITS else "", name, self.split or ""]
         return "-".join(part for part in parts if part)
 
     @property

@@ -51,6 +51,11 @@ def test_a_range_takes_what_it_says_and_a_changed_shard_is_imported_again(tmp_pa
     assert (after.images[:2, 0, 0, 0].tolist(), after.classes) == ([90, 91], ("0", "1", "5"))
 
 
+def test_shards_that_are_only_numbered_are_called_as_their_folder(tmp_path):
+    shards(tmp_path / "wds", 2, name="{:05}.tar")
+    assert open_dataset(f"{tmp_path}/wds/{{00000..00001}}.tar").card.label == "wds"
+
+
 def test_one_archive_of_samples_is_labelled_too(tmp_path):
     folder = shards(tmp_path / "wds", 1)
     assert open_dataset(str(folder / "train-000.tar")).labels.tolist() == [0, 1]
