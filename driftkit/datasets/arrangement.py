@@ -90,13 +90,13 @@ def image_names(files: Sequence[str], source: Path) -> list[str]:
     if names:
         return names
     suffixes = Counter(map(suffix_of, files))
-    if suffixes and HEIC.issuperset(suffixes):
-        raise ArtifactError(f"{source}: HEIC images are not read; convert them, for example to .jpg or .png")
     there = f" ({counted(suffixes)})" if files else ""
-    shards = "; shards are named as in name-{000..007}.tar" if ".tar" in suffixes else ""
-    raise ArtifactError(
-        f"{source}: no images among {len(files)} files{there}; expected {', '.join(sorted(SUFFIXES))}{shards}"
-    )
+    hint = f"expected {', '.join(sorted(SUFFIXES))}"
+    if HEIC & suffixes.keys():
+        hint = "HEIC images are not read; convert them, for example to .jpg or .png"
+    elif ".tar" in suffixes:
+        hint += ", or shards by name as in name-{000..007}.tar"
+    raise ArtifactError(f"{source}: no images among {len(files)} files{there}; {hint}")
 
 
 def of_split(chosen: Chosen, source: Path, split: str | None) -> Chosen:
