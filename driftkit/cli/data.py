@@ -6,6 +6,7 @@ import typer
 
 from driftkit.cli.options import typed_place, with_settings
 from driftkit.cli.output import JsonOption, emit, facts_table
+from driftkit.datasets.spec import FORMATS
 from driftkit.stages.data import ImportConfig, import_data
 
 
@@ -15,7 +16,7 @@ def command(
         str,
         typer.Argument(
             metavar="SPEC",
-            help="shapes, cifar10, a folder, a .zip or .tar of images, or a pack.",
+            help="Images, named as in the list above, with ?key=value behind.",
             show_default=False,
             callback=typed_place,
         ),
@@ -31,6 +32,9 @@ def command(
       driftkit data "shapes?split=test&image_size=16&palette=primary" --json
       driftkit data cifar10:test
       driftkit data photos.zip --image-size 64 --limit 5000 --output data/photos.safetensors
+      driftkit data "imagenet-train-{000000..000146}.tar" --image-size 64
+
+    [bold]What can be named[/bold], here and by --data and --reference
     """
     pack, path = import_data(spec, settings)
     document = {
@@ -41,6 +45,16 @@ def command(
     }
     emit(document, as_json=as_json, show=lambda: _show(document))
     return document
+
+
+def _formats() -> str:
+    """The rows of FORMATS as lines of the help text."""
+    rows = [row for rows in FORMATS.values() for row in rows]
+    width = max(len(row.looks) for row in rows)
+    return "\n".join(f"      {row.looks:{width}}  {row.what}" for row in rows)
+
+
+command.__doc__ = f"{command.__doc__}\n{_formats()}\n"
 
 
 def _show(document: dict[str, Any]) -> None:

@@ -8,8 +8,8 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Container as Holds
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, Self
@@ -40,6 +40,9 @@ class Container(Protocol):
     def names(self) -> list[str]:
         """Names of all files, with forward slashes, hidden ones skipped; in no special order."""
 
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the pack should know."""
+
     def digest(self) -> str:
         """Hex digest that changes when a file does, computed without reading contents."""
 
@@ -49,44 +52,54 @@ class Container(Protocol):
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder with all that is below it."""
+    """A folder with all that is below it. Links are followed, also out of it."""
 
     path: Path
 
     @cached_property
     def _files(self) -> dict[str, tuple[int, int]]:
         """Name to size in bytes and time of the last change in nanoseconds."""
-        found: dict[str, tuple[int, int]] = {}
-        root = os.path.realpath(self.path)
+        return self._walk[0]
 
-        def refuse(error: OSError) -> NoReturn:
-            raise ArtifactError(f"{error.filename} is not readable: {error.strerror}") from None
-
-        for here, folders, files in os.walk(self.path, onerror=refuse):
-            folders[:] = [name for name in folders if not _is_hidden(name)]
-            for name in folders:
-                if os.path.islink(os.path.join(here, name)):
-                    raise ArtifactError(
-                        f"{os.path.join(here, name)} is a link to a folder; put the folder there, or name it"
-                    )
-            for name in files:
-                if not _is_hidden(name):
-                    path = Path(here, name)
-                    try:
-                        status = path.stat()
-                    except OSError as error:
-                        raise ArtifactError(f"{path} is not readable: {error.strerror}; remove it") from None
-                    if not stat.S_ISREG(status.st_mode):
-                        raise ArtifactError(f"{path} is no plain file; remove it")
-                    if path.is_symlink() and not os.path.realpath(path).startswith(f"{root}{os.sep}"):
-                        raise ArtifactError(
-                            f"{path} is a link out of the folder, to {os.path.realpath(path)}; copy it there (cp -L)"
-                        )
-                    found[path.relative_to(self.path).as_posix()] = (status.st_size, status.st_mtime_ns)
-        return found
+    @cached_property
+    def _walk(self) -> tuple[dict[str, tuple[int, int]], tuple[str, ...]]:
+        """The files, and the folders outside that links lead to."""
+        files: dict[str, tuple[int, int]] = {}
+        places: dict[str, None] = {}
+        root, num_folders = str(self.path), 0
+        waiting = [_Place(root, "", (), None)]
+        while waiting:
+            here = waiting.pop().entered()
+            num_folders += 1
+            if len(files) + num_folders > MAX_FILES:  # links can make folders without end of a few
+                raise ArtifactError(f"{root} holds more than {MAX_FILES:,} files; make several packs of it")
+            for entry in _entries(here.path):
+                if is_hidden(entry.name):
+                    continue
+                try:
+                    linked, status = entry.is_symlink(), entry.stat()
+                except OSError as error:
+                    raise ArtifactError(f"{entry.path} is not readable: {error.strerror}; remove it") from None
+                is_folder = stat.S_ISDIR(status.st_mode)
+                if linked:
+                    target = os.path.join(here.path, os.readlink(entry.path))
+                    places[target if is_folder else os.path.dirname(target)] = None
+                if is_folder:
+                    link = entry.path if linked else here.link
+                    waiting.append(_Place(entry.path, f"{here.prefix}{entry.name}/", here.ancestors, link))
+                elif stat.S_ISREG(status.st_mode):
+                    files[here.prefix + entry.name] = (status.st_size, status.st_mtime_ns)
+                else:
+                    raise ArtifactError(f"{entry.path} is no plain file; remove it")
+        real = os.path.realpath(root)
+        outside = {place for place in map(os.path.realpath, places) if not f"{place}/".startswith(f"{real}/")}
+        return files, tuple(sorted(outside))
 
     def names(self) -> list[str]:
         return list(self._files)
+
+    def notes(self) -> tuple[str, ...]:
+        return (f"follows links to {listed(self._walk[1])}",) if self._walk[1] else ()
 
     def digest(self) -> str:
         return digest_json(sorted((name, *facts) for name, facts in self._files.items()))
@@ -94,12 +107,40 @@ class Folder:
     def contents(self, names: Holds[str]) -> Iterator[tuple[str, bytes]]:
         for name in sorted(self._files):
             if name in names:
-                path = self.path / name
-                _check_size(str(path), self._files[name][0])
+                path = f"{self.path}/{name}"
+                _check_size(path, self._files[name][0])
                 try:
-                    yield name, path.read_bytes()
+                    with open(path, "rb", buffering=0) as file:
+                        data = file.read()
                 except OSError as error:
                     raise ArtifactError(f"{path} is not readable: {error.strerror}") from None
+                yield name, data
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A folder on the way through a folder."""
+
+    path: str
+    prefix: str  # of the names of its files
+    ancestors: tuple[tuple[int, int], ...]  # device and inode of the folders above it
+    link: str | None  # the last link on the way to it
+
+    def entered(self) -> Self:
+        """The same with itself among the ancestors; refused if it is there already."""
+        status = os.stat(self.path)
+        identity = (status.st_dev, status.st_ino)
+        if identity in self.ancestors:
+            raise ArtifactError(f"{self.link} is a link to a folder that it lies in, a loop; remove it")
+        return replace(self, ancestors=(*self.ancestors, identity))
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        raise ArtifactError(f"{folder} is not readable: {error.strerror}") from None
 
 
 @dataclass(frozen=True)
@@ -122,13 +163,17 @@ class Zip:
                 _refuse(self.path, member.filename, "a link or a device")
             if not member.filename:
                 _refuse(self.path, member.filename, "a member without a name")
-            _check_name(self.path, member.orig_filename)
-            if not member.is_dir():
-                _add(found, self.path, member.filename, member)
+            name = member.filename.replace("\\", "/")  # as Windows writes them
+            _check_name(self.path, member.orig_filename.replace("\\", "/"))
+            if not name.endswith("/"):
+                _add(found, self.path, name, member)
         return found
 
     def names(self) -> list[str]:
         return list(self._members)
+
+    def notes(self) -> tuple[str, ...]:
+        return ()
 
     def digest(self) -> str:
         return digest_json(sorted((name, m.CRC, m.file_size) for name, m in self._members.items()))
@@ -202,6 +247,9 @@ class Tar:
             _add(found, self.path, re.sub(r"^(\./)+", "", member.name), None)
         return list(found)
 
+    def notes(self) -> tuple[str, ...]:
+        return ()
+
     def digest(self) -> str:
         # A tar has no directory to look at, and reading through it costs as much as the import.
         status = self.path.stat()
@@ -233,8 +281,20 @@ def open_container(path: Path) -> Container:
     raise ArtifactError(f"{path}: expected a folder, {', '.join(ARCHIVE_SUFFIXES)} or a pack (.safetensors)")
 
 
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """The first of the names with commas, and how many more there are."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more:,} more" if more > 0 else "")
+
+
+def natural_order(name: str) -> tuple[list[tuple[int, str]], str]:
+    """Sorting key under which img2 comes before img10."""
+    pieces = re.split(r"(\d{1,4000})", name)  # int() takes no longer ones
+    return [(int(p), "") if p.isascii() and p.isdigit() else (-1, p) for p in pieces], name
+
+
 def _add(found: dict[str, Any], path: Path, name: str, member: Any) -> None:
-    if any(_is_hidden(part) for part in name.split("/")):
+    if any(is_hidden(part) for part in name.split("/")):
         return
     if name in found:
         raise ArtifactError(f"{path} holds {name} twice; make it again")
@@ -243,7 +303,8 @@ def _add(found: dict[str, Any], path: Path, name: str, member: Any) -> None:
     found[name] = member
 
 
-def _is_hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of that name is passed over."""
     return (name.startswith(".") and name != ".") or name == "__MACOSX"
 
 

@@ -4,25 +4,48 @@ import contextlib
 import io
 import struct
 import threading
+import warnings
 import zlib
+from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from driftkit.errors import ArtifactError
 
 SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"}
-)
+    {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm",
+     ".avif", ".jp2", ".j2k"}
+)  # fmt: skip
 # Named, so that a file cannot reach the decoders that start other programs (EPS does).
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "MPO")
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000")
+OPTIONAL = {".avif": ("avif", "AVIF"), ".jp2": ("jpg_2000", "JPEG 2000"), ".j2k": ("jpg_2000", "JPEG 2000")}
+"""Suffix to Pillow's word for a format that it may have been built without, and the format's name."""
+HEADS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")
 MAX_PIXELS = 64 * 2**20
 LARGE_PIXELS = 8 * 2**20
 _LARGE = threading.Lock()  # large images are decoded one at a time: each takes up to a gigabyte on the way
-BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error)
+BROKEN = (
+    OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, RuntimeError, struct.error, zlib.error,
+)  # fmt: skip
 """Pillow's errors for files that are no images, are cut off or contradict themselves."""
+
+# Of files that are damaged a little, over which an error or nothing is said here.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+
+
+class BrokenImageError(ArtifactError):
+    """A file that is no image, or only a part of one; exit code 3.
+
+    Attributes:
+        reason: what is wrong with it, in a few words.
+    """
+
+    def __init__(self, name: str, reason: str):
+        super().__init__(f"{name}: {reason}; replace or remove it")
+        self.reason = reason
 
 
 def decode_image(
@@ -39,7 +62,8 @@ def decode_image(
         max_pixels: above which an image is refused.
 
     Raises:
-        ArtifactError: the image is broken, of an unknown format, or too large.
+        BrokenImageError: it is no image, cut off or damaged.
+        ArtifactError: the image is too large, or holds what cannot be shown.
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
@@ -57,8 +81,32 @@ def decode_image(
                 return np.asarray(image).transpose(2, 0, 1)
     except ArtifactError:
         raise
-    except (*BROKEN, Image.DecompressionBombError) as error:
-        raise ArtifactError(f"{name} is no readable image: {error}; replace or remove it") from None
+    except Image.DecompressionBombError:
+        raise ArtifactError(f"{name}: far too large, expected at most {max_pixels:,} pixels; make it smaller") from None
+    except BROKEN as error:
+        raise BrokenImageError(name, _what_is_wrong(data, error)) from None
+
+
+def _what_is_wrong(data: bytes, error: Exception) -> str:
+    """In a few words, none of which are Pillow's."""
+    if not data:
+        return "not an image (empty file)"
+    if data[4:11] in (b"ftyphei", b"ftyphev"):
+        return "a HEIC image, which is not read"
+    if isinstance(error, UnidentifiedImageError) and not (data.startswith(HEADS) or data[4:8] == b"ftyp"):
+        return "not an image"
+    text = str(error)
+    if isinstance(error, EOFError) or any(word in text for word in ("truncated", "Truncated", "EOF", "but only got")):
+        return "cut off"
+    return "damaged or cut off"
+
+
+def require_decoders(suffixes: Iterable[str]) -> None:
+    """Refuse images of formats that the installed Pillow was built without; of lower-case suffixes."""
+    for suffix in sorted(set(suffixes) & set(OPTIONAL)):
+        feature, name = OPTIONAL[suffix]
+        if not features.check(feature):
+            raise ArtifactError(f"{suffix}: this Pillow reads no {name}; install one that does, or convert the images")
 
 
 def square(image: Image.Image, side: int) -> Image.Image:

@@ -1,56 +1,63 @@
-"""Images in a folder or an archive: which class each belongs to, and how thousands are decoded at a time."""
+"""Images in a folder, an archive or shards as a source, and how thousands of files are decoded at a time."""
 
 import os
 import re
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from driftkit.datasets.containers import ARCHIVE_SUFFIXES, Container, open_container
-from driftkit.datasets.decode import SUFFIXES, decode_image
-from driftkit.datasets.packs import UNLABELLED, RawImages
+from driftkit.datasets.arrangement import SPLITS, arrange, suffix_of
+from driftkit.datasets.containers import ARCHIVE_SUFFIXES, Container, listed
+from driftkit.datasets.decode import BrokenImageError, decode_image, require_decoders
+from driftkit.datasets.packs import RawImages
+from driftkit.datasets.shards import RANGE, is_shards, open_files
 from driftkit.datasets.spec import Request, SourceKind
 from driftkit.errors import ArtifactError, ResourceError, UsageError
 from driftkit.runtime.progress import progress
 
-SPLITS = frozenset({"train", "training", "test", "testing", "val", "valid", "validation"})
 FILES_AT_A_TIME, BYTES_AT_A_TIME = 128, 4 * 2**20
 MAX_WAITING_BYTES = 512 * 2**20
+SKIP_HINT = "replace them, or leave them out with `skip_broken` (?skip_broken=1 behind the name)"
 
 
 @dataclass(frozen=True)
 class FolderSource:
-    """A folder or an archive as a source of images."""
+    """A folder, an archive or shards as a source of images."""
 
     path: Path
     spec: str
     split: str | None = None
     image_size: int | None = None
+    class_level: int | None = None  # as `arrange` has it
+    skip_broken: bool = False  # leave out what is no whole image instead of refusing it
 
     @cached_property
     def container(self) -> Container:
-        return open_container(self.path)
+        return open_files(self.path)
 
-    @property
+    @cached_property
     def kind(self) -> str:
+        if is_shards(self.path):
+            return "shards"
         return "folder" if self.path.is_dir() else "archive"
 
     @property
     def label(self) -> str:
         path = Path(os.path.abspath(self.path))
-        name = path.name
+        name = re.sub(rf"[-_.]?{RANGE.pattern}", "", path.name)
         for suffix in ARCHIVE_SUFFIXES:
-            if self.kind == "archive" and name.lower().endswith(suffix):
+            if not path.is_dir() and name.lower().endswith(suffix):
                 name = name[: -len(suffix)]
                 break
-        parts = [path.parent.name if name.lower() in SPLITS else "", name, self.split or ""]
+        parts = [path.parent.name if not name or name.lower() in SPLITS else "", name, self.split or ""]
         return "-".join(part for part in parts if part)
 
     @property
@@ -58,17 +65,30 @@ class FolderSource:
         return self.label + (f"-{self.image_size}px" if self.image_size else "")
 
     def recorded_options(self) -> dict[str, Any]:
-        options = {"split": self.split, "image_size": self.image_size}
-        return {key: value for key, value in options.items() if value is not None}
+        options = {"split": self.split, "image_size": self.image_size, "class_level": self.class_level}
+        chosen = {key: value for key, value in options.items() if value is not None}
+        return {**chosen, "skip_broken": True} if self.skip_broken else chosen
 
     def digest(self) -> str:
         return self.container.digest()
 
     def read(self) -> RawImages:
-        files = arrange(self.container.names(), self.path, self.split, is_folder=self.kind == "folder")
-        images = _decode(self.container, files.names, self.image_size)
-        notes = (f"files that are no images, skipped: {files.num_others}",) if files.num_others else ()
-        return RawImages(images, torch.tensor(files.labels), files.classes, notes)
+        files = arrange(self.container, self.split, self.class_level)
+        require_decoders(map(suffix_of, files.names))
+        images, broken = _decode(self.container, files.names, self.image_size)
+        labels, notes = torch.tensor(files.labels), (*files.notes, *self.container.notes())
+        if broken:
+            shown = listed([f"{files.names[i]} ({reason})" for i, reason in sorted(broken.items())])
+            all_broken = len(broken) == len(files.names)
+            if all_broken or not self.skip_broken:
+                fix = "get them again" if all_broken else SKIP_HINT
+                raise ArtifactError(
+                    f"{self.path}: {len(broken):,} of {len(files.names):,} images are broken: {shown}; {fix}"
+                )
+            kept = [i for i in range(len(files.names)) if i not in broken]
+            images, labels = _moved_together(images, kept), labels[kept]
+            notes = (*notes, f"left out {len(broken):,} broken images: {shown}")
+        return RawImages(torch.from_numpy(images), labels, files.classes, notes)
 
 
 def _open(request: Request) -> FolderSource:
@@ -77,9 +97,17 @@ def _open(request: Request) -> FolderSource:
         raise UsageError(
             f"{spec.text}: is a run, whose pictures are grids; name images, or what driftkit sample {spec.text} makes"
         )
-    spec.require_keys("split")
-    source = FolderSource(spec.path, spec.text, spec.query.get("split"), request.image_size)
-    open_container(spec.path)
+    spec.require_keys("split", "class_level", "skip_broken")
+    level, skip = spec.query.get("class_level"), spec.query.get("skip_broken", "0")
+    if level is not None and not re.fullmatch(r"\d{1,3}", level, re.ASCII):
+        raise UsageError(f"{spec.text}: class_level is {level}, expected 0 for no classes or the level of a folder")
+    if skip not in ("0", "1"):
+        raise UsageError(f"{spec.text}: skip_broken is {skip}, expected 0 or 1")
+    source = FolderSource(
+        spec.path, spec.text, spec.query.get("split"), request.image_size,
+        class_level=None if level is None else int(level), skip_broken=skip == "1",
+    )  # fmt: skip
+    open_files(spec.path)
     return source
 
 
@@ -89,96 +117,32 @@ ARCHIVE_KIND = SourceKind(
     lambda spec: spec.target.lower().endswith(ARCHIVE_SUFFIXES) and spec.path.exists(),
     _open,
 )
+SHARDS_KIND = SourceKind("shards (name-{000..007}.tar)", lambda spec: is_shards(spec.path), _open)
 
 
-@dataclass(frozen=True)
-class Arrangement:
-    """Image files in the order of the pack."""
+def _decode(
+    container: Container, names: Sequence[str], image_size: int | None
+) -> tuple[npt.NDArray[np.uint8], dict[int, str]]:
+    """Decode all files in threads.
 
-    names: list[str]
-    labels: list[int]
-    classes: tuple[str, ...]
-    num_others: int  # files that are no images, by their suffix
-
-
-def arrange(files: Sequence[str], source: Path, split: str | None, *, is_folder: bool) -> Arrangement:
-    """Order image files by name (numbers by value) and find their classes.
-
-    The class is the folder an image lies in, once the folders that all images share are taken away. Without folders
-    the images are unlabelled.
-
-    Args:
-        files: names with forward slashes.
-        source: the folder or archive, for errors.
-        split: keep only what lies in this folder; None keeps all.
-        is_folder: whether an error should advise `PATH/train` rather than `PATH?split=train`.
-
-    Raises:
-        ArtifactError: no images; splits and none named; or some images lie in class folders and some do not.
+    Returns:
+        uint8 [N, 3, H, W] in the order of `names`, and what is wrong with those that are broken, by their place in
+        it. What stands at their places is anything; there are no images at all where all are broken.
     """
-    names = sorted((f for f in files if PurePosixPath(f).suffix.lower() in SUFFIXES), key=natural_order)
-    if not names:
-        raise ArtifactError(f"{source}: no images among {len(files)} files; expected {', '.join(sorted(SUFFIXES))}")
-    num_others = len(files) - len(names)
-    names = _of_split(names, source, split, is_folder=is_folder)
-    depth = len(_shared_folders(names))
-    classless = [name for name in names if len(_folders(name)) == depth]
-    if len(classless) == len(names):
-        return Arrangement(names, [UNLABELLED] * len(names), (), num_others)
-    if classless:
-        raise ArtifactError(f"{source}: {classless[0]} is next to class folders; expected every image in one, or none")
-    class_names = [_folders(name)[-1] for name in names]
-    classes = tuple(sorted(set(class_names), key=natural_order))
-    index = {name: i for i, name in enumerate(classes)}
-    return Arrangement(names, [index[name] for name in class_names], classes, num_others)
-
-
-def _of_split(names: list[str], source: Path, split: str | None, *, is_folder: bool) -> list[str]:
-    shared = _shared_folders(names)
-    tops = {folders[len(shared)] for name in names if len(folders := _folders(name)) > len(shared)}
-    if split is None:
-        splits = sorted(top for top in tops if top.lower() in SPLITS)
-        if len(splits) >= 2:
-            inside = "/".join([*shared, splits[-1]])
-            advice = f"{source}/{inside}" if is_folder else f"{source}?split={splits[-1]}"
-            raise ArtifactError(f"{source} holds the splits {', '.join(splits)}; name one, for example {advice}")
-        return names
-    if split in shared:
-        return names
-    kept = [name for name in names if _folders(name)[len(shared) : len(shared) + 1] == [split]]
-    if not kept:
-        existing = ", ".join(sorted(tops | set(shared), key=natural_order)[:8]) or "no folders"
-        raise ArtifactError(f"{source} has no split {split!r}; it has {existing}")
-    return kept
-
-
-def natural_order(name: str) -> tuple[list[tuple[int, str]], str]:
-    """Sorting key under which img2 comes before img10."""
-    pieces = re.split(r"(\d+)", name)
-    return [(int(p), "") if p.isascii() and p.isdigit() else (-1, p) for p in pieces], name
-
-
-def _folders(name: str) -> list[str]:
-    return name.split("/")[:-1]
-
-
-def _shared_folders(names: Sequence[str]) -> list[str]:
-    folders = [_folders(name) for name in names]
-    least, greatest = min(folders), max(folders)  # what these two share, all between them share
-    depth = 0
-    while depth < len(least) and least[depth] == greatest[depth]:
-        depth += 1
-    return least[:depth]
-
-
-def _decode(container: Container, names: Sequence[str], image_size: int | None) -> torch.Tensor:
-    """Decode the files in threads: uint8 [N, 3, H, W] in the order of `names`."""
     slots = {name: i for i, name in enumerate(names)}
-    batches = _batches(container, slots)
-    batch = next(batches)
     place = f"{container.path}/" if container.path.is_dir() else f"{container.path}: "
-    first_name = batch[0][0]
-    first = decode_image(batch[0][1], place + first_name, image_size)
+    broken: dict[int, str] = {}
+
+    def decoded(name: str, data: bytes) -> npt.NDArray[np.uint8] | None:
+        try:
+            return decode_image(data, place + name, image_size)
+        except BrokenImageError as error:
+            broken[slots[name]] = error.reason
+            return None
+
+    files = container.contents(slots)
+    whole = ((name, image) for name, data in files if (image := decoded(name, data)) is not None)
+    first_name, first = next(whole, ("", np.empty((0, 0, 0), np.uint8)))
     _, height, width = first.shape
     needed, memory = len(names) * first.nbytes, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > memory:  # refused before images fill it
@@ -187,10 +151,14 @@ def _decode(container: Container, names: Sequence[str], image_size: int | None) 
             f"machine has {memory / 2**30:.1f}; resize them with `image_size`"
         )
     images = np.empty((len(names), *first.shape), dtype=np.uint8)
+    if first_name:
+        images[slots[first_name]] = first
 
     def work(batch: list[tuple[str, bytes]]) -> int:
         for name, data in batch:
-            image = decode_image(data, place + name, image_size)
+            image = decoded(name, data)
+            if image is None:
+                continue
             if image.shape != first.shape:
                 _, other_height, other_width = image.shape
                 side = min(height, width, other_height, other_width)
@@ -205,9 +173,10 @@ def _decode(container: Container, names: Sequence[str], image_size: int | None) 
     pool = ThreadPoolExecutor(workers)
     try:
         with progress(f"importing {container.path.name}", len(names)) as advance:
-            running: deque[tuple[Future[int], int]] = deque([(pool.submit(work, batch), _size(batch))])
-            waiting = _size(batch)
-            for batch in batches:
+            advance(len(broken) + bool(first_name))
+            running: deque[tuple[Future[int], int]] = deque()
+            waiting = 0
+            for batch in _batches(files):
                 waiting += _size(batch)
                 # A bounded queue: reading is faster than decoding, and the archive may be larger than the memory.
                 while running and (len(running) > 2 * workers or waiting > MAX_WAITING_BYTES):
@@ -219,13 +188,21 @@ def _decode(container: Container, names: Sequence[str], image_size: int | None) 
                 advance(done.result())
     finally:
         pool.shutdown(cancel_futures=True)
-    return torch.from_numpy(images)
+    return images, broken
 
 
-def _batches(container: Container, slots: dict[str, int]) -> Iterator[list[tuple[str, bytes]]]:
+def _moved_together(images: npt.NDArray[np.uint8], kept: Sequence[int]) -> npt.NDArray[np.uint8]:
+    """The images at those ascending places, moved within the memory that all of them have."""
+    for to, at in enumerate(kept):
+        if to != at:
+            images[to] = images[at]
+    return images[: len(kept)]
+
+
+def _batches(files: Iterable[tuple[str, bytes]]) -> Iterator[list[tuple[str, bytes]]]:
     batch: list[tuple[str, bytes]] = []
     size = 0
-    for name, data in container.contents(slots):
+    for name, data in files:
         batch.append((name, data))
         size += len(data)
         if len(batch) >= FILES_AT_A_TIME or size >= BYTES_AT_A_TIME:

@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl
 from driftkit.config.layers import did_you_mean
 from driftkit.datasets.cifar10 import CIFAR10_KIND
 from driftkit.datasets.containers import open_container
-from driftkit.datasets.folder import ARCHIVE_KIND, FOLDER_KIND
+from driftkit.datasets.folder import ARCHIVE_KIND, FOLDER_KIND, SHARDS_KIND
 from driftkit.datasets.packs import SUFFIX, ImagePack, PackSource, is_finished, open_pack, pack_path, write_pack
 from driftkit.datasets.shapes import SHAPES_KIND
 from driftkit.datasets.spec import Request, Source, SourceKind, Spec
@@ -18,7 +18,7 @@ from driftkit.runtime.ranks import Ranks
 from driftkit.storage.files import digest_json
 from driftkit.storage.lock import locked_file
 
-LAYOUT = 1  # part of every key: raise it when an import of the same files gives other pixels
+LAYOUT = 2  # part of every key: raise it when an import of the same files gives other pixels or labels
 
 
 def _is_pack(spec: Spec) -> bool:
@@ -34,6 +34,7 @@ def _open_pack(request: Request) -> ImagePack:
 SOURCES: dict[str, SourceKind] = {
     "archive": ARCHIVE_KIND,
     "folder": FOLDER_KIND,
+    "shards": SHARDS_KIND,
     "cifar10": CIFAR10_KIND,
     "pack": SourceKind("a pack (.safetensors)", _is_pack, _open_pack),
     "shapes": SHAPES_KIND,

@@ -1,13 +1,40 @@
-"""What names images (a spec), and what the registry knows of a kind of source."""
+"""What names images (a spec), what can be named, and what the registry knows of a kind of source. Loads no torch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Union
 
 from driftkit.config.layers import did_you_mean
-from driftkit.datasets.packs import ImagePack, RawImages
 from driftkit.errors import UsageError
+
+if TYPE_CHECKING:
+    from driftkit.datasets.packs import ImagePack, RawImages
+
+
+@dataclass(frozen=True)
+class Format:
+    """One line of what can be named, for `driftkit data --help`; the table in datasets/README.md has a row for it."""
+
+    looks: str  # how it is named
+    what: str  # what it is, in a few words
+
+
+# By key of SOURCES, in the order of the help text. Here and not in the rows, since --help does not load torch.
+FORMATS: dict[str, tuple[Format, ...]] = {
+    "shapes": (Format("shapes", "generated shapes, ten classes"),),
+    "cifar10": (
+        Format("cifar10", "CIFAR-10, downloaded if it is not there"),
+        Format("cifar-10-python.tar.gz", "its archive or folder, or the binary one"),
+    ),
+    "folder": (
+        Format("photos/", "image files, in class folders or none"),
+        Format("edm/", "the same with a dataset.json (EDM, StyleGAN)"),
+    ),
+    "archive": (Format("photos.zip", "an archive of them: .zip, .tar, .tar.gz, ..."),),
+    "shards": (Format("name-{000..007}.tar", "webdataset shards; or a folder of only those"),),
+    "pack": (Format("photos.safetensors", "what an import wrote"),),
+}
 
 
 @dataclass(frozen=True)
@@ -66,13 +93,13 @@ class Source(Protocol):
     def digest(self) -> str:
         """Hex digest of what would be read, computed without reading pixels."""
 
-    def read(self) -> RawImages:
+    def read(self) -> "RawImages":
         """Read, download or draw the images."""
 
 
 @dataclass(frozen=True)
 class SourceKind:
-    """One kind of images; a new kind is one file and one row of SOURCES.
+    """One kind of images; a new kind is one file and one row of SOURCES, and of FORMATS for the help text.
 
     Attributes:
         help: how its specs look, for messages.
@@ -83,5 +110,5 @@ class SourceKind:
 
     help: str
     accepts: Callable[[Spec], bool]
-    open: Callable[[Request], Source | ImagePack]
+    open: Callable[[Request], Union[Source, "ImagePack"]]
     name: str | None = None

@@ -25,6 +25,15 @@ class ImportConfig(Settings):
     image_size: Annotated[int | None, Option(IMAGES, default="as they are")] = Field(
         None, ge=8, le=1024, description="side in pixels of the centred square that is kept and resized"
     )
+    class_level: Annotated[int | None, Option(IMAGES, default="by label files, else by the first folders")] = Field(
+        None,
+        ge=0,
+        le=999,
+        description="which folder is the class: 1 is the first below the place named, 0 makes no classes",
+    )
+    skip_broken: Annotated[bool, Option(IMAGES)] = Field(
+        False, description="leave out broken images, which the card then counts"
+    )
     limit: Annotated[int | None, Option(IMAGES, default="all")] = Field(
         None, ge=1, description="largest number of images, in equal shares of the classes"
     )
@@ -46,6 +55,12 @@ class ImportConfig(Settings):
             raise ValueError("expected a name that ends in .png")
         return grid
 
+    def asked_of(self, spec: str) -> str:
+        """The spec with what is set here of the keys that its query may have, too."""
+        keys = {"class_level": self.class_level, "skip_broken": 1 if self.skip_broken else None}
+        query = "&".join(f"{key}={value}" for key, value in keys.items() if value is not None)
+        return f"{spec}{'&' if '?' in spec else '?'}{query}" if query and spec.strip() else spec
+
 
 def import_data(spec: str, config: ImportConfig) -> "tuple[ImagePack, Path]":
     """The pack of a spec and its file, imported if need be; with `output` it is written there, resized if asked.
@@ -58,6 +73,7 @@ def import_data(spec: str, config: ImportConfig) -> "tuple[ImagePack, Path]":
     from driftkit.datasets.sources import open_dataset
     from driftkit.storage.writable import require_writable
 
+    spec = config.asked_of(spec)
     if config.output is not None:
         require_writable(pack_path(config.output), "`output`")
     if config.grid is not None:

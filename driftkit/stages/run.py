@@ -27,6 +27,7 @@ from driftkit.config.pipeline_file import Pipeline, Stage
 from driftkit.config.weights_name import split_weights
 from driftkit.datasets.containers import open_container
 from driftkit.datasets.packs import pack_path
+from driftkit.datasets.shards import Shards, is_shards
 from driftkit.encoders.encoder_config import split_settings
 from driftkit.errors import ArtifactError, BusyError, DriftkitError, InterruptedRunError, UsageError
 from driftkit.runtime.progress import duration, phase, within
@@ -316,6 +317,8 @@ def _content(path: str, *, evaluations: bool) -> str:
 
 def _content_of(place: Path, *, evaluations: bool) -> str:
     """The same of a plain path."""
+    if not place.exists() and is_shards(place):
+        return Shards(place).digest()
     if not place.exists():
         place = Path(split_weights(str(place))[0])
     if place.is_file():

@@ -6,6 +6,7 @@ from tests.bad_input.case import Case
 from tests.bad_input.given import all_of, archive, cut, folder_named, image, images, link, raw, tensors, text
 
 PNG = image("photos/a.png")
+TXT = text("x", "photos/a.txt")
 
 DATA = [
     Case("data-no-spec", "data", 2, ["SPEC"]),
@@ -28,32 +29,34 @@ DATA = [
     Case("data-zip-zero-bytes", "data a.zip", 3, ["a.zip"], raw(b"", "a.zip")),
     Case("data-zip-no-zip", "data a.zip", 3, ["a.zip"], raw(b"PK\x03\x04" + b"x" * 99, "a.zip")),
     Case("data-zip-of-nothing", "data a.zip", 3, ["a.zip", "no image"], archive("a.zip")),
-    Case(
-        "data-zip-of-a-broken-image", "data a.zip", 3, ["x.png", "no readable image"], archive("a.zip", ("x.png", b"x"))
-    ),
+    Case("data-zip-of-a-broken-image", "data a.zip", 3, ["x.png (not an image)"], archive("a.zip", ("x.png", b"x"))),
     Case("data-tar-cut-off", "data a.tar", 3, ["a.tar"], raw(b"x" * 700, "a.tar")),
     Case(
-        "data-image-zero-bytes", "data photos", 3, ["b.png", "no readable image"], all_of(PNG, raw(b"", "photos/b.png"))
+        "data-image-zero-bytes",
+        "data photos",
+        3,
+        ["b.png (not an image (empty file))"],
+        all_of(PNG, raw(b"", "photos/b.png")),
     ),
     Case(
         "data-image-cut-off",
         "data photos",
         3,
-        ["b.png", "no readable image"],
+        ["1 of 2", "b.png (cut off)", "--skip-broken"],
         all_of(PNG, image("photos/b.png", size=(64, 64)), cut("photos/b.png", 900)),
     ),
     Case(
         "data-image-cut-off-jpeg",
         "data photos",
         3,
-        ["b.jpg", "no readable image"],
+        ["b.jpg (cut off)"],
         all_of(PNG, image("photos/b.jpg", size=(64, 64)), cut("photos/b.jpg", 900)),
     ),
     Case(
         "data-image-is-a-text",
         "data photos",
         3,
-        ["b.png", "no readable image"],
+        ["b.png (not an image)"],
         all_of(PNG, text("hello", "photos/b.png")),
     ),
     Case(
@@ -70,6 +73,18 @@ DATA = [
         ["b.png", "9x8", "--image-size"],
         all_of(PNG, image("photos/b.png", size=(9, 8))),
     ),
+    Case("data-of-heic", "data photos", 3, ["HEIC", "convert"], text("x", "photos/a.heic")),
+    Case("data-of-heic-named-jpg", "data photos", 3, ["HEIC"], raw(b"\0\0\0\x18ftypheic" + bytes(99), "photos/a.jpg")),
+    Case("data-left-out-by-ending", "data photos", 3, ["1 .heic, 1 .txt"], all_of(text("x", "photos/a.heic"), TXT)),
+    Case("data-class-level-negative", "data photos --class-level=-1", 2, ["--class-level", "0"], images()),
+    Case("data-class-level-too-deep", "data photos --class-level 2", 3, ["level 0", "--class-level 2"], images()),
+    Case("data-class-level-of-shapes", "data shapes --class-level 1", 2, ["class_level"]),
+    Case("data-skip-broken-of-shapes", "data shapes --skip-broken", 2, ["skip_broken"]),
+    Case("data-skip-broken-no-number", "data 'photos?skip_broken=yes'", 2, ["yes", "0 or 1"], images()),
+    Case("data-skip-broken-of-all", "data photos --skip-broken", 3, ["1 of 1", "again"], raw(b"", "photos/b.png")),
+    Case("data-link-that-loops", "data photos", 3, ["photos/x is a link"], all_of(PNG, link("photos/x", "."))),
+    Case("data-shards-missing", "data 'a-{{0..1}}.tar'", 3, ["none of the 2 shards"]),
+    Case("data-labels-broken", "data photos", 3, ["dataset.json"], all_of(PNG, text("{", "photos/dataset.json"))),
     Case("data-split-misspelt", "data cifar10:tset", 2, ["tset", "train or test"]),
     Case("data-split-of-shapes", "data shapes:valid", 2, ["valid"]),
     Case("data-split-twice", "data 'shapes:test?split=test'", 2, ["twice"]),

@@ -9,7 +9,7 @@ from rich.table import Table
 from tests.benchmarks.harness import Row, machine, write_results
 
 # Every module here has `rows()`, which measures and yields `Row`s.
-BENCHMARKS = ("field", "fid", "startup", "step")
+BENCHMARKS = ("field", "fid", "folder", "startup", "step")
 
 
 def table(rows: list[Row]) -> Table:

@@ -82,7 +82,9 @@ def test_failed_import_is_one_line_and_code_3(tmp_path):
     (tmp_path / "photos").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "photos" / "1.png")
     (tmp_path / "photos" / "2.png").write_bytes(b"junk")
-    assert "photos/2.png" in refused(3, "photos")
+    said = refused(3, "photos")
+    assert "1 of 2 images are broken: 2.png (not an image)" in said
+    assert "--skip-broken" in said
     assert not (tmp_path / "data").exists()
 
 

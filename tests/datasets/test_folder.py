@@ -4,15 +4,14 @@ import io
 import stat
 import tarfile
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from driftkit.datasets.decode import decode_image
-from driftkit.datasets.folder import arrange, natural_order
+from driftkit.datasets.containers import natural_order
+from driftkit.datasets.decode import BrokenImageError, decode_image
 from driftkit.datasets.sources import open_dataset
 from driftkit.errors import ArtifactError
 
@@ -93,7 +92,10 @@ def test_flat_images_are_unlabelled_and_hidden_files_ignored(kind, tmp_path):
     }
     pack = open_dataset(str(make(kind, tmp_path, files)))
     assert (pack.classes, pack.labels.tolist()) == ((), [-1, -1])
-    assert pack.card.notes == ("files that are no images, skipped: 1",)
+    assert pack.card.notes == (
+        "left out: 1 .txt",
+        "assumed no classes, since all images lie in a; ?class_level=1 makes it their class",
+    )
 
 
 @KINDS
@@ -111,16 +113,18 @@ def test_splits_must_be_named(kind, tmp_path):
         assert (len(pack), pack.card.label) == (2, "all-train")
 
 
-def test_single_split_is_taken_as_it_is():
-    names = ["train/a/1.png", "train/b/1.png"]
-    for split in (None, "train"):
-        found = arrange(names, Path("x.zip"), split, is_folder=False)
-        assert (found.classes, found.labels) == (("a", "b"), [0, 1])
+def test_single_split_is_taken_as_it_is(tmp_path):
+    path = as_zip(tmp_path / "x.zip", {"train/a/1.png": png(), "train/b/1.png": png()})
+    for spec in (path, f"{path}?split=train"):
+        pack = open_dataset(str(spec))
+        assert (pack.classes, pack.labels.tolist(), pack.card.notes) == (("a", "b"), [0, 1], ())
 
 
-def test_image_beside_class_folders_is_an_error():
+def test_image_beside_class_folders_is_an_error(tmp_path):
+    path = as_folder(tmp_path / "x", {"a/1.png": png(), "b/1.png": png(), "c.png": png()})
     with pytest.raises(ArtifactError, match=r"c\.png is next to class folders"):
-        arrange(["a/1.png", "b/1.png", "c.png"], Path("here"), None, is_folder=True)
+        open_dataset(str(path))
+    assert open_dataset(f"{path}?class_level=0").labels.tolist() == [-1] * 3
 
 
 def test_natural_order_counts():
@@ -138,15 +142,52 @@ def test_mixed_sizes_name_two_files_and_the_fix(kind, tmp_path):
 @KINDS
 def test_broken_image_is_named_and_nothing_is_left(kind, tmp_path):
     files = {**TREE, "root/dog/9.png": TREE["root/dog/9.png"][:40]}
-    with pytest.raises(ArtifactError, match=r"root/dog/9\.png is no readable image"):
+    with pytest.raises(ArtifactError, match=r"1 of 6 images are broken: root/dog/9\.png \(damaged or cut off\)"):
         open_dataset(str(make(kind, tmp_path, files)))
     assert not (tmp_path / "data").exists()
+
+
+def with_broken(number):
+    """Seven images, and as many as that which are none."""
+    return {f"{i:02}.png": png((i, 0, 0)) for i in range(7)} | {f"x{i}.png": b"junk" for i in range(number)}
+
+
+@KINDS
+def test_all_broken_images_are_counted_and_five_named(kind, tmp_path):
+    noise = encoded(np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8))
+    files = {**with_broken(6), "00.png": b"", "03.png": noise[:150]}
+    path = make(kind, tmp_path, files)
+    with pytest.raises(ArtifactError) as caught:
+        open_dataset(str(path))
+    named = "00.png (not an image (empty file)), 03.png (cut off), x0.png (not an image), x1.png (not an image)"
+    assert f"8 of 13 images are broken: {named}, x2.png (not an image) and 3 more; " in str(caught.value)
+    assert "?skip_broken=1" in str(caught.value)
+    assert not (tmp_path / "data").exists()
+
+
+@KINDS
+def test_broken_images_are_left_out_where_asked_and_said(kind, tmp_path):
+    path = make(kind, tmp_path, {**with_broken(1), "cat/9.png": png((9, 0, 0)), "00.png": b"", "04.png": b"BM"})
+    pack = open_dataset(f"{path}?skip_broken=1&class_level=0")
+    assert pack.images[:, 0, 0, 0].tolist() == [1, 2, 3, 5, 6, 9]
+    named = "00.png (not an image (empty file)), 04.png (not an image), x0.png (not an image)"
+    assert pack.card.notes == (f"left out 3 broken images: {named}",)
+    assert pack.card.source.options == {"skip_broken": True, "class_level": 0}
+    pack.verify()
+
+
+def test_labels_stay_with_their_images_where_some_are_left_out(tmp_path):
+    path = as_folder(tmp_path / "x", {**TREE, "root/cat/1.png": b"", "root/dog/10.png": b""})
+    pack = open_dataset(f"{path}?skip_broken=1")
+    assert pack.labels.tolist() == [0, 0, 1, 1]
+    assert pack.images[:, 0, 0, 0].tolist() == [9, 10, 1, 9]
+    assert pack.images[:, 2, 0, 0].tolist() == [0, 0, 1, 1]
 
 
 @KINDS
 def test_source_without_images_is_an_error(kind, tmp_path):
     path = make(kind, tmp_path, {"notes.txt": b"x"})
-    with pytest.raises(ArtifactError, match="no images among 1 files"):
+    with pytest.raises(ArtifactError, match=r"no images among 1 files \(1 \.txt\)"):
         open_dataset(str(path))
 
 
@@ -204,15 +245,31 @@ def test_links_in_archives_are_refused(tmp_path):
         open_dataset(str(tmp_path / "l.zip"))
 
 
-def test_links_to_folders_and_dead_links_are_refused(tmp_path):
+def test_linked_folders_are_read_and_said(tmp_path):
+    as_folder(tmp_path / "cats", {"1.png": png((1, 0, 0))})
+    as_folder(tmp_path / "photos", {"dog/1.png": png((2, 0, 0))})
+    for name in ("cat", "again"):
+        (tmp_path / "photos" / name).symlink_to(tmp_path / "cats", target_is_directory=True)
+    pack = open_dataset(str(tmp_path / "photos"))
+    assert (pack.classes, pack.images[:, 0, 0, 0].tolist()) == (("again", "cat", "dog"), [1, 1, 2])
+    assert pack.card.notes == (f"follows links to {tmp_path}/cats",)
+
+
+def test_dead_links_are_refused(tmp_path):
     as_folder(tmp_path / "photos", TREE)
-    (tmp_path / "photos" / "loop").symlink_to(tmp_path / "photos", target_is_directory=True)
-    with pytest.raises(ArtifactError, match="link to a folder"):
-        open_dataset(str(tmp_path / "photos"))
-    (tmp_path / "photos" / "loop").unlink()
     (tmp_path / "photos" / "dead.png").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(ArtifactError, match=r"dead\.png"):
+    with pytest.raises(ArtifactError, match=r"dead\.png is not readable: No such file"):
         open_dataset(str(tmp_path / "photos"))
+
+
+def test_backslashes_of_windows_in_a_zip_are_folders(tmp_path):
+    pack = open_dataset(str(as_zip(tmp_path / "x.zip", {"a\\1.png": png(), "b\\c\\1.png": png(), "b\\": b""})))
+    assert (pack.classes, pack.labels.tolist()) == (("a", "b"), [0, 1])
+    for name in ("..\\1.png", "a\\..\\..\\1.png", "\\a\\1.png", "C:\\1.png"):
+        with pytest.raises(ArtifactError, match="leads out"):
+            open_dataset(str(as_zip(tmp_path / "x.zip", {"ok.png": png(), name: png()})))
+    with pytest.raises(ArtifactError, match="backslash"):
+        open_dataset(str(as_tar(tmp_path / "x.tar", {"a\\1.png": png()})))
 
 
 def test_huge_images_and_members_are_refused(tmp_path, monkeypatch):
@@ -246,6 +303,9 @@ GREY = [128, 128, 128]
         (png((0, 0, 0, 0), mode="CMYK", kind="TIFF"), [255, 255, 255]),
         (png((10, 20, 30), kind="BMP"), [10, 20, 30]),
         (png((10, 20, 30), kind="WEBP", lossless=True), [10, 20, 30]),
+        (png((10, 20, 30), kind="JPEG2000"), [10, 20, 30]),
+        (png((128, 128, 128), kind="AVIF", quality=100), GREY),
+        (png((128, 128, 128), kind="MPO", save_all=True, append_images=[Image.new("RGB", (8, 8))]), GREY),
     ],
 )
 def test_every_kind_of_image_becomes_rgb(data, expected):
@@ -271,6 +331,40 @@ def test_turned_camera_image_is_set_upright():
 def test_what_cannot_be_shown_is_refused(data):
     with pytest.raises(ArtifactError, match="image"):
         decode_image(data, "image", None)
+
+
+@pytest.mark.parametrize(
+    ("kind", "keep", "reason"),
+    [
+        ("PNG", 0, "not an image (empty file)"),
+        ("PNG", 36, "damaged or cut off"),
+        *((kind, 0.5, "cut off") for kind in ("PNG", "JPEG", "BMP", "GIF", "TIFF", "PPM")),
+        *((kind, 0.5, "damaged or cut off") for kind in ("WEBP", "JPEG2000", "AVIF")),
+    ],
+)
+def test_a_part_of_an_image_is_called_so(kind, keep, reason):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    stream = io.BytesIO()
+    noise.save(stream, kind)
+    data = stream.getvalue()
+    with pytest.raises(BrokenImageError) as caught:
+        decode_image(data[: int(len(data) * keep) if isinstance(keep, float) else keep], "x", None)
+    assert str(caught.value) == f"x: {reason}; replace or remove it"
+
+
+@pytest.mark.parametrize("data", [b"x", b"hello", bytes(100), b"PK\3\4" * 9, b"P6\n\xff", b"<svg/>"])
+def test_what_is_no_image_is_refused_without_words_of_pillow(data):
+    with pytest.raises(BrokenImageError, match=r"^x: (not an image|damaged or cut off); replace or remove it$"):
+        decode_image(data, "x", None)
+
+
+@pytest.mark.parametrize(("suffix", "name"), [(".avif", "AVIF"), (".jp2", "JPEG 2000"), (".j2k", "JPEG 2000")])
+def test_a_format_that_pillow_was_built_without_is_named(suffix, name, tmp_path, monkeypatch):
+    path = as_folder(tmp_path / "x", {f"1{suffix}": png()})
+    assert len(open_dataset(str(path))) == 1
+    monkeypatch.setattr("PIL.features.check", lambda _: False)
+    with pytest.raises(ArtifactError, match=rf"\{suffix}: this Pillow reads no {name}"):
+        open_dataset(f"{path}?class_level=0")
 
 
 def test_resizing_keeps_the_centre_and_averages():

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,10 +12,22 @@ import torch
 from driftkit.datasets import sources
 from driftkit.datasets.packs import open_pack
 from driftkit.datasets.sources import open_dataset, parse_spec
+from driftkit.datasets.spec import FORMATS
 from driftkit.errors import ArtifactError, UsageError
 from driftkit.runtime.ranks import Ranks
+from tests.conftest import driftkit
 
 SMALL = "shapes?count=20&image_size=8"
+
+
+def test_every_kind_of_source_is_in_the_help_text_and_in_the_readme():
+    assert FORMATS.keys() == sources.SOURCES.keys()
+    table = (Path(sources.__file__).parent / "README.md").read_text()
+    named = [line.split("`")[1] for line in table.splitlines() if line.startswith("| `")]
+    shown = driftkit("data", "--help").stdout
+    for row in (row for rows in FORMATS.values() for row in rows):
+        assert row.looks in named
+        assert row.looks in shown
 
 
 def test_second_open_reuses_the_pack(monkeypatch):
@@ -126,7 +139,7 @@ def test_failure_of_the_first_rank_reaches_all(tmp_path):
     (tmp_path / "bad" / "1.png").write_bytes(b"junk")
     for rank in (0, 1):
         ranks = FakeRanks(rank=rank, world_size=2)
-        with pytest.raises(ArtifactError, match="no readable image" if rank == 0 else "the first rank left no pack"):
+        with pytest.raises(ArtifactError, match="not an image" if rank == 0 else "the first rank left no pack"):
             open_dataset(str(tmp_path / "bad"), ranks=ranks)
         assert ranks.waited == [rank]
 

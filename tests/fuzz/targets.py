@@ -22,10 +22,10 @@ from driftkit.comparison.score_table import score_records, score_tables, to_csv
 from driftkit.config.layers import parse_assignments
 from driftkit.config.pipeline_file import load_pipeline
 from driftkit.config.sampling_config import SamplingConfig
+from driftkit.datasets.arrangement import arrange
 from driftkit.datasets.cifar10 import parse_batch
 from driftkit.datasets.containers import Container, Tar, Zip
 from driftkit.datasets.decode import decode_image
-from driftkit.datasets.folder import arrange
 from driftkit.datasets.packs import open_pack
 from driftkit.datasets.sources import parse_spec, resolve
 from driftkit.encoders.registry import encoder_kind
@@ -360,9 +360,7 @@ def png(size: int = 8, colour: int = 90) -> bytes:
 def _archive(container: Container) -> None:
     names = container.names()
     container.digest()
-    each(
-        lambda: arrange(names, Path("x"), None, is_folder=False), lambda: arrange(names, Path("x"), "t", is_folder=True)
-    )
+    each(lambda: arrange(container), lambda: arrange(container, "t"), lambda: arrange(container, class_level=1))
     for _, data in container.contents(set(names)):
         each(lambda data=data: decode_image(data, "image", 8))
 

@@ -146,8 +146,8 @@ def test_an_archive_in_an_archive_is_no_image(tmp_path):
     inner = write_zip(tmp_path / "inner.zip", {f"{i}.png": bytes(MIB) for i in range(8)}).read_bytes()
     path = write_zip(tmp_path / "x.zip", {"1.png": png(), "inner.zip": inner, "inner.tar": inner})
     pack = open_dataset(str(path))
-    assert (len(pack), pack.card.notes) == (1, ("files that are no images, skipped: 2",))
-    with pytest.raises(ArtifactError, match=r"2\.png is no readable image"):
+    assert (len(pack), pack.card.notes) == (1, ("left out: 1 .tar, 1 .zip",))
+    with pytest.raises(ArtifactError, match=r"2\.png \(not an image\)"):
         open_dataset(str(write_zip(tmp_path / "y.zip", {"2.png": inner})))
 
 
@@ -188,21 +188,43 @@ def test_what_waits_to_be_decoded_is_bounded(tmp_path, monkeypatch):
     assert len(pack) == 20
 
 
-def test_a_link_out_of_a_folder_is_refused_and_one_within_is_not(tmp_path):
-    outside = tmp_path / "private.png"
-    outside.write_bytes(png())
+def test_links_lead_to_images_anywhere_and_to_nothing_else(tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "a.png").write_bytes(png())
     photos = tmp_path / "photos"
     photos.mkdir()
     (photos / "1.png").write_bytes(png())
     (photos / "2.png").symlink_to("1.png")
-    assert len(open_dataset(str(photos))) == 2
-    for target in (outside, "../private.png", "/dev/zero", "/proc/self/environ"):
-        (photos / "3.png").symlink_to(target)
-        with pytest.raises(ArtifactError, match=r"3\.png is (a link out of the folder|no plain file)"):
+    (photos / "3.png").symlink_to("../other/a.png")
+    pack = open_dataset(str(photos))
+    assert (len(pack), pack.card.notes) == (3, (f"follows links to {tmp_path}/other",))
+    for target, said in (("/dev/zero", r"4\.png is no plain file"), ("/proc/self/environ", r"4\.png \(not an image")):
+        (photos / "4.png").symlink_to(target)
+        with pytest.raises(ArtifactError, match=said):
             open_dataset(str(photos))
-        (photos / "3.png").unlink()
+        (photos / "4.png").unlink()
     (tmp_path / "named").symlink_to(photos, target_is_directory=True)  # the folder that is named may be a link itself
-    assert len(open_dataset(str(tmp_path / "named"))) == 2
+    assert len(open_dataset(str(tmp_path / "named"))) == 3
+
+
+@pytest.mark.parametrize("target", [".", "..", "../cat", "../../photos"])
+def test_a_link_that_leads_back_is_refused_and_named(tmp_path, target):
+    (tmp_path / "photos" / "cat").mkdir(parents=True)
+    (tmp_path / "photos" / "cat" / "1.png").write_bytes(png())
+    (tmp_path / "photos" / "cat" / "round").symlink_to(target)
+    with pytest.raises(ArtifactError, match=r"photos/cat/round is a link to a folder that it lies in"):
+        open_dataset(str(tmp_path / "photos"))
+
+
+def test_links_that_double_a_few_folders_without_end_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("driftkit.datasets.containers.MAX_FILES", 1000)
+    for i in range(20):
+        (tmp_path / f"level{i}").mkdir()
+        for name in "ab":
+            (tmp_path / f"level{i}" / name).symlink_to(f"../level{i + 1}")
+    (tmp_path / "level20").mkdir()
+    with pytest.raises(ArtifactError, match="more than 1,000 files"):
+        open_dataset(str(tmp_path / "level0"))
 
 
 def test_pipes_are_refused_and_not_waited_for(tmp_path):

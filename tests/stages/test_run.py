@@ -12,6 +12,7 @@ from driftkit.stages.run import Forecast, StageRecord, is_done
 from driftkit.storage.files import read_json, write_json
 from driftkit.training import metrics_log
 from tests.conftest import driftkit
+from tests.datasets.test_folder import as_tar, png
 
 CHAIN = """
 name = "tiny"
@@ -86,6 +87,17 @@ def test_any_change_of_a_stage_makes_it_run_again(tmp_path, old, new):
     after = states(path)
     assert after["ddpm"] == after["sample"] == "done"
     assert set(states(path).values()) == {"skipped"}
+
+
+def test_a_changed_shard_of_a_range_makes_its_stage_run_again(tmp_path):
+    images = {f"s-{i}.tar": {f"{i}.png": png((i, 0, 0))} for i in range(2)}
+    for name, files in images.items():
+        as_tar(tmp_path / name, files)
+    stage = '[[stage]]\nname = "images"\ncommand = "data"\nspec = "s-{0..1}.tar"\noutput = "{output}/x.safetensors"\n'
+    path = write(tmp_path, f'name = "tiny"\noutput = "out"\n{stage}')
+    assert [states(path)["images"] for _ in range(2)] == ["done", "skipped"]
+    as_tar(tmp_path / "s-1.tar", {"1.png": png((9, 0, 0))})
+    assert [states(path)["images"] for _ in range(2)] == ["done", "skipped"]
 
 
 def test_force_trains_anew_and_variables_count(tmp_path, monkeypatch):
