@@ -1,13 +1,50 @@
-"""What names images (a spec), and what the registry knows of a kind of source."""
+"""What names images (a spec), what can be named, and what the registry knows of a kind of source. Loads no torch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Union
 
 from driftkit.config.layers import did_you_mean
-from driftkit.datasets.packs import ImagePack, RawImages
 from driftkit.errors import UsageError
+
+if TYPE_CHECKING:
+    from driftkit.datasets.packs import ImagePack, RawImages
+
+
+@dataclass(frozen=True)
+class Format:
+    """One line of what can be named, for `driftkit data --help`; the table in datasets/README.md has a row for it."""
+
+    looks: str  # how it is named
+    what: str  # what it is, in a few words
+
+
+# By key of SOURCES, in the order of the help text. Here and not in the rows, since --help does not load torch.
+FORMATS: dict[str, tuple[Format, ...]] = {
+    "shapes": (Format("shapes", "generated shapes, ten classes"),),
+    "cifar10": (
+        Format("cifar10", "CIFAR-10, downloaded if it is not there"),
+        Format("cifar-10-python.tar.gz", "its archive, or the folder in it; cifar-10-binary.tar.gz, too"),
+    ),
+    "cifar100": (
+        Format("cifar100", "CIFAR-100 in the data folder; ?labels=coarse for its 20 coarse classes"),
+        Format("cifar-100-python.tar.gz", "its archive, or the folder in it; cifar-100-binary.tar.gz, too"),
+        Format("root/", "a root folder of torchvision with CIFAR-10 or CIFAR-100 in it"),
+    ),
+    "array": (
+        Format("images.npz", "arr_0 and arr_1 (ADM, EDM), images and labels, or x and y; .npy, .pt, .safetensors"),
+        Format("images.npy?range=-1,1", "floating-point images in a stated range"),
+    ),
+    "parquet": (Format("data/train-00000-of-00002.parquet", "Parquet files of the Hub, or a folder of them"),),
+    "folder": (
+        Format("photos/", "a folder of image files, in class folders or none"),
+        Format("edm/", "image files and a dataset.json with their labels (EDM, StyleGAN)"),
+    ),
+    "archive": (Format("photos.zip", "a .zip, .tar or .tar.gz of the same"),),
+    "shards": (Format("name-{000..007}.tar", "webdataset shards; a folder of nothing but .tar files, too"),),
+    "pack": (Format("photos.safetensors", "what an import wrote"),),
+}
 
 
 @dataclass(frozen=True)
@@ -66,13 +103,13 @@ class Source(Protocol):
     def digest(self) -> str:
         """Hex digest of what would be read, computed without reading pixels."""
 
-    def read(self) -> RawImages:
+    def read(self) -> "RawImages":
         """Read, download or draw the images."""
 
 
 @dataclass(frozen=True)
 class SourceKind:
-    """One kind of images; a new kind is one file and one row of SOURCES.
+    """One kind of images; a new kind is one file and one row of SOURCES, and of FORMATS for the help text.
 
     Attributes:
         help: how its specs look, for messages.
@@ -83,5 +120,5 @@ class SourceKind:
 
     help: str
     accepts: Callable[[Spec], bool]
-    open: Callable[[Request], Source | ImagePack]
+    open: Callable[[Request], Union[Source, "ImagePack"]]
     name: str | None = None
