@@ -77,21 +77,19 @@ class ArraySource:
 
     def digest(self) -> str:
         if self.path.suffix.lower() == ".npz":  # a zip, which knows the checksums of its arrays
-            with _reading(self.path), zipfile.ZipFile(self.path) as archive:
+            with reading(self.path), zipfile.ZipFile(self.path) as archive:
                 return digest_json(sorted((m.filename, m.CRC, m.file_size) for m in archive.infolist()))
         status = self.path.stat()
         return digest_json([status.st_size, status.st_mtime_ns])
 
     def read(self) -> RawImages:
-        with _reading(self.path):
+        with reading(self.path):
             arrays = open_arrays(self.path)
             name = find_images(arrays, self.path)
             stored = arrays.pop(name)
             images, notes = _read_images(stored, self._place(name), self)
-            labels, classes = torch.full((len(images),), UNLABELLED), ()
             key = KEYS.get(name, "labels")
-            if key in arrays:
-                labels, classes = read_labels(arrays.pop(key), len(images), self._place(key))
+            labels, classes = read_labels(arrays.pop(key, None), len(images), self._place(key))
         if arrays:
             notes = (*notes, f"arrays that are neither images nor labels, skipped: {', '.join(sorted(arrays))}")
         return RawImages(images, labels, classes, notes)
@@ -106,12 +104,12 @@ def open_arrays(path: Path) -> dict[str, StoredArray]:
     Raises:
         ArtifactError: absent, cut off, or anything but arrays of numbers.
     """
-    with _reading(path):
+    with reading(path):
         if path.exists() and not path.is_file():
             raise ArtifactError(f"{path} is no plain file; expected arrays of images")
         suffix = path.suffix.lower()
         if suffix == ".npy":
-            return {"": _numpy_array(partial(open, path, "rb"), path.stat().st_size, str(path))}
+            return {"": _numpy_array(lambda: path.open("rb"), path.stat().st_size, str(path))}
         if suffix == ".npz":
             with zipfile.ZipFile(path) as archive:
                 members = [m for m in archive.infolist() if m.filename.endswith(".npy")]
@@ -129,7 +127,7 @@ def array_names(path: Path) -> set[str]:
     """Names of the arrays of an .npz; none where there is no such file, or it cannot be read."""
     if path.suffix.lower() != ".npz" or not path.is_file():
         return set()
-    with contextlib.suppress(ArtifactError), _reading(path), zipfile.ZipFile(path) as archive:
+    with contextlib.suppress(ArtifactError), reading(path), zipfile.ZipFile(path) as archive:
         return {name.removesuffix(".npy") for name in archive.namelist()}
     return set()
 
@@ -151,12 +149,14 @@ def find_images(arrays: Mapping[str, StoredArray], path: Path) -> str:
     raise ArtifactError(f"{path} holds {held}{what}; expected images as one of `arr_0`, `images` and `x`, {SHAPES}")
 
 
-def read_labels(stored: StoredArray, count: int, place: str) -> tuple[torch.Tensor, tuple[str, ...]]:
-    """Labels int64 [count], and the classes that they name: "0", "1", ... to the largest label.
+def read_labels(stored: StoredArray | None, count: int, place: str) -> tuple[torch.Tensor, tuple[str, ...]]:
+    """Labels int64 [count], and the classes that they name: "0", "1", ... to the largest; without any, unlabelled.
 
     Raises:
         ArtifactError: of another type or length, or numbers that are no labels.
     """
+    if stored is None:
+        return torch.full((count,), UNLABELLED), ()
     if stored.dtype not in INTEGERS or stored.shape not in ((count,), (count, 1)):
         raise ArtifactError(f"{place} is {stored}, expected a whole number for each image, [{count}]")
     values = np.concatenate(list(stored.rows(BYTES_AT_A_TIME))).reshape(count)
@@ -317,15 +317,15 @@ def _read_torch_file(path: Path) -> dict[str, torch.Tensor]:
 
 
 @contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Errors of numpy, zip files and torch as one line that names the file."""
+def reading(path: Path) -> Iterator[None]:
+    """Errors of whoever reads a file of another program as one line that names the file."""
     try:
         yield
     except (DriftkitError, MemoryError):
         raise
     except FileNotFoundError:
         raise NotFoundError(f"{path} is not there") from None
-    except Exception as error:  # broken bytes lead numpy and its zip reader to errors of many kinds
+    except Exception as error:  # broken bytes lead numpy, torch and pyarrow to errors of many kinds
         line = next(iter(str(error).splitlines()), "")
         raise ArtifactError(
             f"{path} is not a readable {path.suffix} file: {type(error).__name__}: {line}; write it again"

@@ -272,12 +272,14 @@ def assumed_split(spec: Spec, found: Path) -> tuple[str, ...]:
 
 def _open(request: Request) -> Cifar10Source:
     spec, url = request.spec, archive_url(request.url) if request.allow_download else None
-    path, batch, notes = spec.path, None, ()
+    path: Path | None = spec.path
+    batch: str | None = None
+    notes: tuple[str, ...] = ()
     if spec.target == "cifar10":
         path = find_cifar10(request.data_dir)
-    elif path.is_file() and path.name in BATCH_FILES:
-        path, batch = path.parent, path.name
-    elif path.is_dir() and (found := find_cifar10(path)) is not None:
+    elif spec.path.is_file() and spec.path.name in BATCH_FILES:
+        path, batch = spec.path.parent, spec.path.name
+    elif spec.path.is_dir() and (found := find_cifar10(spec.path)) is not None:
         path, notes = found, assumed_split(spec, found)
     spec.require_keys(*(["split"] if batch is None else []))
     return Cifar10Source(

@@ -1,4 +1,4 @@
-"""CIFAR-100 as its authors publish it, read as CIFAR-10 is: 100 fine classes, or the 20 coarse ones of `?labels=coarse`."""
+"""CIFAR-100 as its authors publish it, read as CIFAR-10 is: 100 fine classes, or 20 coarse ones with `?labels=coarse`."""
 
 import hashlib
 from dataclasses import dataclass
@@ -132,7 +132,8 @@ def is_cifar100(path: Path) -> bool:
 
 
 def _open(request: Request) -> Cifar100Source:
-    spec, path, notes = request.spec, request.spec.path, ()
+    spec, path = request.spec, request.spec.path
+    notes: tuple[str, ...] = ()
     split, labels = named_split(spec), spec.query.get("labels", "fine")
     if labels not in LABELS:
         raise UsageError(f"{spec.text}: labels is {labels}, expected {' or '.join(LABELS)}")

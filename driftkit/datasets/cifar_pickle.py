@@ -1,4 +1,4 @@
-"""The batches of the Python editions of CIFAR-10 and CIFAR-100, which are pickles. The one place that unpickles anything.
+"""The batches of CIFAR's Python editions, which are pickles. The one place that unpickles anything.
 
 `find_class` permits three names of numpy and gives stand-ins for them that only keep what they are given, so nothing in
 a file is executed. The unpickler is Python's own: the one in C fills a memo as large as any index in the file.

@@ -12,6 +12,7 @@ from driftkit.datasets.cifar100 import CIFAR100_KIND
 from driftkit.datasets.containers import open_container
 from driftkit.datasets.folder import ARCHIVE_KIND, FOLDER_KIND
 from driftkit.datasets.packs import SUFFIX, ImagePack, PackSource, is_finished, open_pack, pack_path, write_pack
+from driftkit.datasets.parquet import PARQUET_KIND
 from driftkit.datasets.shapes import SHAPES_KIND
 from driftkit.datasets.spec import Request, Source, SourceKind, Spec
 from driftkit.errors import ArtifactError, NotFoundError, UsageError
@@ -35,6 +36,7 @@ def _open_pack(request: Request) -> ImagePack:
 SOURCES: dict[str, SourceKind] = {
     "archive": ARCHIVE_KIND,
     "folder": FOLDER_KIND,
+    "parquet": PARQUET_KIND,
     "cifar10": CIFAR10_KIND,
     "cifar100": CIFAR100_KIND,
     "pack": SourceKind("a pack (.safetensors)", _is_pack, _open_pack),
