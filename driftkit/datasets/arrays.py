@@ -145,8 +145,10 @@ def find_images(arrays: Mapping[str, StoredArray], path: Path) -> str:
         return names[0]
     shown = [f"{name} {stored}" for name, stored in list(arrays.items())[:6]]
     held = ", ".join(shown) + (f" and {len(arrays) - 6} more" if len(arrays) > 6 else "") or "nothing"
-    what = ", features and no images" if arrays.keys() & {"mu", "sigma", "pool_3"} and not names else ""
-    raise ArtifactError(f"{path} holds {held}{what}; expected images as one of `arr_0`, `images` and `x`, {SHAPES}")
+    expected = f"images as one of `arr_0`, `images` and `x`, {SHAPES}"
+    if not names and arrays.keys() & {"mu", "sigma", "pool_3"}:
+        held, expected = f"{held}, features and no images", f"{expected}, or for a reference `mu` [D] and `sigma` [D, D]"
+    raise ArtifactError(f"{path} holds {held}; expected {expected}")
 
 
 def read_labels(stored: StoredArray | None, count: int, place: str) -> tuple[torch.Tensor, tuple[str, ...]]:
