@@ -147,7 +147,10 @@ def find_images(arrays: Mapping[str, StoredArray], path: Path) -> str:
     held = ", ".join(shown) + (f" and {len(arrays) - 6} more" if len(arrays) > 6 else "") or "nothing"
     expected = f"images as one of `arr_0`, `images` and `x`, {SHAPES}"
     if not names and arrays.keys() & {"mu", "sigma", "pool_3"}:
-        held, expected = f"{held}, features and no images", f"{expected}, or for a reference `mu` [D] and `sigma` [D, D]"
+        held, expected = (
+            f"{held}, features and no images",
+            f"{expected}, or for a reference `mu` [D] and `sigma` [D, D]",
+        )
     raise ArtifactError(f"{path} holds {held}; expected {expected}")
 
 
@@ -209,7 +212,7 @@ def _read_images(stored: StoredArray, place: str, source: ArraySource) -> tuple[
 def _channels_last(stored: StoredArray, place: str, path: Path) -> tuple[bool, tuple[str, ...]]:
     """Whether channels (of which grey images have one) are the last dimension, and a note where that was assumed."""
     shape = stored.shape
-    one_image = len(shape) == 3 and shape[-1] in (1, 3)
+    one_image = len(shape) == 3 and (shape[0] in (1, 3) or shape[-1] in (1, 3))
     if len(shape) not in (3, 4) or one_image or 0 in shape:
         raise ArtifactError(f"{place} is {stored}, expected images {SHAPES}, N > 0")
     if len(shape) == 3:

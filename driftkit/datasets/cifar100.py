@@ -1,4 +1,4 @@
-"""CIFAR-100 as its authors publish it, read as CIFAR-10 is: 100 fine classes, or 20 coarse ones with `?labels=coarse`."""
+"""CIFAR-100 as its authors publish it, read as CIFAR-10 is: 100 fine classes, or `?labels=coarse` with 20 of them."""
 
 import hashlib
 from dataclasses import dataclass

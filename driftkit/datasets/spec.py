@@ -25,24 +25,24 @@ FORMATS: dict[str, tuple[Format, ...]] = {
     "shapes": (Format("shapes", "generated shapes, ten classes"),),
     "cifar10": (
         Format("cifar10", "CIFAR-10, downloaded if it is not there"),
-        Format("cifar-10-python.tar.gz", "its archive, or the folder in it; cifar-10-binary.tar.gz, too"),
+        Format("cifar-10-python.tar.gz", "its archive or folder, or the binary one"),
     ),
     "cifar100": (
-        Format("cifar100", "CIFAR-100 in the data folder; ?labels=coarse for its 20 coarse classes"),
-        Format("cifar-100-python.tar.gz", "its archive, or the folder in it; cifar-100-binary.tar.gz, too"),
-        Format("root/", "a root folder of torchvision with CIFAR-10 or CIFAR-100 in it"),
+        Format("cifar100", "CIFAR-100 from the data folder; ?labels=coarse"),
+        Format("cifar-100-python.tar.gz", "its archive or folder, or the binary one"),
+        Format("root/", "torchvision's folder of either; ?split=test"),
     ),
+    "parquet": (Format("name.parquet", "a file of the Hub, or a folder of them"),),
     "array": (
-        Format("images.npz", "arr_0 and arr_1 (ADM, EDM), images and labels, or x and y; .npy, .pt, .safetensors"),
+        Format("images.npz", "an array and its labels; .npy, .pt, .safetensors"),
         Format("images.npy?range=-1,1", "floating-point images in a stated range"),
     ),
-    "parquet": (Format("data/train-00000-of-00002.parquet", "Parquet files of the Hub, or a folder of them"),),
     "folder": (
-        Format("photos/", "a folder of image files, in class folders or none"),
-        Format("edm/", "image files and a dataset.json with their labels (EDM, StyleGAN)"),
+        Format("photos/", "image files, in class folders or none"),
+        Format("edm/", "the same with a dataset.json (EDM, StyleGAN)"),
     ),
-    "archive": (Format("photos.zip", "a .zip, .tar or .tar.gz of the same"),),
-    "shards": (Format("name-{000..007}.tar", "webdataset shards; a folder of nothing but .tar files, too"),),
+    "archive": (Format("photos.zip", "an archive of them: .zip, .tar, .tar.gz, ..."),),
+    "shards": (Format("name-{000..007}.tar", "webdataset shards; or a folder of only those"),),
     "pack": (Format("photos.safetensors", "what an import wrote"),),
 }
 
