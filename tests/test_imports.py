@@ -18,7 +18,7 @@ FLOORS = [
 PAIRED = {"cli", "stages"}
 PLUG_INS = "methods"
 REGISTRY = "registry"  # of any room that things are plugged into
-UNPICKLER = PACKAGE / "datasets" / "cifar10_pickle.py"
+UNPICKLER = PACKAGE / "datasets" / "cifar_pickle.py"
 PLUG_IN_ROOMS = {"registry", "base"}  # of every floor that is open to plug-ins
 
 

@@ -17,7 +17,7 @@ def command(
         Path,
         typer.Argument(
             metavar="SAMPLES|RUN",
-            help="A run, a samples file, or a folder, archive or pack of images.",
+            help="A run, a samples file, or images as driftkit data takes them.",
             show_default=False,
             callback=typed_place,
         ),

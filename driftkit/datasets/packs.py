@@ -28,7 +28,7 @@ class PackSource(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     spec: str = Field(description="what was asked for, for example shapes?split=test or photos.zip")
-    kind: str = Field(description="shapes, cifar10, folder, archive or pack")
+    kind: str = Field(description="key of its row in the table of sources: shapes, cifar10, folder, array, ...")
     options: dict[str, Any] = Field({}, description="import options: split, image_size, limit, ...")
     digest: str = Field("", description="digest of what was read; empty where nothing was")
     verified: bool | None = Field(None, description="whether known checksums agree; None where there are none")

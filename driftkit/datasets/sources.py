@@ -6,10 +6,13 @@ from pathlib import Path
 from urllib.parse import parse_qsl
 
 from driftkit.config.layers import did_you_mean
+from driftkit.datasets.arrays import ARRAY_KIND
 from driftkit.datasets.cifar10 import CIFAR10_KIND
+from driftkit.datasets.cifar100 import CIFAR100_KIND
 from driftkit.datasets.containers import open_container
 from driftkit.datasets.folder import ARCHIVE_KIND, FOLDER_KIND, SHARDS_KIND
 from driftkit.datasets.packs import SUFFIX, ImagePack, PackSource, is_finished, open_pack, pack_path, write_pack
+from driftkit.datasets.parquet import PARQUET_KIND
 from driftkit.datasets.shapes import SHAPES_KIND
 from driftkit.datasets.spec import Request, Source, SourceKind, Spec
 from driftkit.errors import ArtifactError, NotFoundError, UsageError
@@ -35,8 +38,11 @@ SOURCES: dict[str, SourceKind] = {
     "archive": ARCHIVE_KIND,
     "folder": FOLDER_KIND,
     "shards": SHARDS_KIND,
+    "parquet": PARQUET_KIND,
     "cifar10": CIFAR10_KIND,
+    "cifar100": CIFAR100_KIND,
     "pack": SourceKind("a pack (.safetensors)", _is_pack, _open_pack),
+    "array": ARRAY_KIND,
     "shapes": SHAPES_KIND,
 }
 
@@ -162,7 +168,7 @@ def require_size(pack: ImagePack, image_size: int | None, spec: str) -> None:
 
 
 def parse_spec(spec: str) -> Spec:
-    """Take a spec apart; `NAME:SPLIT` and `NAME?split=SPLIT` are the same.
+    """Take a spec apart; `NAME:SPLIT` and `NAME?split=SPLIT` are the same, for a path, too.
 
     Raises:
         UsageError: the spec is empty, or its query is no `key=value&...`.
@@ -179,8 +185,8 @@ def parse_spec(spec: str) -> Spec:
     query = dict(pairs)
     if len(query) != len(pairs):
         raise UsageError(f"{spec}: a key is given twice; give it once")
-    name, colon, split = target.partition(":")
-    if colon and name in _names():
+    name, colon, split = target.rpartition(":")
+    if colon and (name in _names() or (name and Path(name).exists() and not Path(target).exists())):
         if "split" in query:
             raise UsageError(f"{spec}: names the split twice; give {name}:{split} or {name}?split={split}")
         target, query = name, {"split": split, **query}

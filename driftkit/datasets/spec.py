@@ -27,6 +27,16 @@ FORMATS: dict[str, tuple[Format, ...]] = {
         Format("cifar10", "CIFAR-10, downloaded if it is not there"),
         Format("cifar-10-python.tar.gz", "its archive or folder, or the binary one"),
     ),
+    "cifar100": (
+        Format("cifar100", "CIFAR-100 from the data folder; ?labels=coarse"),
+        Format("cifar-100-python.tar.gz", "its archive or folder, or the binary one"),
+        Format("root/", "torchvision's folder of either; ?split=test"),
+    ),
+    "parquet": (Format("name.parquet", "a file of the Hub, or a folder of them"),),
+    "array": (
+        Format("images.npz", "an array and its labels; .npy, .pt, .safetensors"),
+        Format("images.npy?range=-1,1", "floating-point images in a stated range"),
+    ),
     "folder": (
         Format("photos/", "image files, in class folders or none"),
         Format("edm/", "the same with a dataset.json (EDM, StyleGAN)"),

@@ -36,6 +36,7 @@ from driftkit.scoring.sanity import (
     compression,
     count_warnings,
     floor_warnings,
+    foreign_warnings,
     require_scorable,
     survey_warnings,
 )
@@ -195,8 +196,11 @@ class Evaluator:
             warnings.append(
                 "the target and the reference are the same images: this score says nothing about a generator"
             )
-        if self.reference.statistics.record.is_foreign:
-            warnings.append("statistics of another program: extractor, number of images and resizing are unknown")
+        metrics, is_foreign = self.options.metrics, self.reference.statistics.record.is_foreign
+        if is_foreign:
+            skipped = [metric for metric in metrics if metric.needs in ("rows", "training")]
+            metrics = tuple(metric for metric in metrics if metric not in skipped)
+            warnings += foreign_warnings(info.spec, [metric.label for metric in skipped])
         run = images.run
         kin = None if run is None else kinship(training_encoders_of(run.manifest()), self.extractor.lineage)
         if kin and not kin.counts:
@@ -217,10 +221,10 @@ class Evaluator:
             training=known.reference.stats if known else None,
             baseline=known.baseline(self.reference, self.execution) if known else None,
         )
-        scores = compute_metrics(inputs, self.options.metrics)
-        floor = self.reference.floor(count, self.options.metrics, self.execution)
-        warnings += count_warnings(count, info.count, dim=self.extractor.dim)
-        warnings += [*scores.warnings, *floor_warnings(floor, scores.values["fid"], count)]
+        scores = compute_metrics(inputs, metrics)
+        floor = self.reference.floor(count, metrics, self.execution)
+        warnings += [*count_warnings(count, info.count, dim=self.extractor.dim), *scores.warnings]
+        warnings += [] if is_foreign else floor_warnings(floor, scores.values["fid"], count)
         warnings += [training] if isinstance(training, str) else []
         memorization = scores.details.get("memorization")
         if run is not None and known is not None and memorization is not None:

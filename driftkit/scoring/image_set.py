@@ -191,12 +191,28 @@ def _sample(run: Run, sampling: SamplingConfig, execution: ScoringExecution, num
     )
 
 
+def read_target(target: Path, *, image_size: int | None, reference_size: int | None) -> None:
+    """Read images that exist already, so that broken ones are refused before features of others are computed.
+
+    Args:
+        image_size: as in `open_target`.
+        reference_size: side in pixels of the reference; None where nobody knows it.
+
+    Raises:
+        ArtifactError, RefusedError: as `open_target`, or of another size than the reference.
+    """
+    if not is_run(target):
+        require_size(_read(target, image_size).images.shape[-2:], reference_size)
+
+
 def _read(target: Path, image_size: int | None) -> ImageSet:
     """All images of a samples file, a tensors file or data."""
-    from driftkit.datasets.sources import open_dataset
+    from driftkit.datasets.sources import names_a_place, open_dataset
 
-    if target.suffix != ".safetensors" or _is_pack(target):
-        return ImageSet.of_pack(open_dataset(str(target), image_size=image_size), str(target), ScoringExecution())
+    if not _is_samples_file(target):
+        # A folder that is called as a source is meant as a folder.
+        spec = str(target) if names_a_place(str(target)) else f"./{target}"
+        return ImageSet.of_pack(open_dataset(spec, image_size=image_size), str(target), ScoringExecution())
     images, notes = require_uint8(_images_in(target), str(target))
     whole = replace(ImageSet.of_tensor(images, str(target)), notes=notes)
     path = target.with_suffix(".json")
@@ -214,7 +230,7 @@ def _read(target: Path, image_size: int | None) -> ImageSet:
 
 
 def _images_in(path: Path) -> torch.Tensor:
-    """The images of a safetensors file, as it holds them."""
+    """The images of a samples file, as it holds them."""
     images = read_tensors(path)[0].get("images")
     if images is None or images.ndim != 4 or images.shape[1] != 3 or not len(images):
         got = "none" if images is None else str(list(images.shape))
@@ -222,9 +238,24 @@ def _images_in(path: Path) -> torch.Tensor:
     return images
 
 
-def _is_pack(path: Path) -> bool:
+def _is_samples_file(path: Path) -> bool:
+    """Whether a file is one of `driftkit sample`, or its like: nothing but images [N, 3, H, W], no pack of data."""
+    if path.suffix != ".safetensors":
+        return False
+    tensors, header = read_tensors(path)
     card = path.with_suffix(".json")
-    return read_tensors(path)[1].get("driftkit") == "pack" or (card.is_file() and read_json(card).get("kind") == "pack")
+    kind = read_json(card).get("kind") if card.is_file() else None
+    if header.get("driftkit") == "pack" or kind == "pack":
+        return False
+    alone = tensors.keys() == {"images"} and tensors["images"].ndim == 4 and tensors["images"].shape[1] == 3
+    return alone or kind == SampleRecord.kind
+
+
+def is_there(target: Path) -> bool:
+    """Whether there is what a target names: a path, which may have `?key=value` or `:split` behind it."""
+    from driftkit.datasets.sources import parse_spec
+
+    return target.exists() or parse_spec(str(target)).path.exists()
 
 
 def is_run(path: Path) -> bool:
@@ -252,14 +283,12 @@ def require_target(target: Path, sampling: SamplingConfig, *, reference_size: in
     from driftkit.methods.registry import find_sampler
     from driftkit.training.sampling import conditions_of
 
-    if not target.exists():
+    if not is_there(target):
         raise NotFoundError(f"{target}: expected a run, a samples file or images, found nothing")
     if not is_run(target):
         chosen = [f"`{name}`" for name in SamplingConfig.model_fields if name in sampling.model_fields_set]
         if chosen:
             raise UsageError(f"{', '.join(chosen)}: {target} is no run, so that nothing is sampled; remove the setting")
-        if target.suffix == ".safetensors" and not _is_pack(target):
-            require_size(_images_in(target).shape[-2:], reference_size)
         return
     run = Run.open(target)
     find_sampler(run.objective, sampling.sampler)

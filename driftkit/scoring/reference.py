@@ -101,7 +101,10 @@ def open_reference(
     image_size: int | None = None,
     check_size: Callable[[int | None], None] = lambda size: None,
 ) -> Reference:
-    """The reference of that SPEC or file of statistics; see `evaluator.open_evaluator`."""
+    """The reference of that SPEC or file of statistics; see `evaluator.open_evaluator`.
+
+    It is read before `check_size` is called, and no feature is computed before that returns.
+    """
     from driftkit.datasets.sources import open_dataset
 
     if is_statistics_file(Path(spec)):

@@ -1,7 +1,7 @@
 """Signs that a score would mislead, found in the images and in their features: some are warnings, some refuse."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -135,6 +135,20 @@ def count_warnings(num_images: int, reference_count: int | None, *, dim: int) ->
     if num_images < SMALL_COUNT:
         warnings.append(f"{num_images} images are few: fid@{num_images} is noisy and not comparable to fid@50000")
     return warnings
+
+
+def foreign_warnings(spec: str, skipped: Sequence[str]) -> list[str]:
+    """What a mean and a covariance of another program leave unknown, and what cannot be computed from them.
+
+    Args:
+        skipped: labels of the metrics that need more than the two.
+    """
+    names = ", ".join([*skipped, "the real-vs-real floor"])
+    return [
+        f"{spec} is a mean and a covariance of another program: nobody can check which extractor, images and resizing "
+        "they are from; with others than here, the score means nothing",
+        f"a mean and a covariance are not enough for {names}: not computed",
+    ]
 
 
 def floor_warnings(floor: Floor | None, fid: float, num_images: int) -> list[str]:

@@ -18,6 +18,7 @@ import torch
 from pydantic import Field, TypeAdapter, ValidationError
 
 from driftkit import __version__
+from driftkit.datasets.arrays import KEYS, array_names
 from driftkit.errors import ArtifactError, RefusedError, StorageError
 from driftkit.metrics.base import Baseline, FeatureStats
 from driftkit.metrics.moments import Moments
@@ -165,9 +166,11 @@ def _require_shapes(tensors: Mapping[str, torch.Tensor], count: int, path: Path)
 
 
 def is_statistics_file(path: Path) -> bool:
-    """Whether a file holds statistics: an .npz, or a safetensors file whose header says so."""
-    holds = path.suffix == ".safetensors" and path.is_file() and read_tensors(path)[1].get("driftkit") == KIND
-    return holds or (path.suffix == ".npz" and path.is_file())
+    """Whether a file holds statistics: a safetensors file whose header says so, or an .npz of them and of no images."""
+    if path.suffix == ".safetensors" and path.is_file():
+        return read_tensors(path)[1].get("driftkit") == KIND
+    names = array_names(path)
+    return {"mu", "sigma"} <= names and names.isdisjoint(KEYS)
 
 
 def open_statistics_file(path: Path, extractor: Extractor) -> Statistics:

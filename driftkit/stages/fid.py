@@ -24,7 +24,7 @@ class FidConfig(SamplingConfig):
     """Settings of `driftkit fid`."""
 
     reference: Annotated[str, EXPANDED, Option(SCORING, ("--reference", "-r"))] = Field(
-        description="real images (shapes, cifar10, a folder, an archive, a pack), or a file of statistics"
+        description="real images (anything that driftkit data takes), or a file of statistics"
     )
     extractor: Annotated[tuple[str, ...], EXPANDED, ONE_OR_MORE, Option(SCORING)] = Field(
         ("inception",),
@@ -118,7 +118,7 @@ def fid(
     from driftkit.runtime.device import resolve_device
     from driftkit.runtime.ranks import Ranks, local_rank
     from driftkit.scoring.evaluator import ScoringOptions, evaluate, open_evaluators, output_of
-    from driftkit.scoring.image_set import ScoringExecution, default_batch_size, require_target
+    from driftkit.scoring.image_set import ScoringExecution, default_batch_size, read_target, require_target
     from driftkit.scoring.series import evaluate_checkpoints, evaluate_repeats
     from driftkit.storage.writable import require_replaceable
 
@@ -129,6 +129,12 @@ def fid(
     device = resolve_device(config.device, local_rank=local_rank())
     # Features travel between processes as CPU tensors, whatever device makes them.
     ranks = Ranks.start(device_type="cpu")
+
+    def check_target(reference_size: int | None) -> None:
+        """Called when the reference was read, and before any feature is computed."""
+        require_target(target, config, reference_size=reference_size)
+        read_target(target, image_size=config.image_size, reference_size=reference_size)
+
     try:
         execution = ScoringExecution(config.batch_size or default_batch_size(device), device, ranks, config.cache)
         if ranks.is_main:
@@ -140,7 +146,7 @@ def fid(
             extractor_weights=config.extractor_weights,
             execution=execution,
             image_size=config.image_size,
-            check_size=lambda size: require_target(target, config, reference_size=size),
+            check_size=check_target,
         )
         for evaluator in evaluators:  # each of several extractors has a file of its own, whose name is known only now
             file = output_of(evaluator, config.output, several=len(evaluators) > 1)
@@ -165,7 +171,7 @@ def fid(
 def _require_consistent(target: Path, config: FidConfig) -> None:
     """Refuse before the hours of scoring what needs neither images nor weights, or results that cannot be written."""
     from driftkit.datasets.sources import resolve
-    from driftkit.scoring.image_set import is_run
+    from driftkit.scoring.image_set import is_run, is_there
     from driftkit.storage.writable import require_replaceable, require_writable
 
     if len(config.extractor) > 1 and (config.extractor_weights or config.write_statistics):
@@ -180,10 +186,10 @@ def _require_consistent(target: Path, config: FidConfig) -> None:
     if config.all_checkpoints and (config.repeats is not None or config.output is not None):
         key = "repeats" if config.repeats is not None else "output"
         raise UsageError(f"`all_checkpoints` and `{key}` exclude each other: remove one")
-    if config.all_checkpoints and target.exists() and not is_run(target):
+    if config.all_checkpoints and is_there(target) and not is_run(target):
         raise UsageError(f"`all_checkpoints`: {target} is no run")
     default = target / "evaluations" / "score.json" if is_run(target) else target.with_name("score.json")
-    if target.exists():
+    if is_there(target):
         require_writable(config.output or default, "`output`")
     if config.output is not None:
         require_replaceable(config.output, "`output`", "evaluation")

@@ -141,11 +141,11 @@ FID_CASES = [
         ["images"],
     ),
     Case(
-        "fid-target-grey-tensor",
+        "fid-target-tensor-of-two-channels",
         f"fid s.safetensors -r {{pack}} {EXTRACTOR}",
         3,
-        ["[N, 3, H, W]", "[16, 1, 8, 8]"],
-        tensors("s.safetensors", images=torch.zeros(16, 1, 8, 8, dtype=torch.uint8)),
+        ["[N, 3, H, W]", "[16, 2, 8, 8]"],
+        tensors("s.safetensors", images=torch.zeros(16, 2, 8, 8, dtype=torch.uint8)),
     ),
     Case(
         "fid-target-not-finite",

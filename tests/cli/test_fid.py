@@ -5,9 +5,14 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from driftkit.cli.app import app
@@ -76,10 +81,87 @@ def test_written_statistics_are_a_reference(invoke, tmp_path):
     assert json.loads(second.stdout)["metrics"]["kid_mean"] == json.loads(first.stdout)["metrics"]["kid_mean"]
 
 
+def array_files():
+    """Forty images in the forms in which other programs keep them, by what names them."""
+    images = random_images(40, 7)
+    channels_last = images.permute(0, 2, 3, 1).numpy()
+    np.savez("a.npz", channels_last, np.arange(40) % 4)
+    np.save("f.npy", channels_last.astype(np.float32) / 255)
+    save_file({"images": images}, "a.safetensors")
+    save_file({"x": images, "y": torch.arange(40) % 4}, "b.safetensors")
+    return "a.npz", "f.npy?range=0,1", "a.safetensors", "b.safetensors"
+
+
+def test_arrays_are_scored_like_the_pack_of_the_same_images(invoke, tmp_path):
+    names = array_files()
+    make_pack(tmp_path / "made.safetensors", random_images(40, 7))
+    scores = []
+    for name in ("made.safetensors", *names):
+        result = invoke(name, "-r", "real", "--json", "--metrics", "fid", "--device", "cpu")
+        assert result.exit_code == 0, result.stderr
+        scores.append(json.loads(result.stdout)["metrics"]["fid"])
+    assert scores == [scores[0]] * 5
+
+
+def test_arrays_are_a_reference_like_the_pack_of_the_same_images(invoke, tmp_path):
+    array_files()
+    make_pack(tmp_path / "made.safetensors", random_images(40, 7))
+    first = invoke("real.safetensors", "-r", "made", "--json", "--metrics", "fid", "--device", "cpu")
+    for name in ("a.npz", "f.npy?range=0,1", "b.safetensors"):
+        result = invoke("real.safetensors", "-r", name, "--json", "--metrics", "fid", "--device", "cpu")
+        assert result.exit_code == 0, result.stderr
+        assert json.loads(result.stdout)["metrics"] == json.loads(first.stdout)["metrics"]
+        assert json.loads(result.stdout)["reference"]["spec"] == name
+
+
+def test_a_folder_called_as_a_source_is_a_target(invoke, tmp_path):
+    (tmp_path / "cifar100").mkdir()
+    for i, image in enumerate(random_images(12)):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / "cifar100" / f"{i}.png")
+    result = invoke("cifar100", "-r", "real", "--device", "cpu", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["num_images"] == 12
+
+
+@pytest.mark.parametrize(
+    ("target", "reference", "says"),
+    [
+        ("real.safetensors", "broken.npz", "broken.npz is not a readable .npz file"),
+        ("real.safetensors", "broken.safetensors", "broken.safetensors: a header of"),
+        ("real.safetensors", "features.npz", "holds pool_3 float64 [20, 4], features and no images"),
+        ("real.safetensors", "photos", "photos"),
+        ("broken.npz", "real", "broken.npz is not a readable .npz file"),
+        ("broken.safetensors", "real", "broken.safetensors: a header of"),
+        ("features.npz", "real", "or for a reference `mu` [D] and `sigma` [D, D]"),
+        ("photos", "real", "photos"),
+        ("f.npy", "real", "f.npy?range=-1,1 or f.npy?range=0,1"),
+    ],
+)
+def test_no_feature_is_computed_where_target_or_reference_is_broken(
+    invoke, tmp_path, monkeypatch, target, reference, says
+):
+    np.savez(tmp_path / "features.npz", pool_3=np.zeros((20, 4)))
+    np.save(tmp_path / "f.npy", np.zeros((20, 8, 8, 3), np.float32))
+    for name in ("broken.npz", "broken.safetensors"):
+        (tmp_path / name).write_bytes(b"PK\x03\x04 no archive")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "0.png").write_bytes(b"no image")
+    calls = []
+    extractor = replace(tiny_extractor(), embed=calls.append)
+    monkeypatch.setattr("driftkit.scoring.evaluator.load_extractor", lambda name, **_: extractor)
+    before = sorted(p.name for p in tmp_path.iterdir())
+    result = invoke(target, "-r", reference, "--device", "cpu")
+    assert (result.exit_code, calls) == (3, [])
+    assert says in result.stderr
+    assert result.stderr.strip().count("\n") == 0
+    assert {p.name for p in tmp_path.iterdir()} <= {*before, "data", "cache"}
+
+
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
         (["absent", "-r", "real"], 3, "found nothing"),
+        (["absent.npy?range=0,1", "-r", "real"], 3, "found nothing"),
         (["{samples}"], 2, "--reference"),
         (["{samples}", "-r", "unreal"], 3, "unreal"),
         (["{samples}", "-r", "real", "--nfe", "3"], 2, "--nfe"),

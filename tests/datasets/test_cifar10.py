@@ -22,7 +22,7 @@ def batch(count=4, seed=0):
     return pixels, [int(i * 3 % 10) for i in range(count)]
 
 
-def python2_pickle(pixels, labels):
+def python2_pickle(pixels, labels, key="labels", **more_labels):
     """The opcodes of the original files: protocol 2, byte strings, labels before the file names."""
 
     def short(text):
@@ -38,11 +38,10 @@ def python2_pickle(pixels, labels):
         + b"K\x00K\x01\x87R"
         b"\x89T" + struct.pack("<i", len(raw)) + raw + b"q\x05tb"
     )
-    numbers = b"]q\x06(" + b"".join(b"K" + bytes([n]) for n in labels) + b"e"
+    lists = {key: labels, **more_labels}.items()
+    numbers = [short(k.encode()) + b"]q\x06(" + b"".join(b"K" + bytes([n]) for n in v) + b"e" for k, v in lists]
     names = b"]q\x07(" + b"".join(short(b"leptodactylus_pentadactylus_s_%06d.png" % n) for n in labels) + b"e"
-    items = (
-        short(b"data") + array + short(b"labels") + numbers + short(b"batch_label") + short(b"training batch 1 of 5")
-    )
+    items = short(b"data") + array + b"".join(numbers) + short(b"batch_label") + short(b"training batch 1 of 5")
     return b"\x80\x02}q\x00(" + items + short(b"filenames") + names + b"u."
 
 
@@ -170,6 +169,26 @@ def test_the_binary_edition_gives_the_same_pack(archive, tmp_path, monkeypatch, 
     assert packs[0].digest == packs[1].digest
     assert torch.equal(packs[0].labels, packs[1].labels)
     assert packs[1].card.source.verified is (None if extracted else True)
+
+
+@pytest.mark.parametrize(("name", "write"), [("data_batch_2", python2_pickle), ("data_batch_2.bin", binary_batch)])
+def test_a_single_batch_file_is_read(tmp_path, name, write):
+    (tmp_path / name).write_bytes(write(*batch()))
+    pack = open_dataset(str(tmp_path / name))
+    assert torch.equal(pack.images.flatten(1), torch.from_numpy(batch()[0]))
+    assert (pack.card.label, pack.card.source.options) == ("cifar10 data_batch_2", {"batch": name})
+    with pytest.raises(UsageError, match="unknown key 'split'"):
+        open_dataset(f"{tmp_path / name}?split=test")
+
+
+def test_root_folder_of_torchvision_is_read_and_the_split_is_said(archive, tmp_path):
+    root = archive.parent
+    pack = open_dataset(str(root))
+    assert (len(pack), pack.card.label) == (20, "cifar10 train")
+    assert pack.card.notes == ("the train split of cifar-10-python.tar.gz; ?split=test names the other one",)
+    for spec in (f"{root}:test", f"{root}?split=test"):
+        test = open_dataset(spec)
+        assert (len(test), test.card.label, test.card.notes) == (4, "cifar10 test", ())
 
 
 def test_archive_is_taken_by_its_path_and_resized(archive):

@@ -102,6 +102,14 @@ def test_file_of_another_kind_is_refused(tmp_path):
         open_dataset(str(tmp_path / "notes.txt"))
 
 
+def test_a_split_behind_a_path_is_taken_apart_unless_the_file_is_called_so(tmp_path):
+    (tmp_path / "photos").mkdir()
+    assert parse_spec("photos:test").query == parse_spec("photos?split=test").query == {"split": "test"}
+    (tmp_path / "photos:test").mkdir()
+    assert parse_spec("photos:test").target == "photos:test"
+    assert parse_spec("nothing:test").query == {}
+
+
 def test_option_that_contradicts_the_spec_is_refused():
     with pytest.raises(UsageError, match="another image size"):
         open_dataset(SMALL, image_size=16)

@@ -9,7 +9,7 @@ from tests.hostile.forbidden import forbidden
 PACKAGE = Path(__file__).parents[2] / "driftkit"
 ALLOWED = {
     "stages/export.py": "uses torch.jit.load",  # of the graph that it has just written, to compare it
-    "datasets/cifar10_pickle.py": "imports pickle",  # whose find_class permits three names and calls none of them
+    "datasets/cifar_pickle.py": "imports pickle",  # whose find_class permits three names and calls none of them
 }
 
 

@@ -104,6 +104,21 @@ def test_statistics_of_others(payload, mark, tmp_path):
         refused(driftkit("fid", pack, "--reference", file, "--extractor", f"encoder:{run}"), mark)
 
 
+@pytest.mark.parametrize("suffix", [".pt", ".npz", ".npy", ".parquet"])
+def test_arrays_of_images(payload, mark, tmp_path, suffix):
+    refused(driftkit("data", payload.rename(payload.with_suffix(suffix))), mark)
+
+
+def test_arrays_of_objects(mark, tmp_path):
+    import numpy as np
+
+    np.save(tmp_path / "a.npy", np.array([Payload(mark)], dtype=object))
+    np.savez(tmp_path / "a.npz", arr_0=np.array([Payload(mark)], dtype=object))
+    np.savez(tmp_path / "b.npz", np.zeros((1, 8, 8, 3), np.uint8), np.array([Payload(mark)], dtype=object))
+    for name in ("a.npy", "a.npz", "b.npz"):
+        refused(driftkit("data", tmp_path / name), mark)
+
+
 def test_a_batch_of_cifar10(mark, tmp_path):
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()

@@ -196,9 +196,29 @@ def test_statistics_of_another_program_give_the_distance_alone(tmp_path):
     assert foreign.metrics == {"fid": pytest.approx(own.metrics["fid"], rel=1e-9)}
     assert foreign.reference.count is None
     assert foreign.floor is None
-    assert any("another program" in w for w in foreign.warnings)
+    reason, missing = foreign.warnings[:2]
+    assert "another program: nobody can check which extractor, images and resizing they are from" in reason
+    for name in ("KID", "MMD", "precision, recall", "memorization", "the real-vs-real floor: not computed"):
+        assert name in missing
+    assert not any("too small" in w or "got 0" in w for w in foreign.warnings)
     with pytest.raises(RefusedError, match="of 12 features"):
         open_statistics_file(tmp_path / "theirs.npz", tiny_extractor(dim=5))
+
+
+def test_npz_is_statistics_where_it_holds_them_and_no_images(tmp_path):
+    images, statistics = {"arr_0": np.zeros((2, 8, 8, 3), np.uint8)}, {"mu": np.zeros(3), "sigma": np.eye(3)}
+    of_others = {"mu_s": np.zeros(3), "sigma_s": np.eye(3), "pool_3": np.zeros((9, 3))}
+    for arrays, expected in (
+        (statistics, True),
+        (statistics | of_others, True),
+        (images | statistics, False),
+        (images, False),
+        (of_others, False),
+    ):
+        np.savez(tmp_path / "x.npz", **arrays)
+        assert is_statistics_file(tmp_path / "x.npz") is expected
+    (tmp_path / "x.npz").write_bytes(b"")
+    assert not is_statistics_file(tmp_path / "x.npz")
 
 
 @pytest.mark.parametrize("arrays", [{"mu": np.zeros(3)}, {"mu": np.zeros(3), "sigma": np.eye(4)}, {}])

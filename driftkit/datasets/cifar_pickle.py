@@ -1,4 +1,4 @@
-"""The batches of CIFAR-10's Python edition, which are pickles. The one place that unpickles anything.
+"""The batches of CIFAR's Python editions, which are pickles. The one place that unpickles anything.
 
 `find_class` permits three names of numpy and gives stand-ins for them that only keep what they are given, so nothing in
 a file is executed. The unpickler is Python's own: the one in C fills a memo as large as any index in the file.
@@ -11,7 +11,7 @@ from typing import Any
 
 from driftkit.errors import ArtifactError
 
-MAX_BYTES = 64 * 2**20
+MAX_BYTES = 256 * 2**20  # the largest batch, all training images of CIFAR-100, has 155 million
 RECONSTRUCT = ("numpy.core.multiarray", "_reconstruct")
 
 
@@ -44,24 +44,24 @@ class BatchUnpickler(pickle._Unpickler):
         raise pickle.UnpicklingError(f"{module}.{name} is not permitted")
 
 
-def read_pickled_batch(data: bytes, name: str) -> tuple[bytes, list[int]]:
+def read_pickled_batch(data: bytes, name: str, label_key: str = "labels") -> tuple[bytes, list[int]]:
     """Pixels and labels of one batch file, a pickle by Python 2 or 3, which errors call `name`.
 
     Raises:
-        ArtifactError: larger than 64 MiB, no pickle of a batch, or one that asks for anything but arrays.
+        ArtifactError: larger than 256 MiB, no pickle of a batch, or one that asks for anything but arrays.
     """
     if len(data) > MAX_BYTES:
-        raise ArtifactError(f"{name}: {len(data):,} bytes, expected about 31,000,000; get it again")
+        raise ArtifactError(f"{name}: {len(data):,} bytes, expected at most {MAX_BYTES:,}; get it again")
     try:
         document = BatchUnpickler(io.BytesIO(data), encoding="latin1").load()
     except Exception as error:  # pickle raises whatever the broken bytes lead to
         raise ArtifactError(
-            f"{name} is no batch of CIFAR-10: {type(error).__name__}: {error}; nothing in it was run; get it again"
+            f"{name} is no batch of CIFAR: {type(error).__name__}: {error}; nothing in it was run; get it again"
         ) from None
     items = document.items() if isinstance(document, dict) else ()
     entries = {k.decode("latin-1") if isinstance(k, bytes) else k: v for k, v in items}
-    pixels, labels = entries.get("data"), entries.get("labels")
+    pixels, labels = entries.get("data"), entries.get(label_key)
     content = pixels.content if isinstance(pixels, PickledArray) else pixels
     if not isinstance(content, bytes) or not isinstance(labels, list) or not all(type(n) is int for n in labels):
-        raise ArtifactError(f"{name} is no batch of CIFAR-10: it has no data and labels; get it again")
+        raise ArtifactError(f"{name} is no batch of CIFAR: it has no data and {label_key}; get it again")
     return content, labels

@@ -1,0 +1,241 @@
+"""Images in Parquet files as the Hub stores them: encoded images in one column, labels in another, read in pieces."""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from driftkit.datasets.arrays import MAX_CLASSES, reading, require_memory
+from driftkit.datasets.decode import decode_image
+from driftkit.datasets.packs import UNLABELLED, RawImages
+from driftkit.datasets.spec import Request, SourceKind, Spec
+from driftkit.errors import ArtifactError, NotFoundError
+from driftkit.runtime.progress import progress
+from driftkit.storage.files import digest_json
+from driftkit.storage.json_text import from_json
+
+SUFFIX = ".parquet"
+METADATA = "metadata.parquet"  # which lies next to image files and holds none
+IMAGE_COLUMNS, LABEL_COLUMNS = ("image", "img"), ("label", "labels", "fine_label")
+SHARD = re.compile(r"-(\d{5})-of-(\d{5})")
+ROWS_AT_A_TIME = 64
+
+
+@dataclass(frozen=True)
+class ParquetSource:
+    """Parquet files of one split as a source of images."""
+
+    path: Path
+    spec: str
+    files: tuple[Path, ...]
+    split: str | None = None  # None for a single file
+    image_size: int | None = None
+    kind: str = "parquet"
+
+    @property
+    def label(self) -> str:
+        name = Path(os.path.abspath(self.path)).name.removesuffix(SUFFIX)
+        return name if self.split in (None, name) else f"{name}-{self.split}"
+
+    @property
+    def name(self) -> str:
+        return self.label + (f"-{self.image_size}px" if self.image_size else "")
+
+    def recorded_options(self) -> dict[str, Any]:
+        options = {"split": self.split, "image_size": self.image_size}
+        return {key: value for key, value in options.items() if value is not None}
+
+    def digest(self) -> str:
+        status = [(file.name, file.stat()) for file in self.files]
+        return digest_json([(name, s.st_size, s.st_mtime_ns) for name, s in status])
+
+    def read(self) -> RawImages:
+        tables = [_open_table(file) for file in self.files]
+        columns = tables[0].columns
+        for table in tables:
+            if table.columns != columns:
+                raise ArtifactError(f"{table.file} has other columns or classes than {self.files[0]}")
+        images, labels = _decode(tables, self.path, self.image_size)
+        highest = int(labels.max())
+        if columns.classes and highest >= len(columns.classes):
+            raise ArtifactError(
+                f"{self.path}: labels up to {highest}, expected those of {len(columns.classes)} classes"
+            )
+        names = columns.classes or tuple(str(label) for label in range(highest + 1))
+        return RawImages(images, labels, names if highest != UNLABELLED else ())
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of the columns that are read; label is None where there are none, classes are empty where unnamed."""
+
+    image: str
+    label: str | None
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A Parquet file, of which what describes it was read."""
+
+    file: Path
+    columns: Columns
+    count: int
+
+    def pieces(self) -> Iterator[tuple[list[Any], list[Any]]]:
+        """Values of the image column and labels of some rows at a time; the labels are -1 where there are none."""
+        columns = [name for name in (self.columns.image, self.columns.label) if name is not None]
+        with reading(self.file), _pyarrow_parquet(self.file).ParquetFile(self.file, pre_buffer=False) as table:
+            for batch in table.iter_batches(batch_size=ROWS_AT_A_TIME, columns=columns):
+                values = batch.to_pydict()
+                yield values[self.columns.image], values.get(self.columns.label, [UNLABELLED] * batch.num_rows)
+
+
+def _open_table(file: Path) -> Table:
+    """Find out which columns of a file to read.
+
+    Raises:
+        ArtifactError: broken, without images, or its labels are no whole numbers.
+    """
+    parquet = _pyarrow_parquet(file)
+    with reading(file), parquet.ParquetFile(file) as table:
+        types = {field.name: field.type for field in table.schema_arrow}
+        metadata, count = dict(table.schema_arrow.metadata or {}), table.metadata.num_rows
+    image = next((name for name in IMAGE_COLUMNS if name in types), None)
+    label = next((name for name in LABEL_COLUMNS if name in types), None)
+    if image is None:
+        raise ArtifactError(f"{file} has the columns {', '.join(types) or 'none'}; expected images in `image` or `img`")
+    if not re.match(r"(large_)?binary$|struct<.*\bbytes: (large_)?binary\b", str(types[image])):
+        raise ArtifactError(
+            f"{file}: `{image}` is {types[image]}, expected encoded images, binary or struct<bytes, path>"
+        )
+    if label is not None and not re.match(r"u?int\d+$", str(types[label])):
+        raise ArtifactError(f"{file}: `{label}` is {types[label]}, expected whole numbers")
+    return Table(file, Columns(image, label, _class_names(metadata.get(b"huggingface", b"{}"), label)), count)
+
+
+def _class_names(description: bytes, label: str | None) -> tuple[str, ...]:
+    """Names of the classes in what the Hub's library writes about the columns; none where it names none."""
+    try:
+        feature = from_json(description)["info"]["features"][label]
+        names = feature["names"] if feature["_type"] == "ClassLabel" else []
+    except (ValueError, RecursionError, KeyError, TypeError):
+        return ()
+    return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else ()
+
+
+def _decode(tables: Sequence[Table], path: Path, image_size: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images uint8 [N, 3, H, W] and labels int64 [N] of all tables, decoded in threads; few are held encoded."""
+    count, done = sum(table.count for table in tables), 0
+    if not count:
+        raise ArtifactError(f"{path} has no rows, expected images")
+    images, labels = np.empty((0, 3, 0, 0), np.uint8), torch.full((count,), UNLABELLED)
+    with ThreadPoolExecutor() as pool, progress(f"importing {path.name}", count) as advance:
+        for table in tables:
+            first = done
+            for values, numbers in table.pieces():
+                places = [f"{table.file}: row {done - first + i}" for i in range(len(values))]
+                decoded = pool.map(_image, values, places, [image_size] * len(values))
+                for image, number, place in zip(decoded, numbers, places, strict=True):
+                    _, height, width = image.shape
+                    if not len(images):
+                        require_memory(path, count, height, width)
+                        images = np.empty((count, 3, height, width), np.uint8)
+                    if image.shape != images.shape[1:]:
+                        raise ArtifactError(
+                            f"{place} is {width}x{height} px, the first image {images.shape[3]}x{images.shape[2]}; "
+                            "resize them to one size with `image_size`"
+                        )
+                    if number is None or not UNLABELLED <= number < MAX_CLASSES:
+                        raise ArtifactError(f"{place} has the label {number}, expected 0 to {MAX_CLASSES - 1}")
+                    images[done], labels[done] = image, number
+                    done += 1
+                    advance(1)
+    if done != count:
+        raise ArtifactError(f"{path} has {done} rows, expected {count}; get it again")
+    return torch.from_numpy(images), labels
+
+
+def _image(value: Any, place: str, image_size: int | None) -> npt.NDArray[np.uint8]:
+    content = value.get("bytes") if isinstance(value, dict) else value
+    if not isinstance(content, bytes):
+        path = value.get("path") if isinstance(value, dict) else None
+        other = f"names {path!r}" if path else "is empty"
+        raise ArtifactError(
+            f"{place} {other}, expected the bytes of an image; write the files with their images in them"
+        )
+    return decode_image(content, place, image_size)
+
+
+def _pyarrow_parquet(file: Path) -> Any:
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise NotFoundError(f"{file}: Parquet needs pyarrow; install the extra: uv sync --extra parquet") from None
+    return pyarrow.parquet
+
+
+def parquet_files(path: Path) -> list[Path]:
+    """Parquet files of a folder and below, hidden ones and descriptions of image files skipped, in order of name."""
+    files = (file for file in path.rglob(f"*{SUFFIX}") if file.name != METADATA)
+    return sorted(file for file in files if not any(part.startswith(".") for part in file.relative_to(path).parts))
+
+
+def choose_files(path: Path, split: str | None, spec: str) -> tuple[str, tuple[Path, ...]]:
+    """The split and its files in a folder, where a name begins with the split or the files `0000` lie in its folder.
+
+    Raises:
+        ArtifactError: several splits and none named, no such split, several sets of files, or one that is not whole.
+    """
+    splits: dict[str, list[Path]] = {}
+    for file in parquet_files(path):
+        name = file.parent.name if file.stem.isdigit() else SHARD.split(file.stem)[0]
+        splits.setdefault(name, []).append(file)
+    if split is None and len(splits) > 1:
+        raise ArtifactError(
+            f"{path} holds the splits {', '.join(splits)}; name one, for example {path}?split={min(splits)}"
+        )
+    chosen = next(iter(splits)) if split is None else split
+    files = splits.get(chosen, [])
+    if not files:
+        raise ArtifactError(f"{spec}: {path} has no split {chosen!r}; it has {', '.join(splits)}")
+    folders = sorted({str(file.parent) for file in files})
+    if len(folders) > 1:
+        raise ArtifactError(
+            f"{path} holds split {chosen} in {len(folders)} folders; name one, for example {folders[0]}"
+        )
+    shards = [found for file in files if (found := SHARD.search(file.stem)) is not None]
+    if shards and [int(shard[1]) for shard in shards] != list(range(int(shards[0][2]))):
+        numbers = ", ".join(shard[1] for shard in shards[:8])
+        raise ArtifactError(
+            f"{path}: split {chosen} has {len(shards)} of {int(shards[0][2])} files ({numbers}); get it again"
+        )
+    return chosen, tuple(files)
+
+
+def _open(request: Request) -> ParquetSource:
+    spec, path = request.spec, request.spec.path
+    if not path.is_dir():
+        spec.require_keys()
+        return ParquetSource(path, spec.text, (path,), None, request.image_size)
+    spec.require_keys("split")
+    split, files = choose_files(path, spec.query.get("split"), spec.text)
+    return ParquetSource(path, spec.text, files, split, request.image_size)
+
+
+def is_parquet(spec: Spec) -> bool:
+    """Whether a spec names a Parquet file, or a folder of them."""
+    path = spec.path
+    if path.is_dir():
+        return bool(parquet_files(path))
+    return path.suffix.lower() == SUFFIX and path.exists()
+
+
+PARQUET_KIND = SourceKind("a .parquet file of the Hub or a folder of them", is_parquet, _open)
