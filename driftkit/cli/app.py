@@ -23,9 +23,9 @@ from driftkit.errors import (
     StorageError,
     UsageError,
 )
-from driftkit.runtime.environment import set_thread_defaults
+from driftkit.runtime.environment import set_thread_defaults, set_user_defaults
 from driftkit.runtime.signals import StoppedError, ending_cleanly, exit_code
-from driftkit.runtime.terminal import say
+from driftkit.runtime.terminal import replace_unknown_characters, say
 
 EXIT_CODES = (
     "Exit codes: 0 ok, 1 failure, 2 usage, 3 data or weights missing or damaged, 4 out of memory or disk, no such "
@@ -215,5 +215,7 @@ def options(
 
 def main() -> None:
     """Entry point of the console script."""
+    replace_unknown_characters()
+    set_user_defaults()
     set_thread_defaults()  # here, since they are read when torch loads
     app()

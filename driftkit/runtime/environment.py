@@ -1,7 +1,9 @@
-"""What the environment decides: threads, which OpenMP reads about when torch loads, and the folder of caches."""
+"""What the environment decides: threads, which OpenMP reads about when torch loads, and folders of user and caches."""
 
+import getpass
 import math
 import os
+import tempfile
 from pathlib import Path
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -39,6 +41,26 @@ def set_thread_defaults() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if cpu_quota() is not None:
         os.environ.setdefault("OMP_NUM_THREADS", str(usable_cpus()))
+
+
+def set_user_defaults() -> None:
+    """Name a home folder and a user where the system knows none, as for any user number in a container.
+
+    Python, torch and the hub's client look for both, and some fail without. The home folder is in the temporary one and
+    this user's own.
+    """
+    number = os.getuid() if hasattr(os, "getuid") else 0
+    try:
+        getpass.getuser()
+    except (KeyError, OSError, ImportError):
+        os.environ["USER"] = f"uid{number}"
+    try:
+        Path.home()
+    except RuntimeError:
+        folder = Path(tempfile.gettempdir()) / f"driftkit-home-{number}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        is_own = folder.lstat().st_uid == number  # else somebody has laid it there, perhaps with files to be read
+        os.environ["HOME"] = str(folder) if is_own else tempfile.mkdtemp(prefix="driftkit-home-")
 
 
 def cache_folder() -> Path:
