@@ -23,7 +23,7 @@ from driftkit.errors import (
     StorageError,
     UsageError,
 )
-from driftkit.runtime.environment import set_thread_defaults, set_user_defaults
+from driftkit.runtime.environment import read_launch, set_thread_defaults, set_user_defaults
 from driftkit.runtime.signals import StoppedError, ending_cleanly, exit_code
 from driftkit.runtime.terminal import replace_unknown_characters, say
 
@@ -53,7 +53,7 @@ class DriftkitGroup(TyperGroup):
             if debug and not hasattr(error, "format_message"):
                 raise
             code, message = explain(error, words)
-            if not (getattr(error, "on_all_ranks", False) and int(os.environ.get("RANK", "0")) > 0):
+            if not (getattr(error, "on_all_ranks", False) and read_launch().rank > 0):
                 say(message)
             result = code
         except StoppedError as stopped:
