@@ -57,7 +57,7 @@ class DriftkitGroup(TyperGroup):
                 say(message)
             result = code
         except StoppedError as stopped:
-            sys.stderr.write(f"stopped by {stopped}; nothing half-written is left, the same command starts over\n")
+            sys.stderr.write(f"stopped by {stopped}; nothing half-written is left; give the same command again\n")
             result = exit_code(stopped.number)
         if standalone:
             sys.stdout.flush()

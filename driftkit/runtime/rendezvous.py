@@ -36,7 +36,7 @@ def meet(launch: Launch, *, timeout_s: float) -> dist.Store:
     try:
         store = _of_this_attempt(_connect(launch, serves=serves, timeout_s=timeout_s), launch)
         keys = [f"driftkit/rank {rank} is here" for rank in range(launch.world_size)]
-        store.set(keys[launch.rank], b"")
+        store.set(keys[launch.rank], "")
 
         def report() -> str | None:
             here = [store.check([key]) for key in keys]

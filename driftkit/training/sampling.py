@@ -13,7 +13,7 @@ from driftkit.encoders.autoencoder import Autoencoder
 from driftkit.errors import ArtifactError, RefusedError, UsageError
 from driftkit.methods.registry import build_sampler
 from driftkit.models.registry import build_network, build_with, to_device
-from driftkit.protocols import Condition, Network, Sampler, SampleRequest
+from driftkit.protocols import UNCONDITIONAL, Condition, Network, Sampler, SampleRequest
 from driftkit.runtime.device import Precision, autocast_dtype, sampling_precision
 from driftkit.runtime.memory import fitting_batch
 from driftkit.runtime.random import image_noise
@@ -102,6 +102,7 @@ def generate(
     batch_size: int = SAMPLE_BATCH,
     device: torch.device | None = None,
     advance: Callable[[int], None] | None = None,
+    keep: Callable[[torch.Tensor], None] | None = None,
 ) -> tuple[torch.Tensor, dict[str, Any]]:
     """Images of a run, uint8 [N, 3, H, W], and the record of how they were made, which `write_samples` stores.
 
@@ -115,7 +116,8 @@ def generate(
         classes, guidance: as `sample_conditions`.
         weights: their name, for example "ema", "ema-0.9995", "raw" or "average:3".
         options: further options of the sampler, for example eta.
-        advance: called with the number of images just made.
+        advance: called after every evaluation of the network with the number of images that it amounts to.
+        keep: called with the images of every batch.
 
     Raises:
         UsageError: a sampler, NFE, option, class or guidance scale that does not fit the run.
@@ -142,6 +144,7 @@ def generate(
         device=device,
         autoencoder=open_autoencoder(config, device, run=run),
         advance=advance,
+        keep=keep,
         source=f"{run.path} at step {checkpoint.step}",
     )
     info = {
@@ -191,6 +194,7 @@ def draw_images(
     device: torch.device,
     autoencoder: Autoencoder | None = None,
     advance: Callable[[int], None] | None = None,
+    keep: Callable[[torch.Tensor], None] | None = None,
     source: str = "the network",
 ) -> Drawn:
     """Images of a network in evaluation mode on the device; the other arguments and the errors are those of `generate`.
@@ -212,6 +216,7 @@ def draw_images(
     recorded = spec.recorded_options(config.objective, steps, {**known, **(options or {})})
     shape = config.data.sample_shape
     dtype = autocast_dtype(precision or config.trainer.precision, device)
+    evaluations = steps or spec.default_nfe(config.objective)
     images, used_nfe = [], 0
     for first in range(0, len(numbers), batch_size):
         indices = numbers[first : first + batch_size]
@@ -224,16 +229,45 @@ def draw_images(
         request = SampleRequest(nfe, step_noise, recorded, condition)
         once = partial(_evaluate, evaluated, noise, condition, device=device, dtype=dtype)
         explained = fitting_batch("sampling", len(indices), once, device=device)
+        progress = _BatchProgress(len(indices), evaluations, advance or (lambda count: None))
         with explained, torch.inference_mode(), sampling_precision(device, dtype):
-            batch, used_nfe = draw(network, noise, request)
+            batch, used_nfe = draw(progress.counted(network), noise, request)
             if autoencoder is not None:
                 batch = autoencoder.to_images(batch)
         if not bool(torch.isfinite(batch).all()):
             raise RefusedError(f"{source} gives images that are not finite; nothing was written")
         images.append(to_uint8(batch).cpu())
-        if advance:
-            advance(len(indices))
+        if keep:
+            keep(images[-1])
+        progress.finish()
     return Drawn(torch.cat(images), spec.name, used_nfe, recorded, str(dtype).removeprefix("torch."))
+
+
+class _BatchProgress:
+    """Reports a batch evaluation by evaluation, as the number of images that they amount to."""
+
+    def __init__(self, images: int, evaluations: int, advance: Callable[[int], None]):
+        self.images, self.evaluations, self.advance = images, evaluations, advance
+        self._done = self._reported = 0
+
+    def counted(self, network: Network) -> Network:
+        """The same network."""
+
+        def evaluate(x: torch.Tensor, t: torch.Tensor, condition: Condition = UNCONDITIONAL) -> torch.Tensor:
+            values = network(x, t, condition)
+            self._done += 1
+            self._report(min(self.images * self._done // self.evaluations, self.images - 1))
+            return values
+
+        return evaluate
+
+    def finish(self) -> None:
+        """The images are there."""
+        self._report(self.images)
+
+    def _report(self, images: int) -> None:
+        self.advance(images - self._reported)
+        self._reported = images
 
 
 def _evaluate(

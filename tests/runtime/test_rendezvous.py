@@ -66,7 +66,7 @@ def test_the_first_signal_ends_the_wait(rank, number, code):
     _, errors = process.communicate(timeout=20)
     assert process.returncode == code
     assert time.monotonic() - began < 5.0  # of which nearly all is Python's own end
-    assert errors == f"stopped by {number.name}; nothing half-written is left, the same command starts over\n"
+    assert errors == f"stopped by {number.name}; nothing half-written is left; give the same command again\n"
 
 
 @pytest.mark.slow
