@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 from rich.panel import Panel
@@ -45,3 +46,36 @@ def test_names_that_stdout_lacks_are_shown_and_come_back_from_json(monkeypatch):
     written.truncate(written.seek(0))
     emit({"name": name}, as_json=True, show=lambda: None)
     assert json.loads(written.getvalue().decode("ascii")) == {"name": name}
+
+
+def test_lines_of_progress_say_how_fast_and_how_long(capsys, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    lines = progress._PlainLines()
+    lines.report("sample", 1000, 5000)  # made by an earlier command: no part of the rate
+    now[0] += 10
+    lines.report("sample", 200, 5000)
+    assert capsys.readouterr().err == "sample: 1,200 of 5,000 images, 20 images/s, 190 s left\n"
+
+
+def test_work_that_stands_still_is_not_silent(capsys, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    lines = progress._PlainLines()
+    lines.report("sample", 0, 64)
+    for _ in range(18):
+        now[0] += 1
+        lines.break_silence()
+    assert capsys.readouterr().err.splitlines() == [f"sample: 0 of 64 images after {n} s" for n in (8, 16)]
+    lines.report("sample", 64, 64)
+    capsys.readouterr()
+    now[0] += 20
+    lines.break_silence()
+    assert capsys.readouterr().err == ""
+
+
+def test_silence_is_broken_while_nobody_reports(capsys, monkeypatch):
+    broken = threading.Event()
+    monkeypatch.setattr(progress._PlainLines, "break_silence", lambda lines: broken.set())
+    with progress_bars():
+        assert broken.wait(30)
