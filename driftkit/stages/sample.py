@@ -99,10 +99,12 @@ def sample(
     place = config.output or folder / f"{digest_json({**request, 'format': form.name})[:12]}{form.suffix}"
     with locked_file(place):
         unfinished = UnfinishedSamples(place, request)
-        if config.output is not None and not unfinished.exists:
+        # While it writes, a sampling has no record, and what is at its output is its own.
+        if config.output is not None and (form.beside(config.output, ".json").exists() or not unfinished.exists):
             _require_replaceable(config.output, form)
             finished = _finished_folder(config.output, form, {**request, "num_images": config.num_images})
             if finished is not None:
+                unfinished.finish()
                 return Samples(config.output, form.beside(config.output, ".png"), finished, finished.num_images)
         # Whole batches, so that every image is made among the same others as without the stop.
         first = min(unfinished.count, config.num_images - 1) // config.batch_size * config.batch_size

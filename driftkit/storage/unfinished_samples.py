@@ -85,7 +85,8 @@ class UnfinishedSamples:
 
     def finish(self) -> None:
         """The output is there: remove what was kept for it."""
-        remove_folder(self.folder)
+        if self.exists:
+            remove_folder(self.folder)
 
     def _part(self, first: int) -> Path:
         return self.folder / f"{first:08d}.safetensors"

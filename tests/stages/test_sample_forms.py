@@ -164,6 +164,28 @@ def test_a_sampling_that_ends_before_its_record_is_made_whole(trained, name):
     assert SampleRecord.read(Path(OUTPUTS[name]).with_suffix(".json")).format == name
 
 
+@pytest.mark.parametrize(("name", "says"), [("png", "10 images were there already"), ("npz", "10 images (ddim")])
+def test_a_sampling_that_ends_behind_its_record_is_finished(trained, name, says):
+    def stop(self):
+        raise StoppedError(signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(UnfinishedSamples, "finish", stop)
+        assert sample(trained / "plain", OUTPUTS[name]).exit_code == 143
+    done = sample(trained / "plain", OUTPUTS[name])
+    assert (done.exit_code, says in done.stdout) == (0, True), done.output
+    assert not list(Path().glob(".*.unfinished"))
+
+
+def test_an_unfinished_sampling_does_not_take_the_record_of_another(trained):
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 8)
+        assert sample(trained / "plain", "s.npz").exit_code == 143
+    assert sample(trained / "plain", "s.safetensors").exit_code == 0
+    refused = sample(trained / "plain", "s.npz")
+    assert (refused.exit_code, "s.json is of samples as safetensors" in refused.stderr) == (2, True)
+
+
 def test_a_finished_folder_is_kept_as_it_is(trained, monkeypatch):
     assert sample(trained / "plain", "p").exit_code == 0
     before = listing(".")
