@@ -23,9 +23,9 @@ from driftkit.errors import (
     StorageError,
     UsageError,
 )
-from driftkit.runtime.environment import set_thread_defaults
+from driftkit.runtime.environment import read_launch, set_thread_defaults, set_user_defaults
 from driftkit.runtime.signals import StoppedError, ending_cleanly, exit_code
-from driftkit.runtime.terminal import say
+from driftkit.runtime.terminal import replace_unknown_characters, say
 
 EXIT_CODES = (
     "Exit codes: 0 ok, 1 failure, 2 usage, 3 data or weights missing or damaged, 4 out of memory or disk, no such "
@@ -54,11 +54,11 @@ class DriftkitGroup(TyperGroup):
             if debug and not hasattr(error, "format_message"):
                 raise
             code, message = explain(error, words)
-            if not (getattr(error, "on_all_ranks", False) and int(os.environ.get("RANK", "0")) > 0):
+            if not (getattr(error, "on_all_ranks", False) and read_launch().rank > 0):
                 say(message)
             result = code
         except StoppedError as stopped:
-            sys.stderr.write(f"stopped by {stopped}; nothing half-written is left, the same command starts over\n")
+            sys.stderr.write(f"stopped by {stopped}; nothing half-written is left; give the same command again\n")
             result = exit_code(stopped.number)
         if standalone:
             sys.stdout.flush()
@@ -216,5 +216,7 @@ def options(
 
 def main() -> None:
     """Entry point of the console script."""
+    replace_unknown_characters()
+    set_user_defaults()
     set_thread_defaults()  # here, since they are read when torch loads
     app()

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 from driftkit.runtime.progress import progress_bars as progress_bars
-from driftkit.runtime.terminal import printable, say
+from driftkit.runtime.terminal import say
 
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print exactly one JSON document on stdout.", show_envvar=False)
@@ -22,7 +22,8 @@ def emit(document: Mapping[str, Any], *, as_json: bool, show: Callable[[], None]
     if as_json:
         from driftkit.storage.json_text import to_json
 
-        sys.stdout.write(to_json(document) + "\n")
+        knows_all = (sys.stdout.encoding or "").lower().startswith("utf")
+        sys.stdout.write(to_json(document, ascii=not knows_all) + "\n")
         sys.stdout.flush()
     else:
         show()
@@ -42,7 +43,7 @@ def facts_table(rows: "Iterable[tuple[str, str]]") -> "Table":
 
 def show_line(line: str) -> None:
     """One line of a result on stdout."""
-    typer.echo(printable(line))
+    say(line, file=sys.stdout)
 
 
 def note(message: str) -> None:

@@ -1,6 +1,5 @@
 """`driftkit train`: one trainer for every method."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +11,7 @@ from driftkit.cli.options import Given, typed_place, with_settings
 from driftkit.cli.output import JsonOption, emit, note, option
 from driftkit.config.layers import preset_names
 from driftkit.methods.registry import DEFAULT_METHOD, METHODS
+from driftkit.runtime.environment import read_launch
 from driftkit.runtime.terminal import open_console
 from driftkit.training.train_config import FILES, TrainConfig
 
@@ -83,7 +83,7 @@ def command(
     )
     folder = output or default_output(resolved)
     if dry_run:
-        if int(os.environ.get("RANK", "0")) > 0:  # torchrun starts the line many times; one prints it
+        if read_launch().rank > 0:  # torchrun starts the line many times; one prints it
             return None
         values = resolved.model_dump(mode="json")
         document: dict[str, Any] = {"output": str(folder), "config": values, "origins": origins}
@@ -112,8 +112,7 @@ def _budget(config: Any, device: str) -> dict[str, Any]:
     from driftkit.training.budget import training_budget
 
     try:
-        ranks = int(os.environ.get("WORLD_SIZE", "1"))
-        return {"budget": training_budget(config, ranks=ranks, device=planned_device(device))}
+        return {"budget": training_budget(config, ranks=read_launch().world_size, device=planned_device(device))}
     except ArtifactError as error:  # the encoder of a pipeline whose earlier stage has not run
         return {"budget": None, "budget_unknown": str(error)}
 

@@ -11,6 +11,8 @@ from driftkit.config.settings import OnResume
 if TYPE_CHECKING:
     from torch import nn
 
+MIN_SIZE = 8  # of images, in pixels
+
 
 class NetworkConfig(BaseModel):
     """Shape of a network. `kind` names its row of `MODELS`; a subclass narrows it to that word."""
@@ -35,6 +37,13 @@ class GeneratorNetworkConfig(NetworkConfig):
     )
     style_tokens: int = Field(0, ge=0, le=1024, description="style codes of an image, drawn like noise; 0: none")
     style_codes: int = Field(64, ge=2, le=65_536, description="values that each style code may take")
+
+
+def divisible_sizes(image_size: int, factor: int, *, latents: bool = False) -> str:
+    """What to use instead of an image size that `factor` does not divide: the nearest that it does, for messages."""
+    sizes = [size for size in (image_size // factor * factor, -(-image_size // factor) * factor) if size >= MIN_SIZE]
+    nearest = " or ".join(map(str, sorted(sizes, key=lambda size: (abs(size - image_size), -size))))
+    return f"use {'images with latents of side' if latents else '`data.image_size`'} {nearest}"
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch import nn
 
 from driftkit.config.settings import OnResume
 from driftkit.models.blocks import ResBlock, in_layout_of
-from driftkit.models.contract import Model, NetworkConfig, register
+from driftkit.models.contract import Model, NetworkConfig, divisible_sizes, register
 
 Blocks = Annotated[int, Field(ge=1, le=256)]
 
@@ -35,7 +35,7 @@ class MAEResNetConfig(NetworkConfig):
     def check_image_size(self, image_size: int) -> None:
         """Raise ValueError when three halvings of `image_size` do not come out even."""
         if image_size % 8 or image_size < 8:
-            raise ValueError(f"image size {image_size} cannot be halved three times: use a multiple of 8")
+            raise ValueError(f"image size {image_size} cannot be halved three times: {divisible_sizes(image_size, 8)}")
 
 
 class MAEResNet(nn.Module):

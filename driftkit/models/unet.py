@@ -17,7 +17,7 @@ from driftkit.models.blocks import (
     zero_initialised,
 )
 from driftkit.models.conditioning import ConditionEmbedding
-from driftkit.models.contract import GeneratorNetworkConfig, Model, register
+from driftkit.models.contract import GeneratorNetworkConfig, Model, divisible_sizes, register
 from driftkit.protocols import UNCONDITIONAL, Condition
 
 MAX_MULTIPLIER = 64
@@ -62,7 +62,7 @@ class UNetConfig(GeneratorNetworkConfig):
             patches = f"in patches of {self.patch_size} pixels " if self.patch_size > 1 else ""
             raise ValueError(
                 f"image size {image_size} {patches}cannot be halved {halvings} times: "
-                f"use a multiple of {factor}, or fewer model.channel_multipliers"
+                f"{divisible_sizes(image_size, factor, latents=self.channels != 3)}, or fewer model.channel_multipliers"
             )
 
 

@@ -1,13 +1,20 @@
-"""What the environment decides: threads, which OpenMP reads about when torch loads, and the folder of caches."""
+"""What the environment decides: threads, which OpenMP reads about when torch loads, folders of user and caches, and
+the place of this process among others.
+"""
 
+import getpass
 import math
 import os
+import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from driftkit.errors import UsageError
 
 CGROUP = Path("/sys/fs/cgroup")
 CACHE_VARIABLE = "DRIFTKIT_CACHE"
+LAUNCH_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+LAUNCH_FIX = "start all processes by torchrun, or unset RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT and LOCAL_RANK"
 
 
 def usable_cpus(cgroup: Path = CGROUP) -> int:
@@ -43,14 +50,74 @@ def set_thread_defaults() -> None:
         os.environ.setdefault("OMP_NUM_THREADS", str(usable_cpus()))
 
 
-def cache_folder() -> Path:
-    """$DRIFTKIT_CACHE, else driftkit/ in $XDG_CACHE_HOME or ~/.cache. Not made here.
+def set_user_defaults() -> None:
+    """Name a home folder and a user where the system knows none, as for any user number in a container.
 
-    Raises UsageError where neither variable is set and nobody knows the home folder.
+    Python, torch and the hub's client look for both, and some fail without. The home folder is in the temporary one and
+    this user's own.
     """
+    number = os.getuid() if hasattr(os, "getuid") else 0
+    try:
+        getpass.getuser()
+    except (KeyError, OSError, ImportError):
+        os.environ["USER"] = f"uid{number}"
+    try:
+        Path.home()
+    except RuntimeError:
+        folder = Path(tempfile.gettempdir()) / f"driftkit-home-{number}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        is_own = folder.lstat().st_uid == number  # else somebody has laid it there, perhaps with files to be read
+        os.environ["HOME"] = str(folder) if is_own else tempfile.mkdtemp(prefix="driftkit-home-")
+
+
+def cache_folder() -> Path:
+    """$DRIFTKIT_CACHE, else driftkit/ in $XDG_CACHE_HOME or ~/.cache. Not made here."""
     if named := os.environ.get(CACHE_VARIABLE):
         return Path(named)
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "driftkit"
-    except RuntimeError:
-        raise UsageError(f"there is no home folder for caches; set {CACHE_VARIABLE} or HOME") from None
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "driftkit"
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What a launcher such as torchrun says of this process by environment variables; alone without it."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0  # among the processes of this machine
+    address: str = ""  # where the processes meet
+    port: int = 0
+
+
+def read_launch() -> Launch:
+    """The place of this process among those that were started together.
+
+    Raises:
+        UsageError: RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are set in part, or one does not fit.
+    """
+    local_rank = _variable("LOCAL_RANK", 0) if "LOCAL_RANK" in os.environ else 0
+    if "RANK" not in os.environ and "WORLD_SIZE" not in os.environ:
+        return Launch(local_rank=local_rank)
+    world_size = _variable("WORLD_SIZE", 1)
+    rank = _variable("RANK", 0, world_size - 1)
+    if world_size == 1:
+        return Launch(local_rank=local_rank)
+    return Launch(rank, world_size, local_rank, _text("MASTER_ADDR"), _variable("MASTER_PORT", 1, 65535))
+
+
+def _variable(name: str, least: int, most: int | None = None) -> int:
+    """A number in a variable of the launcher."""
+    text = _text(name)
+    number = int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else -1
+    if number < least or (most is not None and number > most):
+        limits = f"of at least {least}" if most is None else f"from {least} to {most}"
+        known = f" with WORLD_SIZE={os.environ['WORLD_SIZE']}" if name == "RANK" else ""
+        raise UsageError(f"{name}={text!r:.40}{known}: expected a whole number {limits}; {LAUNCH_FIX}")
+    return number
+
+
+def _text(name: str) -> str:
+    if not (text := os.environ.get(name, "").strip()):
+        state = "empty" if name in os.environ else "not set"
+        others = ", ".join(f"{key}={os.environ[key]!r:.40}" for key in LAUNCH_VARIABLES if os.environ.get(key))
+        raise UsageError(f"{name} is {state}{f', although there is {others}' if others else ''}; {LAUNCH_FIX}")
+    return text

@@ -17,6 +17,8 @@ import torch
 import torch.distributed as dist
 
 from driftkit.errors import DriftkitError, LostRankError, RefusedError
+from driftkit.runtime.environment import read_launch
+from driftkit.runtime.rendezvous import meet
 
 Result = TypeVar("Result")
 NAME_BYTES = 96
@@ -26,7 +28,7 @@ DEFAULT_TIMEOUT_S = 7200.0  # longer than the slowest download that is let go on
 
 def local_rank() -> int:
     """Number of this process among those of its machine, from torchrun's variable; 0 without it."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
+    return read_launch().local_rank
 
 
 @dataclass
@@ -91,9 +93,14 @@ class Ranks:
 
     @classmethod
     def start(cls, *, device_type: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> "Ranks":
-        """Join the group that torchrun's variables describe, or be a world of one without them."""
-        world_size = int(os.environ.get("WORLD_SIZE", "1"))
-        if world_size == 1:
+        """Join the group that torchrun's variables describe, or be a world of one without them.
+
+        Raises:
+            UsageError: the variables do not fit.
+            LostRankError: other processes did not come within `timeout_s`.
+        """
+        launch = read_launch()
+        if launch.world_size == 1:
             return cls()
         if not dist.is_initialized():
             backend, device = "gloo", None
@@ -101,10 +108,9 @@ class Ranks:
                 # Features, flags and scores of hosts travel as CPU tensors, which NCCL does not know.
                 backend, device = "cpu:gloo,cuda:nccl", torch.device("cuda", local_rank())
                 torch.cuda.set_device(device)  # else every rank's first collective would start on GPU 0
-            timeout = datetime.timedelta(seconds=timeout_s)
             dist.init_process_group(
-                backend, timeout=timeout, device_id=device, store=_own_store(timeout), rank=int(os.environ["RANK"]),
-                world_size=world_size,
+                backend, timeout=datetime.timedelta(seconds=timeout_s), device_id=device,
+                store=meet(launch, timeout_s=timeout_s), rank=launch.rank, world_size=launch.world_size,
             )  # fmt: skip
         group = dist.new_group(timeout=datetime.timedelta(seconds=timeout_s)) if device_type == "cuda" else None
         assert not isinstance(group, int)  # which would mean that this rank is not in it
@@ -275,18 +281,6 @@ def together(work: Callable[[], Result], ranks: Ranks) -> Result:
         kind = RefusedError if worst == 1 else DriftkitError
         raise kind("another process of this command failed; its message says why")
     return result
-
-
-def _own_store(timeout: datetime.timedelta) -> dist.Store:
-    """The store in which the ranks of this attempt find one another.
-
-    On one machine torchrun gives restarted ranks the same store, with the addresses of the dead in it. On several
-    machines it makes a new one, and its counts of restarts differ between them.
-    """
-    store, *_ = next(iter(dist.rendezvous("env://", timeout=timeout)))
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    alone = os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]
-    return dist.PrefixStore(f"attempt {attempt}", store) if alone else store
 
 
 def _is_from_collective(error: RuntimeError) -> bool:

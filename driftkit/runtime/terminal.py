@@ -1,5 +1,6 @@
 """Names and messages of others on a terminal: shown, and never obeyed."""
 
+import io
 import re
 import sys
 from typing import TYPE_CHECKING, Any, TextIO
@@ -14,6 +15,16 @@ _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud
 def printable(text: str) -> str:
     """The text with control characters, among them escape sequences and bytes of no encoding, in Python's notation."""
     return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def replace_unknown_characters() -> None:
+    """Let stdout show "?" for a character that its encoding lacks, as under LANG=C, instead of failing at it.
+
+    Another way that the user has chosen by PYTHONIOENCODING stays.
+    """
+    stream = sys.stdout
+    if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+        stream.reconfigure(errors="replace")
 
 
 def say(line: str, *, file: TextIO | None = None) -> None:

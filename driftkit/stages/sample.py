@@ -1,9 +1,10 @@
-"""Sampling: from a run to a samples file."""
+"""Sampling: from a run to a file or folder of samples."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -11,11 +12,15 @@ from driftkit.config.places import EXPANDED
 from driftkit.config.sampling_config import SAMPLING, SamplingConfig
 from driftkit.config.settings import Option
 from driftkit.errors import UsageError
+from driftkit.runtime.signals import StoppedError
 
 if TYPE_CHECKING:  # torch is loaded when images are made, not for --help
-    from driftkit.storage.images import SampleSet
+    from driftkit.storage.records import SampleRecord
+    from driftkit.storage.run_folder import Run
+    from driftkit.storage.sample_forms import SampleForm
 
 FILES = "Where it goes"
+OTHER_THINGS = "expected a new or empty folder, got one with other files; give another"
 
 
 class SampleConfig(SamplingConfig):
@@ -31,60 +36,175 @@ class SampleConfig(SamplingConfig):
     )
     device: Annotated[str, Option(SAMPLING)] = Field("auto", description="auto, cpu or cuda")
     output: Annotated[Path | None, EXPANDED, Option(FILES, ("--output", "-o"), default="in RUN/samples")] = Field(
-        None, description="safetensors file; JSON and PNG go next to it"
+        None, description="file, or folder of PNGs; the JSON record and a PNG grid go next to it"
+    )
+    format: Annotated[
+        Literal["safetensors", "png", "npz", "zip"] | None, Option(FILES, default="by the suffix of --output")
+    ] = Field(
+        None,
+        description="safetensors; png: a folder of PNGs, and without a suffix; npz: arr_0 [N,H,W,3]; zip: of PNGs",
     )
 
 
+@dataclass(frozen=True)
+class Samples:
+    """What was written, and where."""
+
+    path: Path
+    grid: Path
+    record: "SampleRecord"
+    kept: int  # images that an earlier command had made
+
+
 def sample(
-    path: Path, config: SampleConfig, *, report: Callable[[str, int, int], None] = lambda task, done, total: None
-) -> "SampleSet":
-    """Generate images with the run in a folder, and write them: safetensors, JSON record and PNG grid.
+    path: Path,
+    config: SampleConfig,
+    *,
+    report: Callable[[str, int, int], None] = lambda task, done, total: None,
+    notify: Callable[[str], None] = lambda line: None,
+) -> Samples:
+    """Generate images with the run in a folder, and write them with a JSON record and a PNG grid.
+
+    A sampling that was stopped or killed goes on where it was, where the same is asked of the same output.
 
     Args:
-        report: called with "sampling", the number of images just made, and their total.
+        report: called with "sampling" or "writing", the number of images just made or written, and their total.
+        notify: called with lines that a user should see while it runs.
 
     Raises:
-        UsageError: a sampler, NFE, option, class, guidance scale or output that does not fit.
+        UsageError: a sampler, NFE, option, class, guidance scale or output that does not fit, or an output that holds
+            something else.
         ArtifactError: the run or its checkpoint is absent or damaged.
         RefusedError: the network gave values that are not finite.
     """
     from driftkit.runtime.device import resolve_device
+    from driftkit.storage.files import digest_json
     from driftkit.storage.images import write_samples
+    from driftkit.storage.lock import locked_file
     from driftkit.storage.run_folder import Run
-    from driftkit.storage.writable import require_replaceable, require_writable
-    from driftkit.training.conditions import conditions_file_label
+    from driftkit.storage.sample_forms import sample_form
+    from driftkit.storage.unfinished_samples import UnfinishedSamples
+    from driftkit.storage.writable import require_writable
     from driftkit.training.sampling import conditions_of, generate
 
-    if config.output is not None and config.output.suffix != ".safetensors":
-        raise UsageError(f"`output` {config.output}: expected a name that ends in .safetensors")
+    form = sample_form(config.output, config.format)
     device = resolve_device(config.device)
     run = Run.open(path)
-    require_writable(config.output or run.path / "samples" / "samples.safetensors", "`output`")
-    if config.output is not None:
-        require_replaceable(config.output, "`output`", "samples")
     asked: dict[str, Any] = {"classes": config.classes, "guidance": config.guidance}
     labels = conditions_of(run, nfe=config.nfe, **asked).labels(range(config.num_images))
-    images, info = generate(
-        run,
-        num_images=config.num_images,
-        sampler=config.sampler,
-        nfe=config.nfe,
-        **asked,
-        seed=config.seed,
-        weights=config.weights,
-        step=config.step,
-        options=config.model_extra,
-        precision=config.precision,
-        batch_size=config.batch_size,
-        device=device,
-        advance=lambda count: report("sampling", count, config.num_images),
-    )
-    output = config.output
-    if output is None:
-        chosen = "".join(f"-{key}{value}" for key, value in sorted(info["sampler_options"].items()))
-        chosen += conditions_file_label(info["asked_classes"], info["guidance"])
-        label = f"{info['sampler']}{chosen}-nfe{info['nfe']}-{info['weights']}-step{info['step']}"
-        label += f"-seed{info['seed']}-n{len(images)}"
-        label += "" if info["precision"] == "float32" else f"-{info['precision']}"
-        output = run.path / "samples" / f"{re.sub(r'[^A-Za-z0-9.-]+', '-', label)}.safetensors"
-    return write_samples(output, images, info, labels)
+    request = _request(run, config)
+    folder = run.path / "samples"
+    fills_folder = config.output is not None and not form.suffix
+    require_writable(config.output or folder / "samples.safetensors", "`output`", folder=fills_folder)
+    # What the name of a default output is follows from the images.
+    place = config.output or folder / f"{digest_json({**request, 'format': form.name})[:12]}{form.suffix}"
+    with locked_file(place):
+        unfinished = UnfinishedSamples(place, request)
+        # While it writes, a sampling has no record, and what is at its output is its own.
+        if config.output is not None and (form.beside(config.output, ".json").exists() or not unfinished.exists):
+            _require_replaceable(config.output, form)
+            finished = _finished_folder(config.output, form, {**request, "num_images": config.num_images})
+            if finished is not None:
+                unfinished.finish()
+                return Samples(config.output, form.beside(config.output, ".png"), finished, finished.num_images)
+        # Whole batches, so that every image is made among the same others as without the stop.
+        first = min(unfinished.count, config.num_images - 1) // config.batch_size * config.batch_size
+        if first:
+            notify(f"{place}: {first:,} of {config.num_images:,} images are there")
+        report("sampling", first, config.num_images)
+        unfinished.begin(first)
+        try:
+            _, info = generate(
+                run,
+                num_images=config.num_images - first,
+                first_image=first,
+                sampler=config.sampler,
+                nfe=config.nfe,
+                **asked,
+                seed=config.seed,
+                weights=config.weights,
+                step=config.step,
+                options=config.model_extra,
+                precision=config.precision,
+                batch_size=config.batch_size,
+                device=device,
+                advance=lambda count: report("sampling", count, config.num_images),
+                keep=unfinished.add,
+            )
+        except StoppedError:
+            unfinished.save()
+            if unfinished.count:
+                notify(f"{place}: {unfinished.count:,} of {config.num_images:,} images are kept for the same command")
+            raise
+        info |= {"num_images": config.num_images, "request": request}
+        output = config.output or folder / f"{_label(info, form)}{form.suffix}"
+        _require_samples_alone(output, form, config.num_images, labelled=labels is not None)
+        unfinished.mark()
+        written = write_samples(
+            output, unfinished.images(), info, labels, form=form,
+            advance=lambda count: report("writing", count, config.num_images),
+        )  # fmt: skip
+        unfinished.finish()
+    return Samples(output, form.beside(output, ".png"), written.record, first)
+
+
+def _request(run: "Run", config: SampleConfig) -> dict[str, Any]:
+    """The settings that decide image i, as JSON data: neither where and how fast it is made, nor how many others."""
+    asked = config.model_dump(mode="json", exclude={"num_images", "batch_size", "device", "output", "format"})
+    return {**asked, "step": run.checkpoint(config.step).step, "run id": run.manifest().id}
+
+
+def _require_replaceable(output: Path, form: "SampleForm") -> None:
+    """Refuse, by a UsageError, to write over anything but earlier samples in the same form."""
+    from driftkit.storage.records import SampleRecord
+    from driftkit.storage.writable import require_replaceable
+
+    record = form.beside(output, ".json")
+    require_replaceable(output if form.suffix else record, "`output`", "samples")
+    if record.exists() and (other := SampleRecord.read(record).format) != form.name:
+        raise UsageError(f"`output` {output}: {record} is of samples as {other}; give another name")
+
+
+def _finished_folder(output: Path, form: "SampleForm", request: Mapping[str, Any]) -> "SampleRecord | None":
+    """The record of a folder that holds just what is asked for; None where a folder may be made, or a file is.
+
+    Raises UsageError where the folder holds other samples: those in a file are replaced, as many files never are.
+    """
+    from driftkit.storage.records import SampleRecord
+    from driftkit.storage.unfinished_samples import differences
+
+    if not _is_filled(output, form):
+        return None
+    record_path = form.beside(output, ".json")
+    if not record_path.is_file():
+        raise UsageError(f"`output` {output}: {OTHER_THINGS}")
+    record = SampleRecord.read(record_path)
+    _require_samples_alone(output, form, record.num_images, labelled=bool(record.classes))
+    if different := differences({**record.request, "num_images": record.num_images}, request):
+        raise UsageError(f"`output` {output} holds samples of other settings ({different}); give another `output`")
+    return record
+
+
+def _require_samples_alone(output: Path, form: "SampleForm", count: int, *, labelled: bool) -> None:
+    """Refuse, by a UsageError, a folder in which there is anything but so many samples."""
+    from driftkit.storage.sample_forms import holds_samples
+
+    if _is_filled(output, form) and not holds_samples(output, count, labelled=labelled):
+        raise UsageError(f"`output` {output}: {OTHER_THINGS}")
+
+
+def _is_filled(output: Path, form: "SampleForm") -> bool:
+    return not form.suffix and output.is_dir() and any(output.iterdir())
+
+
+def _label(info: Mapping[str, Any], form: "SampleForm") -> str:
+    """Name of samples in the folder of their run, which tells how they were made."""
+    from driftkit.training.conditions import conditions_file_label
+
+    chosen = "".join(f"-{key}{value}" for key, value in sorted(info["sampler_options"].items()))
+    chosen += conditions_file_label(info["asked_classes"], info["guidance"])
+    label = f"{info['sampler']}{chosen}-nfe{info['nfe']}-{info['weights']}-step{info['step']}"
+    label += f"-seed{info['seed']}-n{info['num_images']}"
+    label += "" if info["precision"] == "float32" else f"-{info['precision']}"
+    label += "" if form.suffix == ".safetensors" else f"-{form.name}"  # each form has a record of its own
+    return re.sub(r"[^A-Za-z0-9.-]+", "-", label)

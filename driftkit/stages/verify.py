@@ -23,8 +23,19 @@ from driftkit.storage.files import read_json, read_tensors, sha256_file, state_d
 from driftkit.storage.images import read_samples
 from driftkit.storage.json_text import from_json
 from driftkit.storage.lock import holder_of, is_lock
-from driftkit.storage.records import NoteKind, Problem, ProblemKind, Record, RunManifest, Verification, VerificationNote
+from driftkit.storage.records import (
+    NoteKind,
+    Problem,
+    ProblemKind,
+    Record,
+    RunManifest,
+    SampleRecord,
+    Verification,
+    VerificationNote,
+)
 from driftkit.storage.run_folder import CHECKPOINTS, METRICS_FILE, Checkpoint, Run, checkpoints_in, metric_record
+from driftkit.storage.sample_forms import FORMS
+from driftkit.storage.unfinished_samples import SUFFIX as UNFINISHED
 
 NAMED = 3  # unknown files of a folder that are named
 CHECKPOINT_FILES = {"ema.safetensors", "raw.safetensors", "optimizer.safetensors", "state.json"}
@@ -121,9 +132,11 @@ class _Verifier:
                 self.leftover(path)
             elif is_lock(path) or (path.name == "README.md" and "model.json" in holds):
                 continue
-            elif path.is_dir():
+            elif path.name.endswith(UNFINISHED) and path.is_dir():
+                self.note(path, "unfinished", "images of a sampling: the same command goes on behind them")
+            elif path.is_dir() and not _is_of_samples(path):
                 self.folder(path)
-            elif not self.file(path):
+            elif not path.is_dir() and not self.file(path):
                 unknown.append(path.name)
         if unknown:
             more = f" and {len(unknown) - NAMED} more" if len(unknown) > NAMED else ""
@@ -138,8 +151,8 @@ class _Verifier:
             self.json(path)
         elif path.suffix == ".png":
             self.picture(path)
-        else:
-            return path.suffix == ".json"  # checked with the tensors that it describes
+        else:  # checked with the tensors or the record
+            return path.suffix == ".json" or (path.suffix in (".npz", ".zip") and _is_of_samples(path))
         return True
 
     def leftover(self, path: Path) -> None:
@@ -167,6 +180,11 @@ class _Verifier:
             return None
         if not isinstance(kind, str):
             self.note(path, "unknown", "a JSON document that driftkit did not write")
+        elif kind == "samples" and document.get("format", "safetensors") != "safetensors":
+            samples = SampleRecord.of(document, path)
+            content = path.with_suffix(FORMS[samples.format].suffix)
+            if self.passes(lambda: require_checksum(content, samples.sha256, num_bytes=samples.bytes), content, kind):
+                self.good(kind, samples.bytes)
         elif kind in ("pack", "samples"):
             self.problem(path.with_suffix(".safetensors"), "missing", f"is not there, next to {path.name}", fix)
         else:
@@ -335,6 +353,16 @@ def _saved(run: Path) -> tuple[RunManifest | None, list[Checkpoint]]:
     except ArtifactError:
         return None, checkpoints_in(run, None)
     return manifest, checkpoints_in(run, manifest.id)
+
+
+def _is_of_samples(path: Path) -> bool:
+    """Whether a record beside it says that a folder or file is of samples."""
+    for form in FORMS.values():
+        record = form.beside(path, ".json")
+        if form.suffix == ("" if path.is_dir() else path.suffix) and record.is_file():
+            with contextlib.suppress(ArtifactError):  # reported as a file
+                return SampleRecord.read(record).format == form.name
+    return False
 
 
 def _is_export(folder: Path) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 from driftkit.errors import ArtifactError, NotFoundError
 from driftkit.storage.atomic import is_temporary
-from driftkit.storage.files import sha256_file
+from driftkit.storage.files import sha256, sha256_file
 
 CHECKSUM_FILE = "SHA256SUMS"
 MAX_CHECKSUM_BYTES = 2**20
@@ -17,15 +17,21 @@ _LINE = re.compile(r"([0-9a-f]{64}) [ *]([^/\\\0]+)")
 
 
 def file_record(path: Path) -> dict[str, Any]:
-    """What a record says of a file: `sha256` and `bytes`."""
+    """What a record says of a file, or of a folder of files: `sha256` and `bytes`."""
+    if path.is_dir():
+        listed = _checksum_lines(path)
+        return {"sha256": sha256(listed.encode()), "bytes": sum(file.stat().st_size for file in path.iterdir())}
     return {"sha256": sha256_file(path), "bytes": path.stat().st_size}
 
 
 def write_checksums(folder: Path) -> None:
     """List all files of a folder; for folders that are written under a temporary name."""
+    (folder / CHECKSUM_FILE).write_text(_checksum_lines(folder))
+
+
+def _checksum_lines(folder: Path) -> str:
     files = sorted(p for p in folder.iterdir() if p.name != CHECKSUM_FILE and not is_temporary(p))
-    lines = [f"{sha256_file(path)}  {path.name}\n" for path in files]
-    (folder / CHECKSUM_FILE).write_text("".join(lines))
+    return "".join(f"{sha256_file(path)}  {path.name}\n" for path in files)
 
 
 def read_checksums(folder: Path) -> dict[str, str]:
@@ -50,7 +56,7 @@ def read_checksums(folder: Path) -> dict[str, str]:
 
 
 def require_checksum(path: Path, expected: str, *, num_bytes: int | None = None) -> None:
-    """Compare a file with the hex sha256, and the size where that is known, that it was written with.
+    """Compare a file, or a folder of files, with the hex sha256 and, where that is known, the size of its record.
 
     Raises:
         NotFoundError: the file is absent.
@@ -58,10 +64,10 @@ def require_checksum(path: Path, expected: str, *, num_bytes: int | None = None)
     """
     try:
         size = path.stat().st_size
-        if num_bytes is not None and size != num_bytes:
+        if num_bytes is not None and size != num_bytes and not path.is_dir():
             state = "cut off" if size < num_bytes else "changed"
             raise ArtifactError(f"{path} is {state}: it has {size:,} bytes and was written with {num_bytes:,}")
-        got = sha256_file(path)
+        got = file_record(path)["sha256"]
     except FileNotFoundError:
         raise NotFoundError(f"{path} is not there") from None
     except OSError as error:

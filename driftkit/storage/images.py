@@ -13,9 +13,10 @@ from torchvision.utils import make_grid
 from driftkit.errors import ArtifactError
 from driftkit.storage.atomic import atomic_path
 from driftkit.storage.checksums import file_record, require_checksum
-from driftkit.storage.files import read_tensors, write_tensors
+from driftkit.storage.files import read_tensors
 from driftkit.storage.lock import locked_file
 from driftkit.storage.records import SampleRecord
+from driftkit.storage.sample_forms import FORMS, Advance, SampleForm
 
 MIN_TILE = 64  # pixels to which small images are enlarged in a grid
 GRID_COLUMNS, GRID_IMAGES, MAX_CLASS_ROWS = 8, 64, 10
@@ -73,19 +74,26 @@ class SampleSet:
 
 
 def write_samples(
-    path: Path, images: torch.Tensor, info: Mapping[str, Any], labels: torch.Tensor | None = None
+    path: Path,
+    images: torch.Tensor,
+    info: Mapping[str, Any],
+    labels: torch.Tensor | None = None,
+    *,
+    form: SampleForm = FORMS["safetensors"],
+    advance: Advance = lambda count: None,
 ) -> SampleSet:
-    """Write `path` (.safetensors), its `SampleRecord` next to it and a PNG grid of the first images, uncurated.
+    """Write `path` in a form, its `SampleRecord` next to it and a PNG grid of the first images, uncurated.
 
-    The grid has 64 images, or with labels a row per class; see `class_rows`.
+    The grid has 64 images, or with labels a row per class; see `class_rows`. The record comes last.
     """
+    record_path = form.beside(path, ".json")
     with locked_file(path):
-        path.with_suffix(".json").unlink(missing_ok=True)  # an old record must never stand next to new images
-        write_tensors(path, {"images": images, **({} if labels is None else {"labels": labels})})
+        record_path.unlink(missing_ok=True)  # an old record must never stand next to new images
+        form.write(path, images, labels, advance)
         shown = images[:GRID_IMAGES] if labels is None else class_rows(images, labels)
-        save_grid(path.with_suffix(".png"), shown, columns=GRID_COLUMNS)
-        record = SampleRecord(**{**info, **file_record(path)})
-        record.write(path.with_suffix(".json"))
+        save_grid(form.beside(path, ".png"), shown, columns=GRID_COLUMNS)
+        record = SampleRecord(**{**info, "format": form.name, **file_record(path)})
+        record.write(record_path)
     return SampleSet(path, images, record, labels)
 
 
@@ -99,7 +107,7 @@ def class_rows(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def read_samples(path: Path) -> SampleSet:
-    """Open what `write_samples` wrote.
+    """Open what `write_samples` wrote as safetensors.
 
     Raises:
         ArtifactError: no such file, no `images` of uint8 [N, 3, H, W] or other `labels` than int64 [N] in it, damaged,

@@ -8,16 +8,19 @@ from typing import Any
 _ESCAPED = re.compile("[\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
-def to_json(document: Any) -> str:
+def to_json(document: Any, *, ascii: bool = False) -> str:
     """Indented JSON as text that any file and any terminal takes.
 
     Control characters beyond JSON's own, marks that turn the direction of text around, and the lone surrogates that
     stand for bytes in file names that are no UTF-8, are escaped; all come back as they were.
 
+    Args:
+        ascii: escape everything beyond ASCII.
+
     Raises:
         ValueError: a number is not finite.
     """
-    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(document, indent=2, ensure_ascii=ascii, allow_nan=False)
     return _ESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 

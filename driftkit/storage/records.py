@@ -174,8 +174,10 @@ class SampleRecord(Record):
     data: str | None = Field(None, description="spec of the training images")
     encoder: str | None = Field(None, description="name of the training encoder")
     precision: str | None = Field(None, description="number format of the network")
-    sha256: str = Field(description="of the safetensors file")
-    bytes: int = Field(description="size of the safetensors file")
+    format: Literal["safetensors", "png", "npz", "zip"] = "safetensors"
+    request: dict[str, Any] = Field({}, description="settings that decide the images")
+    sha256: str = Field(description="of the file; of a folder, of the checksums and names of its files in lines")
+    bytes: int = Field(description="size of the file, or of the files of the folder together")
 
 
 ProblemKind = Literal["damaged", "missing", "swapped", "future"]

@@ -115,8 +115,8 @@ def _require_same_config(run: Run, config: TrainConfig) -> list[str]:
             different.append(f"`{key}` was {before!r} and is {now!r} now{why}")
     if different:
         raise UsageError(
-            f"{run.path} holds a run with another config ({'; '.join(different[:3])}); give another `output`, where "
-            "`init_from` starts new training from its weights"
+            f"{run.path} holds a run with another config ({'; '.join(different[:3])}); to train with the new settings, "
+            f"give another `output`, and `init_from` {run.path} to start from its weights"
         )
     return moved
 

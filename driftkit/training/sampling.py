@@ -103,6 +103,7 @@ def generate(
     batch_size: int = SAMPLE_BATCH,
     device: torch.device | None = None,
     advance: Callable[[int], None] | None = None,
+    keep: Callable[[torch.Tensor], None] | None = None,
 ) -> tuple[torch.Tensor, dict[str, Any]]:
     """Images of a run, uint8 [N, 3, H, W], and the record of how they were made, which `write_samples` stores.
 
@@ -117,6 +118,7 @@ def generate(
         weights: their name, for example "ema", "ema-0.9995", "raw" or "average:3".
         options: further options of the sampler, for example eta.
         advance: called with the number of images just made; within a batch by the evaluations made.
+        keep: called with the images of every batch.
 
     Raises:
         UsageError: a sampler, NFE, option, class or guidance scale that does not fit the run.
@@ -144,6 +146,7 @@ def generate(
         device=device,
         autoencoder=open_autoencoder(config, device, run=run),
         advance=advance,
+        keep=keep,
         source=f"{run.path} at step {checkpoint.step}",
     )
     info = {
@@ -218,6 +221,7 @@ def draw_images(
     device: torch.device,
     autoencoder: Autoencoder | None = None,
     advance: Callable[[int], None] | None = None,
+    keep: Callable[[torch.Tensor], None] | None = None,
     source: str = "the network",
 ) -> Drawn:
     """Images of a network in evaluation mode on the device; the other arguments and the errors are those of `generate`.
@@ -261,6 +265,8 @@ def draw_images(
         if not bool(torch.isfinite(batch).all()):
             raise RefusedError(f"{source} gives images that are not finite; nothing was written")
         images.append(to_uint8(batch).cpu())
+        if keep:
+            keep(images[-1])
         counted.tell(first + len(indices))
     return Drawn(torch.cat(images), spec.name, used_nfe, recorded, str(dtype).removeprefix("torch."))
 

@@ -96,7 +96,7 @@ TRAIN = [
     Case("train-image-size-negative", f"{TINY} --image-size=-8", 2, ["--image-size", "8", "'-8'"]),
     Case("train-image-size-no-number", f"{TINY} --image-size big", 2, ["--image-size", "big"]),
     Case("train-image-size-of-a-pack", f"{TINY} --image-size 16", 3, ["8x8", "16x16", "driftkit data"]),
-    Case("train-image-size-odd", f"{TINY} -d {{odd}}", 2, ["9", "model.channel_multipliers"]),
+    Case("train-image-size-odd", f"{TINY} -d {{odd}}", 2, ["9", "--image-size 10 or 8", "model.channel_multipliers"]),
     Case("train-images-not-square", f"{TINY} -d {{wide}}", 3, ["16x8"]),
     Case("train-steps-negative", f"{TINY} --steps=-1", 2, ["--steps", "0", "'-1'"]),
     Case("train-steps-no-number", f"{TINY} --steps 1e3", 2, ["--steps", "1e3"]),

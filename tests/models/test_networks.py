@@ -1,5 +1,6 @@
 """Shapes, sizes and initial behaviour of the networks."""
 
+import re
 import subprocess
 import sys
 
@@ -56,11 +57,19 @@ def test_the_output_is_computed_in_float32_under_autocast():
     assert network.to("meta")(x.to("meta"), t.to("meta")).shape == x.shape
 
 
-def test_sizes_that_cannot_be_halved_are_refused():
-    with pytest.raises(ValueError, match="multiple of 8"):
-        UNet(UNetConfig(), image_size=20)
-    with pytest.raises(ValueError, match="multiple of 8"):
-        MAEResNetConfig().check_image_size(12)
+@pytest.mark.parametrize(
+    ("config", "size", "says"),
+    [
+        (UNetConfig(), 20, "cannot be halved 3 times: use `data.image_size` 24 or 16, or fewer model.channel_mult"),
+        (UNetConfig(channel_multipliers=(1, 2, 2)), 30, "halved 2 times: use `data.image_size` 32 or 28"),
+        (UNetConfig(patch_size=3, channel_multipliers=(1, 2)), 10, "use `data.image_size` 12, or"),
+        (UNetConfig(channels=4), 30, "use images with latents of side 32 or 24"),
+        (MAEResNetConfig(), 12, "three times: use `data.image_size` 16 or 8"),
+    ],
+)
+def test_sizes_that_cannot_be_halved_name_the_nearest_that_can(config, size, says):
+    with pytest.raises(UsageError, match=re.escape(says)):
+        build_network(config, image_size=size)
 
 
 def test_mae_has_four_scales_and_reconstructs_at_full_size():
@@ -121,5 +130,5 @@ def test_patches_of_a_unet_are_its_positions():
     assert torch.equal(seen[0][0, :4, 3, 5], x[0, 0, 6:8, 10:12].flatten())
     pixels = F.pixel_shuffle(network.unpatch(torch.randn(1, 8, 4, 4)), 2)
     assert torch.equal(pixels[..., ::2, ::2], pixels[..., 1::2, 1::2])  # all pixels of a patch begin alike
-    with pytest.raises(UsageError, match="20 in patches of 2 pixels cannot be halved 2 times: use a multiple of 8"):
+    with pytest.raises(UsageError, match="20 in patches of 2 pixels cannot be halved 2 times"):
         build_network(config.model_copy(update={"channel_multipliers": (1, 2, 2)}), image_size=20)

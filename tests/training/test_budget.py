@@ -218,13 +218,15 @@ def test_dry_run_prints_the_budget_and_says_when_it_cannot(monkeypatch):
     assert document["shapes"]["encoder_flops"] > 1e9
     assert (document["shapes"]["device"], document["shapes"]["dtype"]) == ("cuda", "bfloat16")
     assert not any("second" in key or "machine" in key for key in (*document, *document["steps"][0]))
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    launcher = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+    for name, value in launcher.items():
+        monkeypatch.setenv(name, value)
     steps = json.loads(driftkit(*line).stdout)["budget"]["steps"]
     assert [(step["ranks"], step["images_per_rank"]) for step in steps] == [(2, 64), (1, 128), (8, 16), (64, 2)]
     monkeypatch.setenv("RANK", "1")
     assert driftkit(*line).stdout == ""
-    monkeypatch.delenv("RANK")
-    monkeypatch.delenv("WORLD_SIZE")
+    for name in launcher:
+        monkeypatch.delenv(name)
     shown = driftkit("train", "--dry-run", "--objective", "mae", "--preset", "mae-cpu", "--device", "cpu").stdout
     assert "cost of a step" in shown
     assert "1 process (this run)" in shown

@@ -268,6 +268,17 @@ def test_another_global_batch_is_refused(words, says, tmp_path):
     assert says in result.stderr
 
 
+def test_a_setting_that_decides_the_numbers_starts_a_new_run_from_the_weights(tmp_path):
+    run = tmp_path / "run"
+    train_tiny(run, "ddpm")
+    line = ["train", "--objective", "ddpm", *TINY_DATA, *TINY_UNET, *TINY_LOOP, "--learning-rate", 0.5]
+    refused = driftkit(*line, "--steps", 4, "--output", run)
+    assert refused.exit_code == 2
+    assert "(--learning-rate was 0.0002 and is 0.5 now)" in refused.stderr
+    assert f"give another --output, and --init-from {run} to start from its weights" in refused.stderr
+    assert driftkit(*line, "--steps", 1, "--output", tmp_path / "new", "--init-from", run).exit_code == 0
+
+
 def test_a_batch_that_processes_cannot_share_is_refused(tmp_path):
     run = Run(tmp_path / "run")
     train_tiny(run.path, "ddpm")
