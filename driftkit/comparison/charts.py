@@ -36,7 +36,7 @@ def colour_of(labels: Sequence[str]) -> dict[str, int]:
 def all_charts(
     runs: Sequence[RunSummary], tables: Sequence[ScoreTable], speeds: Sequence[Speed], colours: Colours
 ) -> dict[str, list[Figure]]:
-    """All charts by section of the report: "curves", scores under the key of their table, and costs under "cost-" key."""
+    """All charts by section of the report: "curves"; scores under the key of a table, costs under "cost-" + key."""
     sections = {"curves": _training_charts(runs, colours)}
     for table in tables:
         charts = [

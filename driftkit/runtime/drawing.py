@@ -109,8 +109,8 @@ def scale_y(axes: Any, values: Sequence[float]) -> None:
 
 def legend(axes: Any, theme: str) -> None:
     """Above the axes, where it hides nothing; long labels one below another."""
-    labels = axes.get_legend_handles_labels()[1]
+    longest = max(map(len, axes.get_legend_handles_labels()[1]), default=0)
     axes.legend(
         frameon=False, labelcolor=INK[theme], fontsize=8.5, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.3,
-        ncols=2 if max(map(len, labels), default=0) <= TWO_COLUMNS else 1, handlelength=1.8, columnspacing=1.4, borderpad=0,
+        ncols=2 if longest <= TWO_COLUMNS else 1, handlelength=1.8, columnspacing=1.4, borderpad=0,
     )  # fmt: skip
