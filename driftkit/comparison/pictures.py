@@ -312,8 +312,8 @@ def _tiled(
     width, height = picture.size
     enlarged = width <= GRID_WIDTH
     factor = GRID_WIDTH // width if enlarged else GRID_WIDTH / width
-    size = {"width": round(factor * width), "height": round(factor * height)}
-    return RunFigure(name, alt, caption, light, png, **size, enlarged=enlarged)
+    width, height = round(factor * width), round(factor * height)
+    return RunFigure(name, alt, caption, light, png, width=width, height=height, enlarged=enlarged)
 
 
 def _resized(images: torch.Tensor, tile: int) -> torch.Tensor:

@@ -91,8 +91,8 @@ def draw_figure(
                 canvas.savefig(memory, format="png", dpi=DPI, facecolor="white")
                 png = memory.getvalue()
     light, dark = editions["light"], editions["dark"]
-    size = {"width": round(100 * width), "height": round(100 * height)}
-    return Figure(name, alt, caption, light, png, dark, light, "image/svg+xml", **size)
+    files = (light, png, dark, light)
+    return Figure(name, alt, caption, *files, "image/svg+xml", width=round(100 * width), height=round(100 * height))
 
 
 def scale_y(axes: Any, values: Sequence[float]) -> None:
