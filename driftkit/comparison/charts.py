@@ -13,6 +13,7 @@ from driftkit.runtime.drawing import INK, PALETTES, Figure, draw_figure, legend,
 
 MARKS, LINE_MARKS = "osD^vPX<>", "osD^v"
 DASHES = ("-", "--", ":", "-.")
+WIDTH = 4.8  # inches: three stand side by side, and the words are read on a phone
 NUM_COLOURS = len(PALETTES["light"])
 AXIS_NAMES = {
     "nfe": "network evaluations per image (NFE)",
@@ -35,7 +36,7 @@ def colour_of(labels: Sequence[str]) -> dict[str, int]:
 def all_charts(
     runs: Sequence[RunSummary], tables: Sequence[ScoreTable], speeds: Sequence[Speed], colours: Colours
 ) -> dict[str, list[Figure]]:
-    """All charts by section of the report: "curves", and those of a score table under its key."""
+    """All charts by section of the report: "curves"; scores under the key of a table, costs under "cost-" + key."""
     sections = {"curves": _training_charts(runs, colours)}
     for table in tables:
         charts = [
@@ -43,8 +44,8 @@ def all_charts(
             cost_figure(table, "time", colours=colours, speeds=speeds),
             *(history_figure(table, cost, runs, colours=colours) for cost in ("step", "seconds")),
         ]
-        drawn = [chart for chart in charts if chart]
-        sections[table.key] = drawn or ([score_figure(table, colours=colours)] if table.rows else [])
+        sections[f"cost-{table.key}"] = [chart for chart in charts if chart]
+        sections[table.key] = [score_figure(table, colours=colours)] if table.rows else []
     return sections
 
 
@@ -97,7 +98,7 @@ def curve_figure(runs: Sequence[RunSummary], curve: Curve, *, name: str, colours
 
     ends = "; ".join(f"{label} from {points[0][1]:.3g} to {points[-1][1]:.3g}" for label, points in lines)
     alt = f"{curve.label} over training steps: {ends}."
-    return draw_figure(draw, name=name, alt=alt, caption=curve.caption, entries=len(lines))
+    return draw_figure(draw, name=name, alt=alt, caption=curve.caption, entries=len(lines), width=WIDTH)
 
 
 def score_figure(table: ScoreTable, *, colours: Colours) -> Figure:
@@ -112,7 +113,7 @@ def score_figure(table: ScoreTable, *, colours: Colours) -> Figure:
                   height=0.62, error_kw={"ecolor": INK[theme], "elinewidth": 1.1})  # fmt: skip
         floors = [(i, r.floor) for i, r in enumerate(rows) if r.floor is not None]
         for number, (i, floor) in enumerate(floors):
-            label = "real against real" if number == 0 else None
+            label = "real-vs-real floor" if number == 0 else None
             axes.plot([floor, floor], [i - 0.42, i + 0.42], color=INK[theme], linewidth=1.8, label=label)
         for i, row in enumerate(rows):
             axes.annotate(format_score(row.score), (row.score + spreads[i], i), xytext=(5, 0),
@@ -129,9 +130,10 @@ def score_figure(table: ScoreTable, *, colours: Colours) -> Figure:
         draw,
         name=f"scores-{table.key}",
         alt=f"{table.name} by {table.title}: {described}.",
-        caption="The best score of every run. The mark is what two halves of the real images score against each other.",
+        caption=f"The best {table.name} of every run by {table.extractor.name}; the mark is the real-vs-real floor.",
         height=0.9 + 0.46 * len(rows),
         entries=1,
+        width=WIDTH,
     )
 
 
@@ -184,6 +186,7 @@ def cost_figure(table: ScoreTable, axis: str, *, colours: Colours, speeds: Seque
         caption=f"Quality against {against}: samplers of many steps as lines, one-step models as points. "
         "Lower and further to the left is better.",
         entries=len(lines) + 1,
+        width=WIDTH,
     )
 
 
@@ -234,6 +237,7 @@ def history_figure(table: ScoreTable, cost: str, runs: Sequence[RunSummary], *, 
         alt=f"{table.name} over {axis_name}: {described}.",
         caption=f"Quality over {axis_name}: every checkpoint that was scored.",
         entries=len(lines) + 1,
+        width=WIDTH,
     )
 
 
@@ -241,7 +245,7 @@ def _score_axis(axes: Any, table: ScoreTable, theme: str, scores: Sequence[float
     """A vertical axis with room for the scores and for a line at the floor."""
     floor = next((row.floor for row in table.rows if row.floor is not None and row.floor > 0), None)
     if floor is not None:
-        axes.axhline(floor, color=INK[theme], linewidth=1, linestyle=(0, (1, 2)), label="real against real")
+        axes.axhline(floor, color=INK[theme], linewidth=1, linestyle=(0, (1, 2)), label="real-vs-real floor")
     axes.set_ylabel(f"{table.name} (lower is better)")
     values = [*scores, *([floor] if floor else [])]
     scale_y(axes, values)

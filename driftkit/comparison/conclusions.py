@@ -44,17 +44,17 @@ def findings(
     by_verdict = {v: [p for p in pairs if p.verdict == v] for v in get_args(Verdict)}
     disputed, unequal, unknown = (by_verdict[v] for v in ("disputed", "unequal", "unknown"))
     sentences = _leading(tables, pairs, speeds)
-    sentences += _limited([_dispute(pair) for pair in disputed])
-    sentences += [sentence for pair in disputed[:MAX_SENTENCES] if (sentence := _appearance(pair, tables))]
+    sentences += _limited([f"{p.first} and {p.second} are not ranked: evaluators disagree." for p in disputed])
+    for pair in disputed[:MAX_SENTENCES]:
+        sentences += [*_sides(pair), *_appearance(pair, tables)]
     if unequal:
         named = _listed([f"{pair.first} and {pair.second}" for pair in unequal])
         sentences.append(f"Not ranked, since one learned from labels and the other did not: {named}.")
     if unknown:
         named = _listed([f"{pair.first} and {pair.second}" for pair in unknown])
-        made_by = f"; one is made by: {advice}" if advice else ""
-        sentences.append(
-            f"No evaluator that is independent of both has scored {named}, so they cannot be ranked{made_by}."
-        )
+        sentences.append(f"Not ranked, since no evaluator that is independent of both has scored them: {named}.")
+        if advice:
+            sentences.append(f"This makes such a score: {advice}")
     if leader_of(pairs) is None:
         agreed = [f"{pair.better} above {pair.worse}" for pair in by_verdict["ranked"]]
         tied = [f"{pair.first} and {pair.second}" for pair in by_verdict["tied"]]
@@ -96,13 +96,13 @@ def _leading(tables: Sequence[ScoreTable], pairs: Sequence[Pair], speeds: Sequen
     if not scored:
         return []
     if single:
-        return [f"{leader} scores {_score_in_words(*scored[0], speeds)}."]
+        return [_score_in_words(*scored[0], speeds)]
     votes = [o for p in pairs for o in p.opinions if o.independent and o.better == leader]
     names = list(dict.fromkeys(o.evaluator for o in votes))
     scored.sort(key=lambda pair: pair[0].extractor.name not in names)  # the sentence begins with one that voted
     by = f"both {' and '.join(names)}" if len(names) == 2 else f"all of {_listed(names)}" if names[1:] else names[0]
     table, row = scored[0]
-    sentences = [f"{leader} ranks first by {by}: {_score_in_words(table, row, speeds, named=len(names) > 1)}."]
+    sentences = [f"{leader} ranks first by {by}.", _score_in_words(table, row, speeds, named=len(names) > 1)]
     others = (r for r in table.rows if r.run != leader and r.is_of_all_classes)
     rival = next((r for r in others if r.score > row.score), None)
     return [*sentences, _order(row, rival)] if rival else sentences
@@ -117,37 +117,38 @@ def _score_in_words(table: ScoreTable, row: ScoreRow, speeds: Sequence[Speed], *
         ratio = row.score / row.floor
         floor = f"; real images among themselves score {format_score(row.floor)}"
         floor += ", so nothing is left to tell apart" if ratio < NEAR_FLOOR else f", {ratio:.3g} times less"
-    return f"{table.name} {_value(row)}{by} ({sampler_label(row.sampler, row.nfe)}{rate}){floor}"
+    return f"{row.run} scores {table.name} {_value(row)}{by} ({sampler_label(row.sampler, row.nfe)}{rate}){floor}."
 
 
-def _dispute(pair: Pair) -> str:
+def _sides(pair: Pair) -> list[str]:
+    """What each evaluator says of the two runs, and what it sees."""
     sides = []
     for o in pair.opinions:
         if o.better is not None:
             sees = SEES.get(o.evaluator, SEES_DEFAULT) + ("" if o.independent else "; related to the training")
             scores = [format_score(s) for s in ((o.first, o.second) if o.better == pair.first else (o.second, o.first))]
-            sides.append(f"{o.evaluator} ({sees}) puts {o.better} first ({' against '.join(scores)})")
-    return f"{pair.first} and {pair.second} are not ranked, since evaluators disagree: {'; '.join(sides)}."
+            sides.append(f"{o.evaluator} ({sees}) puts {o.better} first, {' against '.join(scores)}.")
+    return sides
 
 
-def _appearance(pair: Pair, tables: Sequence[ScoreTable]) -> str:
+def _appearance(pair: Pair, tables: Sequence[ScoreTable]) -> list[str]:
     """The plain properties in which the images of one run are clearly nearer to real ones than those of the other."""
     best = ({row.run: row for row in reversed(t.all_rows) if row.is_of_all_classes} for t in tables)
     shared = next((rows for rows in best if pair.first in rows and pair.second in rows), None)
     if shared is None:
-        return ""
+        return []
     first, second = shared[pair.first].appearance, shared[pair.second].appearance
-    nearer: dict[str, list[str]] = {}
+    sentences = []
     for key, name in PROPERTIES.items():
         a, b = first.get(key), second.get(key)
         if a is None or b is None:
             continue
         near, far = sorted((a.distance, b.distance))
         if far - near > CLEAR_DISTANCE and far > CLEAR_RATIO * near:
+            nearer = pair.first if a.distance < b.distance else pair.second
             values = f"{pair.first} {a.generated:.3f}, {pair.second} {b.generated:.3f}, real {a.real:.3f}"
-            nearer.setdefault(pair.first if a.distance < b.distance else pair.second, []).append(f"{name} ({values})")
-    sides = [f"{run} is nearer in {', '.join(names)}" for run, names in nearer.items()]
-    return f"Measured in the images of {pair.first} and {pair.second}: {'; '.join(sides)}." if sides else ""
+            sentences.append(f"{nearer} is nearer to real images in {name}: {values}.")
+    return sentences
 
 
 def _order(best: ScoreRow, second: ScoreRow) -> str:
@@ -180,8 +181,8 @@ def _one_step_against_many(table: ScoreTable, pairs: Sequence[Pair]) -> str | No
         return None
     if not reaching:
         return (
-            f"At no NFE that was scored does a sampler of many steps reach what {one.run} gives with one evaluation "
-            f"({_value(one)} by {by}): the best of them is {best.run} with {_value(best)} at {best.nfe} NFE."
+            f"No sampler of many steps reaches what {one.run} gives with one evaluation ({_value(one)} by {by}): "
+            f"the best is {best.run} with {_value(best)} at {best.nfe} NFE."
         )
     return (
         f"{best.run} passes the best score of one evaluation ({one.run}, {_value(one)} by {by}) from {best.nfe} NFE on "
@@ -210,8 +211,7 @@ def cautions(tables: Sequence[ScoreTable], pairs: Sequence[Pair], runs: Sequence
     counts = [len({o.evaluator for o in pair.opinions if o.independent and o.better}) for pair in ranked]
     if (fewest := min(counts, default=EXPECTED_EVALUATORS)) < EXPECTED_EVALUATORS:
         rests = {1: "one independent evaluator alone", 2: "two independent evaluators"}[fewest]
-        more = f"{EXPECTED_EVALUATORS} of different training would bear more"
-        sentences.append(f"The ranking rests on {rests}; {more}.")
+        sentences.append(f"The ranking rests on {rests}; {EXPECTED_EVALUATORS} of different training would be surer.")
     sentences += _limited(
         [
             f"{_listed([quantities()[key].label for key in opinion.flips])} of {opinion.evaluator} "

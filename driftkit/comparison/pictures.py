@@ -2,13 +2,13 @@
 
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 from torchvision.utils import make_grid
 
 from driftkit.comparison.compare_config import CompareConfig
@@ -23,12 +23,26 @@ from driftkit.scoring.extractors import Extractor, load_extractor
 from driftkit.storage.images import GRID_COLUMNS, GRID_IMAGES, SampleSet, read_grid, read_samples
 from driftkit.training.conditions import grid_labels
 
-GRID_TILE, GRID_GAP = 64, 3
+GRID_TILE, GRID_WIDTH = 64, 274  # pixels of an image in a file; CSS pixels of a grid on the page
 NEIGHBOUR_COLUMNS, NEIGHBOUR_ROWS = 8, 2
-MAX_FRAMES, FRAME_IMAGES, FRAME_COLUMNS, FRAME_TILE = 16, 32, 8, 48
+MAX_FRAMES, FRAME_IMAGES, FRAME_COLUMNS, FRAME_TILE = 16, 32, 8, 64
 FRAME_MS, LAST_FRAME_MS = 700, 2000
 WEBP_QUALITY = 82
 SEED = 0
+
+
+@dataclass(frozen=True)
+class RunFigure(Figure):
+    """Images of one run.
+
+    Attributes:
+        nfe: network evaluations per image.
+        enlarged: whether the page shows them at a whole multiple of their pixels.
+    """
+
+    run: str = ""
+    nfe: int | None = None
+    enlarged: bool = False
 
 
 @dataclass(frozen=True)
@@ -41,7 +55,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class Evolution:
-    """The frames of one run, oldest first, and the same as one looping WebP animation."""
+    """The frames of one run, oldest first, and the same as one looping WebP animation; width and height on the page."""
 
     run: str
     name: str
@@ -55,8 +69,8 @@ class Evolution:
 class Pictures:
     """All pictures, and one sentence for each that could not be made."""
 
-    grids: list[Figure] = field(default_factory=list)
-    neighbours: list[Figure] = field(default_factory=list)
+    grids: list[RunFigure] = field(default_factory=list)
+    neighbours: list[RunFigure] = field(default_factory=list)
     evolutions: list[Evolution] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -83,11 +97,12 @@ def make_pictures(runs: Sequence[RunSummary], config: CompareConfig, device: tor
             if rows := list(dict.fromkeys(info.get("asked_classes") or ())):
                 caption += f"; a row per class: {', '.join(rows)}"
                 alt += f" Each row is of one class: {', '.join(rows)}."
-            pictures.grids.append(grid_figure(images, name=f"samples-{number}", alt=alt, caption=caption))
+            grid = grid_figure(images, name=f"samples-{number}", alt=alt, caption=caption)
+            pictures.grids.append(replace(grid, run=run.label, nfe=nfe))
             if config.neighbours:
                 try:
                     figure = _neighbours_of_run(images, run, config.neighbours_in, extractor, packs, number)
-                    pictures.neighbours.append(figure)
+                    pictures.neighbours.append(replace(figure, run=run.label, nfe=nfe))
                 except DriftkitError as error:
                     pictures.notes.append(f"{run.label} has no neighbours: {error}")
         grids, problems = _training_grids(run)
@@ -148,7 +163,7 @@ def _neighbours_of_run(
     extractor: Extractor | None,
     packs: dict[str, ImagePack | str],
     number: int,
-) -> Figure:
+) -> RunFigure:
     """The figure of one run. `packs` holds those opened before by SPEC, or why one cannot be opened."""
     from driftkit.datasets.sources import open_dataset
 
@@ -179,8 +194,8 @@ def _neighbours_of_run(
         real.unflatten(0, (-1, NEIGHBOUR_ROWS)),
         name=f"neighbours-{number}",
         alt=f"{NEIGHBOUR_COLUMNS} samples of {run.label}, under each the {NEIGHBOUR_ROWS} nearest of {among} by {by}.",
-        caption=f"{run.label}: above the first samples, below their nearest of {among}, by {by}. Half of "
-        f"{len(images)} samples have one within {typical}.",
+        caption=f"{run.label}: samples, and below them the nearest of {among} by {by}. Half of {len(images)} samples "
+        f"have one within {typical}.",
     )
 
 
@@ -266,7 +281,8 @@ def evolution(run: str, grids: Sequence[tuple[int, torch.Tensor]], *, name: str)
     animation = _encoded(
         first, "WEBP", save_all=True, append_images=others, loop=0, quality=WEBP_QUALITY, duration=durations
     )
-    return Evolution(run, name, frames, animation, *pictures[0].size)
+    width, height = pictures[0].size
+    return Evolution(run, name, frames, animation, width // 2, height // 2)
 
 
 def _labelled(picture: Image.Image, label: str) -> Image.Image:
@@ -277,32 +293,41 @@ def _labelled(picture: Image.Image, label: str) -> Image.Image:
     return taller
 
 
-def grid_figure(images: torch.Tensor, *, name: str, alt: str, caption: str) -> Figure:
+def grid_figure(images: torch.Tensor, *, name: str, alt: str, caption: str) -> RunFigure:
     """uint8 images [N, 3, H, W] in rows of 8; small ones are enlarged by whole pixels."""
-    return _tiled(_resized(images, GRID_TILE), GRID_COLUMNS, name=name, alt=alt, caption=caption)
+    return _tiled(images, GRID_COLUMNS, name=name, alt=alt, caption=caption)
 
 
-def neighbour_figure(generated: torch.Tensor, neighbours: torch.Tensor, *, name: str, alt: str, caption: str) -> Figure:
+def neighbour_figure(
+    generated: torch.Tensor, neighbours: torch.Tensor, *, name: str, alt: str, caption: str
+) -> RunFigure:
     """Generated images [N, 3, H, W] in the upper row, under each its nearest real ones, of [N, K, 3, H, W]."""
-    tiles = _resized(torch.cat([generated, *neighbours.unbind(1)]), GRID_TILE)
-    return _tiled(tiles, len(generated), name=name, alt=alt, caption=caption, gap_after_first_row=True)
+    images = torch.cat([generated, *neighbours.unbind(1)])
+    return _tiled(images, len(generated), name=name, alt=alt, caption=caption, gap_after_first_row=True)
 
 
 def _tiled(
-    tiles: torch.Tensor, columns: int, *, name: str, alt: str, caption: str, gap_after_first_row: bool = False
-) -> Figure:
-    """Tiles on a transparent ground."""
+    images: torch.Tensor, columns: int, *, name: str, alt: str, caption: str, gap_after_first_row: bool = False
+) -> RunFigure:
+    """Images on a transparent ground; on the page small ones keep their pixels, which the browser enlarges."""
+    tiles = _resized(images, min(GRID_TILE, images.shape[-1]))
+    side = tiles.shape[-1]
+    gap = max(1, side // 16)
     opaque = torch.cat([tiles, torch.full_like(tiles[:, :1], 255)], dim=1)
-    grid = make_grid(opaque, nrow=columns, padding=GRID_GAP, pad_value=0)
+    grid = make_grid(opaque, nrow=columns, padding=gap, pad_value=0)
     if gap_after_first_row:
-        at = tiles.shape[-2] + 2 * GRID_GAP
-        grid = torch.cat([grid[:, :at], torch.zeros_like(grid[:, : 3 * GRID_GAP]), grid[:, at:]], dim=1)
+        at = side + 2 * gap
+        grid = torch.cat([grid[:, :at], torch.zeros_like(grid[:, : 2 * gap]), grid[:, at:]], dim=1)
     picture = Image.fromarray(grid.permute(1, 2, 0).contiguous().numpy())
     ground = Image.new("RGBA", picture.size, "white")
     on_white = Image.alpha_composite(ground, picture).convert("RGB")
-    width, height = picture.size
+    on_white = ImageOps.scale(on_white, -(-GRID_TILE // side), Image.Resampling.NEAREST)
     light, png = (_encoded(image, "PNG", optimize=True) for image in (picture, on_white))
-    return Figure(name, alt, caption, light, png, width=width, height=height)
+    width, height = picture.size
+    enlarged = width <= GRID_WIDTH
+    factor = GRID_WIDTH // width if enlarged else GRID_WIDTH / width
+    width, height = round(factor * width), round(factor * height)
+    return RunFigure(name, alt, caption, light, png, width=width, height=height, enlarged=enlarged)
 
 
 def _resized(images: torch.Tensor, tile: int) -> torch.Tensor:

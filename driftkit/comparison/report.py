@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from pydantic import BaseModel, Field
 
-from driftkit.comparison.agreement import Pair
+from driftkit.comparison.agreement import Pair, scored_runs
 from driftkit.comparison.formats import (
     format_count,
     format_metric,
@@ -23,12 +23,12 @@ from driftkit.comparison.formats import (
     format_spread,
     method_label,
 )
-from driftkit.comparison.pictures import Evolution
-from driftkit.comparison.run_summary import RunSummary, curves_of
+from driftkit.comparison.pictures import Evolution, RunFigure
+from driftkit.comparison.run_summary import RunSummary
 from driftkit.comparison.score_table import RANDOM_WEIGHTS, SMALL_N, UNFINISHED, EqualBudget, ScoreTable
-from driftkit.comparison.speed import Speed, speed_of
+from driftkit.comparison.speed import Speed
 from driftkit.errors import ArtifactError
-from driftkit.methods.registry import METHODS, Curve
+from driftkit.methods.registry import METHODS
 from driftkit.metrics.registry import REQUIRED, quantities
 from driftkit.runtime.drawing import Figure
 from driftkit.storage.files import sha256, write_bytes
@@ -119,30 +119,41 @@ def render_report(
     Its policy runs no script but its own and loads nothing. The record is embedded as JSON for reuse.
 
     Args:
-        figures: section ("curves", "grids", "neighbours", or the key of a score table) -> its pictures.
+        figures: section ("curves", "grids", "neighbours", or as in `charts.all_charts`) -> its pictures.
         colours: run label -> index in the palette.
     """
     environment = Environment(
         loader=PackageLoader("driftkit.comparison"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters.update(
-        count=format_count, seconds=format_seconds, metric=format_metric, spread=format_spread, score=format_score,
-        rate=format_rate, embedded=embedded_json, data_uri=data_uri, spark=sparkline_points, value=config_value,
+        count=format_count, seconds=format_seconds, spread=format_spread, score=format_score,
+        embedded=embedded_json, data_uri=data_uri, spark=sparkline_points, value=config_value,
     )  # fmt: skip
     style, script = (
         (files("driftkit.comparison") / "templates" / name).read_text(encoding="utf-8")
         for name in ("report.css", "report.js")
     )
+    order = {label: place for place, label in enumerate(scored_runs(record.score_tables))}
+
+    def place(label: str) -> int:
+        return order.get(label, len(order))
+
+    by_run = {name: sorted(figures.get(name, ()), key=lambda f: place(f.run)) for name in ("grids", "neighbours")}
+    speeds = sorted(record.speed.results, key=lambda s: -s.images_per_second)
     methods = [METHODS[name] for name in dict.fromkeys(run.method for run in record.runs) if name in METHODS]
     return environment.get_template("report.html.j2").render(
         record=record,
         document=record.document(),
         views={table.key: table_view(table, record) for table in record.score_tables},
-        speeds=sorted(record.speed.results, key=lambda s: -s.images_per_second),
-        figures={"curves": (), "grids": (), "neighbours": (), **figures},
-        evolutions=evolutions,
+        speeds=speeds,
+        rates=aligned([format_rate(s.images_per_second) for s in speeds]),
+        times=aligned([format_score(1000 / s.images_per_second) for s in speeds]),
+        runs=sorted(record.runs, key=lambda run: place(run.label)),
+        figures={**figures, "curves": figures.get("curves", ()), **by_run},
+        evolutions=sorted(evolutions, key=lambda e: place(e.run)),
         colours=colours,
-        headline=headline(record),
+        conclusion=conclusion(record),
+        scored=[scored_setup(figure, record) for figure in by_run["grids"]],
         curve_notes=list(dict.fromkeys(method.curves_note for method in methods if method.curves_note)),
         curves=list(dict.fromkeys(curve for method in methods for curve in method.curves if curve.key != "loss")),
         quantities=[q for q in quantities().values() if q.column and q.key != REQUIRED],
@@ -164,38 +175,32 @@ def _source(text: str) -> str:
 
 
 def table_view(table: ScoreTable, record: ComparisonRecord) -> dict[str, Any]:
-    """What the page shows of a score table next to its rows: columns that any row has, speeds, budgets."""
+    """What the page shows of a score table next to its rows: columns that any row has, budgets."""
     runs = {run.label: run for run in record.runs}
+    columns = table.columns()
+    texts = {
+        quantity.key: aligned([format_metric(row.metrics.get(quantity.key), quantity) for row in table.all_rows])
+        for quantity in (quantities()[REQUIRED], *columns)
+    }
     rows = [
         {
             "row": row,
             "run": runs.get(row.run),
-            "speed": speed_of(record.speed.results, row.run, row.sampler, row.nfe),
+            "shown": {key: column[number] for key, column in texts.items()},
             "best": row is table.best(row.run) or not row.kinship.counts,
         }
-        for row in table.all_rows
+        for number, row in enumerate(table.all_rows)
     ]
     budgets = record.budgets.get(table.key, [])
     return {
         "rows": rows,
-        "columns": table.columns(),
-        "timed": any(entry["speed"] for entry in rows),
+        "columns": columns,
         "small": any(SMALL_N in row.badges for row in table.all_rows),
-        "signals": signal_curves(record.runs),
         "warnings": list(dict.fromkeys((row.run, warning) for row in table.all_rows for warning in row.warnings)),
         "hidden": sum(not entry["best"] for entry in rows),
         "training": budget_view([b for b in budgets if b.cost != "nfe"]),
         "nfe": budget_view([b for b in budgets if b.cost == "nfe"]),
     }
-
-
-def signal_curves(runs: Sequence[RunSummary]) -> list[Curve]:
-    """Training curves other than a loss, of the first method that has any, where a run has values of the first."""
-    for run in runs:
-        curves = [curve for curve in curves_of(run.method) if curve.key != "loss"]
-        if curves and run.signals.get(curves[0].key) is not None:
-            return curves
-    return []
 
 
 def budget_view(budgets: Sequence[EqualBudget]) -> dict[str, Any] | None:
@@ -211,22 +216,33 @@ def budget_view(budgets: Sequence[EqualBudget]) -> dict[str, Any] | None:
     return {"budgets": budgets, "runs": sorted(labels, key=best), "winners": winners}
 
 
-def headline(record: ComparisonRecord) -> str:
-    """One sentence that says what was compared, without a verdict that the numbers would not bear."""
+def conclusion(record: ComparisonRecord) -> str:
+    """The first finding; where there is none, the methods that no independent evaluator has scored."""
     counts = Counter(method_label(run.method) for run in record.runs)
     methods = " and ".join(f"{count} {label} run{'s' if count > 1 else ''}" for label, count in counts.items())
-    data = {run.data_digest or run.data: run.data for run in record.runs if run.data}
-    parts = [f"{methods} on {', '.join(str(name) for name in data.values())}" if data else methods]
-    tables = record.score_tables
-    if len(tables) == 1:
-        parts.append(f"scored as {tables[0].name} by {tables[0].title}")
-    elif tables:
-        parts.append(f"scored in {len(tables)} tables whose numbers must not be mixed")
-    else:
-        parts.append("not scored yet")
-    if record.speed.results:
-        parts.append("timed under equal settings")
-    return ", ".join(parts) + "."
+    return record.findings[0] if record.findings else f"No independent evaluator has scored {methods}."
+
+
+def scored_setup(figure: RunFigure, record: ComparisonRecord) -> str:
+    """Method and NFE of the samples of a run, and its best score by an evaluator that is independent of it."""
+    method = next(method_label(run.method) for run in record.runs if run.label == figure.run)
+    shown = f"{method}, {figure.nfe} NFE"
+    for table in record.score_tables:
+        if (row := table.best(figure.run)) is not None:
+            elsewhere = f" at {row.nfe} NFE" if row.nfe != figure.nfe else ""
+            return f"{shown}, {table.name} {format_score(row.score)} by {table.extractor.name}{elsewhere}"
+    return f"{shown}, no independent score"
+
+
+def aligned(texts: Sequence[str]) -> list[str]:
+    """Numbers of a column with spaces in place of absent decimals, so that their points stand below one another."""
+    decimals = [0 if "e" in text else len(text.partition(".")[2]) for text in texts]
+    longest = max(decimals, default=0)
+    point, digit = "\u2008", "\u2007"  # spaces as wide as a point and as a digit
+    return [
+        text if "e" in text or count == longest else text + ("" if count else point) + digit * (longest - count)
+        for text, count in zip(texts, decimals, strict=True)
+    ]
 
 
 def sparkline_points(run: RunSummary) -> str:

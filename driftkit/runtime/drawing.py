@@ -15,6 +15,7 @@ PALETTES = {
 }
 INK = {"light": "#343a40", "dark": "#ced4da"}
 GRID = {"light": "#dee2e6", "dark": "#3b4048"}
+TWO_COLUMNS = 26  # characters of the longest label of a legend in two columns
 LABEL = 40  # characters of a run's name next to a chart; the middle of longer ones is left out
 
 
@@ -51,9 +52,16 @@ def plain_label(label: str) -> str:
 
 
 def draw_figure(
-    draw: Callable[[Any, str], None], *, name: str, alt: str, caption: str, height: float = 3.2, entries: int = 0
+    draw: Callable[[Any, str], None],
+    *,
+    name: str,
+    alt: str,
+    caption: str,
+    width: float = 6.4,
+    height: float = 3.2,
+    entries: int = 0,
 ) -> Figure:
-    """Draw both editions on a transparent ground; `entries` of the legend, two to a row, make it taller."""
+    """Draw both editions on a transparent ground, in inches; `entries` of the legend, two to a row, make it taller."""
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Canvas
@@ -64,7 +72,7 @@ def draw_figure(
     with mpl.rc_context({"svg.hashsalt": "driftkit"}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # scripts that the one font here lacks
         for theme in ("light", "dark"):
-            canvas = Canvas(figsize=(6.4, height), layout="constrained")
+            canvas = Canvas(figsize=(width, height), layout="constrained")
             FigureCanvasAgg(canvas)
             axes = canvas.add_subplot()
             axes.grid(True, color=GRID[theme], linewidth=0.7)
@@ -83,7 +91,8 @@ def draw_figure(
                 canvas.savefig(memory, format="png", dpi=DPI, facecolor="white")
                 png = memory.getvalue()
     light, dark = editions["light"], editions["dark"]
-    return Figure(name, alt, caption, light, png, dark, light, "image/svg+xml", width=640, height=round(100 * height))
+    files = (light, png, dark, light)
+    return Figure(name, alt, caption, *files, "image/svg+xml", width=round(100 * width), height=round(100 * height))
 
 
 def scale_y(axes: Any, values: Sequence[float]) -> None:
@@ -99,8 +108,9 @@ def scale_y(axes: Any, values: Sequence[float]) -> None:
 
 
 def legend(axes: Any, theme: str) -> None:
-    """Above the axes, where it hides nothing."""
+    """Above the axes, where it hides nothing; long labels one below another."""
+    longest = max(map(len, axes.get_legend_handles_labels()[1]), default=0)
     axes.legend(
         frameon=False, labelcolor=INK[theme], fontsize=8.5, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.3,
-        ncols=2, handlelength=1.8, columnspacing=1.4, borderpad=0,
+        ncols=2 if longest <= TWO_COLUMNS else 1, handlelength=1.8, columnspacing=1.4, borderpad=0,
     )  # fmt: skip

@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -185,6 +187,94 @@ def test_pictures_enlarge_by_mouse_and_by_keyboard(opened):
     zoom.locator(".close").click()
     assert not zoom.is_visible()
     assert page.evaluate("document.activeElement.className") == "zoom"
+
+
+def test_the_page_opens_with_the_conclusion_and_the_pictures(opened):
+    page = opened({"width": 1200, "height": 800})
+    assert page.locator("header").inner_text().count("\n\n") == 1  # the title and one sentence
+    grids = page.locator("#samples figure")
+    assert grids.count() == len(NAMES)
+    for figure in grids.all():
+        box = figure.locator("img").bounding_box()
+        assert box["y"] + box["height"] < 800
+        assert re.search(r": (DDPM|Drifting), \d+ NFE, fid@100 \d", figure.locator("figcaption").inner_text())
+    order = page.evaluate("[...document.querySelectorAll('main > section')].map(s => s.id)")
+    assert order == ["samples", "scores", "cost", "training", "neighbours", "runs", "reading"]
+
+
+def test_small_images_are_enlarged_by_whole_factors(opened):
+    for viewport in (PHONE, DESK):
+        page = opened(viewport)
+        page.locator("button.zoom").first.click()
+        widths = page.evaluate("[...document.querySelectorAll('img.pixels')].map(i => i.width / i.naturalWidth)")
+        assert len(widths) == 2 * len(NAMES) + 1  # the enlarged one, too
+        assert all(factor >= 1 and factor == int(factor) for factor in widths)
+
+
+def test_headings_landmarks_and_tables_have_the_structure_that_a_screen_reader_needs(opened):
+    page = opened()
+    levels = page.evaluate("[...document.querySelectorAll('h1, h2, h3, h4')].map(h => Number(h.tagName[1]))")
+    assert levels.count(1) == 1 == levels[0]
+    assert all(below <= above + 1 for above, below in pairwise(levels))
+    assert page.evaluate("document.documentElement.lang") == "en"
+    for name in ("header", "main", "nav[aria-label]", "footer"):
+        assert page.locator(name).count() == 1
+    for table in page.locator("table").all():
+        assert table.locator("caption").count() == 1
+        assert table.locator("th:not([scope])").count() == 0
+    assert page.locator("section:not(:has(> h2 + p))").count() == 0  # every one says what is to be seen
+
+
+def test_everything_is_reached_by_tab_with_a_visible_focus(opened):
+    page = opened()
+    reachable = "a[href], button, input, summary, .scroll"
+    expected = page.evaluate(f"[...document.querySelectorAll('{reachable}')].filter(e => e.checkVisibility()).length")
+    focus = """() => {
+        const e = document.activeElement, style = getComputedStyle(e), box = e.getBoundingClientRect();
+        const seen = style.outlineStyle !== "none" && parseFloat(style.outlineWidth) > 0 && box.top >= 0;
+        e.dataset.visited = "yes";
+        return [e.className || e.tagName, seen];
+    }"""
+    stops = []
+    for _ in range(expected):
+        page.keyboard.press("Tab")
+        stops.append(page.evaluate(focus))
+    assert stops[0] == ["skip", True]
+    assert [name for name, seen in stops if not seen] == []
+    assert page.locator("[data-visited]").count() == expected
+    page.locator(".skip").focus()
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.hash") == "#scores"
+
+
+CONTRASTS = """() => {
+    const channels = text => text.match(/[\\d.]+/g).map(Number);
+    const luminance = rgb => {
+        const [r, g, b] = rgb.map(c => c / 255).map(c => c <= .04045 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4);
+        return .2126 * r + .7152 * g + .0722 * b;
+    };
+    const ground = element => {
+        const colour = channels(getComputedStyle(element).backgroundColor);
+        return colour[3] === 0 ? ground(element.parentElement) : colour.slice(0, 3);
+    };
+    const words = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), found = {};
+    for (const e of document.querySelectorAll("details")) e.open = true;
+    while (words.nextNode()) {
+        const element = words.currentNode.parentElement;
+        if (!words.currentNode.data.trim() || !element.checkVisibility()) continue;
+        const [a, b] = [channels(getComputedStyle(element).color).slice(0, 3), ground(element)].map(luminance);
+        found[element.tagName + "." + element.className] = (Math.max(a, b) + .05) / (Math.min(a, b) + .05);
+    }
+    return found;
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_has_a_contrast_of_at_least_four_and_a_half(opened, scheme):
+    contrasts = opened(color_scheme=scheme).evaluate(CONTRASTS)
+    assert len(contrasts) > 15
+    assert {name: ratio for name, ratio in contrasts.items() if ratio < 4.5} == {}
 
 
 def test_training_is_played_on_demand_and_stands_still_otherwise(opened):

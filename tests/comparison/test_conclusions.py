@@ -39,9 +39,11 @@ def warned(documents, runs=()):
 
 
 def test_the_first_is_named_with_its_evaluator_floor_and_speed():
-    first, second = said(documents_of(a=(1, [3.0]), b=(1, [6.0])), [Speed("a", "one-step", 1, 1, 437.0, 0.1, 1.0)])
-    for words in ("a ranks first by encoder:tiny", "fid@100 3.00", "437 images/s", "score 1.50", "2 times less"):
-        assert words in first
+    speeds = [Speed("a", "one-step", 1, 1, 437.0, 0.1, 1.0)]
+    first, score, second = said(documents_of(a=(1, [3.0]), b=(1, [6.0])), speeds)
+    assert first == "a ranks first by encoder:tiny."
+    for words in ("a scores fid@100 3.00", "437 images/s", "score 1.50", "2 times less"):
+        assert words in score
     assert "it is not known how much" in second
 
 
@@ -52,7 +54,7 @@ def test_a_single_run_has_a_score_and_no_rank():
 
 
 def test_order_is_claimed_only_beyond_the_noise():
-    assert "standard deviations of the noise behind" in said(documents_of(a=(1, [9.9, 10.1]), b=(1, [20.0, 20.2])))[1]
+    assert "standard deviations of the noise behind" in said(documents_of(a=(1, [9.9, 10.1]), b=(1, [20.0, 20.2])))[2]
     (close,) = said(documents_of(a=(1, [9.9, 10.1]), b=(1, [10.4, 9.8])))
     assert close == "Too close to order: a and b."
 
@@ -64,13 +66,19 @@ def test_many_steps_that_pass_one_evaluation_are_named_with_their_price():
 
 
 def test_many_steps_that_never_get_there_are_said_so():
-    assert "At no NFE that was scored" in said(documents_of(drift=(1, [5.0]), ddpm=(50, [7.0])))[-1]
+    assert (
+        "No sampler of many steps reaches what drift gives"
+        in said(documents_of(drift=(1, [5.0]), ddpm=(50, [7.0])))[-1]
+    )
 
 
 def test_kin_evaluators_rank_nothing_and_the_command_that_would_is_named():
     documents = [("drift", evaluation_record(1.0, kinship=KIN, nfe=1)), ("ddpm", evaluation_record(9.0))]
-    (sentence,) = said(documents, advice="driftkit compare drift ddpm --extractor x")
-    assert "cannot be ranked; one is made by: driftkit compare drift ddpm --extractor x" in sentence
+    unknown, advice = said(documents, advice="driftkit compare drift ddpm --extractor x")
+    assert unknown.startswith(
+        "Not ranked, since no evaluator that is independent of both has scored them: ddpm and drift"
+    )
+    assert advice == "This makes such a score: driftkit compare drift ddpm --extractor x"
     assert any("ranks nothing that involves drift: the training encoder itself" in c for c in warned(documents))
 
 
@@ -83,8 +91,8 @@ def test_kin_evaluators_have_no_voice_and_related_ones_that_of_a_second():
     sentences = said([*near["kin"], *far])
     assert sentences[0].startswith("ddpm ranks first by far")
     assert not any("near" in s for s in sentences)
-    (contradicted,) = said([*near["related"], *far])
-    assert "near (shapes and objects; related to the training) puts drift first" in contradicted
+    contradicted = said([*near["related"], *far])
+    assert "near (shapes and objects; related to the training) puts drift first, 1.00 against 9.00." in contradicted
     further = [("drift", by("further", 30.0, nfe=1)), ("ddpm", by("further", 5.0))]
     assert said([*near["related"], *far, *further])[0].startswith("ddpm ranks first by both far and further")
 
@@ -100,11 +108,11 @@ def test_independent_evaluators_that_disagree_rank_nothing_and_say_about_what():
     documents += [("ddpm", by(name, second, appearance=ddpm)) for name, (_, second) in scores.items()]
     sentence = " ".join(said(documents))
     for words in (
-        "are not ranked, since evaluators disagree",
-        "lite (shapes and objects) puts ddpm first (28.00 against 59.00)",
-        "pixels (colours, background and layout) puts drift first (2.70 against 7.30)",
-        "drift is nearer in brightness of the border",
-        "ddpm is nearer in sharpness of edges",
+        "are not ranked: evaluators disagree.",
+        "lite (shapes and objects) puts ddpm first, 28.00 against 59.00.",
+        "pixels (colours, background and layout) puts drift first, 2.70 against 7.30.",
+        "drift is nearer to real images in brightness of the border: ddpm 0.090, drift 0.010, real 0.000.",
+        "ddpm is nearer to real images in sharpness of edges: ddpm 0.050, drift",
     ):
         assert words in sentence
     assert "ranks first" not in sentence
@@ -113,8 +121,9 @@ def test_independent_evaluators_that_disagree_rank_nothing_and_say_about_what():
 def test_what_is_agreed_on_is_said_beside_a_dispute():
     scores = {"a": (3.0, 8.0), "b": (5.0, 6.0), "untrained": (90.0, 80.0)}
     documents = [(run, by(name, fid)) for run, both in scores.items() for name, fid in zip("xy", both, strict=True)]
-    dispute, agreed = said(documents)
-    assert "a and b are not ranked" in dispute
+    dispute, *sides, agreed = said(documents)
+    assert dispute == "a and b are not ranked: evaluators disagree."
+    assert [side.split(" ")[0] for side in sides] == ["x", "y"]
     assert agreed == "What every independent evaluator agrees on: a above untrained, b above untrained."
 
 
@@ -135,7 +144,7 @@ def test_a_guidance_scale_chosen_by_the_score_is_said_to_be():
     documents += [("a", conditional(1.0, guidance=3.0, asked_classes=("cat",))), ("b", conditional(9.0))]
     (caution,) = [c for c in warned(documents) if "guidance" in c]
     assert caution.endswith("which flatters a (best of 3 guidance scales).")
-    assert said(documents)[0].startswith("a ranks first by encoder:tiny: fid@100 3.00")
+    assert said(documents)[1].startswith("a scores fid@100 3.00")
     assert not any("guidance" in c for c in warned([("a", conditional(2.0)), ("b", evaluation_record(9.0))]))
 
 

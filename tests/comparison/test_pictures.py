@@ -44,27 +44,32 @@ def test_neighbours_stand_below_their_image():
     generated, real = random_images(3, 1, size=64), random_images(6, 2, size=64).unflatten(0, (3, 2))
     figure = neighbour_figure(generated, real, name="n", alt="a", caption="c")
     pixels = torch.from_numpy(np.array(Image.open(io.BytesIO(figure.png)))).permute(2, 0, 1)
-    assert torch.equal(pixels[:, 3:67, 70:134], generated[1])
-    below = 3 + 64 + 3 + 9  # a wider gap after the first row
-    assert torch.equal(pixels[:, below : below + 64, 70:134], real[1, 0])
-    assert torch.equal(pixels[:, below + 67 : below + 131, 70:134], real[1, 1])
+    assert torch.equal(pixels[:, 4:68, 72:136], generated[1])
+    below = 4 + 64 + 4 + 8  # a wider gap after the first row
+    assert torch.equal(pixels[:, below : below + 64, 72:136], real[1, 0])
+    assert torch.equal(pixels[:, below + 68 : below + 132, 72:136], real[1, 1])
 
 
 def test_frames_are_one_per_step_and_move_in_one_file():
     grids = [(step, random_images(64, step)) for step in (10, 20, 30)]
     made = evolution("run", grids, name="e")
     assert [frame.step for frame in made.frames] == [10, 20, 30]
-    assert Image.open(io.BytesIO(made.frames[0].image)).size == (made.width, made.height)
+    assert Image.open(io.BytesIO(made.frames[0].image)).size == (2 * made.width, 2 * made.height)
     moving = Image.open(io.BytesIO(made.animation))
     assert (moving.n_frames, moving.info["loop"]) == (3, 0)
 
 
-def test_grids_enlarge_small_images_and_shrink_large_ones():
-    for size, tile in ((8, 64), (32, 64), (100, 100), (256, 64)):
-        figure = grid_figure(random_images(9, size=size), name="g", alt="a", caption="c")
-        width, height = Image.open(io.BytesIO(figure.light)).size
-        assert (width, height) == (8 * (tile + 3) + 3, 2 * (tile + 3) + 3)
-        assert Image.open(io.BytesIO(figure.png)).mode == "RGB"
+@pytest.mark.parametrize(
+    ("size", "tile", "factor"), [(8, 8, 3), (16, 16, 2), (32, 32, 1), (64, 64, 0.5), (100, 100, None), (256, 64, 0.5)]
+)
+def test_the_page_enlarges_small_images_by_whole_factors_and_files_hold_tiles_of_64(size, tile, factor):
+    figure = grid_figure(random_images(9, size=size), name="g", alt="a", caption="c")
+    embedded, file = Image.open(io.BytesIO(figure.light)), Image.open(io.BytesIO(figure.png))
+    gap = max(1, tile // 16)
+    assert embedded.size == (8 * (tile + gap) + gap, 2 * (tile + gap) + gap)
+    assert figure.enlarged == (size <= 32)
+    assert figure.width == (274 if factor is None else factor * embedded.width)
+    assert (file.mode, file.width) == ("RGB", -(-64 // tile) * embedded.width)
 
 
 @pytest.mark.parametrize("extractor", [None, tiny_extractor()], ids=["pixels", "features"])

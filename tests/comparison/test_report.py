@@ -4,12 +4,13 @@ import csv
 import json
 import re
 from dataclasses import replace
+from html import unescape
 from html.parser import HTMLParser
 
 import pytest
 from PIL import Image
 
-from driftkit.comparison.report import ComparisonRecord, embedded_json
+from driftkit.comparison.report import ComparisonRecord, aligned, embedded_json
 from driftkit.comparison.speed import Speed
 from driftkit.errors import ArtifactError
 from driftkit.methods.registry import METHODS, Curve
@@ -41,6 +42,14 @@ class Page(HTMLParser):
     def handle_data(self, data):
         if self._in_script:
             self.scripts.append(data)
+
+
+def sentences_of(text):
+    """The visible text of a page, cut at the ends of sentences and of elements that start a line."""
+    body = text[text.index("<body>") : text.index('<script type="application/json"')]
+    blocks = re.split(r"</?(?:p|li|h\d|t[dh]|figcaption|summary|caption|div|label|a)\b[^>]*>", body)
+    lines = [unescape(re.sub(r"<[^>]+>", "", block)).strip() for block in blocks]
+    return [sentence for line in lines if line for sentence in re.split(r"(?<=[.!?])\s+", line)]
 
 
 def scored(run, fid, **changes):
@@ -104,6 +113,26 @@ def test_report_needs_nothing_but_itself(runs):
     assert "unsafe" not in policy
     assert not [tag for tag, attributes in page.elements if "style" in attributes or "onclick" in attributes]
     assert "kin evaluator" in text
+
+
+def test_samples_are_captioned_with_method_cost_and_the_best_independent_score(runs):
+    text = compare_runs([runs / "drift", runs / "ddpm"], runs / "out").report.read_text()
+    assert "<strong>ddpm</strong>: DDPM, 50 NFE, fid@100 7.00 by encoder:tiny</figcaption>" in text
+    assert "<strong>drift</strong>: Drifting, 1 NFE, no independent score</figcaption>" in text
+    assert text.index("<strong>ddpm</strong>: DDPM") < text.index("<strong>drift</strong>: Drifting")
+
+
+def test_no_sentence_of_the_page_is_longer_than_30_words(runs):
+    page = compare_runs([runs / "drift", runs / "ddpm", runs / "mae"], runs / "out").report.read_text()
+    long = [sentence for sentence in sentences_of(page) if len(sentence.split()) > 30]
+    assert len(sentences_of(page)) > 60
+    assert long == []
+
+
+def test_points_of_numbers_stand_below_one_another():
+    assert aligned(["5.53", "0.4582", "128.1", "12", "2.8e-05"]) == [
+        "5.53\u2007\u2007", "0.4582", "128.1\u2007\u2007\u2007", "12\u2008\u2007\u2007\u2007\u2007", "2.8e-05"
+    ]  # fmt: skip
 
 
 def test_embedded_data_is_the_comparison(runs):
@@ -189,7 +218,7 @@ def test_measured_speed_is_shown_with_its_settings(runs, monkeypatch):
     speeds = [Speed("drift", "one-step", 1, 1, 200.0, 0.08, 1.0), Speed("ddpm", "ddim", 100, 20, 2.0, 8.0, 1.1)]
     monkeypatch.setattr(stage, "time_runs", lambda *_: speeds)
     text = compare_runs([runs / "drift", runs / "ddpm"], runs / "out", speed=True).report.read_text()
-    for words in ("16 images at a time", "not compiled", "float32", "is scaled by their ratio", "<strong>200</strong>"):
+    for words in ("16 images at a time", "not compiled", "float32", "is scaled by their ratio", "<strong>200"):
         assert words in text
 
 
@@ -235,7 +264,7 @@ def test_a_new_method_and_a_new_metric_show_by_themselves(tmp_path, monkeypatch)
         add_samples(run)
     result = compare_runs([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
     page = result.report.read_text()
-    for words in ("1 Toy method run", "Toy score</button>", "0.125", "How toy-like samples are.", "Toys learn fast.",
+    for words in ("Toy method, 50 NFE", "Toy score</button>", "0.125", "How toy-like samples are.", "Toys learn fast.",
                   "What the toy minimises."):  # fmt: skip
         assert words in page
     assert "toy-loss" in result.record.figures

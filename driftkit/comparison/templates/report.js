@@ -28,6 +28,10 @@ function enlarge(index) {
   const image = pictures[shown].querySelector("img:not([hidden])"), large = zoom.querySelector("img");
   large.src = image.currentSrc || image.src;
   large.alt = image.alt;
+  large.className = image.className;
+  const room = Math.min(.88 * innerWidth, 1056, .76 * innerHeight * image.naturalWidth / image.naturalHeight);
+  const factor = Math.floor(room / image.naturalWidth);
+  large.style.width = factor && image.className ? factor * image.naturalWidth + "px" : "";
   zoom.querySelector("figcaption").textContent =
     pictures[shown].closest("figure").querySelector("figcaption").textContent.trim().replace(/\s+/g, " ");
   if (!zoom.open) zoom.showModal();
