@@ -69,8 +69,8 @@ class Evolution:
 class Pictures:
     """All pictures, and one sentence for each that could not be made."""
 
-    grids: list[RunFigure] = field(default_factory=list)
-    neighbours: list[RunFigure] = field(default_factory=list)
+    grids: list[Figure] = field(default_factory=list)
+    neighbours: list[Figure] = field(default_factory=list)
     evolutions: list[Evolution] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 

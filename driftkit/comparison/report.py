@@ -138,7 +138,10 @@ def render_report(
     def place(label: str) -> int:
         return order.get(label, len(order))
 
-    by_run = {name: sorted(figures.get(name, ()), key=lambda f: place(f.run)) for name in ("grids", "neighbours")}
+    by_run = {
+        name: sorted((f for f in figures.get(name, ()) if isinstance(f, RunFigure)), key=lambda f: place(f.run))
+        for name in ("grids", "neighbours")
+    }
     speeds = sorted(record.speed.results, key=lambda s: -s.images_per_second)
     methods = [METHODS[name] for name in dict.fromkeys(run.method for run in record.runs) if name in METHODS]
     return environment.get_template("report.html.j2").render(
