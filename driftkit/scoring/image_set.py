@@ -252,10 +252,12 @@ def _is_samples_file(path: Path) -> bool:
 
 
 def is_there(target: Path) -> bool:
-    """Whether there is what a target names: a path, which may have `?key=value` or `:split` behind it."""
+    """Whether there is what a target names: a path or a range of shards, maybe with `?key=value` or `:split`."""
+    from driftkit.datasets.shards import is_shards
     from driftkit.datasets.sources import parse_spec
 
-    return target.exists() or parse_spec(str(target)).path.exists()
+    path = parse_spec(str(target)).path
+    return target.exists() or path.exists() or is_shards(path)
 
 
 def is_run(path: Path) -> bool:
