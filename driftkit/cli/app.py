@@ -1,6 +1,7 @@
 """The program: its subcommands, how errors become one line and an exit code, and `--debug`."""
 
 import errno
+import functools
 import itertools
 import os
 import re
@@ -180,6 +181,7 @@ def check(arguments: Sequence[str], *, where: str) -> None:
         raise UsageError(f"{where}: {_usage_message(error, rest)}") from None
 
 
+@functools.cache
 def _root() -> DriftkitGroup:
     group = typer.main.get_command(app)
     assert isinstance(group, DriftkitGroup)
