@@ -34,7 +34,7 @@ from driftkit.errors import DriftkitError
 from driftkit.methods.registry import METHODS
 from driftkit.metrics.registry import METRICS
 from driftkit.models.registry import MODELS
-from driftkit.scoring.extractors import NAMES as EXTRACTOR_NAMES
+from driftkit.scoring.extractor_names import NAMES as EXTRACTOR_NAMES
 from driftkit.storage.run_folder import Run
 from driftkit.training.train_config import TrainConfig
 from tests.conftest import TINY_DATA, TINY_LOOP, TINY_MAE, TINY_UNET, driftkit

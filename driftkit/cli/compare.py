@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from driftkit.cli import completion
 from driftkit.cli.options import with_settings
 from driftkit.cli.output import JsonOption, emit, note, progress_bars
 from driftkit.comparison.compare_config import CompareConfig
@@ -14,7 +15,9 @@ from driftkit.comparison.compare_config import CompareConfig
 def command(
     runs: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN", help="Run folders; others are skipped and named.", show_default=False),
+        typer.Argument(
+            metavar="RUN", help="Run folders; others are skipped and named.", autocompletion=completion.runs
+        ),
     ],
     settings: CompareConfig,
     as_json: JsonOption = False,

@@ -13,9 +13,7 @@ from driftkit.stages.data import ImportConfig, import_data
 def command(
     spec: Annotated[
         str,
-        typer.Argument(
-            metavar="SPEC", help="shapes, cifar10, a folder, a .zip or .tar of images, or a pack.", show_default=False
-        ),
+        typer.Argument(metavar="SPEC", help="shapes, cifar10, a folder, a .zip or .tar of images, or a pack."),
     ],
     settings: ImportConfig,
     as_json: JsonOption = False,
@@ -27,7 +25,7 @@ def command(
       driftkit data shapes --grid shapes.png
       driftkit data "shapes?split=test&image_size=16&palette=primary" --json
       driftkit data cifar10:test
-      driftkit data photos.zip --image-size 64 --limit 5000 --output data/photos.safetensors
+      driftkit data photos.zip --image-size 64 --output data/photos.safetensors
     """
     pack, path = import_data(spec, settings)
     document = {

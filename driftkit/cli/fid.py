@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from driftkit.cli import completion
 from driftkit.cli.fid_table import show
 from driftkit.cli.options import with_settings
 from driftkit.cli.output import JsonOption, emit, note, progress_bars
@@ -18,7 +19,7 @@ def command(
         typer.Argument(
             metavar="SAMPLES|RUN",
             help="A run, a samples file, or a folder, archive or pack of images.",
-            show_default=False,
+            autocompletion=completion.runs,
         ),
     ],
     settings: FidConfig,

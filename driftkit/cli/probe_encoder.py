@@ -7,6 +7,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from driftkit.cli import completion
 from driftkit.cli.options import Given, with_settings
 from driftkit.cli.output import JsonOption, emit, progress_bars
 from driftkit.errors import UsageError
@@ -31,7 +32,7 @@ def command(
             metavar="NAME",
             help="A name of --list, timm:MODEL, or the folder of a MAE or classifier run; or several, each as "
             "NAME?KEY=VALUE&... with the settings that are its own.",
-            show_default=False,
+            autocompletion=completion.encoders,
         ),
     ] = None,
     list_encoders: Annotated[
@@ -45,10 +46,10 @@ def command(
 
       driftkit probe-encoder --list
       driftkit probe-encoder dinov2-multires --random-weights
-      driftkit probe-encoder timm:vit_small_patch16_dinov3 --taps block4,block8,block12 --random-weights
+      driftkit probe-encoder timm:resnet50 --taps layer2,layer3 --random-weights
       driftkit probe-encoder mocov2 --encoder-weights moco_v2_800ep_pretrain.pth.tar
       driftkit probe-encoder outputs/mae --data cifar10 --output outputs/probe-mae
-      driftkit probe-encoder outputs/mae "mocov2?input_size=64"     both, and their union
+      driftkit probe-encoder outputs/mae "mocov2?input_size=64"  both and together
       driftkit probe-encoder outputs/mae --json
 
     Without --data: maps, vectors, field calls and memory. With it, corrupted images (noisy, blurred, shuffled, of one

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from driftkit.cli import completion
 from driftkit.cli.options import with_settings
 from driftkit.cli.output import JsonOption, emit, note, show_line
 from driftkit.config.pipeline_file import Pipeline, RunConfig, Stage, load_pipeline
@@ -17,7 +18,10 @@ TORCHRUN_PROCESSES = 8  # in the lines that --dry-run shows
 
 @with_settings("run", RunConfig)
 def command(
-    pipeline: Annotated[Path, typer.Argument(metavar="PIPELINE", help="TOML file of stages.", show_default=False)],
+    pipeline: Annotated[
+        Path,
+        typer.Argument(metavar="PIPELINE", help="TOML file of stages.", autocompletion=completion.pipelines),
+    ],
     settings: RunConfig,
     as_json: JsonOption = False,
 ) -> dict[str, Any]:

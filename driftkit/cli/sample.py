@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from driftkit.cli import completion
 from driftkit.cli.options import with_settings
 from driftkit.cli.output import JsonOption, emit, progress_bars, show_line
 from driftkit.stages.sample import SampleConfig, sample
@@ -12,7 +13,10 @@ from driftkit.stages.sample import SampleConfig, sample
 
 @with_settings("sample", SampleConfig)
 def command(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run that generates images.")],
+    run: Annotated[
+        Path,
+        typer.Argument(metavar="RUN", help="Folder of a run that generates images.", autocompletion=completion.runs),
+    ],
     settings: SampleConfig,
     as_json: JsonOption = False,
 ) -> dict[str, Any]:

@@ -24,7 +24,7 @@ def command(
     given: Given,
     toys: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="TOY", help="Folders of earlier toys, to show side by side.", show_default=False),
+        typer.Argument(metavar="TOY", help="Folders of earlier toys, to show side by side."),
     ] = None,
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def command(
       driftkit toy --points swiss-roll
       driftkit toy --points two-modes --start collapsed --output outputs/collapsed
       driftkit toy --points two-modes --repulsion 1.5 --seed 3 --json
-      driftkit toy outputs/collapsed outputs/toy/swiss-roll-middle --output outputs/toys
+      driftkit toy outputs/collapsed outputs/toy/swiss-roll-middle -o outputs/toys
 
     Writes toy.gif (real and generated points, and the field V at some of them), toy.png and toy.json.
     """

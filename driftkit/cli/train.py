@@ -8,12 +8,13 @@ from typing import Annotated, Any
 from rich.markup import escape
 from rich.table import Table
 
+from driftkit.cli.completion import BY_NAME, choices
 from driftkit.cli.options import Given, with_settings
 from driftkit.cli.output import JsonOption, emit, note, option
 from driftkit.config.layers import preset_names
 from driftkit.methods.registry import DEFAULT_METHOD, METHODS
 from driftkit.runtime.terminal import open_console
-from driftkit.training.train_config import FILES, TrainConfig
+from driftkit.training.train_config import FILES, TRAINING, TrainConfig
 
 METHOD = "Method"
 
@@ -22,20 +23,59 @@ METHOD = "Method"
 def command(
     objective: Annotated[
         str | None,
-        option("--objective", help=f"Method: {', '.join(METHODS)}.", panel=METHOD, default=DEFAULT_METHOD),
+        option(
+            "--objective",
+            help="Method: what is trained.",
+            panel=METHOD,
+            notes=[f"default: {DEFAULT_METHOD}"],
+            metavar="|".join(METHODS),
+            autocompletion=choices(METHODS),
+        ),
     ] = None,
     preset: Annotated[
         str | None,
-        option("--preset", "-p", help=f"Named settings to start from: {', '.join(preset_names())}.", panel=METHOD),
+        option(
+            "--preset",
+            "-p",
+            help=f"Named settings to start from: {', '.join(preset_names())}.",
+            panel=METHOD,
+            metavar="NAME",
+            autocompletion=choices(preset_names()),
+        ),
     ] = None,
     given: Given = Given(),  # noqa: B008
-    device: Annotated[str, option("--device", help="auto, cpu or cuda.", panel="Training")] = "auto",
+    device: Annotated[
+        str,
+        option(
+            "--device",
+            help="Where it trains; auto: on a GPU if there is one.",
+            panel=TRAINING,
+            notes=["default: auto"],
+            metavar="auto|cpu|cuda",
+            autocompletion=BY_NAME["device"],
+        ),
+    ] = "auto",
     output: Annotated[
-        Path | None, option("--output", "-o", help="Run folder.", panel=FILES, default="outputs/OBJECTIVE_ENCODER")
+        Path | None,
+        option(
+            "--output",
+            "-o",
+            help="Run folder.",
+            panel=FILES,
+            notes=["default: outputs/OBJECTIVE_ENCODER"],
+            metavar="PATH",
+        ),
     ] = None,
     resume: Annotated[
         str,
-        option("--resume", help="auto: resume the run in the folder; never: refuse such a folder.", panel=FILES),
+        option(
+            "--resume",
+            help="auto: resume the run in the folder; never: refuse such a folder.",
+            panel=FILES,
+            notes=["default: auto"],
+            metavar="auto|never",
+            autocompletion=choices(["auto", "never"]),
+        ),
     ] = "auto",
     dry_run: Annotated[
         bool,

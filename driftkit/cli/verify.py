@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from driftkit.cli import completion
 from driftkit.cli.output import JsonOption, emit
 
 COLOURS = {"in use": "cyan", "unknown": "dim"}
@@ -12,7 +13,12 @@ COLOURS = {"in use": "cyan", "unknown": "dim"}
 
 def command(
     paths: Annotated[
-        list[Path], typer.Argument(help="Runs, packs, caches, statistics, samples, evaluations, or folders of these.")
+        list[Path],
+        typer.Argument(
+            metavar="PATH",
+            help="Runs, packs, caches, statistics, samples, evaluations, or folders of these.",
+            autocompletion=completion.runs,
+        ),
     ],
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
