@@ -11,7 +11,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import typer
 from pydantic import BaseModel
@@ -82,15 +81,23 @@ def fetched(incomplete: str) -> list[str]:
 
 def samplers(ctx: typer.Context, incomplete: str) -> list[str]:
     """Samplers of the run that is typed before, or of all methods."""
-    own = METHODS.get(_method_of(ctx.params.get("run") or ctx.params.get("target")))
+    own = METHODS.get(_method_of(_argument(ctx)))
     methods = [own] if own else METHODS.values()
     return choices(dict.fromkeys(name for method in methods for name in method.samplers))(incomplete)
 
 
-def _method_of(run: Any) -> str:
+def _argument(ctx: typer.Context) -> Path:
+    """The run or file that is typed before the word."""
+    named = [ctx.params[name] for name in ("run", "target", "pipeline") if ctx.params.get(name)]
+    return Path(
+        next(iter([*named, *ctx.args]), "")
+    )  # a line whose last option has no value yet is not parsed to its end
+
+
+def _method_of(run: Path) -> str:
     """The method in a run's manifest; nothing where that cannot be read."""
     try:
-        return str(json.loads((Path(run) / "manifest.json").read_text())["config"]["objective"]["name"])
+        return str(json.loads((run / "manifest.json").read_text())["config"]["objective"]["name"])
     except (OSError, ValueError, TypeError, LookupError):
         return ""
 
@@ -105,8 +112,8 @@ def pipelines(incomplete: str) -> list[str]:
 def pipeline_stages(ctx: typer.Context, incomplete: str) -> list[str]:
     """Stages of the pipeline that is typed before."""
     try:
-        return choices(stage.name for stage in load_pipeline(Path(ctx.params["pipeline"])).stages)(incomplete)
-    except (DriftkitError, LookupError, TypeError):
+        return choices(stage.name for stage in load_pipeline(_argument(ctx)).stages)(incomplete)
+    except DriftkitError:
         return []
 
 
