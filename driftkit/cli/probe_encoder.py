@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from driftkit.probing.probe_record import EncoderList, EncoderSpeed, ProbeRecord
 
 WIDTH = 100
+LIST_WIDTH = 140  # of the table of encoders; narrower terminals get one with a line for each of its columns
+LISTED = ("name", "trained by", "maps", "input", "feature set", "licence", "here")
 MAP_NORMS = {"final": " after the last norm", "layer": ", each position normalized"}
 COLOURS = {"good": "green", "usable": "yellow", "poor": "red"}
 
@@ -73,15 +75,23 @@ def command(
 
 
 def _show_list(listed: "EncoderList") -> None:
+    console = open_console(most=LIST_WIDTH, highlight=False)
     table = Table(title="encoders", title_justify="left", show_lines=True)
-    for column in ("name", "trained by", "maps", "input", "feature set", "licence", "here"):
-        table.add_column(column, no_wrap=column in ("name", "input"))
-    for card in listed.encoders:
-        table.add_row(*_list_row(card))
+    if console.width == LIST_WIDTH:
+        for column in LISTED:
+            table.add_column(column, no_wrap=column in ("name", "input"))
+        for card in listed.encoders:
+            table.add_row(*_list_row(card))
+    else:
+        table.add_column("name", no_wrap=True)
+        table.add_column("about", overflow="fold")
+        for card in listed.encoders:
+            cells = [cell.replace("\n", ", ") for cell in _list_row(card)[1:]]
+            about = [f"{title}: {cell}" for title, cell in zip(LISTED[1:], cells, strict=True)]
+            table.add_row(card.name, "\n".join([*([f"model: {card.model}"] if card.model else []), *about]))
     feature_sets = Table("feature set", "vectors", title_justify="left")
     for row in listed.feature_sets:
         feature_sets.add_row(row.name, row.help)
-    console = open_console(width=None if open_console().is_terminal else 140, highlight=False)
     console.print(table)
     console.print(
         "also: timm:MODEL (any timm model with intermediate maps, --taps chooses them) and the folder, or "
@@ -112,7 +122,7 @@ def _list_row(card: "EncoderCard") -> tuple[str, ...]:
 
 
 def _show(record: "ProbeRecord") -> None:
-    console = open_console(width=WIDTH, highlight=False)
+    console = open_console(most=WIDTH, highlight=False)
     for part in record.parts or ():
         _show(part)
         console.print()
@@ -163,7 +173,7 @@ def _show_groups(console: Any, record: "ProbeRecord") -> None:
     table = Table(title="signal in the drift, % at the best temperature", title_justify="left")
     table.add_column("group", no_wrap=True)
     for column in (*verdict.detectability, "purity", "rank"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", overflow="fold")
     kernel = Table(title="effective number of points (perplexity), by temperature", title_justify="left")
     kernel.add_column("group", no_wrap=True)
     for one in measurement.groups[0].kernel:

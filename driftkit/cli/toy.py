@@ -89,7 +89,7 @@ def _show_table(table: "ToyTable") -> None:
             f"{scores.on_data:.0%}",
             f"{scores.spacing:.2f}",
         )
-    open_console(width=WIDTH, highlight=False).print(shown)
+    open_console(most=WIDTH, highlight=False).print(shown)
     show_line(f"side by side: {table.path}")
 
 

@@ -159,16 +159,16 @@ def _show_plan(values: dict[str, Any], origins: dict[str, str], folder: Path, do
     table = Table("key", "value", "from", title=escape(f"config of {folder}"), title_justify="left")
     for key, value in values.items():
         table.add_row(key, escape(str(value)), escape(origins.get(key, "default")))
-    open_console(width=100).print(table)
+    open_console(most=100).print(table)
     if document["budget"] is None:
-        open_console(width=100).print(escape(f"cost of a step unknown: {document['budget_unknown']}"))
+        open_console(most=100).print(escape(f"cost of a step unknown: {document['budget_unknown']}"))
     else:
-        open_console(width=100).print(*budget_table(document["budget"]), sep="\n")
+        open_console(most=100).print(*budget_table(document["budget"]), sep="\n")
 
 
 def _show_run(document: dict[str, Any]) -> None:
     folder = escape(document["run"])
-    open_console(width=100, highlight=False).print(
+    open_console(most=100, highlight=False).print(
         f"[bold]{folder}[/bold]: {document['state']} at step {document['step']:,}, {document['images_seen']:,} images, "
         f"{document['train_seconds']:.0f} s on {document['device']}\n"
         f"pictures in {folder}/samples, weights in {folder}/checkpoints"
