@@ -407,11 +407,11 @@ def test_options_keys_and_presets_in_the_text_exist(readme):
         words = code.split()
         require_flags(words, FLAGS | OTHER_FLAGS)
         for flag, value in itertools.pairwise(words):
-            if flag == "--set":
-                assert value.partition("=")[0] in keys or code in ELSEWHERE, f"--set {value}: no such key"
+            if flag == "--set" and value != "key=value" and code not in ELSEWHERE:
+                assert value.partition("=")[0] in keys, f"--set {value}: no such key"
             if flag == "--preset" and value != "NAME":
                 assert value in preset_names()
-        if re.fullmatch(r"(trainer|objective|data|evaluation|model)\.[a-z_]+", code):
+        if re.fullmatch(r"(trainer|objective|data|evaluation|model)\.[a-z_]+", code) and not code.endswith(".py"):
             assert code in keys, f"{code}: no such key"
 
 

@@ -40,7 +40,8 @@ def print_help(command: TyperCommand | TyperGroup, context: Any) -> None:
         else:
             _print_wrapped(console, Text.from_markup(" ".join(paragraph.split())))
     panels: dict[str, list[tuple[Text, Text]]] = {ARGUMENTS: []}
-    for parameter in command.get_params(context):
+    parameters: list[Any] = command.get_params(context)
+    for parameter in parameters:
         heading = ARGUMENTS if parameter.param_type_name == "argument" else parameter.rich_help_panel or GENERAL
         panels.setdefault(heading, []).append((_names(parameter), Text.from_markup(parameter.help or "")))
     if isinstance(command, TyperGroup):
