@@ -43,7 +43,10 @@ ROOT = Path(__file__).parents[1]
 READMES = sorted({*ROOT.glob("README.md"), *ROOT.glob("[a-z]*/README.md"), *ROOT.glob("driftkit/**/README.md")})
 PROGRAM = typer.main.get_command(app)
 HELP = {"": PROGRAM.help, **{name: command.help for name, command in PROGRAM.commands.items()}}
-FLAGS = {f for command in PROGRAM.commands.values() for o in command.params for f in (*o.opts, *o.secondary_opts)}
+FLAGS = {
+    name: {"--help", *(flag for option in command.params for flag in (*option.opts, *option.secondary_opts))}
+    for name, command in PROGRAM.commands.items()
+}
 
 # What stands for a word of the reader's own; "--option WORD" goes before "WORD".
 PLACEHOLDERS = {
@@ -63,7 +66,7 @@ READ = {
 # Commands that do not run by themselves -> the test that runs them with what they need.
 ELSEWHERE = {"driftkit train --set model.kind=convnet": "tests/test_plugins.py"}
 
-OTHER_FLAGS = {"--nproc-per-node", "--max-restarts", "--extra", "--help", "--kills", "--seconds"}  # of other programs
+OTHER_FLAGS = {"--nproc-per-node", "--max-restarts", "--extra", "--kills", "--seconds"}  # of other programs
 
 
 # What is written.
@@ -149,21 +152,12 @@ def place(tmp_path_factory):
         (folder / "pipelines").symlink_to(ROOT / "pipelines")
         (folder / "tests").symlink_to(ROOT / "tests")
         write_photos(folder / "photos.zip")
-        for words in (
-            ["train", "--objective", "mae", *TINY_DATA, *TINY_MAE, "--output", "mae"],
-            [
-                "train",
-                "--objective",
-                "ddpm",
-                "--data",
-                "photos.zip",
-                "--class-conditional",
-                *TINY_UNET,
-                "--output",
-                "ddpm",
-            ],
+        for method, words in (
+            ("mae", [*TINY_DATA, *TINY_MAE]),
+            ("ddpm", ["--data", "photos.zip", "--class-conditional", *TINY_UNET]),
         ):
-            assert (done := driftkit(*words, *TINY_LOOP, "--steps", 1)).exit_code == 0, done.output
+            made = driftkit("train", "--objective", method, *words, *TINY_LOOP, "--steps", 1, "--output", method)
+            assert made.exit_code == 0, made.output
         for name, kind in READ.items():
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -265,13 +259,17 @@ def run_sbatch(words: list[str]) -> None:
 
 
 def run_just(words: list[str]) -> None:
-    assert re.search(rf"^{words[0]}\b.*:", (ROOT / "justfile").read_text(), re.MULTILINE), (
-        f"just {words[0]}: no such recipe"
-    )
+    recipes = re.findall(r"^([\w-]+).*:$|^([\w-]+).*: ", (ROOT / "justfile").read_text(), re.MULTILINE)
+    assert words[0] in {name for names in recipes for name in names}, f"just {words[0]}: no such recipe"
 
 
 def run_pytest(words: list[str]) -> None:
     assert all((ROOT / word).exists() for word in words if not word.startswith("-"))
+
+
+def run_python(words: list[str]) -> None:
+    assert words[:2] == ["-m", "driftkit"], "add this use of python"
+    run_driftkit(words[2:])
 
 
 def run_pip(words: list[str]) -> None:
@@ -280,7 +278,7 @@ def run_pip(words: list[str]) -> None:
 
 PROGRAMS: dict[str, Callable[[list[str]], None]] = {
     "driftkit": run_driftkit, "torchrun": run_torchrun, "uv": run_uv, "sbatch": run_sbatch, "just": run_just,
-    "pytest": run_pytest, "pip": run_pip,
+    "pytest": run_pytest, "pip": run_pip, "python": run_python,
 }  # fmt: skip
 
 
@@ -298,10 +296,9 @@ def filled(words: list[str]) -> Iterator[str]:
 
 def shell_words(word: str) -> list[str]:
     """What a shell makes of a word: a home, and the names that a pattern fits."""
-    path = Path(word).expanduser() if word.startswith("~") else Path(word)
-    return (
-        sorted(str(one) for one in Path().glob(word)) if "*" in word else [str(path) if word.startswith("~") else word]
-    )
+    if "*" in word:
+        return sorted(map(str, Path().glob(word)))
+    return [str(Path(word).expanduser()) if word.startswith("~") else word]
 
 
 # Names.
@@ -405,7 +402,7 @@ def test_options_keys_and_presets_in_the_text_exist(readme):
     keys = known_keys()
     for code in spans(readme.read_text()):
         words = code.split()
-        require_flags(words, FLAGS | OTHER_FLAGS)
+        require_flags(words, FLAGS.get(words[0]) or OTHER_FLAGS.union(*FLAGS.values()))
         for flag, value in itertools.pairwise(words):
             if flag == "--set" and value != "key=value" and code not in ELSEWHERE:
                 assert value.partition("=")[0] in keys, f"--set {value}: no such key"
@@ -476,7 +473,8 @@ def test_rows_of_a_table_have_as_many_cells_as_its_head(readme):
         "driftkit fid outputs/ddpm -r shapes --sampler eular", "driftkit fid outputs/absent -r shapes",
         "driftkit fid outputs/ddpm -r shapes --extractor encoder:outputs/absent", "driftkit sample WHATEVER",
         "driftkit probe-encoder mocov2 --taps stage9", "driftkit train --init-from outputs/absent", "wget photos.zip",
-        "torchrun --nproc=8 --what -m driftkit train", "just nothing", "uv sync --extra nothing", "pytest tests/absent",
+        "torchrun --nproc=8 --what -m driftkit train", "just nothing", "python -m driftkit train --stepz 3",
+        "uv sync --extra nothing", "pytest tests/absent",
     ],
 )  # fmt: skip
 def test_a_command_that_is_wrong_fails(line, here):
