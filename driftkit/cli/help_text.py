@@ -90,7 +90,7 @@ def _print_wrapped(console: "Console", text: "Text", *, left: "Text | None" = No
     if left is not None and len(head) + 2 > LEFT:
         console.print(head, soft_wrap=True)
         head = Text()
-    for line in text.wrap(console, console.width - margin):
+    for line in text.wrap(console, max(20, console.width - margin)):
         line.rstrip()
         head.pad_right(margin - len(head))
         console.print(head.append_text(line), soft_wrap=True)
