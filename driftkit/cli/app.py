@@ -1,6 +1,7 @@
 """The program: its subcommands, how errors become one line and an exit code, and `--debug`."""
 
 import errno
+import functools
 import itertools
 import os
 import re
@@ -13,6 +14,7 @@ from typer.core import TyperGroup
 
 from driftkit import __version__
 from driftkit.cli import compare, data, doctor, export, fid, prefetch, probe_encoder, run, sample, toy, train, verify
+from driftkit.cli.help_text import MOST, DriftkitCommand, print_help
 from driftkit.cli.options import expand_place_variables, with_flags
 from driftkit.errors import (
     EXIT_INTERRUPTED,
@@ -36,6 +38,9 @@ EXIT_CODES = (
 
 class DriftkitGroup(TyperGroup):
     """A command group that turns every error into one line on stderr and the documented exit code."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        print_help(self, ctx)
 
     def main(self, args: Sequence[str] | None = None, **options: Any) -> Any:  # type: ignore[override]
         words = list(sys.argv[1:] if args is None else args)
@@ -149,12 +154,12 @@ app = typer.Typer(
     context_settings={
         "help_option_names": ["-h", "--help"],
         "auto_envvar_prefix": "DRIFTKIT",
-        "max_content_width": 100,
+        "max_content_width": MOST,
     },
     epilog=EXIT_CODES,
 )
 for module in (toy, probe_encoder, data, train, sample, fid, compare, export, run, prefetch, verify, doctor):
-    app.command(module.__name__.rpartition(".")[2].replace("_", "-"))(module.command)
+    app.command(module.__name__.rpartition(".")[2].replace("_", "-"), cls=DriftkitCommand)(module.command)
 
 
 def invoke(arguments: Sequence[str]) -> Any:
@@ -181,6 +186,7 @@ def check(arguments: Sequence[str], *, where: str) -> None:
         raise UsageError(f"{where}: {_usage_message(error, rest)}") from None
 
 
+@functools.cache
 def _root() -> DriftkitGroup:
     group = typer.main.get_command(app)
     assert isinstance(group, DriftkitGroup)
@@ -206,11 +212,11 @@ def options(
 
     [bold]Examples[/bold]
 
-      driftkit run pipelines/toy.toml                         drifting in pictures, within a minute
-      driftkit run pipelines/demo.toml                        the whole chain in minutes on a laptop
-      driftkit probe-encoder dinov2-multires --random-weights what an encoder gives the drifting field
-      driftkit train --encoder mocov2                         a drifting generator on CIFAR-10
-      driftkit compare outputs/*                              scores, curves, grids and speed side by side
+      driftkit run pipelines/toy.toml     drifting in pictures, within a minute
+      driftkit run pipelines/demo.toml    the whole chain in minutes on a laptop
+      driftkit probe-encoder --list       encoders that drifting can work with
+      driftkit train --encoder mocov2     a drifting generator on CIFAR-10
+      driftkit compare outputs/*          scores, curves, grids, speed side by side
     """
 
 

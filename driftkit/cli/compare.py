@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from driftkit.cli import completion
 from driftkit.cli.options import typed_place, with_settings
 from driftkit.cli.output import JsonOption, emit, note, progress_bars
 from driftkit.comparison.compare_config import CompareConfig
@@ -15,7 +16,8 @@ def command(
     runs: Annotated[
         list[Path],
         typer.Argument(
-            metavar="RUN", help="Run folders; others are skipped and named.", show_default=False, callback=typed_place
+            metavar="RUN", help="Run folders; others are skipped and named.", autocompletion=completion.runs
+            callback=typed_place,
         ),
     ],
     settings: CompareConfig,

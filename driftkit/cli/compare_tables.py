@@ -35,7 +35,7 @@ MAX_METRICS = 3  # columns next to the ranking score
 
 def show(comparison: "Comparison") -> None:
     """Print all tables, then the findings, cautions and notes."""
-    console, record = open_console(width=WIDTH, highlight=False), comparison.record
+    console, record = open_console(most=WIDTH, highlight=False), comparison.record
     console.print(runs_table(record.runs, record.encoders))
     for table in record.score_tables:
         console.print(scores_table(table, record.speed.results))

@@ -15,10 +15,7 @@ def command(
     spec: Annotated[
         str,
         typer.Argument(
-            metavar="SPEC",
-            help="Images, named as in the list above, with ?key=value behind.",
-            show_default=False,
-            callback=typed_place,
+            metavar="SPEC", help="Images, named as in the list above, with ?key=value behind.", callback=typed_place
         ),
     ],
     settings: ImportConfig,
@@ -31,7 +28,7 @@ def command(
       driftkit data shapes --grid shapes.png
       driftkit data "shapes?split=test&image_size=16&palette=primary" --json
       driftkit data cifar10:test
-      driftkit data photos.zip --image-size 64 --limit 5000 --output data/photos.safetensors
+      driftkit data photos.zip --image-size 64 --output data/photos.safetensors
       driftkit data "imagenet-train-{000000..000146}.tar" --image-size 64
 
     [bold]What can be named[/bold], here and by --data and --reference

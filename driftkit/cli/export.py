@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from driftkit.cli import completion
 from driftkit.cli.options import typed_place, with_settings
 from driftkit.cli.output import JsonOption, emit, show_line
 from driftkit.config.export_config import ExportConfig
@@ -15,7 +16,10 @@ def command(
     run: Annotated[
         Path,
         typer.Argument(
-            metavar="RUN", help="Folder of a run that generates images.", show_default=False, callback=typed_place
+            metavar="RUN",
+            help="Folder of a run that generates images.",
+            autocompletion=completion.runs,
+            callback=typed_place,
         ),
     ],
     settings: ExportConfig,
@@ -28,7 +32,7 @@ def command(
       driftkit export outputs/drift_mocov2
       driftkit export outputs/drift_mocov2 --format onnx --output models/drift
       driftkit export outputs/ddpm --format torchscript --weights raw
-      driftkit export outputs/drift --format run --dtype bfloat16 --output models/drift
+      driftkit export outputs/drift --format run --dtype bfloat16 -o models/small
     """
     from driftkit.stages.export import export
     from driftkit.storage.run_folder import Run

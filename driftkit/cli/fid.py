@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from driftkit.cli import completion
 from driftkit.cli.fid_table import show
 from driftkit.cli.options import typed_place, with_settings
 from driftkit.cli.output import JsonOption, emit, note, progress_bars
@@ -17,8 +18,8 @@ def command(
         Path,
         typer.Argument(
             metavar="SAMPLES|RUN",
-            help="A run, a samples file, or images as driftkit data takes them.",
-            show_default=False,
+            help="A run, a samples file, or a folder, archive or pack of images.",
+            autocompletion=completion.runs,
             callback=typed_place,
         ),
     ],

@@ -22,7 +22,7 @@ def show(records: "Sequence[tuple[str, EvaluationRecord | RepeatsRecord | CurveR
     from driftkit.runtime.terminal import open_console
     from driftkit.scoring.evaluation_record import CurveRecord
 
-    console = open_console(width=WIDTH, highlight=False)
+    console = open_console(most=WIDTH, highlight=False)
     for path, record in records:
         _head(console, record)
         if isinstance(record, CurveRecord):

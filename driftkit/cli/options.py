@@ -18,6 +18,8 @@ import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from driftkit.cli.completion import BY_NAME, choices, setting_keys
+from driftkit.cli.output import option
 from driftkit.config.layers import did_you_mean, merge, nest, parse_assignments
 from driftkit.config.places import expand_place
 from driftkit.config.settings import Option, option_fields, resolve_settings
@@ -27,6 +29,7 @@ FLAGS: dict[str, dict[str, str]] = {}
 """Command -> dotted key -> flag; filled by `with_settings`."""
 
 CONFIG_PANEL = "Other settings"
+METAVARS: dict[Any, str] = {int: "N", float: "NUMBER", Path: "PATH"}
 GLOBAL_VARIABLES = {"DRIFTKIT_DATA_DIR"}  # that begin like those of a command
 PLACE_VARIABLES = (*GLOBAL_VARIABLES, "DRIFTKIT_CACHE", "DRIFTKIT_INCEPTION_WEIGHTS")
 _KEY = re.compile(r"`([a-z_]+(?:\.[a-z_]+)*)`")
@@ -72,7 +75,7 @@ def with_settings(command: str, model: type[BaseModel]) -> Callable[[Callable[..
         parameters: list[inspect.Parameter] = []
         for parameter in signature.parameters.values():
             if parameter.name == place:
-                parameters += _parameters(fields)
+                parameters += _parameters(model, fields)
             else:
                 parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
         # Typer reads both.
@@ -92,14 +95,18 @@ def _explicit_flags(signature: inspect.Signature) -> Iterator[tuple[str, str]]:
                 yield parameter.name, next(word for word in flags if word.startswith("--")).partition("/")[0]
 
 
-def _parameters(fields: list[tuple[str, FieldInfo, Option]]) -> Iterator[inspect.Parameter]:
-    for key, info, option in fields:
-        kind: Any = bool if option.switch else _value_type(info)
-        yield _keyword(_name(key), Annotated[kind | None, _typer_option(key, info, option)])
-    config = typer.Option("--config", help="TOML file with these settings.", rich_help_panel=CONFIG_PANEL)
+def _parameters(model: type[BaseModel], fields: list[tuple[str, FieldInfo, Option]]) -> Iterator[inspect.Parameter]:
+    for key, info, settings_option in fields:
+        kind: Any = bool if settings_option.switch else _value_type(info)
+        yield _keyword(_name(key), Annotated[kind | None, _typer_option(key, info, settings_option)])
+    config = option("--config", help="TOML file with these settings.", panel=CONFIG_PANEL, metavar="FILE")
     yield _keyword("config", Annotated[Path | None, config])
-    assignment = typer.Option(
-        "--set", help="Any setting, as key=value or section.key=value; repeatable.", rich_help_panel=CONFIG_PANEL
+    assignment = option(
+        "--set",
+        help="Any setting, as key=value or section.key=value; repeatable.",
+        panel=CONFIG_PANEL,
+        metavar="KEY=VALUE",
+        autocompletion=setting_keys(model),
     )
     yield _keyword("set", Annotated[list[str] | None, assignment])
 
@@ -118,26 +125,36 @@ def flags_of(key: str, option: Option) -> tuple[str, ...]:
     return option.flags or ("--" + key.rpartition(".")[2].replace("_", "-"),)
 
 
-def _typer_option(key: str, info: FieldInfo, option: Option) -> Any:
-    flags = list(flags_of(key, option))
-    kind = bool if option.switch else _value_type(info)
-    default = option.default or _shown(info.default)
+def _typer_option(key: str, info: FieldInfo, settings_option: Option) -> Any:
+    flags = list(flags_of(key, settings_option))
+    kind = bool if settings_option.switch else _value_type(info)
+    default = settings_option.default or _shown(info.default)
     if kind is bool:
-        default = default or f"{'' if info.default else 'no-'}{flags[0].removeprefix('--')}"
+        default = default or ("on" if info.default else "off")
         flags[0] = f"{flags[0]}/--no-{flags[0].removeprefix('--')}"
-    choices = [word for k in _alternatives(info.annotation) if get_origin(k) is Literal for word in get_args(k)]
+    words = [word for k in _alternatives(info.annotation) if get_origin(k) is Literal for word in get_args(k)]
     limits: dict[str, Any] = {n: getattr(m, n) for m in info.metadata for n in ("ge", "le") if hasattr(m, n)}
-    return typer.Option(
+    return option(
         *flags,
-        help=sentence(info.description or "") + (f" [dim]\\[default: {default}][/dim]" if default else ""),
-        rich_help_panel=option.panel,
-        show_default=False,  # which would put the text in parentheses
-        show_envvar=False,
+        help=sentence(info.description or ""),
+        panel=settings_option.panel,
+        notes=[
+            *(["required"] if info.is_required() else [f"default: {default}"] if default else []),
+            *_range(**limits),
+        ],
         allow_from_autoenv=False,  # read below, so that a variable may hold whatever --set may
-        metavar=f"[{'|'.join(map(str, choices))}]" if choices and kind is str else None,
+        metavar="|".join(map(str, words)) if words and kind is str else METAVARS.get(kind, "TEXT"),
         min=limits.get("ge"),
         max=limits.get("le"),
+        autocompletion=choices(words) if words else BY_NAME.get(key.rpartition(".")[2]),
     )
+
+
+def _range(ge: float | None = None, le: float | None = None) -> list[str]:
+    """A range in words; nothing where there is none."""
+    if ge is None or le is None:
+        return [f"at least {ge}"] if ge is not None else [f"at most {le}"] if le is not None else []
+    return [f"{ge} to {le}"]
 
 
 def sentence(description: str) -> str:
@@ -177,8 +194,8 @@ def _given(command: str, fields: list[tuple[str, FieldInfo, Option]], values: di
     """What options, `--config` and `--set` say, which are taken out of `values`, and the environment."""
     options = [(key, nest(key, value)) for key, _, _ in fields if (value := values.pop(_name(key))) is not None]
     environment = []
-    for key, info, option in fields:
-        text = os.environ.get(variable_of(command, flags_of(key, option)[0]))
+    for key, info, settings_option in fields:
+        text = os.environ.get(variable_of(command, flags_of(key, settings_option)[0]))
         if text:  # the type of the field decides what it is
             environment.append((key, nest(key, _values(text, info) if get_origin(_value_type(info)) is list else text)))
     _refuse_unknown_variables(command)

@@ -1,7 +1,7 @@
 """What every command does with its result and its options: one JSON document or text on stdout, all else on stderr."""
 
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -51,15 +51,15 @@ def note(message: str) -> None:
     say(message)
 
 
-def option(*names: str, help: str, panel: str | None = None, default: str | None = None, **extra: Any) -> Any:
+def option(*names: str, help: str, panel: str | None = None, notes: Sequence[str] = (), **extra: Any) -> Any:
     """A typer option as this program shows it.
 
     Args:
         names: flags, for example "--steps".
         help: one plain sentence with the unit.
         panel: heading of the group the option stands in.
-        default: text shown as the default where the value is decided later (by the preset, by the run).
+        notes: what is shown in brackets after the help, for example "default: 3".
     """
-    return typer.Option(
-        *names, help=help, rich_help_panel=panel, show_envvar=False, show_default=default if default else True, **extra
-    )
+    text = f"{help} [dim]\\[{'; '.join(notes)}][/dim]" if notes else help
+    # Typer would show the default in parentheses.
+    return typer.Option(*names, help=text, rich_help_panel=panel, show_envvar=False, show_default=False, **extra)

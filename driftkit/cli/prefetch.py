@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
+from driftkit.cli import completion
 from driftkit.cli.output import JsonOption, emit, note, option
 
 
@@ -13,8 +14,8 @@ def command(
         typer.Argument(
             metavar="NAME",
             help="Encoders of the table, timm:MODEL, inception, evaluator:dinov2, autoencoder:HUB_ID, cifar10.",
-            show_default=False,
             show_envvar=False,
+            autocompletion=completion.fetched,
         ),
     ] = None,
     everything: Annotated[bool, option("--all", help="All of them: many files, several GB.")] = False,
@@ -26,7 +27,7 @@ def command(
     [bold]Examples[/bold]
 
       driftkit prefetch mocov2 inception cifar10
-      driftkit prefetch evaluator:dinov2     an evaluator of driftkit fid, no encoder
+      driftkit prefetch evaluator:dinov2    an evaluator of driftkit fid, no encoder
       driftkit prefetch --all --json
     """
     from driftkit.errors import NotFoundError

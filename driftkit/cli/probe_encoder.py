@@ -7,6 +7,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from driftkit.cli import completion
 from driftkit.cli.options import Given, with_settings
 from driftkit.cli.output import JsonOption, emit, progress_bars
 from driftkit.errors import UsageError
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from driftkit.probing.probe_record import EncoderList, EncoderSpeed, ProbeRecord
 
 WIDTH = 100
+LIST_WIDTH = 140  # of the table of encoders; narrower terminals get one with a line for each of its columns
+LISTED = ("name", "trained by", "maps", "input", "feature set", "licence", "here")
 MAP_NORMS = {"final": " after the last norm", "layer": ", each position normalized"}
 COLOURS = {"good": "green", "usable": "yellow", "poor": "red"}
 
@@ -31,7 +34,7 @@ def command(
             metavar="NAME",
             help="A name of --list, timm:MODEL, or the folder of a MAE or classifier run; or several, each as "
             "NAME?KEY=VALUE&... with the settings that are its own.",
-            show_default=False,
+            autocompletion=completion.encoders,
         ),
     ] = None,
     list_encoders: Annotated[
@@ -45,10 +48,10 @@ def command(
 
       driftkit probe-encoder --list
       driftkit probe-encoder dinov2-multires --random-weights
-      driftkit probe-encoder timm:vit_small_patch16_dinov3 --taps block4,block8,block12 --random-weights
+      driftkit probe-encoder timm:resnet50 --taps layer2,layer3 --random-weights
       driftkit probe-encoder mocov2 --encoder-weights moco_v2_800ep_pretrain.pth.tar
       driftkit probe-encoder outputs/mae --data cifar10 --output outputs/probe-mae
-      driftkit probe-encoder outputs/mae "mocov2?input_size=64"     both, and their union
+      driftkit probe-encoder outputs/mae "mocov2?input_size=64"  both and together
       driftkit probe-encoder outputs/mae --json
 
     Without --data: maps, vectors, field calls and memory. With it, corrupted images (noisy, blurred, shuffled, of one
@@ -72,15 +75,23 @@ def command(
 
 
 def _show_list(listed: "EncoderList") -> None:
+    console = open_console(most=LIST_WIDTH, highlight=False)
     table = Table(title="encoders", title_justify="left", show_lines=True)
-    for column in ("name", "trained by", "maps", "input", "feature set", "licence", "here"):
-        table.add_column(column, no_wrap=column in ("name", "input"))
-    for card in listed.encoders:
-        table.add_row(*_list_row(card))
+    if console.width == LIST_WIDTH:
+        for column in LISTED:
+            table.add_column(column, no_wrap=column in ("name", "input"))
+        for card in listed.encoders:
+            table.add_row(*_list_row(card))
+    else:
+        table.add_column("name", no_wrap=True)
+        table.add_column("about", overflow="fold")
+        for card in listed.encoders:
+            cells = [cell.replace("\n", ", ") for cell in _list_row(card)[1:]]
+            about = [f"{title}: {cell}" for title, cell in zip(LISTED[1:], cells, strict=True)]
+            table.add_row(card.name, "\n".join([*([f"model: {card.model}"] if card.model else []), *about]))
     feature_sets = Table("feature set", "vectors", title_justify="left")
     for row in listed.feature_sets:
         feature_sets.add_row(row.name, row.help)
-    console = open_console(width=None if open_console().is_terminal else 140, highlight=False)
     console.print(table)
     console.print(
         "also: timm:MODEL (any timm model with intermediate maps, --taps chooses them) and the folder, or "
@@ -111,7 +122,7 @@ def _list_row(card: "EncoderCard") -> tuple[str, ...]:
 
 
 def _show(record: "ProbeRecord") -> None:
-    console = open_console(width=WIDTH, highlight=False)
+    console = open_console(most=WIDTH, highlight=False)
     for part in record.parts or ():
         _show(part)
         console.print()
@@ -162,7 +173,7 @@ def _show_groups(console: Any, record: "ProbeRecord") -> None:
     table = Table(title="signal in the drift, % at the best temperature", title_justify="left")
     table.add_column("group", no_wrap=True)
     for column in (*verdict.detectability, "purity", "rank"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", overflow="fold")
     kernel = Table(title="effective number of points (perplexity), by temperature", title_justify="left")
     kernel.add_column("group", no_wrap=True)
     for one in measurement.groups[0].kernel:

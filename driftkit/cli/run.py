@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from driftkit.cli import completion
 from driftkit.cli.options import typed_place, with_settings
 from driftkit.cli.output import JsonOption, emit, note, show_line
 from driftkit.config.pipeline_file import Pipeline, RunConfig, Stage, load_pipeline
@@ -18,7 +19,10 @@ TORCHRUN_PROCESSES = 8  # in the lines that --dry-run shows
 @with_settings("run", RunConfig)
 def command(
     pipeline: Annotated[
-        Path, typer.Argument(metavar="PIPELINE", help="TOML file of stages.", show_default=False, callback=typed_place)
+        Path,
+        typer.Argument(
+            metavar="PIPELINE", help="TOML file of stages.", autocompletion=completion.pipelines, callback=typed_place
+        ),
     ],
     settings: RunConfig,
     as_json: JsonOption = False,

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from driftkit.cli import completion
 from driftkit.cli.options import typed_place, with_settings
 from driftkit.cli.output import JsonOption, emit, note, progress_bars, show_line
 from driftkit.stages.sample import SampleConfig, sample
@@ -13,7 +14,13 @@ from driftkit.stages.sample import SampleConfig, sample
 @with_settings("sample", SampleConfig)
 def command(
     run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="Folder of a run that generates images.", callback=typed_place)
+        Path,
+        typer.Argument(
+            metavar="RUN",
+            help="Folder of a run that generates images.",
+            autocompletion=completion.runs,
+            callback=typed_place,
+        ),
     ],
     settings: SampleConfig,
     as_json: JsonOption = False,

@@ -24,12 +24,7 @@ def command(
     given: Given,
     toys: Annotated[
         list[Path] | None,
-        typer.Argument(
-            metavar="TOY",
-            help="Folders of earlier toys, to show side by side.",
-            show_default=False,
-            callback=typed_place,
-        ),
+        typer.Argument(metavar="TOY", help="Folders of earlier toys, to show side by side.", callback=typed_place),
     ] = None,
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
@@ -41,7 +36,7 @@ def command(
       driftkit toy --points swiss-roll
       driftkit toy --points two-modes --start collapsed --output outputs/collapsed
       driftkit toy --points two-modes --repulsion 1.5 --seed 3 --json
-      driftkit toy outputs/collapsed outputs/toy/swiss-roll-middle --output outputs/toys
+      driftkit toy outputs/collapsed outputs/toy/swiss-roll-middle -o outputs/toys
 
     Writes toy.gif (real and generated points, and the field V at some of them), toy.png and toy.json.
     """
@@ -94,7 +89,7 @@ def _show_table(table: "ToyTable") -> None:
             f"{scores.on_data:.0%}",
             f"{scores.spacing:.2f}",
         )
-    open_console(width=WIDTH, highlight=False).print(shown)
+    open_console(most=WIDTH, highlight=False).print(shown)
     show_line(f"side by side: {table.path}")
 
 

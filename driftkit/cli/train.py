@@ -7,13 +7,14 @@ from typing import Annotated, Any
 from rich.markup import escape
 from rich.table import Table
 
+from driftkit.cli.completion import BY_NAME, choices
 from driftkit.cli.options import Given, typed_place, with_settings
 from driftkit.cli.output import JsonOption, emit, note, option
 from driftkit.config.layers import preset_names
 from driftkit.methods.registry import DEFAULT_METHOD, METHODS
 from driftkit.runtime.environment import read_launch
 from driftkit.runtime.terminal import open_console
-from driftkit.training.train_config import FILES, TrainConfig
+from driftkit.training.train_config import FILES, TRAINING, TrainConfig
 
 METHOD = "Method"
 
@@ -22,23 +23,60 @@ METHOD = "Method"
 def command(
     objective: Annotated[
         str | None,
-        option("--objective", help=f"Method: {', '.join(METHODS)}.", panel=METHOD, default=DEFAULT_METHOD),
+        option(
+            "--objective",
+            help="Method: what is trained.",
+            panel=METHOD,
+            notes=[f"default: {DEFAULT_METHOD}"],
+            metavar="|".join(METHODS),
+            autocompletion=choices(METHODS),
+        ),
     ] = None,
     preset: Annotated[
         str | None,
-        option("--preset", "-p", help=f"Named settings to start from: {', '.join(preset_names())}.", panel=METHOD),
+        option(
+            "--preset",
+            "-p",
+            help=f"Named settings to start from: {', '.join(preset_names())}.",
+            panel=METHOD,
+            metavar="NAME",
+            autocompletion=choices(preset_names()),
+        ),
     ] = None,
     given: Given = Given(),  # noqa: B008
-    device: Annotated[str, option("--device", help="auto, cpu or cuda.", panel="Training")] = "auto",
+    device: Annotated[
+        str,
+        option(
+            "--device",
+            help="Where it trains; auto: on a GPU if there is one.",
+            panel=TRAINING,
+            notes=["default: auto"],
+            metavar="auto|cpu|cuda",
+            autocompletion=BY_NAME["device"],
+        ),
+    ] = "auto",
     output: Annotated[
         Path | None,
         option(
-            "--output", "-o", help="Run folder.", panel=FILES, default="outputs/OBJECTIVE_ENCODER", callback=typed_place
+            "--output",
+            "-o",
+            help="Run folder.",
+            panel=FILES,
+            notes=["default: outputs/OBJECTIVE_ENCODER"],
+            metavar="PATH",
+            callback=typed_place,
         ),
     ] = None,
     resume: Annotated[
         str,
-        option("--resume", help="auto: resume the run in the folder; never: refuse such a folder.", panel=FILES),
+        option(
+            "--resume",
+            help="auto: resume the run in the folder; never: refuse such a folder.",
+            panel=FILES,
+            notes=["default: auto"],
+            metavar="auto|never",
+            autocompletion=choices(["auto", "never"]),
+        ),
     ] = "auto",
     dry_run: Annotated[
         bool,
@@ -121,16 +159,16 @@ def _show_plan(values: dict[str, Any], origins: dict[str, str], folder: Path, do
     table = Table("key", "value", "from", title=escape(f"config of {folder}"), title_justify="left")
     for key, value in values.items():
         table.add_row(key, escape(str(value)), escape(origins.get(key, "default")))
-    open_console(width=100).print(table)
+    open_console(most=100).print(table)
     if document["budget"] is None:
-        open_console(width=100).print(escape(f"cost of a step unknown: {document['budget_unknown']}"))
+        open_console(most=100).print(escape(f"cost of a step unknown: {document['budget_unknown']}"))
     else:
-        open_console(width=100).print(*budget_table(document["budget"]), sep="\n")
+        open_console(most=100).print(*budget_table(document["budget"]), sep="\n")
 
 
 def _show_run(document: dict[str, Any]) -> None:
     folder = escape(document["run"])
-    open_console(width=100, highlight=False).print(
+    open_console(most=100, highlight=False).print(
         f"[bold]{folder}[/bold]: {document['state']} at step {document['step']:,}, {document['images_seen']:,} images, "
         f"{document['train_seconds']:.0f} s on {document['device']}\n"
         f"pictures in {folder}/samples, weights in {folder}/checkpoints"

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from driftkit.cli import completion
 from driftkit.cli.options import typed_place
 from driftkit.cli.output import JsonOption, emit
 
@@ -15,7 +16,10 @@ def command(
     paths: Annotated[
         list[Path],
         typer.Argument(
-            help="Runs, packs, caches, statistics, samples, evaluations, or folders of these.", callback=typed_place
+            metavar="PATH",
+            help="Runs, packs, caches, statistics, samples, evaluations, or folders of these.",
+            autocompletion=completion.runs,
+            callback=typed_place,
         ),
     ],
     as_json: JsonOption = False,

@@ -1,6 +1,7 @@
 """Names and messages of others on a terminal: shown, and never obeyed."""
 
 import io
+import os
 import re
 import sys
 from typing import TYPE_CHECKING, Any, TextIO
@@ -34,8 +35,12 @@ def say(line: str, *, file: TextIO | None = None) -> None:
     stream.flush()
 
 
-def open_console(**options: Any) -> "Console":
-    """A rich console on stdout that shows control characters in text instead of passing them on."""
+def open_console(*, most: int | None = None, **options: Any) -> "Console":
+    """A rich console on stdout that shows control characters in text instead of passing them on.
+
+    Args:
+        most: columns that are used at most, and in files and pipes; None: all of the terminal.
+    """
     from rich.console import Console
     from rich.text import Text
 
@@ -43,4 +48,8 @@ def open_console(**options: Any) -> "Console":
         def render_str(self, text: str, **how: Any) -> Text:
             return super().render_str(printable(text), **how)
 
-    return PlainConsole(**options)
+    console = PlainConsole(**options)
+    if most is not None:
+        known = console.is_terminal or "COLUMNS" in os.environ
+        console.width = min(most, console.width) if known else most
+    return console

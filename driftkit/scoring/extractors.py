@@ -16,6 +16,7 @@ from driftkit.encoders.timm_encoder import load_state, own_tensors, timm_lineage
 from driftkit.encoders.weights import HubFile, UrlFile, fetch, read_weights, unless_changed
 from driftkit.errors import ArtifactError, UsageError
 from driftkit.scoring.extraction import Extractor
+from driftkit.scoring.extractor_names import ENCODER_PREFIX, NAMES, PIXELS_NAME
 from driftkit.storage.files import sha256_file, state_digest
 from driftkit.storage.images import to_float
 from driftkit.storage.run_folder import Run
@@ -31,10 +32,7 @@ INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.
 INCEPTION_DIGEST_PREFIX = "6726825d"
 INCEPTION_CLASSES = 1008
 INCEPTION_VARIABLE = "DRIFTKIT_INCEPTION_WEIGHTS"
-ENCODER_PREFIX = "encoder:"
-PIXELS_NAME = "pixels"
 PIXELS_SIDE = 16
-NAMES = ("inception", "dinov2", "clip", *PACKAGED, PIXELS_NAME, "encoder:RUN", "timm:MODEL")
 INSTALLED = "efficientnet-lite2"  # the extractor that comes with the installation
 DINOV2_LINEAGE = Lineage("unread", "vit_large_patch14_dinov2", "vit", ("LVD-142M",), labels=False)
 INSTALLED_LINEAGE = Lineage("unread", "tf_efficientnet_lite2", "efficientnet", SPECS[INSTALLED].data, labels=True)

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from driftkit.cli.app import app, check
@@ -39,6 +40,38 @@ def test_help_leads_with_examples_and_does_not_import_torch(command):
     assert done.returncode == 0, done.stderr
     assert "Examples" in done.stdout
     assert done.stdout.index("Examples") < done.stdout.index("Options")
+
+
+@pytest.mark.parametrize("command", [[], *([c] for c in COMMANDS)], ids=lambda c: c[0] if c else "driftkit")
+def test_help_fits_eighty_columns_and_cuts_nothing_off(command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    text = CliRunner().invoke(app, [*command, "--help"]).stdout
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text
+    assert all(line == line.rstrip() for line in text.splitlines())
+    program = typer.main.get_command(app)
+    described = program.commands[command[0]] if command else program
+    for parameter in described.params:
+        assert parameter.help, parameter.name
+        for flag in parameter.opts if parameter.param_type_name == "option" else [parameter.metavar]:
+            assert flag in text.replace("[no-]", ""), flag
+
+
+def test_wide_terminals_get_longer_lines_up_to_a_hundred_columns(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    lines = CliRunner().invoke(app, ["train", "--help"]).stdout.splitlines()
+    assert 80 < max(map(len, lines)) <= 100
+
+
+def test_help_says_what_an_option_takes_and_what_it_is_without():
+    text = " ".join(CliRunner().invoke(app, ["fid", "--help"]).stdout.split())
+    assert (
+        "-b, --batch-size N Images at a time; changes speed, not scores. [default: 64; 256 on a GPU; at least 1]"
+        in text
+    )
+    assert "--[no-]cache Keep" in text
+    assert "[required]" in text
+    assert "--precision auto|float32|bfloat16 Number" in text
 
 
 @pytest.mark.parametrize(

@@ -136,5 +136,12 @@ def test_messages_from_below_name_the_option(bake):
 
 def test_help_shows_description_default_range_and_choices(bake):
     text = CliRunner().invoke(bake.app, ["--help"], env={"COLUMNS": "160"}).output
-    for words in ("Number of loaves. [default: 2]", "x>=1", "rye|wheat", "the baker's", "--no-fan", "Bakery"):
+    for words in (
+        "Number of loaves. [default: 2; at least 1]",
+        "x>=1",
+        "rye|wheat",
+        "the baker's",
+        "--no-fan",
+        "Bakery",
+    ):
         assert words in text
