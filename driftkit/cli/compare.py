@@ -16,7 +16,9 @@ def command(
     runs: Annotated[
         list[Path],
         typer.Argument(
-            metavar="RUN", help="Run folders; others are skipped and named.", autocompletion=completion.runs
+            metavar="RUN",
+            help="Run folders; others are skipped and named.",
+            autocompletion=completion.runs,
             callback=typed_place,
         ),
     ],
