@@ -66,7 +66,8 @@ READ = {
 # Commands that do not run by themselves -> the test that runs them with what they need.
 ELSEWHERE = {"driftkit train --set model.kind=convnet": "tests/test_plugins.py"}
 
-OTHER_FLAGS = {"--nproc-per-node", "--max-restarts", "--extra", "--kills", "--seconds"}  # of other programs
+OTHER_FLAGS = {"--nproc-per-node", "--max-restarts", "--extra", "--kills", "--seconds", "--install-completion"}
+"""Of other programs, and of the libraries that this one is made with."""
 
 
 # What is written.

@@ -170,10 +170,12 @@ def _show_groups(console: Any, record: "ProbeRecord") -> None:
     measurement, verdict = record.measurement, record.verdict
     assert measurement is not None
     assert verdict is not None
-    table = Table(title="signal in the drift, % at the best temperature", title_justify="left")
-    table.add_column("group", no_wrap=True)
+    # As many columns fit 80 characters without lines between them only.
+    title = "signal in the drift, % at the best temperature"
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
+    table.add_column("group", overflow="fold")
     for column in (*verdict.detectability, "purity", "rank"):
-        table.add_column(column, justify="right", overflow="fold")
+        table.add_column(column, justify="right")
     kernel = Table(title="effective number of points (perplexity), by temperature", title_justify="left")
     kernel.add_column("group", no_wrap=True)
     for one in measurement.groups[0].kernel:

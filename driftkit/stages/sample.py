@@ -139,11 +139,15 @@ def sample(
         info |= {"num_images": config.num_images, "request": request}
         output = config.output or folder / f"{_label(info, form)}{form.suffix}"
         _require_samples_alone(output, form, config.num_images, labelled=labels is not None)
-        unfinished.mark()
-        written = write_samples(
-            output, unfinished.images(), info, labels, form=form,
-            advance=lambda count: report("writing", count, config.num_images),
-        )  # fmt: skip
+        try:
+            unfinished.mark()
+            written = write_samples(
+                output, unfinished.images(), info, labels, form=form,
+                advance=lambda count: report("writing", count, config.num_images),
+            )  # fmt: skip
+        except BaseException:
+            unfinished.give_up()
+            raise
         unfinished.finish()
     return Samples(output, form.beside(output, ".png"), written.record, first)
 

@@ -88,6 +88,11 @@ class UnfinishedSamples:
         if self.exists:
             remove_folder(self.folder)
 
+    def give_up(self) -> None:
+        """The output could not be written: leave nothing but images that were worth keeping."""
+        if not self.kept and self.folder.exists():
+            remove_folder(self.folder)
+
     def _part(self, first: int) -> Path:
         return self.folder / f"{first:08d}.safetensors"
 
