@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import os
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -16,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from driftkit.datasets.decode import resize_images
+from driftkit.datasets.decode import require_memory, resize_images
 from driftkit.datasets.packs import SUFFIX, UNLABELLED, RawImages
 from driftkit.datasets.spec import Request, SourceKind, Spec
-from driftkit.errors import ArtifactError, DriftkitError, NotFoundError, ResourceError, UsageError
+from driftkit.errors import ArtifactError, DriftkitError, NotFoundError, UsageError
 from driftkit.runtime.progress import progress
 from driftkit.storage.files import digest_json, read_tensors
 
@@ -169,16 +168,6 @@ def read_labels(stored: StoredArray | None, count: int, place: str) -> tuple[tor
     if low < 0 or high >= MAX_CLASSES:
         raise ArtifactError(f"{place} has labels from {low} to {high}, expected 0 to at most {MAX_CLASSES - 1}")
     return torch.from_numpy(values.astype(np.int64)), tuple(str(label) for label in range(high + 1))
-
-
-def require_memory(path: Path, count: int, height: int, width: int) -> None:
-    """Refuse more images of that size than fit into the memory of this machine."""
-    needed, memory = 3 * count * height * width, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > memory:
-        raise ResourceError(
-            f"{path}: {count:,} images of {width}x{height} px take {needed / 2**30:.1f} GiB and this machine has "
-            f"{memory / 2**30:.1f}; resize them with `image_size`"
-        )
 
 
 def _read_images(stored: StoredArray, place: str, source: ArraySource) -> tuple[torch.Tensor, tuple[str, ...]]:

@@ -16,11 +16,11 @@ import torch
 
 from driftkit.datasets.arrangement import SPLITS, arrange, suffix_of
 from driftkit.datasets.containers import ARCHIVE_SUFFIXES, Container, listed
-from driftkit.datasets.decode import BrokenImageError, decode_image, require_decoders
+from driftkit.datasets.decode import BrokenImageError, decode_image, require_decoders, require_memory
 from driftkit.datasets.packs import RawImages
 from driftkit.datasets.shards import RANGE, is_shards, open_files
 from driftkit.datasets.spec import Request, SourceKind
-from driftkit.errors import ArtifactError, ResourceError, UsageError
+from driftkit.errors import ArtifactError, UsageError
 from driftkit.runtime.progress import progress
 
 FILES_AT_A_TIME, BYTES_AT_A_TIME = 128, 4 * 2**20
@@ -144,12 +144,7 @@ def _decode(
     whole = ((name, image) for name, data in files if (image := decoded(name, data)) is not None)
     first_name, first = next(whole, ("", np.empty((0, 0, 0), np.uint8)))
     _, height, width = first.shape
-    needed, memory = len(names) * first.nbytes, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > memory:  # refused before images fill it
-        raise ResourceError(
-            f"{container.path}: {len(names):,} images of {width}x{height} px take {needed / 2**30:.1f} GiB and this "
-            f"machine has {memory / 2**30:.1f}; resize them with `image_size`"
-        )
+    require_memory(container.path, len(names), height, width)
     images = np.empty((len(names), *first.shape), dtype=np.uint8)
     if first_name:
         images[slots[first_name]] = first

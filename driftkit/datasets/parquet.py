@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from driftkit.datasets.arrays import MAX_CLASSES, reading, require_memory
-from driftkit.datasets.decode import decode_image
+from driftkit.datasets.arrays import MAX_CLASSES, reading
+from driftkit.datasets.decode import decode_image, require_memory
 from driftkit.datasets.packs import UNLABELLED, RawImages
 from driftkit.datasets.spec import Request, SourceKind, Spec
 from driftkit.errors import ArtifactError, NotFoundError
