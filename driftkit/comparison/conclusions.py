@@ -127,7 +127,8 @@ def _sides(pair: Pair) -> list[str]:
         if o.better is not None:
             sees = SEES.get(o.evaluator, SEES_DEFAULT) + ("" if o.independent else "; related to the training")
             scores = [format_score(s) for s in ((o.first, o.second) if o.better == pair.first else (o.second, o.first))]
-            sides.append(f"{o.evaluator} ({sees}) puts {o.better} first, {' against '.join(scores)}.")
+            other = pair.second if o.better == pair.first else pair.first
+            sides.append(f"{o.evaluator} ({sees}) puts {o.better} above {other}, {' against '.join(scores)}.")
     return sides
 
 

@@ -181,7 +181,8 @@ def measure_speeds(
     networks = {id(case.network): case.network for case in cases}
     models = {key: torch.compile(network) if settings.compiled else network for key, network in networks.items()}
     counts = []
-    advance(0)
+    if cases:
+        advance(0)
     for case in cases:
         short = min(case.nfe, 2)
         for _ in range(settings.warm_up):

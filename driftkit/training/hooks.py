@@ -112,7 +112,7 @@ class SampleGrids(Hook):
     """Saves what the averaged network generates from the same noise every so many steps; trackers get copies.
 
     All grids together take at most a tenth of the time that this process has trained, or 10 seconds where that is
-    more. What an image costs is measured before each grid, on a row of 8. Where the time left for all is too short,
+    more, beside one image each. What an image costs is measured before each grid, on a row of 8. Where the time left for all is too short,
     whole rows are drawn from the first on, or where even one row takes longer as many images as fit, at least one. The
     places of the others stay white. So the number of images depends on the machine, and never the images themselves.
 
@@ -159,7 +159,8 @@ class SampleGrids(Hook):
             with trainer.inference():
                 return trainer.objective.preview(model, noise[:number], real[:number], condition.part(slice(number)))
 
-        allowed = max(GRID_SECONDS, GRID_SHARE * (trainer.stopwatch.seconds - self.trained_before) - self.seconds)
+        trained = trainer.stopwatch.seconds - self.trained_before
+        allowed = max(0.0, max(GRID_SECONDS, GRID_SHARE * trained) - self.seconds)
         cost = measure_preview(preview, network, trainer.device)
         if cost.seconds * count > allowed:  # the first evaluations may have been slow for reasons of their own
             again = measure_preview(preview, network, trainer.device)
@@ -170,11 +171,12 @@ class SampleGrids(Hook):
                 f"grid of step {trainer.step}: {drawn} of {count} images, since all would take "
                 f"{duration(cost.seconds * count)} and grids may take {duration(allowed)} now"
             )
-        with progress(f"drawing {drawn} images, {cost.evaluations} evaluations each", drawn) as advance:
+        each = f", {cost.evaluations} evaluations each" if cost.evaluations > 1 else ""
+        with progress(f"drawing {drawn} images{each}", drawn) as advance:
             images = preview(CountedNetwork(network, drawn, cost.evaluations, advance), drawn)
         pixels = to_uint8(images).cpu()
         path = self.run.path / "samples" / f"step-{trainer.step:08d}.png"
-        if len(pixels) == drawn:
+        if cost.shows_all:
             missing = pixels.new_full((count - drawn, *pixels.shape[1:]), 255)
             save_grid(path, torch.cat([pixels, missing]), columns=GRID_COLUMNS)
         else:  # of triplets 9, so that those of one image never break across rows
@@ -195,6 +197,7 @@ class PreviewCost:
 
     seconds: float
     evaluations: int  # of the network
+    shows_all: bool  # as many images as are asked for; else triplets of fewer
 
 
 def measure_preview(
@@ -207,10 +210,10 @@ def measure_preview(
     """
     began = time.monotonic()
     pilot = _Pilot(network, device)
-    preview(pilot, GRID_COLUMNS)
+    shown = preview(pilot, GRID_COLUMNS)
     synchronize(device)
     repeated = max(0, pilot.calls - PILOT_EVALUATIONS) * pilot.seconds
-    return PreviewCost((time.monotonic() - began + repeated) / GRID_COLUMNS, pilot.calls)
+    return PreviewCost((time.monotonic() - began + repeated) / GRID_COLUMNS, pilot.calls, len(shown) == GRID_COLUMNS)
 
 
 class _Pilot(nn.Module):

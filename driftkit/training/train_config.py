@@ -161,7 +161,7 @@ class DataConfig(Settings):
     """Which images to train on."""
 
     spec: Annotated[str, EXPANDED, OnResume.PLACE, Option(IMAGES, ("--data", "-d"))] = Field(
-        "cifar10", description="images: shapes, cifar10, a folder, a .zip or .tar, or a pack"
+        "cifar10", description="images: shapes, cifar10, or what else driftkit data --help lists"
     )
     image_size: Annotated[int | None, OnResume.FROM_DATA, Option(IMAGES, default="as they are")] = Field(
         None, ge=8, le=1024, description="side in pixels to which images are resized"

@@ -114,13 +114,18 @@ def test_sample_sets_like_those_of_the_demo_are_not_ranked(tmp_path):
     findings = " ".join(result.record.findings)
     for words in ("disagree", "pixels (colours", "efficientnet-lite2 (shapes"):
         assert words in findings
-    for words in ("drift is nearer to real", "brightness of the border", "ddpm is nearer to real", "sharpness of edges"):
+    for words in (
+        "drift is nearer to real",
+        "brightness of the border",
+        "ddpm is nearer to real",
+        "sharpness of edges",
+    ):
         assert words in findings
     assert not any("ranks first" in s or "best" in s for s in result.record.findings)
     related = [(t.extractor.name, row.run) for t in result.record.score_tables for row in t.related]
     assert related == [("encoder:tiny", "drift")]
     page = result.report.read_text()
-    assert page.index('id="samples"') < page.index("What the numbers say") < page.index('id="scores"')
+    assert page.index('id="samples"') < page.index('id="scores"') < page.index("What the numbers say")
     assert "Shown apart, ranks nothing" in page
 
 

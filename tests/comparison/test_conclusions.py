@@ -92,7 +92,7 @@ def test_kin_evaluators_have_no_voice_and_related_ones_that_of_a_second():
     assert sentences[0].startswith("ddpm ranks first by far")
     assert not any("near" in s for s in sentences)
     contradicted = said([*near["related"], *far])
-    assert "near (shapes and objects; related to the training) puts drift first, 1.00 against 9.00." in contradicted
+    assert "near (shapes and objects; related to the training) puts drift above ddpm, 1.00 against 9.00." in contradicted
     further = [("drift", by("further", 30.0, nfe=1)), ("ddpm", by("further", 5.0))]
     assert said([*near["related"], *far, *further])[0].startswith("ddpm ranks first by both far and further")
 
@@ -109,8 +109,8 @@ def test_independent_evaluators_that_disagree_rank_nothing_and_say_about_what():
     sentence = " ".join(said(documents))
     for words in (
         "are not ranked: evaluators disagree.",
-        "lite (shapes and objects) puts ddpm first, 28.00 against 59.00.",
-        "pixels (colours, background and layout) puts drift first, 2.70 against 7.30.",
+        "lite (shapes and objects) puts ddpm above drift, 28.00 against 59.00.",
+        "pixels (colours, background and layout) puts drift above ddpm, 2.70 against 7.30.",
         "drift is nearer to real images in brightness of the border: ddpm 0.090, drift 0.010, real 0.000.",
         "ddpm is nearer to real images in sharpness of edges: ddpm 0.050, drift",
     ):

@@ -137,6 +137,13 @@ def test_all_grids_together_take_a_tenth_of_the_time_trained_in_this_process(tmp
     assert sampled.seconds <= 300
 
 
+def test_grids_early_in_a_training_share_ten_seconds(tmp_path, clock):
+    sampled = SampleGrids(Run(tmp_path / "run"), every=1, trackers=[])
+    for step in range(1, 6):
+        grid(FakeTrainer(Timed(clock, 0.01), TenSteps(), trained=10.0 * step, step=step), tmp_path, sampled)
+    assert sampled.seconds <= 10 + 5 * 3 * 0.1  # one image each, and the evaluations that measure it
+
+
 def test_the_measurement_costs_two_evaluations_of_a_row(tmp_path, clock):
     network = Timed(clock, 0.001)
     grid(FakeTrainer(network, TenSteps()), tmp_path)
