@@ -8,6 +8,8 @@ import ast
 import functools
 import json
 import os
+import re
+import time
 from collections.abc import Callable, Iterable, Iterator
 from importlib import resources
 from pathlib import Path
@@ -23,6 +25,8 @@ from driftkit.methods.registry import METHODS
 from driftkit.scoring.extractor_names import ENCODER_PREFIX, NAMES
 
 RUNS = "outputs"  # where runs lie unless another folder is typed
+SHOWN = re.compile(r"[\w.@%+=,:/-]+", re.ASCII)  # shells take offered words as typed: none that they would interpret
+LONGEST_SEARCH_S = 0.3
 DEPTH = 3  # folders below the typed one in which runs are looked for
 NETWORK_CONFIG = "NetworkConfig"  # end of the names of the classes that configs of networks extend
 EVALUATORS = ("inception", "evaluator:dinov2", "evaluator:clip")
@@ -31,33 +35,38 @@ EVALUATORS = ("inception", "evaluator:dinov2", "evaluator:clip")
 
 def choices(words: Iterable[str]) -> Callable[[str], list[str]]:
     """A completion that offers these words."""
-    known = tuple(words)
+    known = tuple(word for word in words if SHOWN.fullmatch(word))
     return lambda incomplete: [word for word in known if word.startswith(incomplete)]
 
 
 def runs(incomplete: str) -> list[str]:
     """Folders with a manifest: below `outputs`, or below what is typed."""
+    until = time.monotonic() + LONGEST_SEARCH_S
     if not incomplete:
-        return list(_runs_in(RUNS, DEPTH))
+        return list(_runs_in(RUNS, DEPTH, until))
     parent, name = os.path.split(incomplete)
     near = [os.path.join(parent, folder) for folder in _folders(parent or ".") if folder.startswith(name)]
-    return [run for folder in near for run in _runs_in(folder, DEPTH)]
+    return [run for folder in near for run in _runs_in(folder, DEPTH, until)]
 
 
-def _runs_in(folder: str, depth: int) -> Iterator[str]:
-    """The folder itself where it is a run, else the runs below it."""
+def _runs_in(folder: str, depth: int, until: float) -> Iterator[str]:
+    """The folder itself where it is a run, else the runs below it that are found until a time."""
+    if time.monotonic() > until:
+        return
     if os.path.exists(os.path.join(folder, "manifest.json")):
         yield folder
     elif depth:
         for name in _folders(folder):
-            yield from _runs_in(os.path.join(folder, name), depth - 1)
+            yield from _runs_in(os.path.join(folder, name), depth - 1, until)
 
 
 def _folders(folder: str) -> list[str]:
     """Names of the folders in a folder, without hidden ones."""
     try:
         with os.scandir(folder) as entries:
-            return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+            return sorted(
+                e.name for e in entries if not e.name.startswith(".") and SHOWN.fullmatch(e.name) and e.is_dir()
+            )
     except OSError:
         return []
 
@@ -105,8 +114,15 @@ def _method_of(run: Path) -> str:
 def pipelines(incomplete: str) -> list[str]:
     """Pipeline files here, in `pipelines`, or in the folder that is typed."""
     folders = dict.fromkeys([Path(), Path("pipelines"), Path(f"{incomplete}.").parent])
-    found = (path for folder in folders for path in sorted(folder.glob("*.toml")) if "[[stage]]" in path.read_text())
-    return choices(dict.fromkeys(map(str, found)))(incomplete)
+    files = (path for folder in folders for path in sorted(folder.glob("*.toml")))
+    return choices(dict.fromkeys(str(file) for file in files if _has_stages(file)))(incomplete)
+
+
+def _has_stages(file: Path) -> bool:
+    try:
+        return "[[stage]]" in file.read_text()
+    except (OSError, ValueError):
+        return False
 
 
 def pipeline_stages(ctx: typer.Context, incomplete: str) -> list[str]:

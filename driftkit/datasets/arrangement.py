@@ -172,12 +172,15 @@ def unlabelled(chosen: Chosen, *notes: str) -> Arrangement:
 
 
 def _is_in_chunk(name: str) -> bool:
-    """Whether a file's number says in which folder it lies, as 00001/img00001234.png and 001000/001234.png of EDM."""
+    """Whether a file's number says in which folder it lies, as 00001/img00001234.png and 001000/001234.png of EDM.
+
+    FFHQ has folders like EDM's, with numbers of five digits.
+    """
     *_, folder, file = ["", *name.split("/")]
     stem = file.rpartition(".")[0]
     if re.fullmatch(r"img\d{8}", stem):
         return stem[3:8] == folder
-    return re.fullmatch(r"\d{6,}", stem) is not None and stem[:-3] + "000" == folder
+    return re.fullmatch(r"\d{5,}", stem) is not None and stem[:-3] + "000" == folder
 
 
 def _without_masks(names: list[str]) -> tuple[list[str], Counter[str]]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from driftkit.datasets.decode import require_memory, resize_images
+from driftkit.datasets.decode import MAX_PIXELS, require_memory, resize_images
 from driftkit.datasets.packs import SUFFIX, UNLABELLED, RawImages
 from driftkit.datasets.spec import Request, SourceKind, Spec
 from driftkit.errors import ArtifactError, DriftkitError, NotFoundError, UsageError
@@ -79,7 +80,7 @@ class ArraySource:
             with reading(self.path), zipfile.ZipFile(self.path) as archive:
                 return digest_json(sorted((m.filename, m.CRC, m.file_size) for m in archive.infolist()))
         status = self.path.stat()
-        return digest_json([status.st_size, status.st_mtime_ns])
+        return digest_json([os.path.realpath(self.path), status.st_size, status.st_mtime_ns])
 
     def read(self) -> RawImages:
         with reading(self.path):
@@ -87,7 +88,8 @@ class ArraySource:
             name = find_images(arrays, self.path)
             stored = arrays.pop(name)
             images, notes = _read_images(stored, self._place(name), self)
-            key = KEYS.get(name, "labels")
+            keys = sorted((key for key in KEYS.values() if key in arrays), key=lambda key: key != KEYS.get(name))
+            key = next(iter(keys), "")
             labels, classes = read_labels(arrays.pop(key, None), len(images), self._place(key))
         if arrays:
             notes = (*notes, f"arrays that are neither images nor labels, skipped: {', '.join(sorted(arrays))}")
@@ -180,6 +182,8 @@ def _read_images(stored: StoredArray, place: str, source: ArraySource) -> tuple[
     height, width = rest[:2] if channels_last else rest[-2:]
     size = (height, width) if source.image_size is None else (source.image_size, source.image_size)
     require_memory(source.path, count, *size)
+    if height * width > MAX_PIXELS:
+        raise ArtifactError(f"{place} has images of {width}x{height} px, expected at most {MAX_PIXELS:,} pixels")
     images = np.empty((count, 3, *size), np.uint8)
     first = 0
     with progress(f"importing {source.path.name}", count) as advance:

@@ -80,7 +80,7 @@ class Cifar100Source:
 
     def digest(self) -> str:
         # Both editions hold the same images in the same order; an archive with another checksum is refused.
-        return FILE_MD5S[self.split] if self.path.name in ARCHIVE_MD5S else digest_json(self._md5)
+        return digest_json(FILE_MD5S[self.split] if self.path.name in ARCHIVE_MD5S else self._md5)
 
     def read(self) -> RawImages:
         verified: bool | None = True
@@ -125,7 +125,9 @@ def is_cifar100(path: Path) -> bool:
     """Whether a path is an original archive or a file of the binary edition, by its name, or a folder of either."""
     files = [f"{split}{suffix}" for split in FILE_MD5S for suffix in ("", ".bin")]
     if not path.is_dir():
-        return path.name in ARCHIVE_MD5S or (path.name in files and path.suffix == ".bin" and path.is_file())
+        return (path.name in ARCHIVE_MD5S and path.is_file()) or (
+            path.name in files and path.suffix == ".bin" and path.is_file()
+        )
     # `train` and `test` are names of many things, so that the names of the classes must lie next to them.
     is_named = path.name in FOLDERS or any((path / name).is_file() for name in ("meta", "fine_label_names.txt"))
     return (is_named and any((path / name).is_file() for name in files)) or find_cifar100(path) is not None

@@ -63,9 +63,9 @@ class Folder:
 
     @cached_property
     def _walk(self) -> tuple[dict[str, tuple[int, int]], tuple[str, ...]]:
-        """The files, and the folders outside that links lead to."""
+        """The files, and the places that links lead to: folders outside, and linked folders inside."""
         files: dict[str, tuple[int, int]] = {}
-        places: dict[str, None] = {}
+        places: dict[str, bool] = {}  # whether the folder itself is linked, or a file in it
         root, num_folders = str(self.path), 0
         waiting = [_Place(root, "", (), None)]
         while waiting:
@@ -83,7 +83,7 @@ class Folder:
                 is_folder = stat.S_ISDIR(status.st_mode)
                 if linked:
                     target = os.path.join(here.path, os.readlink(entry.path))
-                    places[target if is_folder else os.path.dirname(target)] = None
+                    places[target if is_folder else os.path.dirname(target)] = is_folder
                 if is_folder:
                     link = entry.path if linked else here.link
                     waiting.append(_Place(entry.path, f"{here.prefix}{entry.name}/", here.ancestors, link))
@@ -92,8 +92,8 @@ class Folder:
                 else:
                     raise ArtifactError(f"{entry.path} is no plain file; remove it")
         real = os.path.realpath(root)
-        outside = {place for place in map(os.path.realpath, places) if not f"{place}/".startswith(f"{real}/")}
-        return files, tuple(sorted(outside))
+        shown = {os.path.realpath(at) for at, is_whole in places.items() if is_whole or not is_within(at, real)}
+        return files, tuple(sorted(shown))
 
     def names(self) -> list[str]:
         return list(self._files)
@@ -133,6 +133,11 @@ class _Place:
         if identity in self.ancestors:
             raise ArtifactError(f"{self.link} is a link to a folder that it lies in, a loop; remove it")
         return replace(self, ancestors=(*self.ancestors, identity))
+
+
+def is_within(path: str, folder: str) -> bool:
+    """Whether a path lies below a real folder, or is it."""
+    return f"{os.path.realpath(path)}/".startswith(f"{folder}/")
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from driftkit.datasets.arrays import MAX_CLASSES, reading
-from driftkit.datasets.decode import decode_image, require_memory
+from driftkit.datasets.decode import SUFFIXES, decode_image, require_memory
 from driftkit.datasets.packs import UNLABELLED, RawImages
 from driftkit.datasets.spec import Request, SourceKind, Spec
 from driftkit.errors import ArtifactError, NotFoundError
@@ -53,8 +53,8 @@ class ParquetSource:
         return {key: value for key, value in options.items() if value is not None}
 
     def digest(self) -> str:
-        status = [(file.name, file.stat()) for file in self.files]
-        return digest_json([(name, s.st_size, s.st_mtime_ns) for name, s in status])
+        status = [(os.path.realpath(file), file.stat()) for file in self.files]
+        return digest_json([(path, s.st_size, s.st_mtime_ns) for path, s in status])
 
     def read(self) -> RawImages:
         tables = [_open_table(file) for file in self.files]
@@ -136,7 +136,7 @@ def _decode(tables: Sequence[Table], path: Path, image_size: int | None) -> tupl
     count, done = sum(table.count for table in tables), 0
     if not count:
         raise ArtifactError(f"{path} has no rows, expected images")
-    images, labels = np.empty((0, 3, 0, 0), np.uint8), torch.full((count,), UNLABELLED)
+    images, labels = np.empty((0, 3, 0, 0), np.uint8), torch.empty(0, dtype=torch.int64)
     with ThreadPoolExecutor() as pool, progress(f"importing {path.name}", count) as advance:
         for table in tables:
             first = done
@@ -148,6 +148,7 @@ def _decode(tables: Sequence[Table], path: Path, image_size: int | None) -> tupl
                     if not len(images):
                         require_memory(path, count, height, width)
                         images = np.empty((count, 3, height, width), np.uint8)
+                        labels = torch.full((count,), UNLABELLED)
                     if image.shape != images.shape[1:]:
                         raise ArtifactError(
                             f"{place} is {width}x{height} px, the first image {images.shape[3]}x{images.shape[2]}; "
@@ -231,10 +232,10 @@ def _open(request: Request) -> ParquetSource:
 
 
 def is_parquet(spec: Spec) -> bool:
-    """Whether a spec names a Parquet file, or a folder of them."""
+    """Whether a spec names a Parquet file, or a folder of them, in which no image files are."""
     path = spec.path
     if path.is_dir():
-        return bool(parquet_files(path))
+        return bool(parquet_files(path)) and not any(f.suffix.lower() in SUFFIXES for f in path.rglob("*"))
     return path.suffix.lower() == SUFFIX and path.exists()
 
 

@@ -5,6 +5,7 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from driftkit.config.layers import did_you_mean
-from driftkit.encoders.checkpoint_parts import encoder_parts, left_out
+from driftkit.encoders.checkpoint_parts import EncoderPart, encoder_parts, left_out
 from driftkit.encoders.encoder_config import EncoderCard, EncoderConfig, Resize
 from driftkit.encoders.folding import fold_norms
 from driftkit.encoders.frozen_encoder import EncoderKind, FrozenEncoder, layer_normalised, require_taps
@@ -167,7 +168,7 @@ def _load(config: EncoderConfig, image_size: int, device: torch.device) -> Froze
     network = _create(spec.model, size, device)
     digest = "random"
     if path is not None:
-        state = own_tensors(spec, read_weights(path), network, path)
+        state = own_tensors(spec, read_weights(path, partial(fits, spec, network)), network, path)
         require_finite(state, f"{path}: weights", fix="remove the file to have it fetched again, or give another")
         digest = state_digest(state)
         load_state(network, state, path)
@@ -271,16 +272,8 @@ def own_tensors(spec: EncoderSpec, state: dict[str, torch.Tensor], network: Any,
 
     Raises ArtifactError, with names and shapes of both sides, where there is none.
     """
-
-    def renamed(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        kept = {key: tensor for key, tensor in tensors.items() if not key.startswith(spec.dropped_keys)}
-        return kept if spec.rename is None else spec.rename(kept, network)
-
-    def count(tensors: Mapping[str, torch.Tensor]) -> int:
-        return len(_differences(network, renamed(tensors)))
-
-    taken, *others = encoder_parts(state, count, usual=spec.weights_prefix)
-    tensors = renamed(taken.tensors)
+    taken, *others = _parts(spec, network, state)
+    tensors = _renamed(spec, network, taken.tensors)
     if taken.num_problems:
         has, expected = (", ".join(list(keys)[:SHOWN]) for keys in (state, network.state_dict()))
         raise ArtifactError(
@@ -293,6 +286,23 @@ def own_tensors(spec: EncoderSpec, state: dict[str, torch.Tensor], network: Any,
         also = f", where {others_that_fit} would fit as well" if others_that_fit else ""
         say_once(f"{path}: takes {taken.place}{also}; left out: {rest}")
     return tensors
+
+
+def fits(spec: EncoderSpec, network: Any, state: dict[str, torch.Tensor]) -> bool:
+    """Whether `own_tensors` finds the encoder in a state dict."""
+    return _parts(spec, network, state)[0].num_problems == 0
+
+
+def _parts(spec: EncoderSpec, network: Any, state: dict[str, torch.Tensor]) -> list[EncoderPart]:
+    def count(tensors: Mapping[str, torch.Tensor]) -> int:
+        return len(_differences(network, _renamed(spec, network, tensors)))
+
+    return encoder_parts(state, count, usual=spec.weights_prefix)
+
+
+def _renamed(spec: EncoderSpec, network: Any, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    kept = {key: tensor for key, tensor in tensors.items() if not key.startswith(spec.dropped_keys)}
+    return kept if spec.rename is None else spec.rename(kept, network)
 
 
 def load_state(network: Any, state: dict[str, torch.Tensor], path: Path) -> None:

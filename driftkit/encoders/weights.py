@@ -5,8 +5,8 @@ How they get into a network is in `timm_encoder`; nothing here builds one.
 
 import functools
 import hashlib
-import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -16,6 +16,7 @@ import torch
 
 from driftkit.encoders.specs import EncoderSpec, PackagedWeights
 from driftkit.errors import MAX_NAMES, ArtifactError, NotFoundError
+from driftkit.runtime.environment import read_launch
 from driftkit.runtime.terminal import say
 from driftkit.storage.download import download, require_file
 from driftkit.storage.files import read_tensors, sha256_file
@@ -243,10 +244,12 @@ class _PassedOver:
     def __setstate__(self, state: object) -> None: ...
 
 
-def read_weights(path: Path) -> dict[str, torch.Tensor]:
+def read_weights(
+    path: Path, fits: Callable[[dict[str, torch.Tensor]], bool] = lambda state: True
+) -> dict[str, torch.Tensor]:
     """Tensors of a safetensors file, or of a torch file, of which nothing but tensors and plain containers is read.
 
-    Of several state dicts in one file the first of CONTAINERS is taken, which one line on stderr says.
+    Of several state dicts in one file the first of CONTAINERS that fits is taken, which one line on stderr says.
 
     Raises ArtifactError where it is absent, broken, or holds anything that would have to be executed.
     """
@@ -270,8 +273,9 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     found = _state_dicts(document)
     if not found:
         raise ArtifactError(f"{path}: expected a state dict of named tensors")
-    taken, *others = found
-    if others:
+    taken = next((name for name, state in found.items() if fits(state)), next(iter(found)))
+    if len(found) > 1:
+        others = [name for name in found if name != taken]
         say_once(f"{path}: the weights are those of {taken}; it also has {', '.join(others[:MAX_NAMES])}")
     return found[taken]
 
@@ -294,7 +298,7 @@ def _state_dicts(document: Any, depth: int = 0) -> dict[str, dict[str, torch.Ten
 @functools.cache
 def say_once(line: str) -> None:
     """A line on stderr, by the first rank alone, however often a file is read."""
-    if int(os.environ.get("RANK", "0")) == 0:
+    if read_launch().rank == 0:
         say(line)
 
 

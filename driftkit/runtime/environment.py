@@ -2,6 +2,7 @@
 the place of this process among others.
 """
 
+import contextlib
 import getpass
 import math
 import os
@@ -64,10 +65,17 @@ def set_user_defaults() -> None:
     try:
         Path.home()
     except RuntimeError:
-        folder = Path(tempfile.gettempdir()) / f"driftkit-home-{number}"
-        folder.mkdir(mode=0o700, exist_ok=True)
-        is_own = folder.lstat().st_uid == number  # else somebody has laid it there, perhaps with files to be read
-        os.environ["HOME"] = str(folder) if is_own else tempfile.mkdtemp(prefix="driftkit-home-")
+        with contextlib.suppress(OSError):  # without a place for one, whatever needs a home folder says so
+            os.environ["HOME"] = _temporary_home(number)
+
+
+def _temporary_home(number: int) -> str:
+    folder = Path(tempfile.gettempdir()) / f"driftkit-home-{number}"
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    # Else somebody has laid it there, perhaps with files to be read.
+    is_own = folder.is_dir() and folder.lstat().st_uid == number and not folder.is_symlink()
+    return str(folder) if is_own else tempfile.mkdtemp(prefix="driftkit-home-")
 
 
 def cache_folder() -> Path:

@@ -6,7 +6,6 @@ may say what it does by `progress` or `phase`. Elsewhere than in a terminal a li
 """
 
 import contextlib
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +16,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import ProgressColumn, TaskID
 
+from driftkit.errors import UsageError
+from driftkit.runtime.environment import read_launch
 from driftkit.runtime.terminal import open_console, printable, say
 
 PLAIN_INTERVAL_S = 5.0
@@ -260,8 +261,9 @@ def silent() -> Iterator[Callable[[int], None]]:
 
 
 def _new_display() -> Display:
-    if int(os.environ.get("RANK", "0")) > 0:
-        return _NoDisplay()
+    with contextlib.suppress(UsageError):  # which whoever starts the ranks says
+        if read_launch().rank > 0:
+            return _NoDisplay()
     console = open_console(stderr=True)
     if not is_live(console):
         return Display()

@@ -251,7 +251,8 @@ def default_path(target: Path, run: Run | None, record: EvaluationRecord) -> Pat
     selection = [] if record.selection is None else ["-".join(record.selection)]
     if run is None or record.sampling is None:
         label = ".".join([record.extractor.label, *selection])
-        return target.with_name(f"{target.name.removesuffix('.safetensors')}.{label}.evaluation.json")
+        named = target if target.name else target.resolve()  # "." has no name
+        return named.with_name(f"{named.name.removesuffix('.safetensors')}.{label}.evaluation.json")
     sampling = record.sampling
     parts = (
         record.extractor.label,

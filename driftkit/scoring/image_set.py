@@ -16,6 +16,7 @@ from driftkit.runtime.progress import Report, no_report, phase
 from driftkit.runtime.ranks import Ranks
 from driftkit.scoring.evaluation_record import SamplingInfo
 from driftkit.scoring.sanity import require_uint8
+from driftkit.storage.checksums import require_checksum
 from driftkit.storage.files import read_json, read_tensors
 from driftkit.storage.images import read_samples
 from driftkit.storage.records import SampleRecord
@@ -96,7 +97,8 @@ class ImageSet:
     def of_pack(cls, pack: ImagePack, name: str, execution: ScoringExecution) -> "ImageSet":
         """All images of a pack."""
         share = Share.of(len(pack), batch_size=execution.batch_size, ranks=execution.ranks)
-        images, formats = pack.images[share.first : share.last], file_formats(pack.card.source.spec)
+        source, images = pack.card.source, pack.images[share.first : share.last]
+        formats = file_formats(source.spec) if source.kind in ("folder", "archive") else {}
         return cls(name, images, share, pack.digest, pack.labels, pack.classes, formats)
 
     @classmethod
@@ -212,7 +214,8 @@ def _read(target: Path, image_size: int | None) -> ImageSet:
     if not _is_samples_file(target):
         # A folder that is called as a source is meant as a folder.
         spec = str(target) if names_a_place(str(target)) else f"./{target}"
-        return ImageSet.of_pack(open_dataset(spec, image_size=image_size), str(target), ScoringExecution())
+        pack = open_dataset(spec, image_size=image_size)
+        return _with_record(ImageSet.of_pack(pack, str(target), ScoringExecution()), target)
     images, notes = require_uint8(_images_in(target), str(target))
     whole = replace(ImageSet.of_tensor(images, str(target)), notes=notes)
     path = target.with_suffix(".json")
@@ -223,10 +226,30 @@ def _read(target: Path, image_size: int | None) -> ImageSet:
     else:
         samples = read_samples(target)
         record, labels = samples.record, samples.labels
+    run, sampling = _origin(record, target)
+    return replace(whole, run=run, sampling=sampling, labels=labels, classes=() if labels is None else record.classes)
+
+
+def _with_record(images: ImageSet, target: Path) -> ImageSet:
+    """The images of a folder, archive or array, with what the record of `driftkit sample` beside it says of them."""
+    path = target.with_name(f"{target.name}.json") if target.is_dir() else target.with_suffix(".json")
+    if not (target.exists() and path.is_file() and read_json(path).get("kind") == SampleRecord.kind):
+        return images
+    record = SampleRecord.read(path)
+    require_checksum(target, record.sha256, num_bytes=record.bytes)
+    run, sampling = _origin(record, target)
+    labels, classes = images.labels, images.classes
+    if record.classes and labels is not None and classes:  # files hold the numbers of the classes
+        numbers = torch.tensor([int(name) for name in classes])
+        labels, classes = numbers[labels], record.classes
+    return replace(images, run=run, sampling=sampling, labels=labels, classes=classes)
+
+
+def _origin(record: SampleRecord, target: Path) -> tuple[Run | None, SamplingInfo]:
+    """The run that made samples, if it is there, and how."""
     folders = (target.resolve().parent.parent, *([Path(record.run)] if record.run else []))
     run = next((Run.open(folder) for folder in folders if is_run(folder)), None)
-    sampling = SamplingInfo.of(record.model_dump())
-    return replace(whole, run=run, sampling=sampling, labels=labels, classes=() if labels is None else record.classes)
+    return run, SamplingInfo.of(record.model_dump())
 
 
 def _images_in(path: Path) -> torch.Tensor:

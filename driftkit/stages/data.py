@@ -59,7 +59,8 @@ class ImportConfig(Settings):
         """The spec with what is set here of the keys that its query may have, too."""
         keys = {"class_level": self.class_level, "skip_broken": 1 if self.skip_broken else None}
         query = "&".join(f"{key}={value}" for key, value in keys.items() if value is not None)
-        return f"{spec}{'&' if '?' in spec else '?'}{query}" if query and spec.strip() else spec
+        has_query = "?" in spec and not Path(spec).exists()  # a file's name may have a question mark
+        return f"{spec}{'&' if has_query else '?'}{query}" if query and spec.strip() else spec
 
 
 def import_data(spec: str, config: ImportConfig) -> "tuple[ImagePack, Path]":

@@ -1,5 +1,6 @@
 """Scoring as a command: open extractors and reference, then score a target once, repeatedly or over its checkpoints."""
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -130,6 +131,7 @@ def fid(
     # Features travel between processes as CPU tensors, whatever device makes them.
     ranks = Ranks.start(device_type="cpu")
 
+    @functools.cache
     def check_target(reference_size: int | None) -> None:
         """Called when the reference was read, and before any feature is computed."""
         require_target(target, config, reference_size=reference_size)
@@ -188,7 +190,7 @@ def _require_consistent(target: Path, config: FidConfig) -> None:
         raise UsageError(f"`all_checkpoints` and `{key}` exclude each other: remove one")
     if config.all_checkpoints and is_there(target) and not is_run(target):
         raise UsageError(f"`all_checkpoints`: {target} is no run")
-    default = target / "evaluations" / "score.json" if is_run(target) else target.with_name("score.json")
+    default = target / "evaluations" / "score.json" if is_run(target) else target.parent / "score.json"
     if is_there(target):
         require_writable(config.output or default, "`output`")
     if config.output is not None:

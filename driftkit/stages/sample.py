@@ -1,12 +1,14 @@
 """Sampling: from a run to a file or folder of samples."""
 
+import math
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
 from driftkit.config.places import EXPANDED
 from driftkit.config.sampling_config import SAMPLING, SamplingConfig
@@ -15,6 +17,8 @@ from driftkit.errors import UsageError
 from driftkit.runtime.signals import StoppedError
 
 if TYPE_CHECKING:  # torch is loaded when images are made, not for --help
+    import torch
+
     from driftkit.storage.records import SampleRecord
     from driftkit.storage.run_folder import Run
     from driftkit.storage.sample_forms import SampleForm
@@ -44,6 +48,13 @@ class SampleConfig(SamplingConfig):
         None,
         description="safetensors; png: a folder of PNGs, and without a suffix; npz: arr_0 [N,H,W,3]; zip: of PNGs",
     )
+
+    @model_validator(mode="after")
+    def _check_options(self) -> Self:
+        for key, value in (self.model_extra or {}).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{key}: expected a finite number, got {value}")
+        return self
 
 
 @dataclass(frozen=True)
@@ -92,10 +103,12 @@ def sample(
     run = Run.open(path)
     asked: dict[str, Any] = {"classes": config.classes, "guidance": config.guidance}
     labels = conditions_of(run, nfe=config.nfe, **asked).labels(range(config.num_images))
-    request = _request(run, config)
+    request = _request(run, config, device)
     folder = run.path / "samples"
-    fills_folder = config.output is not None and not form.suffix
-    require_writable(config.output or folder / "samples.safetensors", "`output`", folder=fills_folder)
+    filled = None if form.suffix else config.output
+    require_writable(config.output or folder / "samples.safetensors", "`output`", folder=filled is not None)
+    if filled is not None and (os.path.islink(filled) or os.path.ismount(filled)):
+        raise UsageError(f"`output` {filled} is a link or a mount point; give a new folder in it")
     # What the name of a default output is follows from the images.
     place = config.output or folder / f"{digest_json({**request, 'format': form.name})[:12]}{form.suffix}"
     with locked_file(place):
@@ -103,7 +116,7 @@ def sample(
         # While it writes, a sampling has no record, and what is at its output is its own.
         if config.output is not None and (form.beside(config.output, ".json").exists() or not unfinished.exists):
             _require_replaceable(config.output, form)
-            finished = _finished_folder(config.output, form, {**request, "num_images": config.num_images})
+            finished = _finished_folder(config.output, form, request)
             if finished is not None:
                 unfinished.finish()
                 return Samples(config.output, form.beside(config.output, ".png"), finished, finished.num_images)
@@ -123,7 +136,7 @@ def sample(
                 **asked,
                 seed=config.seed,
                 weights=config.weights,
-                step=config.step,
+                step=request["step"],
                 options=config.model_extra,
                 precision=config.precision,
                 batch_size=config.batch_size,
@@ -134,7 +147,8 @@ def sample(
         except StoppedError:
             unfinished.save()
             if unfinished.count:
-                notify(f"{place}: {unfinished.count:,} of {config.num_images:,} images are kept for the same command")
+                kept = f"{unfinished.count:,} of {config.num_images:,} images (weights of step {request['step']})"
+                notify(f"{place}: {kept} are kept for the same command")
             raise
         info |= {"num_images": config.num_images, "request": request}
         output = config.output or folder / f"{_label(info, form)}{form.suffix}"
@@ -146,16 +160,23 @@ def sample(
                 advance=lambda count: report("writing", count, config.num_images),
             )  # fmt: skip
         except BaseException:
-            unfinished.give_up()
+            if not output.exists():
+                unfinished.give_up()
             raise
         unfinished.finish()
     return Samples(output, form.beside(output, ".png"), written.record, first)
 
 
-def _request(run: "Run", config: SampleConfig) -> dict[str, Any]:
-    """The settings that decide image i, as JSON data: neither where and how fast it is made, nor how many others."""
-    asked = config.model_dump(mode="json", exclude={"num_images", "batch_size", "device", "output", "format"})
-    return {**asked, "step": run.checkpoint(config.step).step, "run id": run.manifest().id}
+def _request(run: "Run", config: SampleConfig, device: "torch.device") -> dict[str, Any]:
+    """The settings that decide the images, as JSON data: neither where nor how fast they are made."""
+    from driftkit.runtime.device import autocast_dtype
+    from driftkit.training.sampling import config_of
+
+    asked = config.model_dump(mode="json", exclude={"batch_size", "device", "output", "format"})
+    dtype = autocast_dtype(config.precision or config_of(run).trainer.precision, device)  # auto is the device's
+    precision = str(dtype).removeprefix("torch.")
+    step = run.checkpoint(config.step).step
+    return {**asked, "precision": precision, "step": step, "run id": run.manifest().id}
 
 
 def _require_replaceable(output: Path, form: "SampleForm") -> None:
@@ -163,8 +184,10 @@ def _require_replaceable(output: Path, form: "SampleForm") -> None:
     from driftkit.storage.records import SampleRecord
     from driftkit.storage.writable import require_replaceable
 
-    record = form.beside(output, ".json")
+    record, grid = form.beside(output, ".json"), form.beside(output, ".png")
     require_replaceable(output if form.suffix else record, "`output`", "samples")
+    if grid.exists() and not record.exists():
+        raise UsageError(f"`output` {output}: {grid}, where the grid goes, is no grid of samples; give another name")
     if record.exists() and (other := SampleRecord.read(record).format) != form.name:
         raise UsageError(f"`output` {output}: {record} is of samples as {other}; give another name")
 
@@ -184,7 +207,7 @@ def _finished_folder(output: Path, form: "SampleForm", request: Mapping[str, Any
         raise UsageError(f"`output` {output}: {OTHER_THINGS}")
     record = SampleRecord.read(record_path)
     _require_samples_alone(output, form, record.num_images, labelled=bool(record.classes))
-    if different := differences({**record.request, "num_images": record.num_images}, request):
+    if different := differences(record.request, request):
         raise UsageError(f"`output` {output} holds samples of other settings ({different}); give another `output`")
     return record
 

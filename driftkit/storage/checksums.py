@@ -20,7 +20,10 @@ def file_record(path: Path) -> dict[str, Any]:
     """What a record says of a file, or of a folder of files: `sha256` and `bytes`."""
     if path.is_dir():
         listed = _checksum_lines(path)
-        return {"sha256": sha256(listed.encode()), "bytes": sum(file.stat().st_size for file in path.iterdir())}
+        return {
+            "sha256": sha256(listed.encode(errors="surrogateescape")),
+            "bytes": sum(file.stat().st_size for file in path.iterdir()),
+        }
     return {"sha256": sha256_file(path), "bytes": path.stat().st_size}
 
 

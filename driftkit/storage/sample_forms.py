@@ -62,6 +62,8 @@ def sample_form(path: Path | None, name: str | None) -> SampleForm:
     Raises UsageError where name and suffix contradict each other, or the suffix is of no form.
     """
     chosen = None if name is None else FORMS[name]
+    if path is not None and not path.name:
+        raise UsageError(f"`output` {path}: expected a file, or the name of a new folder")
     if path is None or (chosen is not None and not chosen.suffix):
         return chosen or FORMS["safetensors"]
     form = next((form for form in FORMS.values() if form.suffix == path.suffix), None)

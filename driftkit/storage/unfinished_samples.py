@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 
-from driftkit.errors import UsageError
+from driftkit.errors import ArtifactError, UsageError
 from driftkit.storage.atomic import remove_folder
-from driftkit.storage.files import read_json, read_tensors, write_json, write_tensors
+from driftkit.storage.files import read_json, read_tensors, state_digest, write_json, write_tensors
 
 SUFFIX = ".unfinished"
 REQUEST_FILE = "request.json"
+PARTS = "*.safetensors"
 KEEP_EVERY_S = 10.0  # of sampling: at most so much of it is lost, and what is shorter writes nothing
 
 
@@ -45,7 +46,7 @@ class UnfinishedSamples:
                     "these again, or another `output` to start anew"
                 )
             while (path := self._part(self.count)).is_file():
-                self.kept.append(read_tensors(path)[0]["images"])
+                self.kept.append(self._read(path))
 
     @property
     def count(self) -> int:
@@ -54,7 +55,14 @@ class UnfinishedSamples:
 
     def begin(self, first: int) -> None:
         """Sampling goes on with this image: those from there on are made again."""
-        self.kept = [torch.cat(self.kept)[:first]] if first else []
+        if first < self.count:
+            kept = torch.cat(self.kept)[:first]
+            self.kept = []
+            if first:
+                self._write(kept)
+            for path in self.folder.glob(PARTS):
+                if path != self._part(0) or not first:
+                    path.unlink()
         self._saved = time.monotonic()
 
     def add(self, images: torch.Tensor) -> None:
@@ -68,8 +76,7 @@ class UnfinishedSamples:
         if self._new:
             self.mark()
             part = torch.cat(self._new)
-            write_tensors(self._part(self.count), {"images": part})
-            self.kept.append(part)
+            self._write(part)
             self._new = []
         self._saved = time.monotonic()
 
@@ -90,8 +97,20 @@ class UnfinishedSamples:
 
     def give_up(self) -> None:
         """The output could not be written: leave nothing but images that were worth keeping."""
-        if not self.kept and self.folder.exists():
+        if self.folder.exists() and not any(self.folder.glob(PARTS)):
             remove_folder(self.folder)
+
+    def _write(self, images: torch.Tensor) -> None:
+        """Write the next part."""
+        write_tensors(self._part(self.count), {"images": images}, header={"digest": state_digest({"images": images})})
+        self.kept.append(images)
+
+    def _read(self, path: Path) -> torch.Tensor:
+        tensors, header = read_tensors(path)
+        images = tensors.get("images", torch.empty(0))
+        if not len(images) or state_digest({"images": images}) != header.get("digest"):
+            raise ArtifactError(f"{path} is damaged; remove {self.folder} to sample anew")
+        return images
 
     def _part(self, first: int) -> Path:
         return self.folder / f"{first:08d}.safetensors"

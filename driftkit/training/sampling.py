@@ -118,7 +118,7 @@ def generate(
         weights: their name, for example "ema", "ema-0.9995", "raw" or "average:3".
         options: further options of the sampler, for example eta.
         advance: called with the number of images just made; within a batch by the evaluations made.
-        keep: called with the images of every batch.
+        keep: called with the images of every batch, of which then only the last are returned.
 
     Raises:
         UsageError: a sampler, NFE, option, class or guidance scale that does not fit the run.
@@ -243,7 +243,8 @@ def draw_images(
     recorded = spec.recorded_options(config.objective, steps, {**known, **(options or {})})
     shape = config.data.sample_shape
     dtype = autocast_dtype(precision or config.trainer.precision, device)
-    images, used_nfe = [], 0
+    images: list[torch.Tensor] = []
+    used_nfe = 0
     expected_nfe = nfe or spec.default_nfe(config.objective) * (2 if conditions.guides_sampler else 1)
     counted = CountedNetwork(network, len(numbers), expected_nfe, advance or (lambda count: None))
     counted.advance(0)
@@ -264,6 +265,8 @@ def draw_images(
                 batch = autoencoder.to_images(batch)
         if not bool(torch.isfinite(batch).all()):
             raise RefusedError(f"{source} gives images that are not finite; nothing was written")
+        if keep:
+            images.clear()
         images.append(to_uint8(batch).cpu())
         if keep:
             keep(images[-1])

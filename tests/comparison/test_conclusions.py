@@ -92,7 +92,9 @@ def test_kin_evaluators_have_no_voice_and_related_ones_that_of_a_second():
     assert sentences[0].startswith("ddpm ranks first by far")
     assert not any("near" in s for s in sentences)
     contradicted = said([*near["related"], *far])
-    assert "near (shapes and objects; related to the training) puts drift above ddpm, 1.00 against 9.00." in contradicted
+    assert (
+        "near (shapes and objects; related to the training) puts drift above ddpm, 1.00 against 9.00." in contradicted
+    )
     further = [("drift", by("further", 30.0, nfe=1)), ("ddpm", by("further", 5.0))]
     assert said([*near["related"], *far, *further])[0].startswith("ddpm ranks first by both far and further")
 

@@ -29,7 +29,7 @@ def check(pack, images=FIRST, labels=LABELS):
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-@pytest.mark.parametrize("keys", [("arr_0", "arr_1"), ("images", "labels"), ("x", "y")])
+@pytest.mark.parametrize("keys", [("arr_0", "arr_1"), ("images", "labels"), ("x", "y"), ("images", "y"), ("data", "y")])
 def test_npz_is_read_by_the_names_that_programs_give(save, keys):
     save("a.npz", **dict(zip(keys, (LAST, LABELS), strict=True)))
     check(open_dataset("a.npz"))

@@ -90,8 +90,9 @@ def test_a_dataset_json_that_does_not_fit_is_one_line_and_code_3(document, said,
         [f"root/{name}" for name in NAMES],
         NAMES[:2],
         ["000000/000000.png", "000000/000999.png", "001000/001000.png"],
+        ["00000/00000.png", "00000/00999.png", "69000/69001.png"],
     ],
-    ids=["dataset-tool", "below-a-folder", "one-chunk", "generated"],
+    ids=["dataset-tool", "below-a-folder", "one-chunk", "generated", "ffhq"],
 )
 def test_numbered_chunks_are_no_classes(kind, names, tmp_path):
     pack = open_dataset(str(make(kind, tmp_path, {name: png() for name in names})))

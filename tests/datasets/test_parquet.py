@@ -183,3 +183,11 @@ def test_descriptions_of_image_files_are_no_images(pa, tmp_path):
     (tmp_path / "photos/0.png").write_bytes(png(PIXELS[0]))
     write(pa, tmp_path / "photos/metadata.parquet", {"file_name": ["0.png"]})
     assert open_dataset("photos").card.source.kind == "folder"
+
+
+def test_a_table_beside_image_files_does_not_take_their_place(pa, tmp_path):
+    (tmp_path / "photos").mkdir()
+    write(pa, tmp_path / "photos" / "00000.parquet", {"image": encoded(3)})
+    Image.new("RGB", (8, 8)).save(tmp_path / "photos" / "0.png")
+    pack = open_dataset(str(tmp_path / "photos"))
+    assert (pack.card.source.kind, len(pack)) == ("folder", 1)

@@ -120,6 +120,11 @@ def test_containers_of_averages_go_before_others(average, plain, tmp_path, capsy
     assert capsys.readouterr().err == f"{tmp_path}/w.pth: the weights are those of {average}; it also has {plain}\n"
 
 
+def test_a_container_that_does_not_fit_is_passed_over(tmp_path):
+    torch.save({"state_dict": {"w": torch.zeros(2)}, "ema": {"decay": torch.ones(1)}}, tmp_path / "w.pth")
+    assert read_weights(tmp_path / "w.pth", lambda state: "w" in state).keys() == {"w"}
+
+
 def test_containers_in_containers_are_found_and_a_container_in_itself_ends(tmp_path):
     torch.save({"model": {"state_dict": {"w": torch.ones(1)}, "args": 1}}, tmp_path / "w.pth")
     assert read_weights(tmp_path / "w.pth") == {"w": torch.ones(1)}

@@ -90,7 +90,8 @@ def test_a_thread_looks_at_the_clock_while_work_goes_on(monkeypatch, said):
 
 
 def test_other_ranks_than_the_first_show_nothing(monkeypatch, clock, said):
-    monkeypatch.setenv("RANK", "1")
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "localhost"), ("MASTER_PORT", "29500")):
+        monkeypatch.setenv(name, value)
     with progress("encoding", 10) as advance:
         clock.now += 60
         advance(5)

@@ -11,8 +11,10 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from driftkit.errors import UsageError
+from driftkit.config.sampling_config import SamplingConfig
+from driftkit.errors import ArtifactError, UsageError
 from driftkit.runtime.signals import StoppedError
+from driftkit.scoring.image_set import ScoringExecution, open_target
 from driftkit.stages.verify import verify
 from driftkit.storage import images as image_files
 from driftkit.storage import unfinished_samples
@@ -38,7 +40,7 @@ def trained(tmp_path_factory):
     return folder
 
 
-def sample(run, output, *words, count=10):
+def sample(run, output=None, *words, count=10):
     return driftkit("sample", run, "-n", count, *SAMPLE, *(["--output", output] if output else []), *words)
 
 
@@ -133,7 +135,7 @@ def test_a_stopped_sampling_goes_on_where_it_was(trained, name, tmp_path):
         stop_after(patch, 8)
         stopped = sample(run, output, "--seed", 3, "--set", "eta=0.5")
     assert stopped.exit_code == 143
-    assert "8 of 10 images are kept" in stopped.stderr
+    assert "8 of 10 images (weights of step 2) are kept" in stopped.stderr
     if output:
         assert [p.name for p in Path().iterdir() if p.name != "data"] == [f".{output}.unfinished"]
         other = sample(run, output, "--seed", 4, "--set", "eta=0.5")
@@ -256,3 +258,67 @@ def test_numbers_of_many_files_sort_as_words(monkeypatch):
     assert file_names(3) == ["000000.png", "000001.png", "000002.png"]
     monkeypatch.setattr("driftkit.storage.sample_forms.MIN_DIGITS", 1)
     assert file_names(11) == [f"{number:02d}.png" for number in range(11)]
+
+
+def test_a_smaller_sampling_leaves_what_a_larger_one_keeps(trained):
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 8)
+        assert sample(trained / "plain").exit_code == 143
+    kept = list((trained / "plain").rglob("*.unfinished/*.safetensors"))
+    assert sample(trained / "plain", count=2).exit_code == 0
+    assert kept
+    assert list((trained / "plain").rglob("*.unfinished/*.safetensors")) == kept
+
+
+def test_images_that_another_batch_size_goes_on_behind_are_all_kept(tmp_path):
+    request = {"seed": 0}
+    images = torch.arange(12, dtype=torch.uint8).view(12, 1, 1, 1).expand(12, 3, 2, 2).contiguous()
+    first = UnfinishedSamples(tmp_path / "s.npz", request)
+    first.begin(0)
+    for part in images[:10].split(5):
+        first.add(part)
+        first.save()
+    again = UnfinishedSamples(tmp_path / "s.npz", request)
+    assert again.count == 10
+    again.begin(8)
+    again.add(images[8:12])
+    again.save()
+    assert torch.equal(UnfinishedSamples(tmp_path / "s.npz", request).images(), images)
+
+
+def test_damaged_unfinished_images_are_refused(tmp_path):
+    unfinished = UnfinishedSamples(tmp_path / "s.npz", {})
+    unfinished.begin(0)
+    unfinished.add(torch.zeros(2, 3, 4, 4, dtype=torch.uint8))
+    unfinished.save()
+    (part,) = unfinished.folder.glob("*.safetensors")
+    part.write_bytes(part.read_bytes()[:-1] + b"\1")
+    with pytest.raises(ArtifactError, match="is damaged; remove"):
+        UnfinishedSamples(tmp_path / "s.npz", {})
+
+
+def test_a_picture_where_the_grid_goes_is_left(trained):
+    Path("figure.png").write_text("mine")
+    refused = sample(trained / "plain", "figure.npz")
+    assert (refused.exit_code, "figure.png" in refused.stderr) == (2, True)
+    assert Path("figure.png").read_text() == "mine"
+
+
+@pytest.mark.parametrize("output", [".", "/"])
+def test_an_output_without_a_name_is_refused(trained, output):
+    refused = sample(trained / "plain", output)
+    assert refused.exit_code == 2
+    assert "bug" not in refused.stderr
+
+
+@pytest.mark.parametrize("name", ["png", "npz", "zip"])
+def test_images_of_every_form_are_scored_with_their_record(trained, name):
+    assert sample(trained / "classes", OUTPUTS[name], "--class", "all").exit_code == 0
+    assert sample(trained / "classes", "s.safetensors", "--class", "all").exit_code == 0
+    target, plain = (
+        open_target(Path(path), SamplingConfig(), ScoringExecution()) for path in (OUTPUTS[name], "s.safetensors")
+    )
+    assert target.run is not None
+    assert target.sampling == plain.sampling
+    assert (target.classes, target.labels.tolist()) == (plain.classes, plain.labels.tolist())
+    assert torch.equal(target.images, plain.images)
