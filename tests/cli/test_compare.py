@@ -27,7 +27,8 @@ def invoke(*words):
     return CliRunner().invoke(app, ["compare", *map(str, words), "--device", "cpu"])
 
 
-def test_table_fits_100_columns_and_skipped_folders_are_named_on_stderr(runs):
+def test_table_fits_100_columns_and_skipped_folders_are_named_on_stderr(runs, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
     result = invoke(*runs, "--no-speed")
     assert result.exit_code == 0, result.stderr
     assert max(map(len, result.stdout.splitlines())) <= 100

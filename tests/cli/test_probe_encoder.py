@@ -131,7 +131,7 @@ def test_the_list_has_a_row_for_every_encoder():
     assert rows["convnextv2-fcmae"]["supervised"] is False
     assert rows["convnextv2"]["supervised"] is True
     assert rows["dinov2"]["reading"] == "class token"
-    assert all(row["licence"] and row["parameters"] > 0 for name, row in rows.items() if name != "pixel")
+    assert all(row["licence"] and row["parameters"] > 0 for name, row in rows.items() if "pixel" not in name)
     text = driftkit("probe-encoder", "--list").stdout
     assert all(name in text for name in encoder_names())
     assert "CC-BY-NC-4.0" in text
