@@ -36,11 +36,13 @@ class Chosen:
 
     def folders(self, name: str) -> list[str]:
         """The folders of a name below that place."""
-        return name.split("/")[self.start : -1]
+        place = name.rpartition("/")[0]
+        return place.split("/")[self.start :] if place else []
 
     def shared(self) -> list[str]:
         """The folders below that place in which all the files lie."""
-        folders = [self.folders(name) for name in self.names]
+        one_of_each = {name.rpartition("/")[0]: name for name in self.names}
+        folders = [self.folders(name) for name in one_of_each.values()]
         least, greatest = min(folders), max(folders)  # what these two share, all between them share
         depth = 0
         while depth < len(least) and least[depth] == greatest[depth]:

@@ -25,6 +25,7 @@ from driftkit.runtime.progress import progress
 
 FILES_AT_A_TIME, BYTES_AT_A_TIME = 128, 4 * 2**20
 MAX_WAITING_BYTES = 512 * 2**20
+SMALL_FILE = 8 * 2**10  # bytes, below which threads take longer than one alone: most of the work is Python's
 SKIP_HINT = "replace them, or leave them out with `skip_broken` (?skip_broken=1 behind the name)"
 
 
@@ -70,6 +71,10 @@ class FolderSource:
         return {**chosen, "skip_broken": True} if self.skip_broken else chosen
 
     def digest(self) -> str:
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
         return self.container.digest()
 
     def read(self) -> RawImages:
@@ -172,6 +177,9 @@ def _decode(
             running: deque[tuple[Future[int], int]] = deque()
             waiting = 0
             for batch in _batches(files):
+                if _size(batch) < SMALL_FILE * len(batch):
+                    advance(work(batch))
+                    continue
                 waiting += _size(batch)
                 # A bounded queue: reading is faster than decoding, and the archive may be larger than the memory.
                 while running and (len(running) > 2 * workers or waiting > MAX_WAITING_BYTES):
