@@ -19,10 +19,11 @@ from pydantic import BaseModel
 
 from driftkit.config.layers import config_keys
 from driftkit.config.pipeline_file import load_pipeline
+from driftkit.config.places import ENCODER_PREFIX
 from driftkit.encoders.specs import SPECS, TIMM_PREFIX
 from driftkit.errors import DriftkitError
 from driftkit.methods.registry import METHODS
-from driftkit.scoring.extractor_names import ENCODER_PREFIX, NAMES
+from driftkit.scoring.extractor_names import NAMES
 
 RUNS = "outputs"  # where runs lie unless another folder is typed
 SHOWN = re.compile(r"[\w.@%+=,:/-]+", re.ASCII)  # shells take offered words as typed: none that they would interpret

@@ -1,27 +1,15 @@
 """`driftkit export`: the network of a run for other programs, with a model card."""
 
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
-from driftkit.cli import completion
-from driftkit.cli.options import typed_place, with_settings
+from driftkit.cli.options import RunArgument, with_settings
 from driftkit.cli.output import JsonOption, emit, show_line
 from driftkit.config.export_config import ExportConfig
 
 
 @with_settings("export", ExportConfig)
 def command(
-    run: Annotated[
-        Path,
-        typer.Argument(
-            metavar="RUN",
-            help="Folder of a run that generates images.",
-            autocompletion=completion.runs,
-            callback=typed_place,
-        ),
-    ],
+    run: RunArgument,
     settings: ExportConfig,
     as_json: JsonOption = False,
 ) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from driftkit.cli.completion import BY_NAME, choices, setting_keys
+from driftkit.cli.completion import BY_NAME, choices, runs, setting_keys
 from driftkit.cli.output import option
 from driftkit.config.layers import did_you_mean, merge, nest, parse_assignments
 from driftkit.config.places import expand_place
@@ -219,6 +219,14 @@ def typed_place(value: Any) -> Any:
         return type(value)(expand_place(str(value)))
     except UsageError as error:
         raise UsageError(f"{value}: {error}") from None
+
+
+RunArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RUN", help="Folder of a run that generates images.", autocompletion=runs, callback=typed_place
+    ),
+]
 
 
 def expand_place_variables() -> None:

@@ -1,27 +1,15 @@
 """`driftkit sample`: images of a run."""
 
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
-from driftkit.cli import completion
-from driftkit.cli.options import typed_place, with_settings
+from driftkit.cli.options import RunArgument, with_settings
 from driftkit.cli.output import JsonOption, emit, note, progress_bars, show_line
 from driftkit.stages.sample import SampleConfig, sample
 
 
 @with_settings("sample", SampleConfig)
 def command(
-    run: Annotated[
-        Path,
-        typer.Argument(
-            metavar="RUN",
-            help="Folder of a run that generates images.",
-            autocompletion=completion.runs,
-            callback=typed_place,
-        ),
-    ],
+    run: RunArgument,
     settings: SampleConfig,
     as_json: JsonOption = False,
 ) -> dict[str, Any]:

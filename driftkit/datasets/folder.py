@@ -128,7 +128,7 @@ SHARDS_KIND = SourceKind("shards (name-{000..007}.tar)", lambda spec: is_shards(
 def _decode(
     container: Container, names: Sequence[str], image_size: int | None
 ) -> tuple[npt.NDArray[np.uint8], dict[int, str]]:
-    """Decode all files in threads.
+    """Decode all files, large ones in threads.
 
     Returns:
         uint8 [N, 3, H, W] in the order of `names`, and what is wrong with those that are broken, by their place in

@@ -235,7 +235,8 @@ def is_parquet(spec: Spec) -> bool:
     """Whether a spec names a Parquet file, or a folder of them, in which no image files are."""
     path = spec.path
     if path.is_dir():
-        return bool(parquet_files(path)) and not any(f.suffix.lower() in SUFFIXES for f in path.rglob("*"))
+        # The first image ends the search, so that large folders of them are not walked.
+        return not any(f.suffix.lower() in SUFFIXES for f in path.rglob("*")) and bool(parquet_files(path))
     return path.suffix.lower() == SUFFIX and path.exists()
 
 

@@ -43,7 +43,7 @@ class UnfinishedSamples:
             if different := differences(read_json(self.folder / REQUEST_FILE), self.request):
                 raise UsageError(
                     f"`output` {output}: the sampling that was begun there had other settings ({different}); give "
-                    "these again, or another `output` to start anew"
+                    "these again, or another `output` to start over"
                 )
             while (path := self._part(self.count)).is_file():
                 self.kept.append(self._read(path))
@@ -109,7 +109,7 @@ class UnfinishedSamples:
         tensors, header = read_tensors(path)
         images = tensors.get("images", torch.empty(0))
         if not len(images) or state_digest({"images": images}) != header.get("digest"):
-            raise ArtifactError(f"{path} is damaged; remove {self.folder} to sample anew")
+            raise ArtifactError(f"{path} is damaged; remove {self.folder} to start over")
         return images
 
     def _part(self, first: int) -> Path:

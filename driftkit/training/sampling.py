@@ -180,19 +180,19 @@ class CountedNetwork(nn.Module):
     def __init__(self, network: nn.Module, images: int, evaluations: int, advance: Callable[[int], None]):
         super().__init__()
         self.network, self.images, self.evaluations, self.advance = network, images, evaluations, advance
-        self.rows = self.told = 0
+        self.rows = self.reported = 0
 
     def forward(self, x: torch.Tensor, *inputs: Any, **options: Any) -> torch.Tensor:
         prediction: torch.Tensor = self.network(x, *inputs, **options)
         self.rows += len(x)
-        self.tell(min(self.images, self.rows // self.evaluations))
+        self.report(min(self.images, self.rows // self.evaluations))
         return prediction
 
-    def tell(self, done: int) -> None:
+    def report(self, done: int) -> None:
         """So many of the images are done."""
-        if done > self.told:
-            self.advance(done - self.told)
-            self.told = done
+        if done > self.reported:
+            self.advance(done - self.reported)
+            self.reported = done
 
 
 @dataclass(frozen=True)
@@ -270,7 +270,7 @@ def draw_images(
         images.append(to_uint8(batch).cpu())
         if keep:
             keep(images[-1])
-        counted.tell(first + len(indices))
+        counted.report(first + len(indices))
     return Drawn(torch.cat(images), spec.name, used_nfe, recorded, str(dtype).removeprefix("torch."))
 
 

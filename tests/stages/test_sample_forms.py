@@ -141,7 +141,7 @@ def test_a_stopped_sampling_goes_on_where_it_was(trained, name, tmp_path):
         other = sample(run, output, "--seed", 4, "--set", "eta=0.5")
         assert other.exit_code == 2
         assert "--seed was 3 and is 4 now" in other.stderr
-        assert "another --output to start anew" in other.stderr
+        assert "another --output to start over" in other.stderr
     made = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(UnfinishedSamples, "add", lambda self, images: made.append(images) or self._new.append(images))

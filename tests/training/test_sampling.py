@@ -15,7 +15,7 @@ def test_images_are_done_as_their_evaluations_are_made():
         counted(torch.zeros(8, 3, 8, 8))
     assert told == [2, 2, 2, 2]
     counted(torch.zeros(8, 3, 8, 8))  # a sampler that makes more than it should
-    counted.tell(8)
+    counted.report(8)
     assert sum(told) == 8
 
 
@@ -25,7 +25,7 @@ def test_parts_of_images_are_told_as_whole_ones_and_what_is_missing_at_the_end()
     for _ in range(2):
         counted(torch.zeros(2, 3, 8, 8))
     assert told == [1]
-    counted.tell(2)  # the batch is done
+    counted.report(2)  # the batch is done
     assert told == [1, 1]
 
 
