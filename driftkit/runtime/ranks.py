@@ -19,6 +19,7 @@ import torch.distributed as dist
 from driftkit.errors import DriftkitError, LostRankError, RefusedError
 from driftkit.runtime.environment import read_launch
 from driftkit.runtime.rendezvous import meet
+from driftkit.runtime.signals import StoppedError, StopRequest
 
 Result = TypeVar("Result")
 NAME_BYTES = 96
@@ -131,8 +132,13 @@ class Ranks:
         """Name the rank that has died, in a LostRankError, where that is why the others cannot continue."""
         try:
             yield
-        except RuntimeError as error:  # gloo raises it as it is, NCCL a kind of it
-            lost = self._lost()
+        except (RuntimeError, StoppedError) as stopped:  # gloo raises it as it is, NCCL a kind of it
+            # torchrun, which sees the death as well, may end this rank while it leaves the collective that failed
+            error = stopped.__context__ if isinstance(stopped, StoppedError) else stopped
+            if not isinstance(error, RuntimeError):
+                raise
+            with StopRequest():
+                lost = self._lost()
             if lost:
                 named = ", ".join(f"rank {rank} (process {self.peers[rank].pid})" for rank in lost)
                 raise LostRankError(f"{named} has died, and rank {self.rank} cannot continue without it") from error

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,12 +17,13 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-from driftkit.errors import ArtifactError, UsageError
+from driftkit.errors import ArtifactError, LostRankError, UsageError
 from driftkit.methods.drifting import aggregated_drift
 from driftkit.methods.registry import METHODS
 from driftkit.models.registry import build_network
 from driftkit.protocols import Execution
-from driftkit.runtime.ranks import Ranks
+from driftkit.runtime.ranks import Peer, Ranks
+from driftkit.runtime.signals import StoppedError, ending_cleanly
 from driftkit.stages import train as train_stage
 from driftkit.storage.run_folder import Run
 from driftkit.training.conditions import conditioned_network
@@ -169,6 +171,26 @@ def undisturbed(tmp_path_factory):
     return folder
 
 
+def test_a_signal_to_end_does_not_hide_which_rank_has_died():
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        gone.wait()
+    peers = tuple(Peer(socket.gethostname(), process) for process in (os.getpid(), gone.pid))
+    with (
+        pytest.raises(LostRankError, match=rf"rank 1 \(process {gone.pid}\) has died"),
+        ending_cleanly(),
+        Ranks(0, 2, peers=peers).naming_the_lost(),
+    ):
+        try:
+            raise RuntimeError("gloo: connection closed by peer")
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_signal_without_a_dead_rank_stays_a_signal():
+    with pytest.raises(StoppedError), ending_cleanly(), Ranks().naming_the_lost():
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
 def test_a_rank_that_dies_is_named_and_torchrun_starts_again(tmp_path, undisturbed):
@@ -178,7 +200,7 @@ def test_a_rank_that_dies_is_named_and_torchrun_starts_again(tmp_path, undisturb
     os.kill(victim, signal.SIGKILL)
     errors = finish(process)
     # Once in many times the operation that waits for the dead does not notice, and torchrun ends it after 30 s.
-    assert f"rank 1 (process {victim}) has died" in errors or "forcefully exiting via 9" in errors
+    assert f"rank 1 (process {victim}) has died" in errors or "forcefully exiting via 9" in errors, errors
     assert "Traceback" not in errors
     assert_equal_runs(tmp_path / "run", undisturbed)
 
