@@ -210,6 +210,12 @@ def test_ranks_share_the_work_and_receive_the_rest():
         budget(shapes, images=10, ranks=3)
 
 
+@pytest.mark.parametrize(("positives", "advised"), [(None, False), (64, False), (1, True)])
+def test_the_advice_on_a_single_positive_is_of_the_positives_given(positives, advised):
+    cost = FieldCost(((3, 6),), by_class=True, groups=10, positives=positives)
+    assert any("single positive" in sentence for sentence in cost.advice(images=160)) == advised
+
+
 @pytest.mark.slow
 def test_dry_run_prints_the_budget_and_says_when_it_cannot(monkeypatch):
     line = ("train", "--dry-run", "--encoder", "mocov2", "--batch-size", "64", "--device", "cuda", "--json")

@@ -46,15 +46,18 @@ class FieldCost:
         return {**counts, "  positives per group": real, "  unconditional per group": self.unconditional}
 
     def advice(self, *, images: int) -> list[str]:
-        return Groups(self.groups, images // self.groups, 1, self.unconditional).advice(by_class=self.by_class)
+        return self._groups(images).advice(by_class=self.by_class)
 
     def is_shared_by(self, ranks: int, *, images: int) -> bool:
-        real = self._real(images) - self.unconditional
         try:
-            Groups(self.groups, images // self.groups, real, self.unconditional).share(ranks)
+            self._groups(images).share(ranks)
         except UsageError:
             return False
         return True
+
+    def _groups(self, images: int) -> Groups:
+        real = self._real(images) - self.unconditional
+        return Groups(self.groups, images // self.groups, real, self.unconditional)
 
     def _field(self, rows: int, images: int) -> tuple[int, int, int]:
         """Of a rank: its groups, its generated images in each, and the images that these are compared with."""
