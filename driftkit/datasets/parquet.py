@@ -11,7 +11,7 @@ import torch
 
 from driftkit.datasets.arrays import MAX_CLASSES, reading
 from driftkit.datasets.decode import SUFFIXES
-from driftkit.datasets.decoding import decoded_stream
+from driftkit.datasets.decoding import decoded_stream, skips_broken
 from driftkit.datasets.packs import UNLABELLED, RawImages, require_count
 from driftkit.datasets.spec import Request, SourceKind, Spec
 from driftkit.errors import ArtifactError, NotFoundError
@@ -34,6 +34,7 @@ class ParquetSource:
     files: tuple[Path, ...]
     split: str | None = None  # None for a single file
     image_size: int | None = None
+    skip_broken: bool = False  # leave out rows that hold no whole image instead of refusing them
     kind: str = "parquet"
 
     @property
@@ -47,7 +48,8 @@ class ParquetSource:
 
     def recorded_options(self) -> dict[str, Any]:
         options = {"split": self.split, "image_size": self.image_size}
-        return {key: value for key, value in options.items() if value is not None}
+        chosen = {key: value for key, value in options.items() if value is not None}
+        return {**chosen, "skip_broken": True} if self.skip_broken else chosen
 
     def digest(self) -> str:
         status = [(os.path.realpath(file), file.stat()) for file in self.files]
@@ -71,7 +73,7 @@ class ParquetSource:
             )
         names = columns.classes or tuple(str(label) for label in range(highest + 1))
         encoded = _encoded(tables, self.path)
-        images = decoded_stream(encoded, count, self.path, self.image_size, skip_broken=False)
+        images = decoded_stream(encoded, count, self.path, self.image_size, skip_broken=self.skip_broken)
         return RawImages(images, labels, names if highest != UNLABELLED else ())
 
 
@@ -223,11 +225,11 @@ def choose_files(path: Path, split: str | None, spec: str) -> tuple[str, tuple[P
 def _open(request: Request) -> ParquetSource:
     spec, path = request.spec, request.spec.path
     if not path.is_dir():
-        spec.require_keys()
-        return ParquetSource(path, spec.text, (path,), None, request.image_size)
-    spec.require_keys("split")
+        spec.require_keys("skip_broken")
+        return ParquetSource(path, spec.text, (path,), None, request.image_size, skips_broken(spec))
+    spec.require_keys("split", "skip_broken")
     split, files = choose_files(path, spec.query.get("split"), spec.text)
-    return ParquetSource(path, spec.text, files, split, request.image_size)
+    return ParquetSource(path, spec.text, files, split, request.image_size, skips_broken(spec))
 
 
 def is_parquet(spec: Spec) -> bool:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import sys
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from driftkit.datasets.packs import open_pack
 from driftkit.datasets.sources import open_dataset
 from driftkit.errors import ArtifactError, UsageError
 from tests.conftest import driftkit
@@ -159,6 +161,38 @@ def test_parquet_of_something_else_is_refused(pa, kind, tmp_path):
         open_dataset("a.parquet")
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.glob("data/*"))
+
+
+def test_broken_images_are_counted_and_five_named(pa, tmp_path):
+    images = [b"junk" if i % 2 else png(image) for i, image in enumerate(PIXELS[:12])]
+    write(pa, "a.parquet", {"image": images})
+    named = ", ".join(f"row {i} (not an image)" for i in (1, 3, 5, 7, 9))
+    said = f"a.parquet: 6 of 12 images are broken: {named} and 1 more; replace them, or leave them out"
+    with pytest.raises(ArtifactError, match=re.escape(said)):
+        open_dataset("a.parquet")
+    assert not list(tmp_path.glob("data/*"))
+
+
+def test_broken_images_are_left_out_with_their_labels_where_asked(pa, hub):
+    columns = {"image": encoded(3), "label": LABELS[:3]}
+    columns["image"][1]["bytes"] = b""
+    write(pa, hub / "data/val-00000-of-00001.parquet", columns)
+    result = driftkit("data", f"{hub}:val", "--skip-broken", "--output", "val")
+    assert result.exit_code == 0, result.stderr
+    pack = open_pack("val")
+    assert torch.equal(pack.images, torch.from_numpy(PIXELS[[0, 2]].transpose(0, 3, 1, 2).copy()))
+    assert (pack.labels.tolist(), pack.classes) == ([0, 2], ("ant", "bee", "cat"))
+    name = "data/val-00000-of-00001.parquet: row 1 (not an image (empty file))"
+    assert pack.card.notes == (f"left out 1 broken images: {name}",)
+    assert pack.card.source.options == {"split": "val", "skip_broken": True}
+
+
+def test_levels_of_classes_are_refused(pa):
+    write(pa, "a.parquet", {"image": encoded(2)})
+    result = driftkit("data", "a.parquet", "--class-level", 1)
+    assert result.exit_code == 2
+    assert "--class-level is for folders, archives and shards, and this is none; remove it" in result.stderr
+    assert result.stderr.strip().count("\n") == 0
 
 
 def test_a_file_without_rows_is_refused(pa):
