@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from driftkit.datasets.arrays import MAX_CLASSES, reading
+from driftkit.datasets.containers import require_image_file
 from driftkit.datasets.decode import SUFFIXES
 from driftkit.datasets.decoding import decoded_stream, skips_broken
 from driftkit.datasets.packs import UNLABELLED, RawImages, require_count
@@ -173,6 +174,7 @@ def _content(value: Any, place: str) -> bytes:
         raise ArtifactError(
             f"{place} names {value['path']!r}, expected an image; write the files with their images in them"
         )
+    require_image_file(place, len(content or b""))
     return content or b""
 
 

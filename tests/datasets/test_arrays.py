@@ -189,7 +189,10 @@ def test_floats_outside_their_range_are_refused(value, value_range, said):
         ("a.npy?rnage=0,1", "did you mean range"),
         ("a.npy:train", "unknown key 'split'"),
         ("a.npy?class_level=1", "`class_level` is for folders, archives and shards, and this is none"),
-        ("a.npy?skip_broken=1", "`skip_broken` is for images in folders, archives, shards and Parquet, and this is none"),
+        (
+            "a.npy?skip_broken=1",
+            "`skip_broken` is for images in folders, archives, shards and Parquet, and this is none",
+        ),
     ],
 )
 def test_keys_that_do_not_fit_are_refused(spec, said):

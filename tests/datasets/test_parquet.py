@@ -187,6 +187,13 @@ def test_broken_images_are_left_out_with_their_labels_where_asked(pa, hub):
     assert pack.card.source.options == {"split": "val", "skip_broken": True}
 
 
+def test_an_image_of_more_bytes_than_a_file_may_have_is_refused(pa, monkeypatch):
+    write(pa, "a.parquet", {"image": [png(PIXELS[0]), png(PIXELS[1]) + bytes(1000)]})
+    monkeypatch.setattr("driftkit.datasets.containers.MAX_MEMBER_BYTES", 1000)
+    with pytest.raises(ArtifactError, match=r"a\.parquet: row 1: 1,\d+ bytes, expected at most 1,000 for one image"):
+        open_dataset("a.parquet?skip_broken=1")
+
+
 def test_levels_of_classes_are_refused(pa):
     write(pa, "a.parquet", {"image": encoded(2)})
     result = driftkit("data", "a.parquet", "--class-level", 1)
