@@ -5,6 +5,8 @@ By plain reads and writes: the pages of a mapped file that were looked at count 
 
 import hashlib
 import json
+import math
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -26,7 +28,7 @@ class PackFile:
     def __init__(self, path: Path, count: int):
         self.shape: tuple[int, ...] = ()
         self._came = np.zeros(count, dtype=bool)
-        self._file = path.open("w+b")
+        self._file = path.open("w+b", buffering=BYTES_AT_A_TIME)
 
     def __enter__(self) -> Self:
         return self
@@ -45,7 +47,9 @@ class PackFile:
         if images.dtype != np.uint8 or images.shape[1:] != self.shape or not 0 <= place <= end <= count:
             expected = f"uint8 {list(self.shape)} in places 0 to {count}"
             raise ValueError(f"images are {images.dtype} {list(images.shape)} from place {place}, expected {expected}")
-        self._file.seek(self._start(count) + place * self._image_bytes)
+        at = self._first + place * self._image_bytes
+        if self._file.tell() != at:  # a seek ends what is collected to be written at once
+            self._file.seek(at)
         self._file.write(np.ascontiguousarray(images).data)
         self._came[place:end] = True
 
@@ -55,7 +59,7 @@ class PackFile:
 
     def finish(self, places: npt.NDArray[np.intp], labels: npt.NDArray[np.int64]) -> str:
         """Keep the images at those ascending places, [N], with their labels; returns the sha256 of the content."""
-        before, start, size = self._start(len(self._came)), self._start(len(places)), self._image_bytes
+        before, start, size = self._first, self._start(len(places)), self._image_bytes
         for i, place in enumerate(places.tolist()):
             at, to = before + place * size, start + i * size
             if at != to:  # `to` is the smaller one, and what lay there is kept elsewhere or not at all
@@ -71,9 +75,14 @@ class PackFile:
         self._write_header(len(places), sha256)
         return sha256
 
-    @property
+    @cached_property
     def _image_bytes(self) -> int:
-        return int(np.prod(self.shape))
+        return math.prod(self.shape)
+
+    @cached_property
+    def _first(self) -> int:
+        """Where the image of the first place begins while images come."""
+        return self._start(len(self._came))
 
     def _start(self, count: int) -> int:
         """Where the first of so many images begins."""
