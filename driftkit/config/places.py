@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, ValidationInfo
 
 from driftkit.config.weights_name import split_weights
 from driftkit.errors import UsageError
+from driftkit.runtime.environment import named_home
 
 TYPED = {"typed": True}
 """Context of pydantic in which settings are validated as somebody typed them, not as they were recorded."""
@@ -45,14 +46,14 @@ def _expand_path(text: str) -> str:
     if not text.startswith("~"):
         return expanded
     whole, home = os.path.expanduser(expanded), expanded.partition("/")[0]
-    if whole == expanded or (home == "~" and os.environ.get("HOME") == ""):
+    if whole == expanded or (home == "~" and "HOME" in os.environ and not named_home()):
         why = "HOME is not set" if home == "~" else f"there is no user {home[1:]}"
         raise UsageError(f"{home} stands for a home folder, and {why}; write the whole path, or ./{home} for that name")
     return whole
 
 
 def _value_of(name: str) -> str:
-    if not (value := os.environ.get(name)):
+    if not (value := named_home() if name == "HOME" else os.environ.get(name)):
         raise UsageError(f"the variable {name} is not set, or empty; set it, or write the whole path")
     return value
 

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from driftkit.datasets.decode import MAX_PIXELS, require_memory, resize_images
-from driftkit.datasets.packs import SUFFIX, UNLABELLED, RawImages
+from driftkit.datasets.decode import MAX_PIXELS, resize_images
+from driftkit.datasets.packs import SUFFIX, UNLABELLED, Blocks, ImageStream, RawImages, require_count
 from driftkit.datasets.spec import Request, SourceKind, Spec
 from driftkit.errors import ArtifactError, DriftkitError, NotFoundError, UsageError
 from driftkit.runtime.progress import progress
@@ -87,10 +87,10 @@ class ArraySource:
             arrays = open_arrays(self.path)
             name = find_images(arrays, self.path)
             stored = arrays.pop(name)
-            images, notes = _read_images(stored, self._place(name), self)
+            images, notes = _image_stream(stored, self._place(name), self)
             keys = sorted((key for key in KEYS.values() if key in arrays), key=lambda key: key != KEYS.get(name))
             key = next(iter(keys), "")
-            labels, classes = read_labels(arrays.pop(key, None), len(images), self._place(key))
+            labels, classes = read_labels(arrays.pop(key, None), images.count, self._place(key))
         if arrays:
             notes = (*notes, f"arrays that are neither images nor labels, skipped: {', '.join(sorted(arrays))}")
         return RawImages(images, labels, classes, notes)
@@ -120,8 +120,13 @@ def open_arrays(path: Path) -> dict[str, StoredArray]:
                 )
                 for m in members
             }
-        tensors = read_tensors(path)[0] if suffix == SUFFIX else _read_torch_file(path)
-        return {name: _of_tensor(tensor) for name, tensor in tensors.items()}
+
+        def read() -> dict[str, torch.Tensor]:
+            return read_tensors(path)[0] if suffix == SUFFIX else _read_torch_file(path)
+
+        tensors, is_mapped = read(), suffix == SUFFIX or zipfile.is_zipfile(path)
+        again = read if is_mapped else lambda: tensors
+        return {name: _of_tensor(name, tensor, again) for name, tensor in tensors.items()}
 
 
 def array_names(path: Path) -> set[str]:
@@ -172,34 +177,35 @@ def read_labels(stored: StoredArray | None, count: int, place: str) -> tuple[tor
     return torch.from_numpy(values.astype(np.int64)), tuple(str(label) for label in range(high + 1))
 
 
-def _read_images(stored: StoredArray, place: str, source: ArraySource) -> tuple[torch.Tensor, tuple[str, ...]]:
-    """The images as uint8 [N, 3, H, W], and notes on what was assumed or changed."""
+def _image_stream(stored: StoredArray, place: str, source: ArraySource) -> tuple[ImageStream, tuple[str, ...]]:
+    """The images, and notes on what was assumed or changed."""
     channels_last, notes = _channels_last(stored, place, source.path)
     limits = _limits(stored, place, source)
     if limits is not None:
         notes += (f"floating-point numbers from {limits[0]:g} to {limits[1]:g}, rounded to 8 bits",)
     count, *rest = stored.shape
     height, width = rest[:2] if channels_last else rest[-2:]
-    size = (height, width) if source.image_size is None else (source.image_size, source.image_size)
-    require_memory(source.path, count, *size)
+    require_count(source.path, count)
     if height * width > MAX_PIXELS:
         raise ArtifactError(f"{place} has images of {width}x{height} px, expected at most {MAX_PIXELS:,} pixels")
-    images = np.empty((count, 3, *size), np.uint8)
-    first = 0
-    with progress(f"importing {source.path.name}", count) as advance:
-        for block in stored.rows(max(1, BYTES_AT_A_TIME // (8 * math.prod(rest)))):
-            if block.ndim == 3:
-                block = block[..., None]
-            block = np.moveaxis(block, -1, 1) if channels_last else block
-            if limits is not None:
-                block = _rounded(block, limits, place, first)
-            if source.image_size is not None:
-                rgb = np.broadcast_to(block, (len(block), 3, height, width))
-                block = resize_images(torch.from_numpy(rgb.copy()), source.image_size).numpy()
-            images[first : first + len(block)] = block  # grey ones into all three channels
-            first += len(block)
-            advance(len(block))
-    return torch.from_numpy(images), notes
+
+    def blocks() -> Blocks:
+        first = 0
+        with reading(source.path), progress(f"importing {source.path.name}", count) as advance:
+            for block in stored.rows(max(1, BYTES_AT_A_TIME // (8 * math.prod(rest)))):
+                if block.ndim == 3:
+                    block = block[..., None]
+                block = np.moveaxis(block, -1, 1) if channels_last else block
+                if limits is not None:
+                    block = _rounded(block, limits, place, first)
+                block = np.broadcast_to(block, (len(block), 3, height, width))  # grey ones into all three channels
+                if source.image_size is not None:
+                    block = resize_images(torch.from_numpy(block.copy()), source.image_size).numpy()
+                yield first, block
+                first += len(block)
+                advance(len(block))
+
+    return ImageStream(count, blocks()), notes
 
 
 def _channels_last(stored: StoredArray, place: str, path: Path) -> tuple[bool, tuple[str, ...]]:
@@ -283,9 +289,12 @@ def _member(path: Path, name: str) -> Iterator[IO[bytes]]:
         yield file
 
 
-def _of_tensor(tensor: torch.Tensor) -> StoredArray:
+def _of_tensor(name: str, tensor: torch.Tensor, again: Callable[[], Mapping[str, torch.Tensor]]) -> StoredArray:
+    """A tensor, mapped again for each piece: the pages that were looked at are memory until the file is closed."""
+
     def rows(at_a_time: int) -> Iterator[Numbers]:
-        for piece in tensor.split(at_a_time):
+        for first in range(0, len(tensor), at_a_time):
+            piece = again()[name][first : first + at_a_time]
             yield (piece.float() if piece.dtype == torch.bfloat16 else piece).numpy()
 
     return StoredArray(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), rows)

@@ -108,7 +108,7 @@ class Folder:
         for name in sorted(self._files):
             if name in names:
                 path = f"{self.path}/{name}"
-                _check_size(path, self._files[name][0])
+                require_image_file(path, self._files[name][0])
                 try:
                     with open(path, "rb", buffering=0) as file:
                         data = file.read()
@@ -187,7 +187,7 @@ class Zip:
         with zipfile.ZipFile(self.path) as archive:
             for name, member in self._members.items():
                 if name in names:
-                    _check_size(f"{self.path}: {name}", member.file_size)
+                    require_image_file(f"{self.path}: {name}", member.file_size)
                     try:
                         data = archive.read(member)  # compares the CRC, too
                     except BROKEN_ARCHIVE as error:
@@ -248,7 +248,7 @@ class Tar:
     def names(self) -> list[str]:
         found: dict[str, None] = {}
         for _, member in self._walk():
-            _check_size(f"{self.path}: {member.name}", member.size)
+            require_image_file(f"{self.path}: {member.name}", member.size)
             _add(found, self.path, re.sub(r"^(\./)+", "", member.name), None)
         return list(found)
 
@@ -324,6 +324,7 @@ def _refuse(path: Path, name: str, what: str) -> NoReturn:
     raise ArtifactError(f"{path}: refused, since {name!r} is {what}; make the archive again without it")
 
 
-def _check_size(name: str, size: int) -> None:
+def require_image_file(name: str, size: int) -> None:
+    """Refuse more bytes than one encoded image may have."""
     if size > MAX_MEMBER_BYTES:
         raise ArtifactError(f"{name}: {size:,} bytes, expected at most {MAX_MEMBER_BYTES:,} for one image; remove it")

@@ -2,20 +2,18 @@
 
 import contextlib
 import io
-import os
 import struct
 import threading
 import warnings
 import zlib
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 
-from driftkit.errors import ArtifactError, ResourceError
+from driftkit.errors import ArtifactError
 
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm",
@@ -109,16 +107,6 @@ def require_decoders(suffixes: Iterable[str]) -> None:
         feature, name = OPTIONAL[suffix]
         if not features.check(feature):
             raise ArtifactError(f"{suffix}: this Pillow reads no {name}; install one that does, or convert the images")
-
-
-def require_memory(path: Path, count: int, height: int, width: int) -> None:
-    """Refuse more images of that size than fit into the memory of this machine."""
-    needed, memory = 3 * count * height * width, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > memory:
-        raise ResourceError(
-            f"{path}: {count:,} images of {width}x{height} px take {needed / 2**30:.1f} GiB and this machine has "
-            f"{memory / 2**30:.1f}; resize them with `image_size`"
-        )
 
 
 def square(image: Image.Image, side: int) -> Image.Image:

@@ -3,22 +3,29 @@
 How images get into a pack stands in the modules of their sources; which source a text names stands in `sources`.
 """
 
+import contextlib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
+from driftkit.datasets.pack_file import PackFile, stored_sha256
 from driftkit.errors import ArtifactError
-from driftkit.storage.files import read_tensors, write_tensors
+from driftkit.storage.atomic import atomic_path, require_free
+from driftkit.storage.files import read_tensors
 from driftkit.storage.lock import locked_file
 from driftkit.storage.records import Record
 
 SUFFIX = ".safetensors"
 UNLABELLED = -1
+MAX_IMAGES = 20_000_000
+IMAGES_AT_A_TIME = 256
 _VERIFIED: set[tuple[int | str, ...]] = set()  # files whose content this process has read and found to be right
 
 
@@ -50,12 +57,30 @@ class PackCard(Record):
     notes: tuple[str, ...] = Field((), description="what a reader should know, for example skipped files")
 
 
+Blocks = Generator[tuple[int, npt.NDArray[np.uint8]]]
+
+
+@dataclass(frozen=True)
+class ImageStream:
+    """Images that are read while the pack is written, so that only a few of them are in memory at a time.
+
+    Attributes:
+        count: number of places, which is that of images where none is left out.
+        blocks: some images, uint8 [n, 3, H, W], for a place and those behind it; in any order of places.
+        left_out: is called when all blocks were taken: notes on places that got no image, or an ArtifactError.
+    """
+
+    count: int
+    blocks: Blocks
+    left_out: Callable[[], tuple[str, ...]] = tuple
+
+
 @dataclass(frozen=True)
 class RawImages:
     """Images as a source gives them, before they are a pack."""
 
-    images: torch.Tensor  # uint8 [N, 3, H, W]
-    labels: torch.Tensor  # int64 [N], -1 where unlabelled
+    images: torch.Tensor | ImageStream  # uint8 [N, 3, H, W]
+    labels: torch.Tensor  # int64 [N], -1 where unlabelled; of a stream, of all places
     classes: tuple[str, ...]
     notes: tuple[str, ...] = ()
     verified: bool | None = None
@@ -70,6 +95,7 @@ class ImagePack:
     labels: torch.Tensor  # int64 [N], -1 where unlabelled
     classes: tuple[str, ...]
     card: PackCard
+    is_part: bool = False  # of what the file holds; the images are then in memory
 
     def __len__(self) -> int:
         return len(self.images)
@@ -98,15 +124,17 @@ class ImagePack:
 
     def verify(self) -> None:
         """Read everything and compare with the card; done once for a file as it is, however often it is opened."""
-        status = self.path.stat()
-        key = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, self.card.sha256)
-        if key not in _VERIFIED:
+        if (key := self._state()) not in _VERIFIED:
             self.require_content()
             _VERIFIED.add(key)
 
+    def _state(self) -> tuple[int | str, ...]:
+        status = self.path.stat()
+        return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, self.card.sha256)
+
     def require_content(self) -> None:
         """The same, however often it was done before."""
-        got = content_sha256(self.images, self.labels)
+        got = content_sha256(self.images, self.labels) if self.is_part else stored_sha256(self.path)
         if got != self.card.sha256:
             raise ArtifactError(
                 f"{self.path} is damaged: its content has sha256 {got[:12]}, expected {self.card.sha256[:12]}; "
@@ -132,7 +160,7 @@ class ImagePack:
                 "source": source.model_copy(update={"options": {**source.options, "limit": limit}}),
             }
         )
-        return ImagePack(self.path, images, labels, self.classes, card)
+        return ImagePack(self.path, images, labels, self.classes, card, is_part=True)
 
 
 def balanced_indices(labels: torch.Tensor, limit: int) -> torch.Tensor:
@@ -192,29 +220,79 @@ def write_pack(
     Raises:
         ValueError: shapes, dtypes or labels do not fit.
     """
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or not images.numel():
-        raise ValueError(f"images are {images.dtype} {list(images.shape)}, expected torch.uint8 [N, 3, H, W], N > 0")
-    if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
-        raise ValueError(f"labels are {labels.dtype} {list(labels.shape)}, expected torch.int64 [{len(images)}]")
+    return import_pack(path, RawImages(images, labels, tuple(classes), tuple(notes)), source=source, label=label)
+
+
+def import_pack(path: Path, raw: RawImages, *, source: PackSource, label: str, limit: int | None = None) -> ImagePack:
+    """Write what a source gives as a pack and open it.
+
+    Args:
+        path, source, label: as `write_pack` has them.
+        limit: largest number of images, in equal shares of the classes; None keeps all.
+
+    Raises:
+        ValueError: shapes, dtypes or labels do not fit.
+        StorageError: the disk has no room for them.
+        ArtifactError: what the source finds wrong as it is read.
+    """
+    stream = raw.images if isinstance(raw.images, ImageStream) else _in_blocks(raw.images)
+    count, labels = stream.count, raw.labels
+    if labels.dtype != torch.int64 or labels.shape != (count,):
+        raise ValueError(f"labels are {labels.dtype} {list(labels.shape)}, expected torch.int64 [{count}]")
     low, high = int(labels.min()), int(labels.max())
-    if low < UNLABELLED or high >= len(classes):
-        raise ValueError(f"labels are {low} to {high}, expected -1 to {len(classes) - 1}")
+    if low < UNLABELLED or high >= len(raw.classes):
+        raise ValueError(f"labels are {low} to {high}, expected -1 to {len(raw.classes) - 1}")
     path = pack_path(path)
-    sha256 = content_sha256(images, labels)
-    count, _, height, width = images.shape
-    card = PackCard(
-        name=path.stem, count=count, classes=tuple(classes), height=height, width=width, sha256=sha256, source=source,
-        label=label, notes=tuple(notes),
-    )  # fmt: skip
     side = card_path(path)
     with locked_file(path):
-        if side.exists() and _header_sha256(path) != sha256:
-            # The old card must not stand next to the new tensors. Equal content keeps its card, so that readers
-            # always find a whole pack while the same images are imported again.
-            side.unlink()
-        write_tensors(path, {"images": images, "labels": labels}, header={"driftkit": "pack", "sha256": sha256})
+        with (
+            atomic_path(path) as temporary,
+            PackFile(temporary, count) as file,
+            contextlib.closing(stream.blocks) as blocks,
+        ):
+            for place, images in blocks:
+                if not file.shape:
+                    size = f"{images.shape[-1]}x{images.shape[-2]}"
+                    require_free(path, count * (images[0].nbytes + 8), f"a pack of {count:,} images of {size} px")
+                file.put(place, images)
+            notes = (*raw.notes, *stream.left_out())
+            places = torch.from_numpy(file.places())
+            if not len(places):
+                raise ValueError(f"a stream of {count} images gave none")
+            _, height, width = file.shape
+            if limit is not None and limit < len(places):
+                places = places[balanced_indices(labels[places], limit)]
+            sha256 = file.finish(places.numpy(), labels[places].numpy())
+            card = PackCard(
+                name=path.stem, count=len(places), classes=raw.classes, height=height, width=width, sha256=sha256,
+                source=source, label=label, notes=notes,
+            )  # fmt: skip
+            if side.exists() and _header_sha256(path) != sha256:
+                # The old card must not stand next to the new tensors. Equal content keeps its card, so that readers
+                # always find a whole pack while the same images are imported again.
+                side.unlink()
         card.write(side)
-        return open_pack(path)
+        pack = open_pack(path)
+        _VERIFIED.add(pack._state())  # the checksum was computed from the file
+        return pack
+
+
+def require_count(path: Path, count: int) -> None:
+    """Refuse more images than a pack is made of, before there is a label for each."""
+    if count > MAX_IMAGES:
+        raise ArtifactError(f"{path} holds {count:,} images, expected at most {MAX_IMAGES:,}; make several packs of it")
+
+
+def _in_blocks(images: torch.Tensor) -> ImageStream:
+    """The stream of images that are in memory, or mapped.
+
+    Raises:
+        ValueError: they are not uint8 [N, 3, H, W].
+    """
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or not images.numel():
+        raise ValueError(f"images are {images.dtype} {list(images.shape)}, expected torch.uint8 [N, 3, H, W], N > 0")
+    parts = range(0, len(images), IMAGES_AT_A_TIME)
+    return ImageStream(len(images), ((first, images[first : first + IMAGES_AT_A_TIME].numpy()) for first in parts))
 
 
 def open_pack(path: Path) -> ImagePack:

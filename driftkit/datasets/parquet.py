@@ -3,21 +3,19 @@
 import os
 import re
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from driftkit.datasets.arrays import MAX_CLASSES, reading
-from driftkit.datasets.decode import SUFFIXES, decode_image, require_memory
-from driftkit.datasets.packs import UNLABELLED, RawImages
+from driftkit.datasets.containers import require_image_file
+from driftkit.datasets.decode import SUFFIXES
+from driftkit.datasets.decoding import decoded_stream, skips_broken
+from driftkit.datasets.packs import UNLABELLED, RawImages, require_count
 from driftkit.datasets.spec import Request, SourceKind, Spec
 from driftkit.errors import ArtifactError, NotFoundError
-from driftkit.runtime.progress import progress
 from driftkit.storage.files import digest_json
 from driftkit.storage.json_text import from_json
 
@@ -25,7 +23,7 @@ SUFFIX = ".parquet"
 METADATA = "metadata.parquet"  # which lies next to image files and holds none
 IMAGE_COLUMNS, LABEL_COLUMNS = ("image", "img"), ("label", "labels", "fine_label")
 SHARD = re.compile(r"-(\d{5})-of-(\d{5})")
-ROWS_AT_A_TIME = 64
+ROWS_AT_A_TIME, LABELS_AT_A_TIME = 64, 2**16
 
 
 @dataclass(frozen=True)
@@ -37,6 +35,7 @@ class ParquetSource:
     files: tuple[Path, ...]
     split: str | None = None  # None for a single file
     image_size: int | None = None
+    skip_broken: bool = False  # leave out rows that hold no whole image instead of refusing them
     kind: str = "parquet"
 
     @property
@@ -50,7 +49,8 @@ class ParquetSource:
 
     def recorded_options(self) -> dict[str, Any]:
         options = {"split": self.split, "image_size": self.image_size}
-        return {key: value for key, value in options.items() if value is not None}
+        chosen = {key: value for key, value in options.items() if value is not None}
+        return {**chosen, "skip_broken": True} if self.skip_broken else chosen
 
     def digest(self) -> str:
         status = [(os.path.realpath(file), file.stat()) for file in self.files]
@@ -62,13 +62,19 @@ class ParquetSource:
         for table in tables:
             if table.columns != columns:
                 raise ArtifactError(f"{table.file} has other columns or classes than {self.files[0]}")
-        images, labels = _decode(tables, self.path, self.image_size)
+        count = sum(table.count for table in tables)
+        if not count:
+            raise ArtifactError(f"{self.path} has no rows, expected images")
+        require_count(self.path, count)
+        labels = _labels(tables)
         highest = int(labels.max())
         if columns.classes and highest >= len(columns.classes):
             raise ArtifactError(
                 f"{self.path}: labels up to {highest}, expected those of {len(columns.classes)} classes"
             )
         names = columns.classes or tuple(str(label) for label in range(highest + 1))
+        encoded = _encoded(tables, self.path)
+        images = decoded_stream(encoded, count, self.path, self.image_size, skip_broken=self.skip_broken)
         return RawImages(images, labels, names if highest != UNLABELLED else ())
 
 
@@ -89,13 +95,16 @@ class Table:
     columns: Columns
     count: int
 
-    def pieces(self) -> Iterator[tuple[list[Any], list[Any]]]:
-        """Values of the image column and labels of some rows at a time; the labels are -1 where there are none."""
-        columns = [name for name in (self.columns.image, self.columns.label) if name is not None]
+    def pieces(self, column: str, at_a_time: int) -> Iterator[tuple[int, list[Any]]]:
+        """Some values of a column at a time, and the row of the first of them."""
+        done = 0
         with reading(self.file), _pyarrow_parquet(self.file).ParquetFile(self.file, pre_buffer=False) as table:
-            for batch in table.iter_batches(batch_size=ROWS_AT_A_TIME, columns=columns):
-                values = batch.to_pydict()
-                yield values[self.columns.image], values.get(self.columns.label, [UNLABELLED] * batch.num_rows)
+            for batch in table.iter_batches(batch_size=at_a_time, columns=[column]):
+                if done + batch.num_rows <= self.count:
+                    yield done, batch.column(0).to_pylist()
+                done += batch.num_rows
+        if done != self.count:
+            raise ArtifactError(f"{self.file} has {done} rows, expected {self.count}; get it again")
 
 
 def _open_table(file: Path) -> Table:
@@ -131,48 +140,42 @@ def _class_names(description: bytes, label: str | None) -> tuple[str, ...]:
     return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else ()
 
 
-def _decode(tables: Sequence[Table], path: Path, image_size: int | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images uint8 [N, 3, H, W] and labels int64 [N] of all tables, decoded in threads; few are held encoded."""
-    count, done = sum(table.count for table in tables), 0
-    if not count:
-        raise ArtifactError(f"{path} has no rows, expected images")
-    images, labels = np.empty((0, 3, 0, 0), np.uint8), torch.empty(0, dtype=torch.int64)
-    with ThreadPoolExecutor() as pool, progress(f"importing {path.name}", count) as advance:
-        for table in tables:
-            first = done
-            for values, numbers in table.pieces():
-                places = [f"{table.file}: row {done - first + i}" for i in range(len(values))]
-                decoded = pool.map(_image, values, places, [image_size] * len(values))
-                for image, number, place in zip(decoded, numbers, places, strict=True):
-                    _, height, width = image.shape
-                    if not len(images):
-                        require_memory(path, count, height, width)
-                        images = np.empty((count, 3, height, width), np.uint8)
-                        labels = torch.full((count,), UNLABELLED)
-                    if image.shape != images.shape[1:]:
-                        raise ArtifactError(
-                            f"{place} is {width}x{height} px, the first image {images.shape[3]}x{images.shape[2]}; "
-                            "resize them to one size with `image_size`"
-                        )
-                    if number is None or not UNLABELLED <= number < MAX_CLASSES:
-                        raise ArtifactError(f"{place} has the label {number}, expected 0 to {MAX_CLASSES - 1}")
-                    images[done], labels[done] = image, number
-                    done += 1
-                    advance(1)
-    if done != count:
-        raise ArtifactError(f"{path} has {done} rows, expected {count}; get it again")
-    return torch.from_numpy(images), labels
+def _labels(tables: Sequence[Table]) -> torch.Tensor:
+    """Labels int64 [N] of all tables, -1 where there are none."""
+    parts = []
+    for table in tables:
+        if table.columns.label is None:
+            parts.append(torch.full((table.count,), UNLABELLED))
+            continue
+        for first, numbers in table.pieces(table.columns.label, LABELS_AT_A_TIME):
+            for row, number in enumerate(numbers, first):
+                if number is None or not UNLABELLED <= number < MAX_CLASSES:
+                    place = f"{table.file}: row {row}"
+                    raise ArtifactError(f"{place} has the label {number}, expected 0 to {MAX_CLASSES - 1}")
+            parts.append(torch.tensor(numbers))
+    return torch.cat(parts)
 
 
-def _image(value: Any, place: str, image_size: int | None) -> npt.NDArray[np.uint8]:
+def _encoded(tables: Sequence[Table], path: Path) -> Iterator[tuple[int, str, bytes]]:
+    """Place, name for messages and content of the image of every row of all tables."""
+    before = 0
+    for table in tables:
+        file = "" if table.file == path else f"{table.file.relative_to(path)}: "
+        for first, values in table.pieces(table.columns.image, ROWS_AT_A_TIME):
+            for row, value in enumerate(values, first):
+                yield before + row, f"{file}row {row}", _content(value, f"{table.file}: row {row}")
+        before += table.count
+
+
+def _content(value: Any, place: str) -> bytes:
+    """The encoded image in a cell; none in an empty one."""
     content = value.get("bytes") if isinstance(value, dict) else value
-    if not isinstance(content, bytes):
-        path = value.get("path") if isinstance(value, dict) else None
-        other = f"names {path!r}" if path else "is empty"
+    if content is None and isinstance(value, dict) and value.get("path"):
         raise ArtifactError(
-            f"{place} {other}, expected the bytes of an image; write the files with their images in them"
+            f"{place} names {value['path']!r}, expected an image; write the files with their images in them"
         )
-    return decode_image(content, place, image_size)
+    require_image_file(place, len(content or b""))
+    return content or b""
 
 
 def _pyarrow_parquet(file: Path) -> Any:
@@ -224,11 +227,11 @@ def choose_files(path: Path, split: str | None, spec: str) -> tuple[str, tuple[P
 def _open(request: Request) -> ParquetSource:
     spec, path = request.spec, request.spec.path
     if not path.is_dir():
-        spec.require_keys()
-        return ParquetSource(path, spec.text, (path,), None, request.image_size)
-    spec.require_keys("split")
+        spec.require_keys("skip_broken")
+        return ParquetSource(path, spec.text, (path,), None, request.image_size, skips_broken(spec))
+    spec.require_keys("split", "skip_broken")
     split, files = choose_files(path, spec.query.get("split"), spec.text)
-    return ParquetSource(path, spec.text, files, split, request.image_size)
+    return ParquetSource(path, spec.text, files, split, request.image_size, skips_broken(spec))
 
 
 def is_parquet(spec: Spec) -> bool:

@@ -11,7 +11,7 @@ from driftkit.datasets.cifar10 import CIFAR10_KIND
 from driftkit.datasets.cifar100 import CIFAR100_KIND
 from driftkit.datasets.containers import open_container
 from driftkit.datasets.folder import ARCHIVE_KIND, FOLDER_KIND, SHARDS_KIND
-from driftkit.datasets.packs import SUFFIX, ImagePack, PackSource, is_finished, open_pack, pack_path, write_pack
+from driftkit.datasets.packs import SUFFIX, ImagePack, PackSource, import_pack, is_finished, open_pack, pack_path
 from driftkit.datasets.parquet import PARQUET_KIND
 from driftkit.datasets.shapes import SHAPES_KIND
 from driftkit.datasets.spec import Request, Source, SourceKind, Spec
@@ -149,7 +149,7 @@ def import_source(source: Source, path: Path) -> ImagePack:
     """Read a source and write it as the pack `path`."""
     raw = source.read()
     record = source_record(source).model_copy(update={"verified": raw.verified})
-    return write_pack(path, raw.images, raw.labels, raw.classes, source=record, label=source.label, notes=raw.notes)
+    return import_pack(path, raw, source=record, label=source.label)
 
 
 def source_record(source: Source) -> PackSource:

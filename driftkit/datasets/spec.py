@@ -47,6 +47,13 @@ FORMATS: dict[str, tuple[Format, ...]] = {
 }
 
 
+OF_FILES = {
+    "class_level": "folders, archives and shards",
+    "skip_broken": "images in folders, archives, shards and Parquet",
+}
+"""Keys that have options of `driftkit data`, which are given for any spec, and what they are for."""
+
+
 @dataclass(frozen=True)
 class Spec:
     """A spec taken apart."""
@@ -63,6 +70,8 @@ class Spec:
         """Refuse query keys that the source does not know by a UsageError that names all known ones."""
         for key in self.query:
             if key not in known:
+                if key in OF_FILES:
+                    raise UsageError(f"{self.text}: `{key}` is for {OF_FILES[key]}, and this is none; remove it")
                 hint = did_you_mean(key, known)
                 raise UsageError(f"{self.text}: unknown key {key!r}{hint}; known: {', '.join(known) or 'none'}")
 

@@ -14,6 +14,7 @@ from driftkit.errors import UsageError
 
 CGROUP = Path("/sys/fs/cgroup")
 CACHE_VARIABLE = "DRIFTKIT_CACHE"
+TEMPORARY_HOME = "driftkit-home-"  # beginning of the names of home folders that are made for want of another
 LAUNCH_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 LAUNCH_FIX = "start all processes by torchrun, or unset RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT and LOCAL_RANK"
 
@@ -70,12 +71,18 @@ def set_user_defaults() -> None:
 
 
 def _temporary_home(number: int) -> str:
-    folder = Path(tempfile.gettempdir()) / f"driftkit-home-{number}"
+    folder = Path(tempfile.gettempdir()) / f"{TEMPORARY_HOME}{number}"
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o700)
     # Else somebody has laid it there, perhaps with files to be read.
     is_own = folder.is_dir() and folder.lstat().st_uid == number and not folder.is_symlink()
-    return str(folder) if is_own else tempfile.mkdtemp(prefix="driftkit-home-")
+    return str(folder) if is_own else tempfile.mkdtemp(prefix=TEMPORARY_HOME)
+
+
+def named_home() -> str:
+    """The variable HOME; empty where it is unset, or names a temporary home folder of `set_user_defaults`."""
+    home = os.environ.get("HOME", "")
+    return "" if Path(home).name.startswith(TEMPORARY_HOME) else home
 
 
 def cache_folder() -> Path:

@@ -2,6 +2,7 @@
 
 import io
 import os
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ import torch.nn.functional as F
 
 from driftkit.config.layers import did_you_mean
 from driftkit.encoders.lineage import PIXELS, Lineage, family_of
-from driftkit.encoders.specs import PACKAGED, SPECS, TIMM_PREFIX
-from driftkit.encoders.timm_encoder import load_state, own_tensors, timm_lineage, timm_spec
+from driftkit.encoders.specs import PACKAGED, SPECS, TIMM_PREFIX, EncoderSpec
+from driftkit.encoders.timm_encoder import fits, load_state, own_tensors, timm_lineage, timm_spec
 from driftkit.encoders.weights import HubFile, UrlFile, fetch, read_weights, unless_changed
 from driftkit.errors import ArtifactError, UsageError
 from driftkit.scoring.extraction import Extractor
@@ -230,22 +231,16 @@ def clip(path: Path, device: torch.device, *, model: str = CLIP_MODEL) -> Extrac
 def _transformer(
     name: str, model: str, path: Path, device: torch.device, *, data: str, labels: bool, **options: Any
 ) -> Extractor:
-    state = read_weights(path)
-    network = _network(model, state, path, **options).to(device)
-    lineage = Lineage(state_digest(state), model.partition(".")[0], family_of(network), (data,), labels)
+    network, digest = _network(timm_spec(f"{TIMM_PREFIX}{model}"), path, device, **options)
+    lineage = Lineage(digest, model.partition(".")[0], family_of(network), (data,), labels)
     return _timm_extractor(name, network, lineage, device, size=224, model=model, reading="class token")
 
 
 def packaged_model(name: str, path: Path, device: torch.device) -> Extractor:
     """The pooled features of a network whose weights come with a Python package: every machine has it."""
     spec = SPECS[name]
-    import timm
-
-    network: Any = timm.create_model(spec.model, pretrained=False, num_classes=0)
-    state = own_tensors(spec, read_weights(path), network, path)
-    load_state(network, state, path)
-    network.requires_grad_(False).eval().to(device)
-    lineage = timm_lineage(unless_changed(spec, path), network, state_digest(state))
+    network, digest = _network(spec, path, device)
+    lineage = timm_lineage(unless_changed(spec, path), network, digest)
     return _timm_extractor(
         name, network, lineage, device, size=PACKAGED_SIZE, model=spec.model, reading="pooled features"
     )
@@ -254,24 +249,27 @@ def packaged_model(name: str, path: Path, device: torch.device) -> Extractor:
 def timm_model(name: str, path: Path, device: torch.device) -> Extractor:
     """The pooled features of any timm model, as its classifier would see them, at the model's own input size."""
     spec = timm_spec(name)
-    state = read_weights(path)
-    network = _network(spec.model, state, path).to(device)
+    network, digest = _network(spec, path, device)
     cfg = network.pretrained_cfg
     size, mode = int(cfg["input_size"][-1]), cfg.get("interpolation")
     mode = mode if mode in MODES else MODES[0]
-    lineage = timm_lineage(spec, network, state_digest(state))
+    lineage = timm_lineage(spec, network, digest)
     return _timm_extractor(
         name, network, lineage, device, size=size, model=spec.model, reading="pooled features", mode=mode
     )
 
 
-def _network(model: str, state: dict[str, torch.Tensor], path: Path, **options: Any) -> Any:
-    """A timm model without its classifier, in evaluation mode; ArtifactError where the weights are of another one."""
+def _network(spec: EncoderSpec, path: Path, device: torch.device, **options: Any) -> tuple[Any, str]:
+    """A timm model without its classifier, in evaluation mode, and the digest of its weights.
+
+    They are found in training checkpoints as those of encoders are. ArtifactError where they are of another network.
+    """
     import timm
 
-    network: Any = timm.create_model(model, pretrained=False, num_classes=0, **options)
+    network: Any = timm.create_model(spec.model, pretrained=False, num_classes=0, **options)
+    state = own_tensors(spec, read_weights(path, partial(fits, spec, network)), network, path)
     load_state(network, state, path)
-    return network.requires_grad_(False).eval()
+    return network.requires_grad_(False).eval().to(device), state_digest(state)
 
 
 def _timm_extractor(

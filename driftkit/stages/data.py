@@ -89,7 +89,7 @@ def import_data(spec: str, config: ImportConfig) -> "tuple[ImagePack, Path]":
 
 
 def _write(spec: str, config: ImportConfig, target: Path) -> "ImagePack":
-    from driftkit.datasets.packs import write_pack
+    from driftkit.datasets.packs import import_pack
     from driftkit.datasets.sources import resolve
 
     source = resolve(spec, image_size=config.image_size, url=config.cifar10_url)
@@ -99,8 +99,8 @@ def _write(spec: str, config: ImportConfig, target: Path) -> "ImagePack":
         return existing
     with phase(f"reading images {spec}"):
         raw, label = _read(source, config)
-    record = record.model_copy(update={"verified": raw.verified})
-    return write_pack(target, raw.images, raw.labels, raw.classes, source=record, label=label, notes=raw.notes)
+        record = record.model_copy(update={"verified": raw.verified})
+        return import_pack(target, raw, source=record, label=label, limit=config.limit)
 
 
 def _write_grid(path: Path, pack: "ImagePack") -> None:
@@ -172,16 +172,13 @@ def _read(source: "Source | ImagePack", config: ImportConfig) -> "tuple[RawImage
     if not isinstance(source, ImagePack):
         path = import_path(source)
         source, image_size = open_pack(path) if is_finished(path) else source, None  # imported at that size
-    if isinstance(source, ImagePack):
-        source.verify()
-        card = source.card
-        raw = RawImages(source.images, source.labels, source.classes, card.notes, card.source.verified)
-        label = card.label
-    else:
-        raw, label = source.read(), source.label
-    if config.limit is not None and config.limit < len(raw.images):
-        picked = balanced_indices(raw.labels, config.limit)
-        raw = RawImages(raw.images[picked], raw.labels[picked], raw.classes, raw.notes, raw.verified)
+    if not isinstance(source, ImagePack):
+        return source.read(), source.label
+    source.verify()
+    images, labels, card = source.images, source.labels, source.card
+    if config.limit is not None and config.limit < len(images):
+        picked = balanced_indices(labels, config.limit)
+        images, labels = images[picked], labels[picked]
     if image_size is not None:
-        raw = RawImages(resize_images(raw.images, image_size), raw.labels, raw.classes, raw.notes, raw.verified)
-    return raw, label
+        images = resize_images(images, image_size)
+    return RawImages(images, labels, source.classes, card.notes, card.source.verified), card.label

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import tempfile
 from pathlib import Path
 from typing import get_args
 
@@ -17,7 +18,7 @@ from driftkit.config.settings import OnResume, resolve_settings
 from driftkit.encoders.encoder_config import EncodersConfig
 from driftkit.errors import UsageError
 from driftkit.methods.registry import METHODS
-from driftkit.runtime.environment import CACHE_VARIABLE
+from driftkit.runtime.environment import CACHE_VARIABLE, set_user_defaults
 from driftkit.stages.data import ImportConfig
 from driftkit.stages.fid import FidConfig
 from driftkit.stages.probe_encoder import ProbeEncoderConfig
@@ -105,6 +106,17 @@ def test_without_a_home_folder_only_what_needs_it_is_refused(monkeypatch):
 def test_an_unknown_home_folder_is_named(text, says, monkeypatch):
     without_home(monkeypatch)
     with pytest.raises(UsageError, match=says):
+        expand_place(text)
+
+
+@pytest.mark.parametrize("text", ["~/x", "$HOME/x"])
+def test_a_temporary_home_folder_is_none(text, tmp_path, monkeypatch):
+    without_home(monkeypatch)
+    monkeypatch.setenv("USER", "somebody")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    set_user_defaults()
+    assert Path.home().parent == tmp_path
+    with pytest.raises(UsageError, match="HOME is not set"):
         expand_place(text)
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from driftkit.datasets import arrays, sources
 from driftkit.datasets.sources import open_dataset
-from driftkit.errors import ArtifactError, ResourceError, UsageError
+from driftkit.errors import ArtifactError, StorageError, UsageError
 from driftkit.storage.images import to_float
 from tests.conftest import driftkit
 
@@ -116,12 +116,11 @@ def test_an_import_is_reused_while_the_content_is_the_same(monkeypatch):
 def test_images_are_converted_a_piece_at_a_time(monkeypatch):
     monkeypatch.setattr(arrays, "BYTES_AT_A_TIME", 2**19)
     np.save("a.npy", np.zeros((120, 64, 64, 3), np.float32))  # 5.6 MiB
-    source = sources.resolve("a.npy?range=0,1")
     tracemalloc.start()
-    source.read()
+    open_dataset("a.npy?range=0,1")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 4 * 2**20  # 1.4 of the images as uint8, and pieces
+    assert peak < 1.2 * 2**20  # 1.4 of the images as uint8
 
 
 PEOPLE = np.array([{"a": 1}] * 12, dtype=object)
@@ -189,6 +188,11 @@ def test_floats_outside_their_range_are_refused(value, value_range, said):
         ("a.npy?range=0,1", "these are uint8; remove it"),
         ("a.npy?rnage=0,1", "did you mean range"),
         ("a.npy:train", "unknown key 'split'"),
+        ("a.npy?class_level=1", "`class_level` is for folders, archives and shards, and this is none"),
+        (
+            "a.npy?skip_broken=1",
+            "`skip_broken` is for images in folders, archives, shards and Parquet, and this is none",
+        ),
     ],
 )
 def test_keys_that_do_not_fit_are_refused(spec, said):
@@ -222,16 +226,21 @@ def test_npz_with_a_flipped_byte_is_refused():
         open_dataset("a.npz")
 
 
-def test_a_header_that_claims_more_than_memory_is_refused():
+def test_a_header_that_claims_more_than_there_is_room_for_is_refused(tmp_path):
     header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (1000000000, 1000, 1000, 3)}"
     header += b" " * (117 - len(header)) + b"\n"
     with zipfile.ZipFile("a.npz", "w") as archive:
         archive.writestr("arr_0.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
     with pytest.raises(ArtifactError, match="cut off"):
         open_dataset("a.npz")
-    torch.save(torch.zeros(1, dtype=torch.uint8).expand(10**9, 3, 1000, 1000), "a.pt")
-    with pytest.raises(ResourceError, match="GiB"):
+    one = torch.zeros(1, dtype=torch.uint8)
+    torch.save(one.expand(10**9, 3, 1000, 1000), "a.pt")
+    with pytest.raises(ArtifactError, match=r"a\.pt holds 1,000,000,000 images, expected at most 20,000,000"):
         open_dataset("a.pt")
+    torch.save(one.expand(10**7, 3, 1000, 1000), "a.pt")
+    with pytest.raises(StorageError, match=r"10,000,000 images of 1000x1000 px needs 30,000,080\.0 MB and"):
+        open_dataset("a.pt")
+    assert not list(tmp_path.glob("data/*"))
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,25 @@
 """Packs: what is written comes back mapped, and a pack that is not whole is never taken for one."""
 
+import hashlib
+import json
 import os
 import time
+from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import save
 
-from driftkit.datasets.packs import PackCard, PackSource, balanced_indices, open_pack, write_pack
+from driftkit.datasets.packs import (
+    ImageStream,
+    PackCard,
+    PackSource,
+    RawImages,
+    balanced_indices,
+    import_pack,
+    open_pack,
+    write_pack,
+)
 from driftkit.errors import ArtifactError
 from driftkit.storage.files import read_json, write_json
 
@@ -27,6 +40,23 @@ def test_pack_comes_back_as_written(pack, tmp_path):
         assert opened.class_counts() == {"a": 4, "b": 4, "c": 4}
         assert (len(opened), opened.image_size, opened.digest) == (12, 8, pack.card.sha256)
         opened.verify()
+
+
+def parts(content):
+    """Length of the header, the header (whose metadata safetensors writes in a random order) and the numbers."""
+    length = int.from_bytes(content[:8], "little")
+    return length, json.loads(content[8 : 8 + length]), content[8 + length :]
+
+
+@pytest.mark.parametrize("size", [(4, 8), (5, 7)])
+def test_file_is_what_safetensors_writes(size, tmp_path):
+    images, labels = torch.randint(0, 256, (301, 3, *size), dtype=torch.uint8), torch.arange(301) % 2
+    pack = write_pack(tmp_path / "few", images, labels, ["a", "b"], source=SOURCE, label="few")
+    digest = hashlib.sha256(images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()
+    written = save({"images": images, "labels": labels}, metadata={"driftkit": "pack", "sha256": digest})
+    (length, header, rest), expected = map(parts, (pack.path.read_bytes(), written))
+    assert (length, header, rest) == expected
+    assert length % 8 == 0
 
 
 def test_opening_reads_no_images(tmp_path):
@@ -106,6 +136,63 @@ def test_what_is_no_pack_is_not_written(tmp_path, images, labels):
     with pytest.raises(ValueError, match="expected"):
         write_pack(tmp_path / "no", images, labels, ["a"], source=SOURCE, label="no")
     assert not list(tmp_path.glob("no*"))
+
+
+def as_stream(images, batches, notes=tuple):
+    blocks = ((places[0], images[places].numpy()) for places in batches)
+    return RawImages(ImageStream(len(images), blocks, notes), torch.arange(len(images)) % 3, ("a", "b", "c"), ("one",))
+
+
+def test_stream_in_any_order_makes_the_same_pack(pack, tmp_path):
+    raw = as_stream(pack.images, [[8, 9, 10, 11], [0], [1, 2, 3], [6, 7], [4, 5]])
+    opened = import_pack(tmp_path / "new", raw, source=SOURCE, label="few")
+    assert opened.path.read_bytes() == pack.path.read_bytes()
+    assert (opened.card.notes, opened.labels.tolist()) == (("one",), pack.labels.tolist())
+
+
+def test_places_that_get_no_image_are_left_out_with_their_labels(pack, tmp_path):
+    raw = as_stream(pack.images, [[4, 5], [0], [8, 9, 10]], lambda: ("six are missing",))
+    opened = import_pack(tmp_path / "new", raw, source=SOURCE, label="few")
+    kept = [0, 4, 5, 8, 9, 10]
+    same = write_pack(tmp_path / "same", pack.images[kept], pack.labels[kept], "abc", source=SOURCE, label="few")
+    assert opened.path.read_bytes() == same.path.read_bytes()
+    assert opened.card.notes == ("one", "six are missing")
+    opened.require_content()
+
+
+def test_limit_of_an_import_is_that_of_a_pack(pack, tmp_path):
+    raw = as_stream(pack.images, [[*range(6, 12)], [*range(6)]])
+    opened = import_pack(tmp_path / "new", raw, source=SOURCE, label="few", limit=7)
+    assert (opened.digest, opened.labels.tolist()) == (pack.limited(7).digest, pack.limited(7).labels.tolist())
+
+
+def test_stream_that_fails_leaves_what_was_there(pack, tmp_path):
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def fail():
+        raise ArtifactError("all broken")
+
+    def interrupted():
+        yield 0, pack.images[:2].numpy()
+        raise KeyboardInterrupt
+
+    other = as_stream(pack.images.flip(0), [[0, 1]], fail)
+    for raw, error in (
+        (other, ArtifactError),
+        (replace(other, images=ImageStream(12, interrupted())), KeyboardInterrupt),
+    ):
+        with pytest.raises(error):
+            import_pack(pack.path, raw, source=SOURCE, label="few")
+        assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("part", [torch.zeros(2, 3, 8, 4), torch.zeros(2, 3, 4, 8, dtype=torch.uint8)])
+def test_stream_of_other_images_is_refused(pack, tmp_path, part):
+    blocks = ((place, images.numpy()) for place, images in ((0, pack.images[:2]), (2, part)))
+    raw = RawImages(ImageStream(4, blocks), torch.zeros(4, dtype=torch.int64), ("a",))
+    with pytest.raises(ValueError, match=r"from place 2, expected uint8 \[3, 8, 8\] in places 0 to 4"):
+        import_pack(tmp_path / "no", raw, source=SOURCE, label="no")
+    assert not list(tmp_path.glob("*no*"))
 
 
 def test_limit_takes_equal_shares_of_the_classes_and_has_its_own_digest(pack):

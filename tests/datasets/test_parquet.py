@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import sys
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from driftkit.datasets.packs import open_pack
 from driftkit.datasets.sources import open_dataset
 from driftkit.errors import ArtifactError, UsageError
 from tests.conftest import driftkit
@@ -138,9 +140,12 @@ REFUSED = {
     "texts": ({"image": ["a"]}, "`image` is string, expected encoded images"),
     "labels that are texts": ({"image": [b"x"], "label": ["a"]}, "`label` is string, expected whole numbers"),
     "names alone": ({"image": [{"bytes": None, "path": "a.png"}, {"bytes": b"x", "path": ""}]}, "row 0 names 'a.png'"),
-    "an empty row": ({"image": [png(PIXELS[0]), None]}, "row 1 is empty"),
+    "an empty row": (
+        {"image": [png(PIXELS[0]), None]},
+        r"1 of 2 images are broken: row 1 \(not an image \(empty file\)\)",
+    ),
     "a broken image": ({"image": [png(PIXELS[0]), png(PIXELS[0])[:60]]}, "row 1"),
-    "two sizes": ({"image": [png(PIXELS[0]), png(PIXELS[0][:4])]}, "row 1 is 8x4 px, the first image 8x8"),
+    "two sizes": ({"image": [png(PIXELS[0]), png(PIXELS[0][:4])]}, "row 0 is 8x8 px and row 1 is 8x4"),
     "no label": ({"image": [png(PIXELS[0])] * 2, "label": [0, None]}, "row 1 has the label None"),
     "a negative label": ({"image": [png(PIXELS[0])], "label": [-2]}, "row 0 has the label -2"),
     "a huge label": ({"image": [png(PIXELS[0])], "label": [10**9]}, "row 0 has the label 1000000000"),
@@ -156,6 +161,45 @@ def test_parquet_of_something_else_is_refused(pa, kind, tmp_path):
         open_dataset("a.parquet")
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.glob("data/*"))
+
+
+def test_broken_images_are_counted_and_five_named(pa, tmp_path):
+    images = [b"junk" if i % 2 else png(image) for i, image in enumerate(PIXELS[:12])]
+    write(pa, "a.parquet", {"image": images})
+    named = ", ".join(f"row {i} (not an image)" for i in (1, 3, 5, 7, 9))
+    said = f"a.parquet: 6 of 12 images are broken: {named} and 1 more; replace them, or leave them out"
+    with pytest.raises(ArtifactError, match=re.escape(said)):
+        open_dataset("a.parquet")
+    assert not list(tmp_path.glob("data/*"))
+
+
+def test_broken_images_are_left_out_with_their_labels_where_asked(pa, hub):
+    columns = {"image": encoded(3), "label": LABELS[:3]}
+    columns["image"][1]["bytes"] = b""
+    write(pa, hub / "data/val-00000-of-00001.parquet", columns)
+    result = driftkit("data", f"{hub}:val", "--skip-broken", "--output", "val")
+    assert result.exit_code == 0, result.stderr
+    pack = open_pack("val")
+    assert torch.equal(pack.images, torch.from_numpy(PIXELS[[0, 2]].transpose(0, 3, 1, 2).copy()))
+    assert (pack.labels.tolist(), pack.classes) == ([0, 2], ("ant", "bee", "cat"))
+    name = "data/val-00000-of-00001.parquet: row 1 (not an image (empty file))"
+    assert pack.card.notes == (f"left out 1 broken images: {name}",)
+    assert pack.card.source.options == {"split": "val", "skip_broken": True}
+
+
+def test_an_image_of_more_bytes_than_a_file_may_have_is_refused(pa, monkeypatch):
+    write(pa, "a.parquet", {"image": [png(PIXELS[0]), png(PIXELS[1]) + bytes(1000)]})
+    monkeypatch.setattr("driftkit.datasets.containers.MAX_MEMBER_BYTES", 1000)
+    with pytest.raises(ArtifactError, match=r"a\.parquet: row 1: 1,\d+ bytes, expected at most 1,000 for one image"):
+        open_dataset("a.parquet?skip_broken=1")
+
+
+def test_levels_of_classes_are_refused(pa):
+    write(pa, "a.parquet", {"image": encoded(2)})
+    result = driftkit("data", "a.parquet", "--class-level", 1)
+    assert result.exit_code == 2
+    assert "--class-level is for folders, archives and shards, and this is none; remove it" in result.stderr
+    assert result.stderr.strip().count("\n") == 0
 
 
 def test_a_file_without_rows_is_refused(pa):

@@ -1,15 +1,18 @@
 """Everything that reads files or words of others, as functions of bytes: DriftkitError may come out, nothing else."""
 
 import contextlib
+import importlib.util
 import io
 import json
 import os
+import shutil
 import tarfile
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -27,7 +30,7 @@ from driftkit.datasets.cifar10 import parse_batch
 from driftkit.datasets.containers import Container, Tar, Zip
 from driftkit.datasets.decode import decode_image
 from driftkit.datasets.packs import open_pack
-from driftkit.datasets.sources import parse_spec, resolve
+from driftkit.datasets.sources import open_dataset, parse_spec, resolve
 from driftkit.encoders.registry import encoder_kind
 from driftkit.encoders.trained_encoder import load_trained_encoder
 from driftkit.encoders.weights import read_weights
@@ -256,8 +259,6 @@ def statistics_record(folder: Path) -> Target:
 
 
 def npz(folder: Path) -> Target:
-    import numpy as np
-
     memory = io.BytesIO()
     np.savez(memory, mu=np.zeros(12), sigma=np.eye(12))
     place, extractor = folder / "s.npz", tiny_extractor()
@@ -398,6 +399,63 @@ def tar_archive(folder: Path) -> Target:
     return Target(seeds, "bytes", read)
 
 
+def _import(place: Path, seeds: Sequence[bytes], spec: str = "") -> Target:
+    """Importing the file at a place, or a spec of which it is a part."""
+
+    def read(content: bytes) -> None:
+        place.write_bytes(content)
+        try:
+            open_dataset(spec or str(place), data_dir=place.parent / "data", allow_download=False)
+        finally:
+            shutil.rmtree(place.parent / "data", ignore_errors=True)
+
+    return Target(seeds, "bytes", read)
+
+
+def _written(write: Callable[[io.BytesIO], object]) -> bytes:
+    memory = io.BytesIO()
+    write(memory)
+    return memory.getvalue()
+
+
+def image_npz(folder: Path) -> Target:
+    images, labels = random_images(2).numpy(), np.array([0, 3])
+    seeds = [_written(lambda file: np.savez(file, images, labels)), _written(lambda file: np.savez(file, x=images))]
+    return _import(folder / "x.npz", seeds)
+
+
+def image_npy(folder: Path) -> Target:
+    images = random_images(2).numpy()
+    seeds = [_written(lambda file: np.save(file, images)), _written(lambda file: np.save(file, images[:, 0]))]
+    return _import(folder / "x.npy", seeds)
+
+
+def image_parquet(folder: Path) -> Target:
+    import pyarrow
+    import pyarrow.parquet
+
+    cells = [{"bytes": png(), "path": "1.png"}, {"bytes": png(), "path": "2.png"}]
+    table = pyarrow.table({"image": cells, "label": [0, 1]})
+    return _import(folder / "x.parquet", [_written(lambda file: pyarrow.parquet.write_table(table, file))])
+
+
+def shards(folder: Path) -> Target:
+    def write(file: io.BytesIO) -> None:
+        with tarfile.open(fileobj=file, mode="w") as archive:
+            for name, data in (("1.png", png()), ("1.cls", b"3"), ("2.png", png()), ("2.cls", b"4")):
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+
+    content = _written(write)
+    (folder / "x-001.tar").write_bytes(content)
+    return _import(folder / "x-000.tar", [content], spec=str(folder / "x-{000..001}.tar"))
+
+
+def cifar10_binary(folder: Path) -> Target:
+    return _import(folder / "data_batch_1.bin", [bytes([3, *[90] * 3072, 4, *[9] * 3072])])
+
+
 def image(_: Path) -> Target:
     seeds = []
     for kind, mode in (("PNG", "P"), ("PNG", "I;16"), ("JPEG", "CMYK"), ("GIF", "P"), ("WEBP", "RGBA"), ("TIFF", "LA"),
@@ -462,6 +520,11 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "tar": tar_archive,
     "image": image,
     "cifar10-batch": cifar10_batch,
+    "cifar10-binary": cifar10_binary,
+    "image-npz": image_npz,
+    "image-npy": image_npy,
+    "shards": shards,
     "torch-file": torch_file,
+    **({"parquet": image_parquet} if importlib.util.find_spec("pyarrow") else {}),
 }
 """Name -> makes the target in an empty folder, which is the working directory while it reads."""

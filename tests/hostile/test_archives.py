@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from driftkit.datasets import folder
 from driftkit.datasets.sources import open_dataset
-from driftkit.errors import ArtifactError, ResourceError
+from driftkit.errors import ArtifactError, StorageError
 from tests.hostile.memory import peaks
 
 MIB = 2**20
@@ -172,20 +171,12 @@ def test_more_files_than_the_limit_are_refused(tmp_path, monkeypatch):
         open_dataset(str(write_zip(tmp_path / "x.zip", {f"{i}.png": png() for i in range(3)})))
 
 
-def test_images_that_do_not_fit_the_memory_are_refused_before_it_is_full(tmp_path, monkeypatch):
+def test_images_for_which_the_disk_has_no_room_are_refused_before_it_is_full(tmp_path, monkeypatch):
     path = write_zip(tmp_path / "x.zip", {f"{i}.png": png((64, 64)) for i in range(4)})
-    known = os.sysconf
-    monkeypatch.setattr(folder.os, "sysconf", lambda name: 4 if name == "SC_PHYS_PAGES" else known(name))
-    with pytest.raises(ResourceError, match=r"4 images of 64x64 px take .* `image_size`"):
+    monkeypatch.setattr("driftkit.storage.atomic.free_bytes", lambda target: 49_000)
+    with pytest.raises(StorageError, match=r"a pack of 4 images of 64x64 px needs 0.0 MB and 0.0 MB are free"):
         open_dataset(str(path))
     assert not (tmp_path / "data").exists()
-
-
-def test_what_waits_to_be_decoded_is_bounded(tmp_path, monkeypatch):
-    monkeypatch.setattr(folder, "MAX_WAITING_BYTES", 1)
-    monkeypatch.setattr(folder, "BYTES_AT_A_TIME", 1)
-    pack = open_dataset(str(write_zip(tmp_path / "x.zip", {f"{i}.png": png() for i in range(20)})))
-    assert len(pack) == 20
 
 
 def test_links_lead_to_images_anywhere_and_to_nothing_else(tmp_path):

@@ -210,6 +210,27 @@ def test_any_timm_model_scores_by_its_pooled_features(tmp_path):
         load_extractor("timm:resnet18.tv_in1k", weights=tmp_path / "absent")
 
 
+def resnet(path):
+    return load_extractor("timm:resnet18.tv_in1k", weights=path)
+
+
+@pytest.mark.parametrize(
+    ("make", "prefix"),
+    [(resnet, "module."), (resnet, "module._orig_mod.backbone."), (extractors.dinov2, "_orig_mod.")],
+)
+def test_weights_are_found_in_training_checkpoints(make, prefix, tmp_path, capsys):
+    model = "resnet18.tv_in1k" if make is resnet else "vit_tiny_patch16_224.augreg_in21k"
+    options = {} if make is resnet else {"device": torch.device("cpu"), "model": model}
+    state = timm.create_model(model, pretrained=False, num_classes=0).state_dict()
+    write_tensors(tmp_path / "plain.safetensors", state)
+    wrapped = {f"{prefix}{key}": tensor for key, tensor in state.items()}
+    raw = {key: torch.zeros_like(tensor) for key, tensor in wrapped.items()}
+    torch.save({"state_dict": raw, "state_dict_ema": wrapped, "epoch": 3}, tmp_path / "training.pth")
+    plain, training = (make(path=tmp_path / file, **options) for file in ("plain.safetensors", "training.pth"))
+    assert training.weights_digest == plain.weights_digest
+    assert "the weights are those of state_dict_ema; it also has state_dict" in capsys.readouterr().err
+
+
 def test_run_encoder_has_the_classifier_it_was_fine_tuned_with(tmp_path):
     train_tiny(tmp_path / "plain", "mae")
     train_tiny(tmp_path / "tuned", "mae", "--set", "objective.finetune_from=0")
