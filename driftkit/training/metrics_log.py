@@ -188,7 +188,7 @@ class TrainingProgress:
         console = Console(stderr=True)
         self.is_live = is_live(console)
         self.narrow = self.is_live and console.width < WIDE_COLUMNS
-        self.work = _Steps("" if self.narrow else "train", total, "steps", interval=PLAIN_INTERVAL_S)
+        self.work = _Steps("" if self.narrow else "train", total, "steps", interval=PLAIN_INTERVAL_S, is_command=True)
         self.display: Display | None = None
         if shown:
             columns = _columns(total, narrow=self.narrow)
