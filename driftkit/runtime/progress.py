@@ -196,8 +196,8 @@ class Bars(Display):
         self._tasks: dict[str, TaskID] = {}
 
     def seconds_left(self) -> float | None:
-        """Until the running command is over; None where no work says it."""
-        return next((work.seconds_left() for work in list(self.works.values()) if work.is_command), None)
+        """Until the running command is over; None where no work says it, or the one that does is at its end."""
+        return next((work.seconds_left() or None for work in list(self.works.values()) if work.is_command), None)
 
     def begin(self, work: Work) -> Work:
         from rich.markup import escape

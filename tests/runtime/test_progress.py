@@ -157,8 +157,10 @@ def test_the_line_on_the_pipeline_knows_the_time_that_the_command_knows_and_does
         bars.bars.refresh()
         work.done = 100
         bars.refresh(work)
+        bars.bars.refresh()
     drawn = terminal()
     assert "stage 7 of 14, 40.0 s, and the rest of …" in drawn
+    assert "stage 7 of 14, None s, and the rest of …" in drawn  # what it still does is not counted
     assert [line for line in drawn if line.strip()][-1] == "100"
 
 
