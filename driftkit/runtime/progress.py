@@ -78,6 +78,10 @@ class Work:
         rate = self.rate()
         return f"{rate:.3g}/s" if rate and self.unit == IMAGES else ""
 
+    def count(self) -> str:
+        """For example "50/100"; empty where nobody counts."""
+        return f"{self.done}/{self.total}" if self.total else f"{self.done}" if self.done else ""
+
     def took(self, *, over: bool) -> str:
         """How much time is left, or was spent where that is unknown or the work is over."""
         left = self.seconds_left()
@@ -175,7 +179,7 @@ class _NoDisplay(Display):
 class Bars(Display):
     """Shows works as bars in a terminal, below a line on the pipeline where the command is a stage of one.
 
-    A status is `task.fields[status]` of the columns.
+    Count and status of a work are `task.fields[count]` and `task.fields[status]` of the columns.
     """
 
     def __init__(self, console: "Console", columns: "Sequence[ProgressColumn]", *, transient: bool = True):
@@ -204,12 +208,15 @@ class Bars(Display):
 
         with self._lock:
             title = escape(printable(work.title))
-            task = self.bars.add_task(title, total=work.total or None, completed=work.done, status="")
+            task = self.bars.add_task(
+                title, total=work.total or None, completed=work.done, count=work.count(), status=""
+            )
             self._tasks[work.title] = task
             return super().begin(work)
 
     def refresh(self, work: Work) -> None:
-        self.bars.update(self._tasks[work.title], completed=work.done, status=work.status())
+        fields = {"count": work.count(), "status": work.status()}
+        self.bars.update(self._tasks[work.title], completed=work.done, **fields)
 
     def say(self, work: Work, *, over: bool = False) -> None:
         self.refresh(work)
@@ -287,9 +294,13 @@ def _new_display() -> Display:
     console = open_console(stderr=True)
     if not is_live(console):
         return Display()
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    count = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[status]}"))
+    count = (
+        BarColumn(),
+        TextColumn("{task.fields[count]}", style="progress.download", justify="right"),
+        TextColumn("{task.fields[status]}"),
+    )
     return Bars(console, [TextColumn("[bold]{task.description}"), *count, TimeElapsedColumn(), TimeRemainingColumn()])
 
 

@@ -16,7 +16,6 @@ import torch
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     ProgressColumn,
     TextColumn,
     TimeElapsedColumn,
@@ -237,7 +236,8 @@ class TrainingProgress:
 
 def _columns(total: int, *, narrow: bool) -> list[ProgressColumn]:
     """Parts of the line; where it is short, the last part gives way, never the count of steps."""
-    counter = MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=len(f"{total}/{total}")))
+    room = Column(no_wrap=True, min_width=len(f"{total}/{total}"))
+    counter = TextColumn("{task.fields[count]}", style="progress.download", justify="right", table_column=room)
     last = Column(no_wrap=True, overflow="ellipsis", ratio=1)
     if narrow:
         return [counter, TextColumn("{task.fields[status]} {task.description}", table_column=last)]

@@ -145,6 +145,7 @@ def test_in_a_terminal_a_line_above_the_bars_tells_of_the_whole_pipeline(termina
     drawn = terminal()
     at = next(number for number, line in enumerate(drawn) if line.startswith("computing FID"))
     assert drawn[at - 1] == "stage 7 of 14, None"
+    assert "?" not in drawn[at]  # nobody counts it
 
 
 def test_the_line_on_the_pipeline_knows_the_time_that_the_command_knows_and_does_not_stay(terminal, clock):
