@@ -215,8 +215,8 @@ class Bars(Display):
             return super().begin(work)
 
     def refresh(self, work: Work) -> None:
-        fields = {"count": work.count(), "status": work.status()}
-        self.bars.update(self._tasks[work.title], completed=work.done, **fields)
+        task = self._tasks[work.title]
+        self.bars.update(task, completed=work.done, count=work.count(), status=work.status())
 
     def say(self, work: Work, *, over: bool = False) -> None:
         self.refresh(work)
