@@ -1,4 +1,4 @@
-# What people run by hand; .ci/run runs the same lines.
+# What people run by hand; .ci/run runs the lines of test, campaigns, lint, types and demo.
 
 # list the recipes
 default:

@@ -84,6 +84,12 @@ class Written:
         return f"{self.where}: {shlex.join(self.words)}"
 
 
+LONGEST = 30
+"""Words of a sentence."""
+
+LONG_SENTENCES = {"README.md", "pipelines/README.md", "driftkit/datasets/README.md"}
+"""READMEs in which some are still longer."""
+
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -102,6 +108,14 @@ def prose(text: str) -> str:
 def spans(text: str) -> list[str]:
     """Inline code, in one line each, as it is shown."""
     return [" ".join(code.split()).replace("\\|", "|") for code in re.findall(r"`([^`]+)`", prose(text))]
+
+
+def long_sentences(text: str) -> list[str]:
+    """Sentences of more than LONGEST words. Inline code and a link are a word each, an item of a list a paragraph."""
+    text = re.sub(r"!?\[[^\]]*\]\([^)]*\)", "link", re.sub(r"`[^`]+`", "code", text))
+    text = re.sub(r"^\s*([-*]|\d+\.) ", "\n\n", re.sub(r"^[#|].*$", "", text, flags=re.MULTILINE), flags=re.MULTILINE)
+    sentences = [each for part in re.split(r"\n\s*\n", text) for each in re.split(r"[.!?][*)\"]*\s+", part)]
+    return [" ".join(each.split()) for each in sentences if len(each.split()) > LONGEST]
 
 
 def command_lines(text: str) -> Iterator[tuple[str, ...]]:
@@ -462,6 +476,29 @@ def test_rows_of_a_table_have_as_many_cells_as_its_head(readme):
         cells = len(re.findall(r"(?<!\\)\|", line)) if line.startswith("|") else 0
         assert cells in (0, head or cells), f"{line}: {cells - 1} cells, expected {head - 1}"
         head = cells
+
+
+@pytest.mark.parametrize("readme", READMES, ids=name_of)
+def test_sentences_are_short(readme):
+    found = long_sentences(prose(readme.read_text()))
+    if found and name_of(readme) in LONG_SENTENCES:
+        pytest.xfail(f"{len(found)} of more than {LONGEST} words")
+    assert found == []
+
+
+@pytest.mark.parametrize("command", HELP)
+def test_sentences_of_help_are_short(command):
+    described = PROGRAM.commands[command] if command else PROGRAM
+    texts = [HELP[command], described.epilog, *(each.help for each in described.params)]
+    for text in filter(None, texts):
+        words = re.sub(r"^ .*$|\[default: .*", "", text, flags=re.MULTILINE)  # neither examples nor notes
+        assert long_sentences(words) == []
+
+
+def test_long_sentences_are_found():
+    long = "one " * 31
+    assert long_sentences(f"Short. {long}") == [long.strip()]
+    assert long_sentences(f"- {'one ' * 20}\n- {'one ' * 20}\n\n| {long} |\n\n`{long}` and [{long}]({long})") == []
 
 
 @pytest.mark.parametrize(

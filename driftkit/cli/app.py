@@ -30,9 +30,9 @@ from driftkit.runtime.signals import StoppedError, ending_cleanly, exit_code
 from driftkit.runtime.terminal import replace_unknown_characters, say
 
 EXIT_CODES = (
-    "Exit codes: 0 ok, 1 failure, 2 usage, 3 data or weights missing or damaged, 4 out of memory or disk, no such "
-    "device, or the folder is in use, 5 a check on results refused, 130, 143 or 129 stopped by SIGINT, SIGTERM or "
-    "SIGHUP: a training saves first."
+    "Exit codes: 0 ok, 1 failure, 2 usage, 3 data or weights missing or damaged. 4: out of memory or disk, no such "
+    "device, or the folder is in use. 5: a check on results refused. 130, 143 or 129: stopped by SIGINT, SIGTERM or "
+    "SIGHUP; a training saves first."
 )
 
 

@@ -26,7 +26,7 @@ def command(
     settings: FidConfig,
     as_json: JsonOption = False,
 ) -> dict[str, Any] | None:
-    """Score images against real ones: FID and what it hides, next to what real images would score.
+    """Score images against real ones by FID and other metrics, each next to its real-vs-real floor.
 
     [bold]Examples[/bold]
 
@@ -39,8 +39,10 @@ def command(
       driftkit fid outputs/drift -r cifar10 -n 2000 --all-checkpoints
       torchrun --nproc-per-node=8 -m driftkit fid outputs/drift -r cifar10
 
-    Scores of an extractor that is kin to the run's training encoder are marked: they flatter it and rank nothing.
-    Exit code 5 means that a number would mislead: collapse, copies of one image, other sizes, JPEG against PNG.
+    The floor is what two halves of the real images score against each other.
+    An extractor is kin to the run's training encoder where both have the same weights, or the same architecture trained
+    on the same images. Its scores are marked: they flatter the run and rank nothing. Exit code 5 means that a number
+    would mislead: collapse, copies of one image, other sizes, JPEG against PNG.
     """
     with progress_bars() as report:
         results = fid(target, settings, report=report, notify=note)

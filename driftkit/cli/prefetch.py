@@ -13,16 +13,17 @@ def command(
         list[str] | None,
         typer.Argument(
             metavar="NAME",
-            help="Encoders of the table, timm:MODEL, inception, evaluator:dinov2, autoencoder:HUB_ID, cifar10.",
+            help="Encoders of driftkit probe-encoder --list, timm:MODEL, inception, evaluator:dinov2, "
+            "autoencoder:OWNER/NAME, cifar10.",
             show_envvar=False,
             autocompletion=completion.fetched,
         ),
     ] = None,
-    everything: Annotated[bool, option("--all", help="All of them: many files, several GB.")] = False,
-    force: Annotated[bool, option("--force", help="Fetch again what is here.")] = False,
+    everything: Annotated[bool, option("--all", help="All that is published: many files, several GB.")] = False,
+    force: Annotated[bool, option("--force", help="Download again what is here.")] = False,
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
-    """Fetch weights and CIFAR-10 for machines or times without a network, and check what came.
+    """Download weights and CIFAR-10 for machines or times without a network, and check them.
 
     [bold]Examples[/bold]
 

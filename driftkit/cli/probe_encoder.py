@@ -42,7 +42,7 @@ def command(
     ] = False,
     as_json: JsonOption = False,
 ) -> dict[str, Any]:
-    """Show what an encoder gives the drifting field; with --data, whether drifting would work with it, and why not.
+    """Show what features an encoder gives the drifting field; with --data, whether drifting works with them, and why.
 
     [bold]Examples[/bold]
 
@@ -54,8 +54,8 @@ def command(
       driftkit probe-encoder outputs/mae "mocov2?input_size=64"  both and together
       driftkit probe-encoder outputs/mae --json
 
-    Without --data: maps, vectors, field calls and memory. With it, corrupted images (noisy, blurred, shuffled, of one
-    class, ...) play the generated ones, and each feature group is rated by the drift they get.
+    Without --data it shows maps, vectors, field calls and memory. With it, corrupted images (noisy, blurred, shuffled,
+    of one class, ...) take the place of generated ones, and each feature group is rated by the drift that they get.
     """
     if list_encoders:
         listed = encoder_list()

@@ -15,8 +15,8 @@ def command(
 ) -> dict[str, Any]:
     """Generate images with a trained run, and write them with a JSON record and a PNG grid.
 
-    They are one safetensors file (images, uint8 [N,3,H,W]), a folder of PNGs, an npz or a zip. The same command goes on
-    where one was stopped.
+    They are one safetensors file (images, uint8 [N,3,H,W]), a folder of PNGs, an npz or a zip. The same command resumes
+    one that was stopped.
 
     Keys of --set that are no settings of this command are options of the sampler, for example eta=1.0.
 

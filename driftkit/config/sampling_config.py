@@ -24,7 +24,7 @@ class SamplingConfig(Settings):
         None, description="sampler of the run's method"
     )
     nfe: Annotated[int | None, Option(SAMPLING, default="the sampler's own")] = Field(
-        None, ge=1, description="network evaluations per image"
+        None, ge=1, description="network evaluations per image (NFE)"
     )
     classes: Annotated[
         tuple[str, ...] | None,
@@ -35,13 +35,15 @@ class SamplingConfig(Settings):
     guidance: Annotated[float | None, Option(SAMPLING, default="1, none")] = Field(
         None,
         ge=0,
-        description="guidance scale; unless the network is trained with it, every step counts two evaluations",
+        description="guidance scale; a network that was not trained with it is evaluated twice per step",
     )
-    seed: Annotated[int, Option(SAMPLING)] = Field(0, description="image i is a function of (seed, i)")
+    seed: Annotated[int, Option(SAMPLING)] = Field(
+        0, description="seed of the noise; image i depends on it and on i alone"
+    )
     weights: Annotated[WeightsName, Option(SAMPLING)] = Field("ema", description=WEIGHTS_HELP)
     step: Annotated[int | None, Option(SAMPLING, default="the last one")] = Field(
         None, description="step of the checkpoint"
     )
     precision: Annotated[Literal["auto", "float32", "bfloat16"] | None, Option(SAMPLING, default="as in training")] = (
-        Field(None, description="number format of the network; auto: bfloat16 where the device gains")
+        Field(None, description="number format of the network; auto: bfloat16 where that is faster on the device")
     )

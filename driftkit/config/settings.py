@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 from pydantic.fields import FieldInfo
@@ -30,6 +30,9 @@ ONE_OR_MORE = BeforeValidator(lambda value: (value,) if isinstance(value, str) e
 
 COMMAS = BeforeValidator(_split)
 """Metadata of a field of several values: on the command line commas may stand between them."""
+
+Device = Literal["auto", "cpu", "cuda"]
+DEVICE_HELP = "where it runs; auto: on a GPU if there is one"
 
 SettingsType = TypeVar("SettingsType", bound=BaseModel)
 

@@ -114,19 +114,19 @@ class EncodersConfig(Settings):
         "repeat it for several, each as NAME?KEY=VALUE&... with the settings that are its own",
     )
     taps: Annotated[tuple[str, ...] | None, COMMAS, Option(ENCODER, default=OWN)] = Field(
-        None, min_length=1, description="layers whose maps are used, for example block6,block12"
+        None, min_length=1, description="layers whose feature maps are used, for example block6,block12"
     )
     encoder_weights: Annotated[str | None, EXPANDED, Option(ENCODER, default="cache, then hub"), OnResume.PLACE] = (
         Field(None, description="local file with the encoder's weights")
     )
     random_weights: Annotated[bool, Option(ENCODER)] = Field(
-        False, description="leave the encoder untrained: shapes and speed only"
+        False, description="do not load weights: for shapes and speed only"
     )
     input_size: Annotated[int | None, Option(ENCODER, default=OWN)] = Field(
         None, ge=8, le=4096, description="side in pixels to which the encoder's input is resized"
     )
     resize: Annotated[Resize, Option(ENCODER)] = Field(
-        "bicubic", description="interpolation of that resizing; the authors' release: bilinear"
+        "bicubic", description="interpolation of that resizing; the paper's authors used bilinear"
     )
     map_norm: Annotated[MapNorm | None, Option(ENCODER, default=OWN)] = Field(
         None,
@@ -134,7 +134,7 @@ class EncodersConfig(Settings):
         "last norm)",
     )
     feature_set: Annotated[str | None, Option(ENCODER, default=OWN)] = Field(
-        None, description="vectors that are made of the maps; driftkit probe-encoder --list shows the choices"
+        None, description="which vectors are made of the maps; driftkit probe-encoder --list shows the choices"
     )
 
     @model_validator(mode="before")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
     from rich.progress import ProgressColumn, TaskID
 
 from driftkit.errors import UsageError
@@ -50,6 +50,7 @@ class Work:
     begun: float = field(init=False)
     shown: float = field(init=False)  # when its last line was said, or it began
     interval: float | None = None  # seconds between its lines; None: PLAIN_INTERVAL_S
+    is_command: bool = False  # whether the running command is over when this is
 
     def __post_init__(self) -> None:
         self.start()
@@ -76,6 +77,10 @@ class Work:
         """Its rate; nothing where none is known, or it is one of few large things."""
         rate = self.rate()
         return f"{rate:.3g}/s" if rate and self.unit == IMAGES else ""
+
+    def count(self) -> str:
+        """For example "50/100"; empty where nobody counts."""
+        return f"{self.done}/{self.total}" if self.total else f"{self.done}" if self.done else ""
 
     def took(self, *, over: bool) -> str:
         """How much time is left, or was spent where that is unknown or the work is over."""
@@ -172,26 +177,46 @@ class _NoDisplay(Display):
 
 
 class Bars(Display):
-    """Shows works as bars in a terminal. A status is `task.fields[status]` of the columns."""
+    """Shows works as bars in a terminal, below a line on the pipeline where the command is a stage of one.
+
+    Count and status of a work are `task.fields[count]` and `task.fields[status]` of the columns.
+    """
 
     def __init__(self, console: "Console", columns: "Sequence[ProgressColumn]", *, transient: bool = True):
         from rich.progress import Progress
+        from rich.text import Text
+
+        display = self
+
+        class BelowTheWhole(Progress):
+            def get_renderables(self) -> "Iterator[RenderableType]":
+                if _in_all is not None and display.is_open:  # it does not stay when the bars end
+                    yield Text(_in_all(display.seconds_left()), style="dim", no_wrap=True, overflow="ellipsis")
+                yield from super().get_renderables()
 
         super().__init__()
-        self.bars: Progress = Progress(*columns, console=console, transient=transient)
+        self.is_open = False
+        self.bars: Progress = BelowTheWhole(*columns, console=console, transient=transient)
         self._tasks: dict[str, TaskID] = {}
+
+    def seconds_left(self) -> float | None:
+        """Until the running command is over; None where no work says it, or the one that does is at its end."""
+        return next((work.seconds_left() or None for work in list(self.works.values()) if work.is_command), None)
 
     def begin(self, work: Work) -> Work:
         from rich.markup import escape
 
         with self._lock:
             title = escape(printable(work.title))
-            task = self.bars.add_task(title, total=work.total or None, completed=work.done, status="")
+            task = self.bars.add_task(
+                title, total=work.total or None, completed=work.done, count=work.count(), status=""
+            )
             self._tasks[work.title] = task
             return super().begin(work)
 
     def refresh(self, work: Work) -> None:
-        self.bars.update(self._tasks[work.title], completed=work.done, status=work.status())
+        task = self._tasks[work.title]
+        self.bars.update(task, completed=work.done, count=work.count(), status=work.status())
 
     def say(self, work: Work, *, over: bool = False) -> None:
         self.refresh(work)
@@ -202,10 +227,12 @@ class Bars(Display):
             self.bars.remove_task(self._tasks.pop(title))
 
     def __enter__(self) -> "Bars":
+        self.is_open = True
         self.bars.start()
         return self
 
     def __exit__(self, *failure: object) -> None:
+        self.is_open = False
         self.bars.stop()
 
 
@@ -267,9 +294,13 @@ def _new_display() -> Display:
     console = open_console(stderr=True)
     if not is_live(console):
         return Display()
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    count = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[status]}"))
+    count = (
+        BarColumn(),
+        TextColumn("{task.fields[count]}", style="progress.download", justify="right"),
+        TextColumn("{task.fields[status]}"),
+    )
     return Bars(console, [TextColumn("[bold]{task.description}"), *count, TimeElapsedColumn(), TimeRemainingColumn()])
 
 
@@ -278,12 +309,15 @@ def is_live(console: "Console") -> bool:
     return console.is_terminal and not console.is_dumb_terminal
 
 
-_in_all: Callable[[float], str] | None = None
+InAll = Callable[[float | None], str]
+"""Makes words for a whole of the seconds left of its running part; None where these are not known."""
+
+_in_all: InAll | None = None
 
 
 @contextlib.contextmanager
-def within(in_all: Callable[[float], str]) -> Iterator[None]:
-    """The command that runs within is a part: `in_all` makes words for the whole of the seconds left of the command."""
+def within(in_all: InAll) -> Iterator[None]:
+    """The command that runs within is a part of a whole, whose words every time left has beside it."""
     global _in_all
     before, _in_all = _in_all, in_all
     try:

@@ -23,19 +23,17 @@ class ImportConfig(Settings):
     """Settings of `driftkit data`."""
 
     image_size: Annotated[int | None, Option(IMAGES, default="as they are")] = Field(
-        None, ge=8, le=1024, description="side in pixels of the centred square that is kept and resized"
+        None, ge=8, le=1024, description="crop images to their centred square and resize it to this side in pixels"
     )
     class_level: Annotated[int | None, Option(IMAGES, default="by label files, else by the first folders")] = Field(
         None,
         ge=0,
         le=999,
-        description="which folder is the class: 1 is the first below the place named, 0 makes no classes",
+        description="level of the folders that are the classes: 1 is the first below SPEC, 0 makes no classes",
     )
-    skip_broken: Annotated[bool, Option(IMAGES)] = Field(
-        False, description="leave out broken images, which the card then counts"
-    )
+    skip_broken: Annotated[bool, Option(IMAGES)] = Field(False, description="skip broken images; the card counts them")
     limit: Annotated[int | None, Option(IMAGES, default="all")] = Field(
-        None, ge=1, description="largest number of images, in equal shares of the classes"
+        None, ge=1, description="number of images to import at most, in equal shares of the classes"
     )
     cifar10_url: Annotated[
         str | None, Option(IMAGES, ("--cifar10-url",), default="DRIFTKIT_CIFAR10_URL, then cs.toronto.edu")

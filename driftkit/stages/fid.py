@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 
 from driftkit.config.places import EXPANDED
 from driftkit.config.sampling_config import SAMPLING, SamplingConfig
-from driftkit.config.settings import ONE_OR_MORE, Option
+from driftkit.config.settings import DEVICE_HELP, ONE_OR_MORE, Device, Option
 from driftkit.errors import UsageError
 from driftkit.runtime.progress import Report, no_report
 
@@ -25,7 +25,7 @@ class FidConfig(SamplingConfig):
     """Settings of `driftkit fid`."""
 
     reference: Annotated[str, EXPANDED, Option(SCORING, ("--reference", "-r"))] = Field(
-        description="real images (anything that driftkit data takes), or a file of statistics"
+        description="real images, named as driftkit data --help lists, or a file of statistics"
     )
     extractor: Annotated[tuple[str, ...], EXPANDED, ONE_OR_MORE, Option(SCORING)] = Field(
         ("inception",),
@@ -40,7 +40,7 @@ class FidConfig(SamplingConfig):
         None, description="names of the metrics, separated by commas; fid is always computed"
     )
     num_images: Annotated[int | None, Option(SCORING, ("--num-images", "-n"), default="50000 of a run, else all")] = (
-        Field(None, ge=1, description="number of images, at least 10")
+        Field(None, ge=1, description="number of images to score; fewer than 10 are refused")
     )
     image_size: Annotated[int | None, Option(SCORING, default="as it is")] = Field(
         None, ge=8, le=4096, description="side in pixels to which the reference is resized"
@@ -58,25 +58,26 @@ class FidConfig(SamplingConfig):
         True, description="search for copies of training images, in the features of the first extractor"
     )
     precision: Annotated[Literal["auto", "float32", "bfloat16"], Option(SAMPLING)] = Field(
-        "float32", description="number format of a run's network; auto: bfloat16 where the device gains"
+        "float32", description="number format of a run's network; auto: bfloat16 where that is faster on the device"
     )
     batch_size: Annotated[int | None, Option(SAMPLING, ("--batch-size", "-b"), default="64; 256 on a GPU")] = Field(
         None, ge=1, description="images at a time; changes speed, not scores"
     )
-    repeats: Annotated[int | None, Option(SAMPLING, default="1")] = Field(
+    repeats: Annotated[int | None, Option(SAMPLING, default="score once")] = Field(
         None,
         ge=2,
-        description="score this many seeds (of a run) or disjoint parts (of images): mean, sd and all values",
+        description="score so many seeds of a run, or disjoint parts of given images: mean, standard deviation and all "
+        "values",
     )
     all_checkpoints: Annotated[bool, Option(SAMPLING)] = Field(
-        False, description="score every checkpoint of the run: score against step"
+        False, description="score every kept checkpoint of the run: a curve of score against step"
     )
-    device: Annotated[str, Option(SAMPLING)] = Field("auto", description="auto, cpu or cuda")
+    device: Annotated[Device, Option(SAMPLING)] = Field("auto", description=DEVICE_HELP)
     cache: Annotated[bool, Option(FILES)] = Field(
         True, description="keep features of real images in DRIFTKIT_CACHE, and use those that are there"
     )
     write_statistics: Annotated[Path | None, EXPANDED, Option(FILES, default="none")] = Field(
-        None, description="also write the reference's statistics here, as a reference for others"
+        None, description="also write the reference's statistics to this file, which --reference takes"
     )
     output: Annotated[Path | None, EXPANDED, Option(FILES, ("--output", "-o"), default="in RUN/evaluations")] = Field(
         None, description="JSON file"

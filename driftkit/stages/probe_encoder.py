@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, field_validator
 
 from driftkit.config.places import EXPANDED
-from driftkit.config.settings import COMMAS, Option
+from driftkit.config.settings import COMMAS, DEVICE_HELP, Device, Option
 from driftkit.encoders.encoder_config import EncoderConfig, EncodersConfig, EncoderTexts
 from driftkit.runtime.progress import Report, no_report, phase
 
@@ -34,22 +34,24 @@ class ProbeEncoderConfig(EncodersConfig):
         None, ge=8, description="generated images per step, on all ranks"
     )
     data: Annotated[str | None, EXPANDED, Option(DATA, ("--data", "-d"), default="none: shapes only")] = Field(
-        None, description="real images to measure on: shapes, cifar10, a folder, a .zip or .tar, or a pack"
+        None, description="real images to measure on: shapes, cifar10, or what else driftkit data --help lists"
     )
     num_images: Annotated[int, Option(DATA, ("--num-images", "-n"))] = Field(
         2000, ge=32, le=20_000, description="number of real images, in equal shares of the classes"
     )
     taus: Annotated[tuple[Annotated[float, Field(gt=0)], ...], COMMAS, Option(DATA)] = Field(
-        (0.02, 0.05, 0.1, 0.2, 0.5), min_length=1, description="temperatures to try, over the mean distance"
+        (0.02, 0.05, 0.1, 0.2, 0.5),
+        min_length=1,
+        description="temperatures to try, as shares of the mean distance of features",
     )
     speed: Annotated[bool | None, Option(DATA, default="with data")] = Field(
         None, description="time the encoder at 32, 64, 112 and 224 px"
     )
     speed_seconds: Annotated[float, Option(DATA)] = Field(
-        10.0, gt=0, description="most seconds per batch of 8; larger sizes are skipped"
+        10.0, gt=0, description="most seconds that a batch of 8 may take; larger sizes are skipped"
     )
-    seed: Annotated[int, Option(DATA)] = Field(0, description="every random draw follows from it")
-    device: Annotated[str, Option(DATA)] = Field("auto", description="auto, cpu or cuda")
+    seed: Annotated[int, Option(DATA)] = Field(0, description="seed of all random draws")
+    device: Annotated[Device, Option(DATA)] = Field("auto", description=DEVICE_HELP)
     output: Annotated[Path | None, EXPANDED, Option(FILES, ("--output", "-o"), default="none")] = Field(
         None, description="folder of probe.json and probe.png"
     )

@@ -103,7 +103,7 @@ def run_pipeline(
                 report(number, stage, "runs", 0.0, forecast.words(stage))
                 where = f"stage {number} of {count}"
 
-                def in_all(seconds: float, stage: Stage = stage, where: str = where) -> str:
+                def in_all(seconds: float | None, stage: Stage = stage, where: str = where) -> str:
                     return ", ".join(filter(None, (where, forecast.words(stage, seconds=seconds))))
 
                 with within(in_all):
@@ -129,6 +129,7 @@ class Forecast:
         self.stages = [stage for stage in pipeline.stages if not only or stage.name in only]
         self.recorded, self.force = recorded, force
         self.written: set[str] = set()  # by the stages that have run
+        self.begun = time.monotonic()  # the running stage
         self.seconds: dict[str, list[float]] = {}  # that stages of a command took
         for stage in pipeline.stages:
             if stage.name in recorded:
@@ -139,7 +140,8 @@ class Forecast:
         self.seconds.setdefault(stage.command, []).append(seconds)
 
     def begins(self, stage: Stage) -> None:
-        """A stage runs."""
+        """A stage runs from now on."""
+        self.begun = time.monotonic()
         self.written |= _written(stage)
 
     def expected(self, stage: Stage) -> float | None:
@@ -154,9 +156,12 @@ class Forecast:
 
         Args:
             stage: the one that runs.
-            seconds: left of it; None where only its whole duration may be known.
+            seconds: left of it; None: what it takes by itself, less what has passed since it began.
         """
-        parts = [self.expected(stage) if seconds is None else seconds]
+        if seconds is None and (whole := self.expected(stage)) is not None:
+            left = self.begun + whole - time.monotonic()
+            seconds = left if left > 0 else None  # it takes longer than expected: nobody knows how much longer
+        parts = [seconds]
         written = set(self.written)
         for later in self.stages[self.stages.index(stage) + 1 :]:
             record = self.recorded.get(later.name)

@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from driftkit.config.places import EXPANDED
 from driftkit.config.sampling_config import SAMPLING, SamplingConfig
-from driftkit.config.settings import Option
+from driftkit.config.settings import DEVICE_HELP, Device, Option
 from driftkit.errors import UsageError
 from driftkit.runtime.signals import StoppedError
 
@@ -38,15 +38,16 @@ class SampleConfig(SamplingConfig):
     batch_size: Annotated[int, Option(SAMPLING, ("--batch-size", "-b"))] = Field(
         256, ge=1, description="images at a time"
     )
-    device: Annotated[str, Option(SAMPLING)] = Field("auto", description="auto, cpu or cuda")
+    device: Annotated[Device, Option(SAMPLING)] = Field("auto", description=DEVICE_HELP)
     output: Annotated[Path | None, EXPANDED, Option(FILES, ("--output", "-o"), default="in RUN/samples")] = Field(
-        None, description="file, or folder of PNGs; the JSON record and a PNG grid go next to it"
+        None, description="file, or folder of PNGs; the JSON record and a PNG grid are written next to it"
     )
     format: Annotated[
-        Literal["safetensors", "png", "npz", "zip"] | None, Option(FILES, default="by the suffix of --output")
+        Literal["safetensors", "png", "npz", "zip"] | None,
+        Option(FILES, default="by the suffix of --output; none: png"),
     ] = Field(
         None,
-        description="safetensors; png: a folder of PNGs, and without a suffix; npz: arr_0 [N,H,W,3]; zip: of PNGs",
+        description="one safetensors file, a folder of PNGs, an npz with arr_0 [N,H,W,3], or a zip of PNGs",
     )
 
     @model_validator(mode="after")

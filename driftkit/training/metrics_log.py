@@ -16,7 +16,6 @@ import torch
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     ProgressColumn,
     TextColumn,
     TimeElapsedColumn,
@@ -188,7 +187,7 @@ class TrainingProgress:
         console = Console(stderr=True)
         self.is_live = is_live(console)
         self.narrow = self.is_live and console.width < WIDE_COLUMNS
-        self.work = _Steps("" if self.narrow else "train", total, "steps", interval=PLAIN_INTERVAL_S)
+        self.work = _Steps("" if self.narrow else "train", total, "steps", interval=PLAIN_INTERVAL_S, is_command=True)
         self.display: Display | None = None
         if shown:
             columns = _columns(total, narrow=self.narrow)
@@ -237,7 +236,8 @@ class TrainingProgress:
 
 def _columns(total: int, *, narrow: bool) -> list[ProgressColumn]:
     """Parts of the line; where it is short, the last part gives way, never the count of steps."""
-    counter = MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=len(f"{total}/{total}")))
+    room = Column(no_wrap=True, min_width=len(f"{total}/{total}"))
+    counter = TextColumn("{task.fields[count]}", style="progress.download", justify="right", table_column=room)
     last = Column(no_wrap=True, overflow="ellipsis", ratio=1)
     if narrow:
         return [counter, TextColumn("{task.fields[status]} {task.description}", table_column=last)]

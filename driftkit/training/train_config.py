@@ -90,7 +90,7 @@ class TrainerConfig(Settings):
         9.0, ge=0, description="EMA warm-up W: the decay of step n is at most (n - 1) / (n - 1 + W); 0: none"
     )
     precision: Annotated[Literal["auto", "float32", "bfloat16"], Option(TRAINING)] = Field(
-        "auto", description="number format of the networks; auto: bfloat16 where the GPU or CPU multiplies it"
+        "auto", description="number format of the networks; auto: bfloat16 where the GPU or CPU computes in it"
     )
     compile: Annotated[
         CompileSetting, OnResume.FREE, Option(TRAINING, default="on a GPU with 2,000 steps left", switch=True)

@@ -22,22 +22,22 @@ class ToyConfig(Settings):
         "middle", description="where the untrained generator's points lie"
     )
     attraction: Annotated[float, Option(TOY)] = Field(
-        1.0, ge=0, le=100, description="factor of the pull by real points; the method has 1"
+        1.0, ge=0, le=100, description="factor of the pull by real points; 1 in the method"
     )
     repulsion: Annotated[float, Option(TOY)] = Field(
-        1.0, ge=0, le=100, description="factor of the push by generated points; the method has 1"
+        1.0, ge=0, le=100, description="factor of the push by generated points; 1 in the method"
     )
     taus: Annotated[tuple[Annotated[float, Field(gt=0)], ...], COMMAS, Option(TOY)] = Field(
-        (0.05, 0.2), min_length=1, description="temperatures over the mean distance"
+        (0.05, 0.2), min_length=1, description="temperatures of the kernel, as shares of the mean distance of points"
     )
     steps: Annotated[int, Option(TRAINING)] = Field(300, ge=1, le=100_000, description="training steps")
     batch_size: Annotated[int, Option(TRAINING, ("--batch-size", "-b"))] = Field(
-        256, ge=2, le=8192, description="generated points per step, and as many real ones"
+        256, ge=2, le=8192, description="generated points per step; as many real ones are drawn"
     )
     learning_rate: Annotated[float, Option(TRAINING)] = Field(
-        4e-3, gt=0, le=1, description="highest of training: it rises to it, then falls to 0"
+        4e-3, gt=0, le=1, description="largest learning rate: training rises to it, then falls to 0"
     )
-    seed: Annotated[int, Option(TRAINING)] = Field(0, description="every random draw follows from it")
+    seed: Annotated[int, Option(TRAINING)] = Field(0, description="seed of all random draws")
     width: int = Field(128, ge=1, le=4096, description="channels of each hidden layer of the generator")
     depth: int = Field(4, ge=1, le=64, description="hidden layers of the generator")
     noise_channels: int = Field(2, ge=1, le=1024, description="dimensions of the noise that points are made from")

@@ -63,7 +63,7 @@ PROBE = [
     Case("probe-taus-nan", "probe-encoder {mae} --taus nan", 2, ["--taus", "nan"]),
     Case("probe-taus-negative", "probe-encoder {mae} --taus=-0.1", 2, ["--taus", "-0.1"]),
     Case("probe-speed-seconds-infinite", "probe-encoder {mae} --speed-seconds inf", 2, ["--speed-seconds", "inf"]),
-    Case("probe-device-unknown", "probe-encoder {mae} --device xpu", 2, ["--device xpu"]),
+    Case("probe-device-unknown", "probe-encoder {mae} --device xpu", 2, ["--device", "xpu"]),
     Case("probe-output-a-file", "probe-encoder {mae} -o {pack}", 2, ["expected a folder, got a file"]),
     Case("probe-output-in-proc", "probe-encoder {mae} -o /proc/x", 2, ["--output /proc/x", "cannot be written"]),
 ]

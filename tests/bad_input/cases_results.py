@@ -241,7 +241,7 @@ FID_CASES = [
     ),
     Case("fid-metric-misspelt", f"{FID} --metrics fid,kidd", 2, ["--metrics", "kidd"]),
     Case("fid-setting-unknown", f"{FID} --set metricks=fid", 2, ["metricks", "did you mean metrics?"]),
-    Case("fid-device-unknown", "fid {samples} -r {pack} --device cuda:0", 2, ["--device cuda:0"]),
+    Case("fid-device-unknown", "fid {samples} -r {pack} --device cuda:0", 2, ["--device", "cuda:0"]),
 ]
 
 COMPARE = [

@@ -2,11 +2,14 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+from pydantic import ValidationError
 
 from driftkit.errors import UsageError
 from driftkit.methods.registry import DEFAULT_METHOD, METHODS, build_sampler, find_method, find_sampler, generators
+from driftkit.models.mae_resnet import MAEResNetConfig
 from driftkit.models.registry import MODELS
 
 
@@ -40,3 +43,31 @@ def test_unknown_methods_and_samplers_are_usage_errors():
         find_sampler("mae", None)
     with pytest.raises(UsageError, match="eta"):
         METHODS["ddpm"].samplers["ddim"].recorded_options(None, None, {"etaa": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "says"),
+    [
+        ("ddpm", {"beta_start": 0.02, "beta_end": 0.01}, "beta_end 0.01 lies below beta_start 0.02"),
+        ("flow", {"label_dropout": 0.2}, "no labels to drop without class_conditional"),
+        ("drift", {"guidance_max": 2.0}, "needs class_conditional, and unconditional images"),
+        ("drift", {"guidance_power": 5.0}, "guidance_max, which is 1"),
+        ("drift", {"class_conditional": True, "unconditional": 8}, "weight 0 without guidance"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(method, settings, says):
+    with pytest.raises(ValidationError, match=says):
+        METHODS[method].config(**settings)
+
+
+@pytest.mark.parametrize(
+    ("method", "network", "says"),
+    [
+        ("mae", {"decoder": False}, "a MAE fills in images, which takes a decoder"),
+        ("classifier", {"num_classes": 2}, "`model.num_classes` 2: photos has 3 classes"),
+    ],
+)
+def test_an_encoders_network_that_does_not_fit_the_images_is_refused(method, network, says):
+    pack = SimpleNamespace(classes=("a", "b", "c"), path="photos")
+    with pytest.raises(UsageError, match=says):
+        METHODS[method].complete(METHODS[method].config(), MAEResNetConfig(**network), pack)

@@ -25,6 +25,11 @@ def gaussian(mean, covariance, count=1000):
     return moments
 
 
+def test_moments_are_of_rows_alone():
+    with pytest.raises(ValueError, match=r"expected \[N, D\], got \[2, 3, 4\]"):
+        Moments.of(torch.zeros(2, 3, 4))
+
+
 def test_moments_are_numpys():
     rows = features(50, 6, shift=100.0)
     moments = Moments.of(rows, chunk=7)

@@ -8,7 +8,18 @@ from types import SimpleNamespace
 import pytest
 
 from driftkit.runtime import progress as module
-from driftkit.runtime.progress import Display, Work, duration, phase, progress, progress_bars, time_left, within
+from driftkit.runtime.progress import (
+    Bars,
+    Display,
+    Work,
+    duration,
+    phase,
+    progress,
+    progress_bars,
+    showing,
+    time_left,
+    within,
+)
 from driftkit.runtime.terminal import open_console
 
 
@@ -117,6 +128,41 @@ def test_in_a_terminal_bars_have_rate_and_time_left_and_works_join_one_display(m
     assert re.search(r"inception .* 50/100 25/s 0:00:00 -?\S+", drawn)
     assert "computing FID" in drawn
     assert module._shown is None
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """A terminal of 40 columns: gives the lines that were drawn on it."""
+    stream = io.StringIO()
+    console = open_console(file=stream, force_terminal=True, width=40)
+    monkeypatch.setattr(module, "open_console", lambda **_: console)
+    return lambda: re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue()))
+
+
+def test_in_a_terminal_a_line_above_the_bars_tells_of_the_whole_pipeline(terminal):
+    with within(lambda seconds: f"stage 7 of 14, {seconds}"), phase("computing FID"):
+        module._shown.bars.refresh()
+    drawn = terminal()
+    at = next(number for number, line in enumerate(drawn) if line.startswith("computing FID"))
+    assert drawn[at - 1] == "stage 7 of 14, None"
+    assert "?" not in drawn[at]  # nobody counts it
+
+
+def test_the_line_on_the_pipeline_knows_the_time_that_the_command_knows_and_does_not_stay(terminal, clock):
+    console = module.open_console()
+    bars = Bars(console, ["{task.completed}"], transient=False)
+    with within(lambda seconds: f"stage 7 of 14, {seconds} s, and the rest of a long line"), showing(bars):
+        work = bars.begin(Work("train", 100, "steps", is_command=True))
+        clock.now += 10
+        work.done = 20
+        bars.bars.refresh()
+        work.done = 100
+        bars.refresh(work)
+        bars.bars.refresh()
+    drawn = terminal()
+    assert "stage 7 of 14, 40.0 s, and the rest of …" in drawn
+    assert "stage 7 of 14, None s, and the rest of …" in drawn  # what it still does is not counted
+    assert [line for line in drawn if line.strip()][-1] == "100"
 
 
 def test_a_command_that_is_a_part_says_what_is_left_of_the_whole():

@@ -12,7 +12,7 @@ from PIL import Image
 
 from driftkit.config.sampling_config import SamplingConfig
 from driftkit.encoders.lineage import Lineage
-from driftkit.errors import ArtifactError, RefusedError, UsageError
+from driftkit.errors import ArtifactError, NotFoundError, RefusedError, UsageError
 from driftkit.metrics.registry import select_metrics
 from driftkit.metrics.survey import PROPERTIES
 from driftkit.scoring.evaluation_record import EvaluationRecord
@@ -429,6 +429,8 @@ def test_all_checkpoints_give_a_curve_and_are_not_scored_twice(tmp_path, real, s
         evaluate_checkpoints([evaluator], run.path, sampling=SamplingConfig(step=10))
     with pytest.raises(UsageError, match="no run"):
         evaluate_checkpoints([evaluator], tmp_path / "real.safetensors")
+    with pytest.raises(NotFoundError, match="holds no checkpoint yet"):
+        evaluate_checkpoints([evaluator], make_run(tmp_path / "new").path)
 
 
 def test_checkpoints_that_cannot_be_scored_are_points_with_a_reason(tmp_path, real, sampled, monkeypatch):

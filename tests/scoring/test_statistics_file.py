@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-from driftkit.errors import ArtifactError, RefusedError
+from driftkit.errors import ArtifactError, RefusedError, UsageError
 from driftkit.metrics.moments import Moments
 from driftkit.metrics.registry import Floor
 from driftkit.scoring.evaluator import evaluate, open_evaluator
@@ -26,7 +26,7 @@ from driftkit.scoring.statistics_file import (
     read_statistics,
     write_statistics,
 )
-from driftkit.storage.files import read_tensors, write_tensors
+from driftkit.storage.files import read_tensors, state_digest, write_tensors
 from driftkit.storage.images import write_samples
 from tests.scoring.fakes import make_pack, random_images, score, tiny_extractor
 
@@ -109,6 +109,48 @@ def test_damaged_cache_is_reported_and_made_again(tmp_path, damage):
     assert len(lines) == 1
     assert "computed again" in lines[0]
     assert read_statistics(path).record.images.digest == pack.digest
+
+
+def with_tensors(tensors, header, changed):
+    """Change tensors and the checksum of them; None removes one."""
+    tensors.update(changed)
+    for name in [name for name, tensor in changed.items() if tensor is None]:
+        del tensors[name]
+    header["record"] = json.dumps({**json.loads(header["record"]), "sha256": state_digest(tensors)})
+
+
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        (lambda tensors, header: header.pop("driftkit"), "holds no statistics of driftkit"),
+        (lambda tensors, header: header.update(record="[1,"), "its record is unreadable"),
+        (
+            lambda *parts: with_tensors(*parts, {"steps": None}),
+            r"steps, expected torch.float64 \[40, 2\], got no such tensor",
+        ),
+        (
+            lambda *parts: with_tensors(*parts, {"labels": torch.zeros(40)}),
+            r"labels, expected torch.int64 \[40\], got torch.float32 \[40\]",
+        ),
+    ],
+    ids=["another-kind", "record", "tensor-missing", "type"],
+)
+def test_statistics_whose_parts_do_not_fit_are_refused(tmp_path, edit, says):
+    path = tmp_path / "real.safetensors"
+    write_statistics(path, stats_of(), record_of())
+    tensors, header = map(dict, read_tensors(path))
+    edit(tensors, header)
+    write_tensors(path, tensors, header=header)
+    with pytest.raises(ArtifactError, match=says):
+        read_statistics(path)
+
+
+def test_a_record_that_a_kill_kept_from_the_cache_is_written_when_it_is_found():
+    path = cached_path(record_of())
+    write_statistics(path, stats_of(), record_of())
+    path.with_suffix(".json").unlink()
+    found = find_cached(record_of(), pytest.fail)
+    assert StatisticsRecord.read(path.with_suffix(".json")) == found.record
 
 
 FIGURES = Floor(10, 0, {"fid": 1.5})
@@ -201,6 +243,8 @@ def test_statistics_of_another_program_give_the_distance_alone(tmp_path):
     for name in ("KID", "MMD", "precision, recall", "memorization", "the real-vs-real floor: not computed"):
         assert name in missing
     assert not any("too small" in w or "got 0" in w for w in foreign.warnings)
+    with pytest.raises(UsageError, match="another program; copy it"):
+        open_evaluator(str(tmp_path / "theirs.npz"), extractor=tiny_extractor()).write_statistics(tmp_path / "own")
     with pytest.raises(RefusedError, match="of 12 features"):
         open_statistics_file(tmp_path / "theirs.npz", tiny_extractor(dim=5))
 
@@ -226,6 +270,12 @@ def test_npz_of_something_else_is_missing(tmp_path, arrays):
     np.savez(tmp_path / "x.npz", **arrays)
     with pytest.raises(ArtifactError, match="mu"):
         open_statistics_file(tmp_path / "x.npz", tiny_extractor(dim=3))
+
+
+def test_statistics_that_are_not_finite_are_refused(tmp_path):
+    np.savez(tmp_path / "x.npz", mu=np.array([np.nan]), sigma=np.eye(1))
+    with pytest.raises(RefusedError, match="mu or sigma is not finite"):
+        open_statistics_file(tmp_path / "x.npz", tiny_extractor(dim=1))
 
 
 def test_npz_is_never_unpickled(tmp_path):

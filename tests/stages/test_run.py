@@ -4,10 +4,12 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from driftkit.config.pipeline_file import Pipeline, Stage, load_pipeline
+from driftkit.stages import run as stages_run
 from driftkit.stages.run import Forecast, StageRecord, is_done
 from driftkit.storage.files import read_json, write_json
 from driftkit.training import metrics_log
@@ -199,6 +201,20 @@ def test_a_forecast_takes_what_is_unchanged_for_done_unless_it_reads_what_is_new
     changed = replace(second, arguments=("--steps", "9", "--output", "out/b"))
     pipeline = Pipeline("tiny", Path("out"), (first, changed, report))
     assert Forecast(pipeline, recorded).words(first) == "about 7 min left in all"  # 60, the mean of both, and 6
+
+
+def test_a_stage_that_counts_nothing_takes_what_it_took_before_less_what_has_passed(monkeypatch):
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr(stages_run, "time", clock)
+    first, second, _ = TRAININGS
+    recorded = {of.name: record(of, seconds) for of, seconds in ((first, 60.0), (second, 15.0))}
+    forecast = Forecast(Pipeline("tiny", Path("out"), (first, second)), recorded, force=True)
+    clock.now = 1000.0
+    forecast.begins(first)
+    clock.now = 1040.0
+    assert forecast.words(first) == "about 35 s left in all"
+    clock.now = 1061.0  # longer than it took before
+    assert forecast.words(first) == "at least 15 s left in all"
 
 
 def test_a_run_that_the_pipeline_did_not_make_is_not_removed(tmp_path):
