@@ -152,5 +152,6 @@ def _require_same_size(path: Path, *images: tuple[str, npt.NDArray[np.uint8]]) -
         side = min(height, width, other_height, other_width)
         raise ArtifactError(
             f"{path}: images differ in size, {first_name} is {width}x{height} px and {name} is "
-            f"{other_width}x{other_height}; resize them to one size with `image_size`, for example {side}"
+            f"{other_width}x{other_height}; resize them to one size with `image_size`, for example {side}, or by "
+            f"driftkit data {path} --image-size {side} --output NEW.safetensors"
         )

@@ -103,7 +103,6 @@ class Evaluator:
     reference: Reference
     options: ScoringOptions = field(default_factory=ScoringOptions)
     execution: ScoringExecution = field(default_factory=ScoringExecution)
-    image_size: int | None = None
     _training: dict[str, TrainingImages | str] = field(default_factory=dict)
 
     @property
@@ -367,7 +366,7 @@ def open_evaluator(
 
     Args:
         reference: data SPEC of the real images, or a file of statistics.
-        image_size: side in pixels to which images of files are resized; None leaves them.
+        image_size: side in pixels to which the reference is resized; None leaves it.
         check_size: called with the side in pixels of the reference before that is read; refuses it by raising.
 
     Raises:
@@ -382,7 +381,7 @@ def open_evaluator(
         with execution.ranks.first_alone(), phase(f"loading {extractor}"):
             extractor = load_extractor(extractor, weights=extractor_weights, device=execution.device)
     opened = open_reference(reference, extractor, execution, image_size=image_size, check_size=check_size)
-    return Evaluator(extractor, opened, options or ScoringOptions(), execution, image_size)
+    return Evaluator(extractor, opened, options or ScoringOptions(), execution)
 
 
 def open_evaluators(
@@ -443,7 +442,7 @@ def open_once(
     require_target(path, sampling, reference_size=first.reference.info.image_size)
     started = time.monotonic()
     images = together(
-        lambda: open_target(path, sampling, execution, num_images=num_images, image_size=first.image_size, part=part),
+        lambda: open_target(path, sampling, execution, num_images=num_images, part=part),
         execution.ranks,
     )
     return Target(images, path, sampling, time.monotonic() - started)

@@ -126,14 +126,12 @@ def open_target(
     execution: ScoringExecution,
     *,
     num_images: int | None = None,
-    image_size: int | None = None,
     part: tuple[int, int] = (0, 1),
 ) -> ImageSet:
     """The images to score: sampled from a run, read from a samples file, or opened as data.
 
     Args:
         num_images: how many; None takes 50,000 of a run and all of anything else.
-        image_size: side in pixels to which images of files are resized; None leaves them.
         part: (k, K): the k-th of K disjoint parts of images that exist already.
 
     Raises:
@@ -144,7 +142,7 @@ def open_target(
     if is_run(target):
         return _sample(Run.open(target), sampling, execution, num_images or DEFAULT_NUM_IMAGES)
     with phase(f"reading {target}"):
-        whole = _read(target, image_size)
+        whole = _read(target)
     number, parts = part
     total = len(whole)
     if (num_images or 1) * parts > total:
@@ -193,28 +191,27 @@ def _sample(run: Run, sampling: SamplingConfig, execution: ScoringExecution, num
     )
 
 
-def read_target(target: Path, *, image_size: int | None, reference_size: int | None) -> None:
+def read_target(target: Path, *, reference_size: int | None) -> None:
     """Read images that exist already, so that broken ones are refused before features of others are computed.
 
     Args:
-        image_size: as in `open_target`.
         reference_size: side in pixels of the reference; None where nobody knows it.
 
     Raises:
         ArtifactError, RefusedError: as `open_target`, or of another size than the reference.
     """
     if not is_run(target):
-        require_size(_read(target, image_size).images.shape[-2:], reference_size)
+        require_size(_read(target).images.shape[-2:], reference_size)
 
 
-def _read(target: Path, image_size: int | None) -> ImageSet:
-    """All images of a samples file, a tensors file or data."""
+def _read(target: Path) -> ImageSet:
+    """All images of a samples file, a tensors file or data, in their own size: resized ones would get another score."""
     from driftkit.datasets.sources import names_a_place, open_dataset
 
     if not _is_samples_file(target):
         # A folder that is called as a source is meant as a folder.
         spec = str(target) if names_a_place(str(target)) else f"./{target}"
-        pack = open_dataset(spec, image_size=image_size)
+        pack = open_dataset(spec)
         return _with_record(ImageSet.of_pack(pack, str(target), ScoringExecution()), target)
     images, notes = require_uint8(_images_in(target), str(target))
     whole = replace(ImageSet.of_tensor(images, str(target)), notes=notes)

@@ -190,10 +190,13 @@ def open_training(
     unsearched = "copies of training images were not searched"
     try:
         pack = open_dataset(spec, image_size=image_size, limit=limit, ranks=execution.ranks, allow_download=False)
+        width = pack.image_size
     except DriftkitError as error:
         return f"{unsearched}: {error}"
     if digest is not None and pack.digest != digest:
         return f"{unsearched}: {spec} now holds other images than the run was trained on"
+    if width != reference.info.image_size:
+        return f"{unsearched}: {spec} is {width} pixels wide, the generated images {reference.info.image_size}"
     if pack.digest == reference.info.digest:
         images = ImageSet.of_pack(pack, spec, execution)
         return TrainingImages(Reference(reference.statistics, images), is_reference=True)

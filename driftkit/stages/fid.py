@@ -136,7 +136,7 @@ def fid(
     def check_target(reference_size: int | None) -> None:
         """Called when the reference was read, and before any feature is computed."""
         require_target(target, config, reference_size=reference_size)
-        read_target(target, image_size=config.image_size, reference_size=reference_size)
+        read_target(target, reference_size=reference_size)
 
     try:
         execution = ScoringExecution(config.batch_size or default_batch_size(device), device, ranks, config.cache)

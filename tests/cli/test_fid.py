@@ -123,6 +123,26 @@ def test_a_folder_called_as_a_source_is_a_target(invoke, tmp_path):
     assert json.loads(result.stdout)["num_images"] == 12
 
 
+def write_pngs(folder, images):
+    """A PNG of each image."""
+    folder.mkdir()
+    for i, image in enumerate(images):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{i}.png")
+
+
+def test_a_size_resizes_the_reference_and_never_the_images_to_score(invoke, tmp_path):
+    write_pngs(tmp_path / "samples", random_images(12))
+    write_pngs(tmp_path / "photos", random_images(20, 1, size=16))
+    refused = invoke("samples", "-r", "photos", "--image-size", 32, "--device", "cpu")
+    assert refused.exit_code == 5
+    assert "8 pixels wide and the reference 32" in refused.stderr
+    assert refused.stderr.strip().count("\n") == 0
+    assert not list((tmp_path / "data").glob("samples-32px*"))
+    scored = invoke("samples", "-r", "photos", "--image-size", 8, "--device", "cpu", "--json")
+    assert scored.exit_code == 0, scored.stderr
+    assert json.loads(scored.stdout)["reference"]["image_size"] == 8
+
+
 @pytest.mark.parametrize(
     ("target", "reference", "says"),
     [

@@ -220,6 +220,16 @@ def test_reference_is_resized_where_that_is_asked_for(tmp_path, sampled):
     assert made.record.reference.image_size == 8
 
 
+def test_training_images_of_another_size_are_not_searched(tmp_path, real):
+    training = make_pack(tmp_path / "training.safetensors", random_images(40, size=16))
+    run = make_run(tmp_path / "drift")
+    data = {"spec": str(training.path), "image_size": 16}
+    run.update(config={**run.manifest().config, "data": data}, inputs={"data": {**data, "digest": training.digest}})
+    record = score(add_samples(run), real).record
+    assert any("not searched" in w and "16 pixels wide, the generated images 8" in w for w in record.warnings)
+    assert record.memorization is None
+
+
 def test_collapsed_samples_are_refused_and_nothing_is_written(tmp_path, real):
     path = tmp_path / "same.safetensors"
     write_samples(path, random_images(1).repeat(12, 1, 1, 1), {"num_images": 12})
