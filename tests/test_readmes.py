@@ -58,7 +58,7 @@ PLACEHOLDERS = {
 # Runs, toys and files that commands read -> what they are: a run of `place`, a folder or a file.
 READ = {
     "outputs/mae": "mae", "outputs/classifier": "mae", "outputs/ddpm": "ddpm", "outputs/drift": "ddpm",
-    "outputs/drift_mocov2": "ddpm", "outputs/vae": "folder", "outputs/collapsed": "folder",
+    "outputs/drift_mocov2": "ddpm", "pipelines/pretrained/cifar10-drift": "ddpm", "outputs/vae": "folder", "outputs/collapsed": "folder",
     "outputs/toy/swiss-roll-middle": "folder", "photos.zip": "images", "samples.zip": "images",
     "moco_v2_800ep_pretrain.pth.tar": "file", ".cache/driftkit": "folder", "data": "folder",
 }  # fmt: skip
@@ -66,7 +66,7 @@ READ = {
 # Commands that do not run by themselves -> the test that runs them with what they need.
 ELSEWHERE = {"driftkit train --set model.kind=convnet": "tests/test_plugins.py"}
 
-OTHER_FLAGS = {"--nproc-per-node", "--max-restarts", "--extra", "--kills", "--seconds", "--install-completion"}
+OTHER_FLAGS = {"--nodes", "--nproc-per-node", "--max-restarts", "--extra", "--kills", "--seconds", "--install-completion"}
 """Of other programs, and of the libraries that this one is made with."""
 
 
@@ -87,7 +87,7 @@ class Written:
 LONGEST = 30
 """Words of a sentence."""
 
-LONG_SENTENCES = {"README.md", "pipelines/README.md", "driftkit/datasets/README.md"}
+LONG_SENTENCES: set[str] = set()
 """READMEs in which some are still longer."""
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

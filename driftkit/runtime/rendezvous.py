@@ -13,10 +13,12 @@ import torch.distributed as dist
 
 from driftkit.errors import LostRankError, ResourceError
 from driftkit.runtime.environment import Launch
+from driftkit.runtime.progress import duration
 from driftkit.runtime.terminal import say
 
 FIRST_REPORT_S, REPORT_EVERY_S = 5.0, 30.0
 SLICE_S = 0.1
+NAMED = 8  # ranks that a report names
 CONNECTION_S = 5.0  # of one attempt, in which signals have to wait
 
 
@@ -39,11 +41,11 @@ def meet(launch: Launch, *, timeout_s: float) -> dist.Store:
         store.set(keys[launch.rank], "")
 
         def report() -> str | None:
-            here = [store.check([key]) for key in keys]
-            # One process speaks for all: the first of those that are here.
-            return None if any(here[: launch.rank]) else (
-                f"waiting for {here.count(False)} of {launch.world_size} processes at {place}"
-            )  # fmt: skip
+            absent = [rank for rank, key in enumerate(keys) if not store.check([key])]
+            if set(range(launch.rank)) - set(absent):
+                return None  # one process speaks for all: the first of those that are here
+            numbers = ", ".join(map(str, absent[:NAMED])) + (", ..." if len(absent) > NAMED else "")
+            return f"waiting for {len(absent)} of {launch.world_size} processes at {place} (rank {numbers})"
 
         _wait(lambda: store.check(keys), report, deadline, timeout_s)
     except dist.DistNetworkError as error:
@@ -64,7 +66,7 @@ def _wait(is_done: Callable[[], bool], report: Callable[[], str | None], deadlin
         if now > next_report:
             next_report = now + REPORT_EVERY_S
             if line := report():
-                say(line)
+                say(f"{line}, at most {duration(deadline - now)}")
         time.sleep(SLICE_S)
 
 
