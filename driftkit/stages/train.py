@@ -13,7 +13,7 @@ from torch import nn
 from driftkit.config.layers import flatten
 from driftkit.config.settings import OnResume, marked_keys
 from driftkit.datasets.packs import ImagePack
-from driftkit.datasets.sources import open_dataset, require_there
+from driftkit.datasets.sources import open_dataset
 from driftkit.encoders.autoencoder import Autoencoder
 from driftkit.errors import InterruptedRunError, StorageError, UsageError
 from driftkit.methods.base import BuiltObjective, Setting
@@ -80,7 +80,6 @@ def train(
     with ranks.first_alone() if config.data.autoencoder else nullcontext():  # one download per cache
         config = with_latent_channels(config)
     run = Run(output)
-    require_there(config.data.spec)
     plan_resume(run, config, resume, ranks, origins)  # refuse before anything is written
     with ExitStack() as held, ranks.naming_the_lost():
         together(lambda: held.enter_context(locked_folder(output)) if ranks.is_main else None, ranks)

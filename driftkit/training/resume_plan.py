@@ -119,10 +119,11 @@ def _require_same_config(run: Run, config: TrainConfig, origins: Mapping[str, st
             why = f", and its {config.trainer.schedule} schedule ends at the last step" if key == STEPS else ""
             different.append(f"`{key}` was {before!r} and is {now!r} now{why}")
     if different:
+        sources.require_there(config.data.spec)  # a mistyped path is the first thing to say
         more = f"; and {len(different) - NAMED} more" if len(different) > NAMED else ""
         raise UsageError(
-            f"{run.path} holds a run with another config ({'; '.join(different[:NAMED])}{more}); to train with the new settings, "
-            f"give another `output`, and `init_from` {run.path} to start from its weights"
+            f"{run.path} holds a run with another config ({'; '.join(different[:NAMED])}{more}); to train with the new "
+            f"settings, give another `output`, and `init_from` {run.path} to start from its weights"
         )
     return moved
 
