@@ -2,6 +2,9 @@
 
 import json
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,12 +22,17 @@ GUIDE = Path(__file__).parents[1] / "driftkit" / "README.md"
 REGISTRIES = (SOURCES, FEATURE_SETS, ENCODERS, METHODS, METRICS, MODELS)
 
 
+def examples():
+    """Each is a file of its own: nothing is shared but the registries."""
+    return re.findall(r"```python\n(.*?)```", GUIDE.read_text(), flags=re.DOTALL)
+
+
 @pytest.fixture
 def plug_ins(monkeypatch):
     """Everything that the guide registers, all of which is gone after the test."""
     before = [dict(registry) for registry in REGISTRIES]
-    code = "\n".join(re.findall(r"```python\n(.*?)```", GUIDE.read_text(), flags=re.DOTALL))
-    exec(compile(code, str(GUIDE), "exec"), {"__name__": "guide"})
+    for example in examples():
+        exec(compile(example, str(GUIDE), "exec"), {"__name__": "guide"})
     yield
     for registry, rows in zip(REGISTRIES, before, strict=True):
         registry.clear()
@@ -102,3 +110,55 @@ def test_an_encoder_and_a_feature_set_train_a_generator(tmp_path):
     table = done("probe-encoder", "--list").stdout
     assert "coarse" in table
     assert "The upper left location of every map." in table
+
+
+def run_python(folder, *words):
+    return subprocess.run([sys.executable, *words], cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_the_command_line_knows_what_a_file_beside_it_registers(tmp_path):
+    (tmp_path / "plugin.py").write_text(examples()[0])
+    (words,) = re.findall(r'python -c "(.*?)"', GUIDE.read_text())
+    line = ["train", "--objective", "ddpm", "--set", "model.kind=convnet", "--dry-run", "--device", "cpu"]
+    result = run_python(tmp_path, "-c", f"import sys; sys.path.insert(0, {str(GUIDE.parents[1])!r}); {words}", *line)
+    assert result.returncode == 0, result.stderr
+    assert "model.channels" in result.stdout
+
+
+def test_the_examples_work_inside_the_package_as_the_guide_says(tmp_path):
+    """Network and method as written; of the others the file names the row, and the registry imports and lists it."""
+    package = shutil.copytree(GUIDE.parent, tmp_path / "driftkit", ignore=shutil.ignore_patterns("__pycache__"))
+    network, method, _, metric, _ = examples()
+
+    def change(name, old, new):
+        text = (package / name).read_text()
+        assert old in text
+        (package / name).write_text(text.replace(old, new, 1))
+
+    (package / "models" / "convnet.py").write_text(network)
+    change(
+        "models/registry.py",
+        "import driftkit.models.unet\n",
+        "import driftkit.models.unet\nimport driftkit.models.convnet\n",
+    )
+    (package / "methods" / "mixture").mkdir()
+    (package / "methods" / "mixture" / "__init__.py").write_text("")
+    (package / "methods" / "mixture" / "method.py").write_text(method)
+    last = "import driftkit.methods.classifier.method\n"
+    change("methods/registry.py", last, f"{last}import driftkit.methods.mixture.method\n")
+    named = metric.replace("from driftkit.metrics.registry import METRICS\n", "")
+    named = named.replace('METRICS["mean-distance"]', "MEAN_DISTANCE")
+    (package / "metrics" / "mean_distance.py").write_text(named)
+    change(
+        "metrics/registry.py",
+        "from driftkit.metrics.memor",
+        "from driftkit.metrics.mean_distance import MEAN_DISTANCE\nfrom driftkit.metrics.memor",
+    )
+    change("metrics/registry.py", "MEMORIZATION)", "MEMORIZATION, MEAN_DISTANCE)")
+    check = (
+        "from driftkit.methods.registry import METHODS; from driftkit.metrics.registry import METRICS; "
+        "from driftkit.models.registry import MODELS; "
+        "print('mixture' in METHODS, 'mean-distance' in METRICS, 'convnet' in MODELS)"
+    )
+    result = run_python(tmp_path, "-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {check}")
+    assert result.stdout.split() == ["True"] * 3, result.stderr

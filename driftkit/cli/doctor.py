@@ -64,8 +64,8 @@ def _facts(examination: "Examination") -> Iterator[tuple[str, str]]:
         fit = f"torch is {build}; torchvision fits it"
     yield "build", fit
     extras = ", ".join(f"{name} {version or 'not installed'}" for name, version in examination.extras.items())
-    lacking = ",".join(name for name, version in examination.extras.items() if version is None)
-    yield "extras", extras + (f" (pip install 'driftkit\\[{lacking}]')" if lacking else "")
+    lacking = " ".join(f"--extra {name}" for name, version in examination.extras.items() if version is None)
+    yield "extras", extras + (f" (uv sync {lacking})" if lacking else "")
 
     cpu = examination.cpu
     words = [cpu.machine, f"{cpu.usable_cores} of {cpu.cores} cores"]

@@ -39,7 +39,8 @@ def command(
     document = PrefetchRecord(ok=not failed, files=done).document()
     emit(document, as_json=as_json, show=lambda: _show(document))
     if failed:
-        raise NotFoundError(f"{len(failed)} of {len(done)} are missing: {', '.join(failed)}; the reasons stand above")
+        are = "is" if len(failed) == 1 else "are"
+        raise NotFoundError(f"{len(failed)} of {len(done)} {are} missing: {', '.join(failed)}; the reasons stand above")
     return document
 
 

@@ -152,7 +152,7 @@ def _show_shapes(console: Any, record: "ProbeRecord") -> None:
         calls.add_column(column, justify="right" if "GFLOP" in column else "left")
     for number, call in enumerate(record.field_calls, start=1):
         tensor = f"\\[{call.vectors}, N, {call.channels}]"
-        calls.add_row(str(number), f"{call.vectors:,}", f"{call.channels:,}", tensor, f"{call.gflop:,.1f}")
+        calls.add_row(str(number), f"{call.vectors:,}", f"{call.channels:,}", tensor, f"{call.gflop:,.3g}")
     console.print(calls)
     chunk = memory.field_chunk_bytes
     console.print(

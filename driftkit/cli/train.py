@@ -178,8 +178,8 @@ def _show_run(document: dict[str, Any]) -> None:
 GIB, TERA = 2**30, 1e12
 
 
-def budget_table(budget: Mapping[str, Any]) -> tuple[Table, str]:
-    """A column per number of GPUs or processes, and what the counts leave out."""
+def budget_table(budget: Mapping[str, Any]) -> tuple[Table | str, ...]:
+    """A column per number of GPUs or processes, what the counts leave out, and a line per piece of advice."""
     steps, shapes = budget["steps"], budget["shapes"]
     one = "GPU" if shapes["device"] == "cuda" else "process"
     many = "GPUs" if shapes["device"] == "cuda" else "processes"
@@ -210,4 +210,4 @@ def budget_table(budget: Mapping[str, Any]) -> tuple[Table, str]:
     where = "a GPU" if shapes["device"] == "cuda" else "a CPU"
     network = f"trained network: {shapes['parameters'] / 1e6:,.3g} M parameters"
     counted = f"memory: {shapes['dtype']} on {where}, without what lives for a moment only"
-    return table, "; ".join([network, counted, *budget["advice"], *budget["assumed"]])
+    return table, "; ".join([network, counted, *budget["assumed"]]), *budget["advice"]

@@ -150,7 +150,10 @@ def _describe(model: type[BaseModel], error: Any, origins: Mapping[str, str], ot
     if error["type"] == "extra_forbidden":
         if key in others:
             return f"config key {key}{where} is a setting of {others[key]}, which this run does not use"
-        return f"unknown config key {key}{where}{did_you_mean(key, config_keys(model))}"
+        known = config_keys(model)
+        ends = [other for other in known if other.endswith(f".{key}")]  # a key without its section
+        hint = f" (did you mean {' or '.join(ends)}?)" if ends else did_you_mean(key, known)
+        return f"unknown config key {key}{where}{hint}"
     shown = f"`{key}`" if origin == "option" else key or "config"  # the command line shows it as the option
     if error["type"] == "missing":
         return f"`{key}`: is required"

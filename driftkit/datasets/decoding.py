@@ -59,7 +59,7 @@ class _Decoder:
             raise ArtifactError(
                 f"{self.path}: {len(self.broken):,} of {self.count:,} images are broken: {shown}; {fix}"
             )
-        return (f"left out {len(self.broken):,} broken images: {shown}",)
+        return (f"left out {len(self.broken):,} broken image{'s' * (len(self.broken) != 1)}: {shown}",)
 
 
 def decoded_stream(

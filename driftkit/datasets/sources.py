@@ -127,6 +127,13 @@ def resolve(
     raise ArtifactError(f"{spec}: expected {_expected()}")
 
 
+def require_there(spec: str) -> None:
+    """Refuse a path that is not there, as `resolve` does, without opening what it names."""
+    parsed = parse_spec(spec)
+    if not any(kind.accepts(parsed) for kind in SOURCES.values()) and not parsed.path.exists():
+        resolve(spec, allow_download=False)
+
+
 def import_path(source: Source, data_dir: Path | None = None) -> Path:
     """The pack that an import of `source` goes to; its name holds a digest of what would be read."""
     key = digest_json({"layout": LAYOUT, "kind": source.kind, "digest": source.digest(), **source.recorded_options()})

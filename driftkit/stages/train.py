@@ -80,10 +80,10 @@ def train(
     with ranks.first_alone() if config.data.autoencoder else nullcontext():  # one download per cache
         config = with_latent_channels(config)
     run = Run(output)
-    plan_resume(run, config, resume, ranks)  # refuse before anything is written
+    plan_resume(run, config, resume, ranks, origins)  # refuse before anything is written
     with ExitStack() as held, ranks.naming_the_lost():
         together(lambda: held.enter_context(locked_folder(output)) if ranks.is_main else None, ranks)
-        plan = plan_resume(run, config, resume, ranks)
+        plan = plan_resume(run, config, resume, ranks, origins)
         ranks.barrier()  # no rank may look for a run that another has just begun
         _require_equal_plan(plan, config, ranks)
         if plan is None or not plan.is_finished:  # else no seconds go into an encoder that nobody needs

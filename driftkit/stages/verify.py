@@ -5,7 +5,7 @@ Everything is read, nothing is changed. Folders are searched for what driftkit k
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from driftkit.storage.run_folder import CHECKPOINTS, METRICS_FILE, Checkpoint, R
 from driftkit.storage.sample_forms import FORMS
 from driftkit.storage.unfinished_samples import SUFFIX as UNFINISHED
 
+README = "README.md"  # text about a folder, as in data/ and exports: never read
 NAMED = 3  # unknown files of a folder that are named
 CHECKPOINT_FILES = {"ema.safetensors", "raw.safetensors", "optimizer.safetensors", "state.json"}
 EXPORTED_FILES = {"ema.safetensors", "state.json"}  # of a run folder that `export` wrote
@@ -110,13 +111,13 @@ class _Verifier:
             return False
         return True
 
-    def folder(self, folder: Path) -> None:
-        """A folder of any kind, and all folders below it."""
+    def folder(self, folder: Path, listed: Set[Path] = frozenset()) -> None:
+        """A folder of any kind, and all folders below it, less the files that a record above it lists."""
         holds = {path.name for path in folder.iterdir()}
-        done: set[Path] = set()
+        done = set(listed)
         if "manifest.json" in holds:
             self.run(folder)
-            done = {folder / CHECKPOINTS, folder / METRICS_FILE}
+            done |= {folder / CHECKPOINTS, folder / METRICS_FILE}
         elif "card.json" in holds:
             self.feature_cache(folder)
             return
@@ -130,12 +131,12 @@ class _Verifier:
         for path in sorted(set(folder.iterdir()) - done):
             if is_temporary(path):
                 self.leftover(path)
-            elif is_lock(path) or (path.name == "README.md" and "model.json" in holds):
+            elif is_lock(path) or path.name == README:
                 continue
             elif path.name.endswith(UNFINISHED) and path.is_dir():
                 self.note(path, "unfinished", "images of a sampling: the same command goes on behind them")
             elif path.is_dir() and not _is_of_samples(path):
-                self.folder(path)
+                self.folder(path, done)
             elif not path.is_dir() and not self.file(path):
                 unknown.append(path.name)
         if unknown:

@@ -13,8 +13,10 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from driftkit.datasets.packs import ImagePack
+from driftkit.datasets.sources import resolve
 from driftkit.encoders.autoencoder import load_autoencoder
-from driftkit.errors import UsageError
+from driftkit.errors import NotFoundError, UsageError
 from driftkit.methods.base import BatchCost, Forward
 from driftkit.methods.registry import METHODS
 from driftkit.models.registry import build_network
@@ -107,7 +109,7 @@ def training_shapes(config: TrainConfig, *, device: str) -> tuple[Shapes, list[s
     yet, UsageError where there is no such encoder.
     """
     assumed = []
-    size = config.data.image_size
+    size = config.data.image_size or _size_in_pack(config.data.spec)
     if size is None:
         size = ASSUMED_IMAGE_SIZE
         assumed.append(f"images of {size} pixels (`data.image_size` is not set)")
@@ -150,6 +152,14 @@ def training_shapes(config: TrainConfig, *, device: str) -> tuple[Shapes, list[s
         micro_batch=config.trainer.micro_batch,
     )
     return shapes, assumed
+
+
+def _size_in_pack(spec: str) -> int | None:
+    """Side of the images of a pack, from its card; None where the spec is none, or names nothing that is here."""
+    with contextlib.suppress(NotFoundError):
+        found = resolve(spec, allow_download=False)
+        return found.image_size if isinstance(found, ImagePack) else None
+    return None
 
 
 def _dtype(precision: Precision, device: str) -> torch.dtype:

@@ -4,6 +4,7 @@ What decides the numbers must be the same. Fields marked with `OnResume` may dif
 that share the global batch.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,6 +25,7 @@ from driftkit.training.train_config import TrainConfig
 
 Resume = Literal["auto", "never"]
 
+NAMED = 3  # settings that differ
 BATCH = "trainer.batch_size"
 STEPS = "trainer.steps"
 INIT = "init_from"
@@ -40,8 +42,10 @@ class ResumePlan:
     notes: list[str]  # sentences on what has changed around it
 
 
-def plan_resume(run: Run, config: TrainConfig, resume: Resume, ranks: Ranks) -> ResumePlan | None:
-    """How to continue the run in a folder; None where there is none yet.
+def plan_resume(
+    run: Run, config: TrainConfig, resume: Resume, ranks: Ranks, origins: Mapping[str, str] | None = None
+) -> ResumePlan | None:
+    """How to continue the run in a folder; None where there is none yet. `origins` of the config order its errors.
 
     Raises UsageError where the folder holds something else, or a run that this command must not continue.
     """
@@ -55,7 +59,7 @@ def plan_resume(run: Run, config: TrainConfig, resume: Resume, ranks: Ranks) -> 
         raise UsageError(f"`resume` never: {run.path} already holds a run; give another `output` or remove it")
     manifest = Run.open(run.path).manifest()
     saved = flatten(manifest.config)
-    moved = _require_same_config(run, config)
+    moved = _require_same_config(run, config, origins or {})
     if manifest.world_size is None or manifest.global_batch is None or not isinstance(saved.get(BATCH), int):
         raise ArtifactError(
             f"{run.manifest_path}: expected world_size, global_batch and {BATCH}, got a manifest without one of them; "
@@ -89,7 +93,7 @@ def plan_resume(run: Run, config: TrainConfig, resume: Resume, ranks: Ranks) -> 
     )
 
 
-def _require_same_config(run: Run, config: TrainConfig) -> list[str]:
+def _require_same_config(run: Run, config: TrainConfig, origins: Mapping[str, str]) -> list[str]:
     """Refuse what decides the numbers; notes on places that differ, whose content `require_same_inputs` compares.
 
     A key that the manifest lacks, since it is of a version before, has its default.
@@ -104,7 +108,8 @@ def _require_same_config(run: Run, config: TrainConfig) -> list[str]:
         free.remove(STEPS)  # the last step decides the learning rate of those before
     places = marked_keys(config, OnResume.PLACE)
     moved, different = [], []
-    for key in sorted((saved.keys() | current.keys()) - free):
+    typed = ("option", "--set")  # what was typed is named first
+    for key in sorted((saved.keys() | current.keys()) - free, key=lambda key: (origins.get(key) not in typed, key)):
         before, now = saved.get(key), current.get(key)
         if before == now:
             continue
@@ -114,9 +119,11 @@ def _require_same_config(run: Run, config: TrainConfig) -> list[str]:
             why = f", and its {config.trainer.schedule} schedule ends at the last step" if key == STEPS else ""
             different.append(f"`{key}` was {before!r} and is {now!r} now{why}")
     if different:
+        sources.require_there(config.data.spec)  # a mistyped path is the first thing to say
+        more = f"; and {len(different) - NAMED} more" if len(different) > NAMED else ""
         raise UsageError(
-            f"{run.path} holds a run with another config ({'; '.join(different[:3])}); to train with the new settings, "
-            f"give another `output`, and `init_from` {run.path} to start from its weights"
+            f"{run.path} holds a run with another config ({'; '.join(different[:NAMED])}{more}); to train with the new "
+            f"settings, give another `output`, and `init_from` {run.path} to start from its weights"
         )
     return moved
 

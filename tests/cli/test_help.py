@@ -91,6 +91,7 @@ def test_usage_shows_once_that_words_may_repeat(command, usage):
         (["train", "--steps", "-1"], 2, "--steps"),
         (["train", "--objective", "drifft"], 2, "did you mean drift"),
         (["train", "--set", "trainer.stepz=3"], 2, "did you mean trainer.steps"),
+        (["train", "--set", "steps=3"], 2, "did you mean trainer.steps"),
         (["train", "--set", "nonsense"], 2, "section.key=value"),
         (["train", "--preset", "nope"], 2, "cpu"),
         (["train", "--resume", "maybe"], 2, "auto or never"),

@@ -25,4 +25,4 @@ def test_a_file_that_did_not_come_is_one_line_and_exit_3(site):  # noqa: F811
     lines = result.stdout.splitlines()
     assert [line for line in lines if line.startswith("missing mocov2: ") and "by --encoder-weights PATH" in line]
     assert [line for line in lines if line.startswith("fetched inception: inception.pth, ")]
-    assert result.stderr.splitlines()[-1].startswith("error: 1 of 2 are missing: mocov2")
+    assert result.stderr.splitlines()[-1].startswith("error: 1 of 2 is missing: mocov2")

@@ -183,7 +183,7 @@ def test_broken_images_are_left_out_with_their_labels_where_asked(pa, hub):
     assert torch.equal(pack.images, torch.from_numpy(PIXELS[[0, 2]].transpose(0, 3, 1, 2).copy()))
     assert (pack.labels.tolist(), pack.classes) == ([0, 2], ("ant", "bee", "cat"))
     name = "data/val-00000-of-00001.parquet: row 1 (not an image (empty file))"
-    assert pack.card.notes == (f"left out 1 broken images: {name}",)
+    assert pack.card.notes == (f"left out 1 broken image: {name}",)
     assert pack.card.source.options == {"split": "val", "skip_broken": True}
 
 

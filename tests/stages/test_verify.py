@@ -294,3 +294,13 @@ def test_the_files_of_a_comparison_are_compared_with_its_record(tmp_path):
     assert verify([Path("out")]).checked["file of a comparison"] == 1
     Path("out/report.html").write_text("<hxml>")
     assert [p.path for p in verify([Path("out")]).problems] == ["out/report.html"]
+
+
+def test_listed_files_of_subfolders_and_the_readme_of_a_folder_are_known():
+    for name in ("out/figures/scores.svg", "out/figures/other.svg", "data/README.md"):
+        write_bytes(Path(name), b"<svg>")
+    files = {"figures/scores.svg": {"sha256": sha256(b"<svg>"), "bytes": 5}}
+    ComparisonRecord(driftkit="0", created="now", runs=[], files=files).write(Path("out/compare.json"))
+    found = verify([Path("out"), Path("data")])
+    assert [(n.path, n.note) for n in found.notes] == [("out/figures", "files that are not driftkit's: other.svg")]
+    assert found.problems == []

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from driftkit.datasets.packs import PackSource, write_pack
 from driftkit.errors import UsageError
 from driftkit.methods.drifting import aggregated_drift
 from driftkit.methods.drifting.cost import FieldCost
@@ -208,6 +209,16 @@ def test_ranks_share_the_work_and_receive_the_rest():
     assert whole.network_flops == 8 * shared.network_flops
     with pytest.raises(UsageError, match="evenly"):
         budget(shapes, images=10, ranks=3)
+
+
+def test_the_size_of_images_is_that_of_the_pack(tmp_path):
+    images, labels = torch.zeros(2, 3, 16, 16, dtype=torch.uint8), torch.full((2,), -1)
+    source = PackSource(spec="photos", kind="folder", options={}, digest="0")
+    pack = write_pack(tmp_path / "photos.safetensors", images, labels, (), source=source, label="photos")
+    sets = ["objective.encoder=pixel", f"data.spec={pack.path}"]
+    shapes, assumed = training_shapes(resolve_config(objective="drift", assignments=sets)[0], device="cpu")
+    known = resolve_config(objective="drift", assignments=[*sets, "data.image_size=16"])[0]
+    assert (shapes, assumed) == (training_shapes(known, device="cpu")[0], [])
 
 
 @pytest.mark.parametrize(("positives", "advised"), [(None, False), (64, False), (1, True)])

@@ -369,3 +369,11 @@ def test_torchrun_trains_and_writes_one_run(tmp_path):
     manifest = Run(tmp_path / "run").manifest()
     assert manifest.world_size == 2
     assert manifest.images_seen == 16
+
+
+def test_a_path_that_is_not_there_goes_before_settings_that_differ_and_typed_ones_before_others(tmp_path):
+    train_tiny(tmp_path / "run", "ddpm")
+    line = ["train", "--objective", "ddpm", "--output", tmp_path / "run"]
+    assert "no such file or folder" in driftkit(*line, "--data", tmp_path / "photos.zip").stderr
+    other = driftkit(*line, "--data", "shapes", "--set", "seed=5").stderr
+    assert other.index("`--data`" if "`--data`" in other else "--data") < other.index(" more)")
