@@ -1,6 +1,7 @@
 """Tiny images, runs and command lines that many tests share."""
 
 import os
+import socket
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # torch reads it when it is imported, and so do the commands that tests start
@@ -72,6 +73,13 @@ def first_is_fast(*values: object) -> list[object]:
     first, *others = values
     wrap = [pytest.param(*(v if isinstance(v, tuple) else (v,)), marks=pytest.mark.slow) for v in others]
     return [first, *wrap]
+
+
+def free_port() -> int:
+    """A port that no program listens at."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
 
 
 def driftkit(*words: object):

@@ -12,7 +12,7 @@ import pytest
 
 from driftkit.errors import UsageError
 from driftkit.runtime.environment import Launch, read_launch
-from tests.conftest import TINY_DATA, driftkit, first_is_fast
+from tests.conftest import TINY_DATA, driftkit, first_is_fast, free_port
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 PROGRAM = """
@@ -28,12 +28,6 @@ def meet(timeout_s: float):
     ranks.stop()
 app.main()
 """
-
-
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 def start(rank, port, timeout_s):

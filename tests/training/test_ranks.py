@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import itertools
 import os
 import re
 import shutil
@@ -31,7 +30,7 @@ from driftkit.training.feed import Feed
 from driftkit.training.gradients import GradientExchange
 from driftkit.training.resume_plan import plan_resume
 from driftkit.training.train_config import resolve_config
-from tests.conftest import TINY_DATA, TINY_LOOP, TINY_UNET, driftkit, setting, train_tiny
+from tests.conftest import TINY_DATA, TINY_LOOP, TINY_UNET, driftkit, free_port, setting, train_tiny
 
 BATCH = 12
 MAE_SETS = ["model.base_channels=8", "model.num_classes=3", "objective.finetune_from=0", "objective.finetune_ramp=1"]
@@ -125,12 +124,11 @@ def test_ranks_share_one_field_and_one_gradient(tmp_path, monkeypatch):
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
 TRAIN = ["train", "--encoder", "pixel", *TINY_DATA, *TINY_UNET, *TINY_LOOP, "--checkpoint-every", "2"]
 STEPS = 24
-PORTS = itertools.count(31500 + os.getpid() % 1000)
 
 
 def launch(output, steps, *more, restarts=0):
     """Start two ranks that train into `output`."""
-    line = [*LAUNCH, f"--master-port={next(PORTS)}", f"--max-restarts={restarts}", "-m", "driftkit", *TRAIN,
+    line = [*LAUNCH, f"--master-port={free_port()}", f"--max-restarts={restarts}", "-m", "driftkit", *TRAIN,
             "--steps", str(steps), "--output", str(output), *more]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DRIFTKIT_DATA_DIR": str(Path(output).parent / "data")}
     return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
