@@ -121,7 +121,7 @@ class NonFiniteStepError(DriftkitError):
 
 
 class InterruptedRunError(DriftkitError):
-    """The run was told to stop and has saved its state; exit code 128 + the number of the signal."""
+    """The run was asked to stop and has saved its state; exit code 128 + the number of the signal."""
 
     code = "interrupted"
 

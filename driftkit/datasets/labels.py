@@ -1,4 +1,4 @@
-"""Labels that stand in files beside the images: EDM's and StyleGAN's dataset.json, webdataset's .cls and .json."""
+"""Labels that stand in files next to the images: EDM's and StyleGAN's dataset.json, webdataset's .cls and .json."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,10 +24,10 @@ class FileLabels:
 
 
 def read_labels(container: Container, files: Sequence[str], images: Sequence[str]) -> FileLabels | None:
-    """The classes that a dataset.json above all images gives them, or a .cls or .json beside each.
+    """The classes that a dataset.json above all images gives them, or a .cls or .json next to each.
 
     A dataset.json of EDM and StyleGAN holds as `labels` null, pairs `["00000/img00000000.png", 6]`, or a mapping of
-    names to labels; or it is that mapping. Beside 000001.jpg, 000001.cls holds a number; a 000001.json in a tar
+    names to labels; or it is that mapping. Next to 000001.jpg, 000001.cls holds a number; a 000001.json in a tar
     archive holds a number or a name for one of `LABEL_KEYS`, and is looked at where there is no .cls.
 
     Args:
@@ -82,15 +82,15 @@ def _from_samples(container: Container, files: Sequence[str], images: Sequence[s
     keys = list(map(sample_key, images))
     known = set(keys)
     for suffix in (".cls", ".json") if isinstance(container, Tar | Shards) else (".cls",):
-        beside = {file for file in files if file.endswith(suffix) and file[: -len(suffix)] in known}
+        label_files = {file for file in files if file.endswith(suffix) and file[: -len(suffix)] in known}
         classes: dict[str, str] = {}
-        for name, data in container.contents(beside) if beside else ():
+        for name, data in container.contents(label_files) if label_files else ():
             place = f"{container.path}: {name}"
             value = _number(data, place) if suffix == ".cls" else _label_in(_json(data, place))
             if value is not None:
                 classes[sample_key(name)] = class_name(value, place)
         if classes:
-            return FileLabels(sorted(beside), _of_all(images, keys, classes, f"{container.path}: {suffix} files"))
+            return FileLabels(sorted(label_files), _of_all(images, keys, classes, f"{container.path}: {suffix} files"))
     return None
 
 

@@ -329,7 +329,7 @@ def _in_names_of(network: Any, state: Mapping[str, torch.Tensor]) -> dict[str, t
     """Tensors of timm or of the authors under the network's names, in its shapes, without the classifier."""
     tensors = dict(state)
     family = sys.modules[type(network).__module__]
-    # On tensors of another network they may raise anything; these stay as they are, to be told from the network's.
+    # On tensors of another network they may raise anything; these stay as they are, unlike the network's.
     with contextlib.suppress(Exception):
         if "dinov2" in network.pretrained_cfg.get("architecture", ""):
             tensors = _with_dinov2_positions(tensors, network)

@@ -254,7 +254,7 @@ def showing(display: Display) -> Iterator[Display]:
 
 @contextlib.contextmanager
 def progress_bars() -> Iterator[Report]:
-    """Yield a function that takes reports of any number of works, told apart by their titles."""
+    """Yield a function that takes reports of any number of works, distinguished by their titles."""
     with contextlib.ExitStack() as opened:
         display = _shown or opened.enter_context(showing(_new_display()))
         before, failed = set(display.works), True
@@ -317,7 +317,7 @@ _in_all: InAll | None = None
 
 @contextlib.contextmanager
 def within(in_all: InAll) -> Iterator[None]:
-    """The command that runs within is a part of a whole, whose words every time left has beside it."""
+    """The command that runs within is a part of a whole, whose words every time left has next to it."""
     global _in_all
     before, _in_all = _in_all, in_all
     try:

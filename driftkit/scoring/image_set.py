@@ -228,7 +228,7 @@ def _read(target: Path) -> ImageSet:
 
 
 def _with_record(images: ImageSet, target: Path) -> ImageSet:
-    """The images of a folder, archive or array, with what the record of `driftkit sample` beside it says of them."""
+    """The images of a folder, archive or array, with what the record of `driftkit sample` next to it says of them."""
     path = target.with_name(f"{target.name}.json") if target.is_dir() else target.with_suffix(".json")
     if not (target.exists() and path.is_file() and read_json(path).get("kind") == SampleRecord.kind):
         return images

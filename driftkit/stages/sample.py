@@ -115,12 +115,12 @@ def sample(
     with locked_file(place):
         unfinished = UnfinishedSamples(place, request)
         # While it writes, a sampling has no record, and what is at its output is its own.
-        if config.output is not None and (form.beside(config.output, ".json").exists() or not unfinished.exists):
+        if config.output is not None and (form.next_to(config.output, ".json").exists() or not unfinished.exists):
             _require_replaceable(config.output, form)
             finished = _finished_folder(config.output, form, request)
             if finished is not None:
                 unfinished.finish()
-                return Samples(config.output, form.beside(config.output, ".png"), finished, finished.num_images)
+                return Samples(config.output, form.next_to(config.output, ".png"), finished, finished.num_images)
         # Whole batches, so that every image is made among the same others as without the stop.
         first = min(unfinished.count, config.num_images - 1) // config.batch_size * config.batch_size
         if first:
@@ -165,7 +165,7 @@ def sample(
                 unfinished.give_up()
             raise
         unfinished.finish()
-    return Samples(output, form.beside(output, ".png"), written.record, first)
+    return Samples(output, form.next_to(output, ".png"), written.record, first)
 
 
 def _request(run: "Run", config: SampleConfig, device: "torch.device") -> dict[str, Any]:
@@ -185,7 +185,7 @@ def _require_replaceable(output: Path, form: "SampleForm") -> None:
     from driftkit.storage.records import SampleRecord
     from driftkit.storage.writable import require_replaceable
 
-    record, grid = form.beside(output, ".json"), form.beside(output, ".png")
+    record, grid = form.next_to(output, ".json"), form.next_to(output, ".png")
     require_replaceable(output if form.suffix else record, "`output`", "samples")
     if grid.exists() and not record.exists():
         raise UsageError(f"`output` {output}: {grid}, where the grid goes, is no grid of samples; give another name")
@@ -203,7 +203,7 @@ def _finished_folder(output: Path, form: "SampleForm", request: Mapping[str, Any
 
     if not _is_filled(output, form):
         return None
-    record_path = form.beside(output, ".json")
+    record_path = form.next_to(output, ".json")
     if not record_path.is_file():
         raise UsageError(f"`output` {output}: {OTHER_THINGS}")
     record = SampleRecord.read(record_path)

@@ -43,7 +43,7 @@ CHECKPOINT_FILES = {"ema.safetensors", "raw.safetensors", "optimizer.safetensors
 EXPORTED_FILES = {"ema.safetensors", "state.json"}  # of a run folder that `export` wrote
 ATTEMPTS = 3  # at a run that is trained meanwhile
 COPY = "restore it from a copy"
-# Records that name the files beside them by checksum, and their kinds.
+# Records that name the files next to them by checksum, and their kinds.
 LISTED = {"model.json": "export", "compare.json": "comparison", "toy.json": "toy", "toys.json": "toy"}
 AGAIN = {
     "toy": "driftkit toy makes it again",
@@ -357,9 +357,9 @@ def _saved(run: Path) -> tuple[RunManifest | None, list[Checkpoint]]:
 
 
 def _is_of_samples(path: Path) -> bool:
-    """Whether a record beside it says that a folder or file is of samples."""
+    """Whether a record next to it says that a folder or file is of samples."""
     for form in FORMS.values():
-        record = form.beside(path, ".json")
+        record = form.next_to(path, ".json")
         if form.suffix == ("" if path.is_dir() else path.suffix) and record.is_file():
             with contextlib.suppress(ArtifactError):  # reported as a file
                 return SampleRecord.read(record).format == form.name

@@ -86,12 +86,12 @@ def write_samples(
 
     The grid has 64 images, or with labels a row per class; see `class_rows`. The record comes last.
     """
-    record_path = form.beside(path, ".json")
+    record_path = form.next_to(path, ".json")
     with locked_file(path):
         record_path.unlink(missing_ok=True)  # an old record must never stand next to new images
         form.write(path, images, labels, advance)
         shown = images[:GRID_IMAGES] if labels is None else class_rows(images, labels)
-        save_grid(form.beside(path, ".png"), shown, columns=GRID_COLUMNS)
+        save_grid(form.next_to(path, ".png"), shown, columns=GRID_COLUMNS)
         record = SampleRecord(**{**info, "format": form.name, **file_record(path)})
         record.write(record_path)
     return SampleSet(path, images, record, labels)

@@ -39,7 +39,7 @@ class SampleForm:
     suffix: str  # of its files; empty for a folder
     write: Write
 
-    def beside(self, path: Path, suffix: str) -> Path:
+    def next_to(self, path: Path, suffix: str) -> Path:
         """The record or grid of samples in this form."""
         return path.with_suffix(suffix) if self.suffix else path.with_name(path.name + suffix)
 

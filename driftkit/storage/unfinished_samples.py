@@ -1,4 +1,4 @@
-"""Images of a sampling that is not finished: kept beside its output, so that the same request goes on behind them.
+"""Images of a sampling that is not finished: kept next to its output, so that the same request goes on behind them.
 
 They lie in a hidden folder until the output is written whole. Nothing unfinished ever has the output's name.
 """

@@ -112,7 +112,7 @@ class SampleGrids(Hook):
     """Saves what the averaged network generates from the same noise every so many steps; trackers get copies.
 
     All grids together take at most a tenth of the time that this process has trained, or 10 seconds where that is
-    more, beside one image each. What an image costs is measured before each grid, on a row of 8. Where the time left
+    more, next to one image each. What an image costs is measured before each grid, on a row of 8. Where the time left
     for all is too short, whole rows are drawn from the first on, or where even one row takes longer as many images as
     fit, at least one. The places of the others stay white. So the number of images depends on the machine, and never
     the images themselves.

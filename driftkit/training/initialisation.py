@@ -75,7 +75,7 @@ def initialise(
     """Load weights into a freshly initialised network.
 
     Parameters of its condition embedding that the source lacks, or has with another meaning, keep their values, and
-    those that only the source has are not taken; classes are told apart by name. Everything else must fit.
+    those that only the source has are not taken; classes are matched by name. Everything else must fit.
 
     Args:
         config: of the network.

@@ -27,7 +27,7 @@ class ToyPictures(Record):
     kind: ClassVar[str] = "toy pictures"
 
     path: str = Field("", description="the animation")
-    files: dict[str, dict[str, Any]] = Field({}, description="file beside the record -> its sha256 and size in bytes")
+    files: dict[str, dict[str, Any]] = Field({}, description="file next to the record -> its sha256 and size in bytes")
 
 
 class ToyRecord(ToyPictures):

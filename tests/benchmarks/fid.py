@@ -1,4 +1,4 @@
-"""What a score costs beside the network's forward pass: `python -m tests.benchmarks fid`.
+"""What a score costs next to the network's forward pass: `python -m tests.benchmarks fid`.
 
 10,000 samples of 32x32 pixels against 10,000 real images whose statistics are kept, and 50,000 training images among
 which copies are looked for. Inception's own forward pass takes a quarter of an hour on two cores, so it is timed on 256

@@ -16,7 +16,7 @@ RESULTS = Path("outputs/benchmarks")
 
 @dataclass(frozen=True)
 class Row:
-    """One figure beside its baseline of the same run."""
+    """One figure next to its baseline of the same run."""
 
     benchmark: str
     case: str

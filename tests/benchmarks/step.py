@@ -1,6 +1,6 @@
 """A training step against a plain loop, and what --micro-batch and --cache-features change in it.
 
-`python -m tests.benchmarks step`. Every figure stands beside the plain step of the same run; each training is a process
+`python -m tests.benchmarks step`. Every figure stands next to the plain step of its run; each training is a process
 of its own, so that its peak memory is its own. The encoder is an untrained MAE, the images are generated: neither
 changes the cost. DRIFTKIT_BENCH_DEVICE names another device than the one found.
 """

@@ -1,4 +1,4 @@
-"""Weights as training programs leave them: in other modules, next to other parts, in containers, beside options."""
+"""Weights as training programs leave them: in other modules, next to other parts, in containers, next to options."""
 
 import argparse
 

@@ -128,7 +128,7 @@ def trends_of(samples: Sequence[Sample]) -> tuple[Trend, ...]:
 
 
 def write_results(result: Soak, samples: Sequence[Sample], folder: Path) -> Path:
-    """The verdict and the series as FOLDER/OBJECTIVE.json, and a figure of them beside it."""
+    """The verdict and the series as FOLDER/OBJECTIVE.json, and a figure of them next to it."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{result.objective}.json"
     path.write_text(json.dumps({**asdict(result), "samples": [asdict(s) for s in samples]}) + "\n", encoding="utf-8")

@@ -32,7 +32,7 @@ class Trend:
 
     @property
     def flat(self) -> bool:
-        """Whether it grows no more than allowed, or so little beside its ups and downs that nobody can tell."""
+        """Whether it grows no more than allowed, or so little next to its ups and downs that nobody can tell."""
         return self.growth <= self.allowed or self.slope <= SURE * self.error
 
 

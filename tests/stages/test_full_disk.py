@@ -56,7 +56,7 @@ def fill(place, leave=0):
 
 
 def refused(result, *says):
-    """One line on stderr beside progress, and code 4."""
+    """One line on stderr next to progress, and code 4."""
     assert result.exit_code == 4, result.output
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1

@@ -65,10 +65,10 @@ def test_every_form_holds_the_same_pixels_and_labels(trained):
     for name, output in OUTPUTS.items():
         done = sample(trained / "classes", output, "--class", "all")
         assert done.exit_code == 0, done.output
-        beside = Path(output).with_suffix("")
-        record = SampleRecord.read(beside.with_suffix(".json"))
+        stem = Path(output).with_suffix("")
+        record = SampleRecord.read(stem.with_suffix(".json"))
         assert (record.format, record.num_images, record.asked_classes) == (name, 10, ("all",))
-        assert beside.with_suffix(".png").is_file()
+        assert stem.with_suffix(".png").is_file()
     held = {name: pixels(Path(output)) for name, output in OUTPUTS.items()}
     assert held["safetensors"].std() > 0
     for array in held.values():

@@ -156,7 +156,7 @@ SMALL_UNET = ["data.image_size=32", "model.base_channels=32", "model.dropout=0"]
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_gpu_keeps_what_its_autocast_and_attention_keep(precision):
-    """Of a GPU that is not here: norms in float32 beside bfloat16 products, and no matrix of attention weights."""
+    """Of a GPU that is not here: norms in float32 next to bfloat16 products, and no matrix of attention weights."""
     counts = {}
     for sides in ("[16]", "[]"):
         more = [f"model.attention_resolutions={sides}", f"trainer.precision={precision}"]
