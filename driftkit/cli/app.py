@@ -86,7 +86,9 @@ def _understood(error: Exception, words: Sequence[str]) -> DriftkitError:
     if hasattr(error, "format_message"):  # typer's usage errors
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "driftkit"
-        return UsageError(f"{_usage_message(error, words)} (see {command} --help)")
+        if not (message := _usage_message(error, words)):  # the help was printed, for a line without a command
+            message = "no command is given"
+        return UsageError(f"{message} (see {command} --help)")
     if type(error).__name__ == "Abort":  # click's word for Ctrl-C where no handler of ours stands
         return InterruptedRunError("interrupted", EXIT_INTERRUPTED)
     if shortage := _shortage(error):

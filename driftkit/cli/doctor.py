@@ -121,5 +121,8 @@ def _files(files: "list[PublishedItem]") -> "Table":
 
 
 def _short(path: str) -> str:
+    inside = path.partition("/site-packages/")[2]
+    if inside:
+        return f"Python package {inside.partition('/')[0]}"
     home = os.path.expanduser("~")
     return f"~{path.removeprefix(home)}" if path.startswith(f"{home}/") else path

@@ -105,7 +105,7 @@ def command(
     """
     from driftkit.config.layers import flatten
     from driftkit.errors import UsageError
-    from driftkit.stages.train import train
+    from driftkit.stages.train import missing_inputs, train
     from driftkit.storage.writable import require_writable
     from driftkit.training.train_config import default_output, resolve_config
 
@@ -125,7 +125,7 @@ def command(
             return None
         values = resolved.model_dump(mode="json")
         document: dict[str, Any] = {"output": str(folder), "config": values, "origins": origins}
-        document |= _budget(resolved, device)
+        document |= _budget(resolved, device) | {"missing": missing_inputs(resolved)}
         emit(document, as_json=as_json, show=lambda: _show_plan(flatten(values), origins, folder, document))
         return document
     require_writable(folder, "`output`", folder=True)
@@ -164,6 +164,8 @@ def _show_plan(values: dict[str, Any], origins: dict[str, str], folder: Path, do
         open_console(most=100).print(escape(f"cost of a step unknown: {document['budget_unknown']}"))
     else:
         open_console(most=100).print(*budget_table(document["budget"]), sep="\n")
+    for line in document["missing"]:
+        open_console(most=100).print(f"[yellow]missing:[/] {escape(line)}")
 
 
 def _show_run(document: dict[str, Any]) -> None:

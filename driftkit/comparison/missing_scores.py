@@ -42,12 +42,14 @@ def fill_missing(
         UsageError: a wrong name of either.
     """
     assert config.reference is not None
+    image_size = resized_to(runs)
     evaluators = open_evaluators(
         config.reference,
         config.extractor,
         options=ScoringOptions(allow_collapsed=config.allow_collapsed),
         extractor_weights=config.extractor_weights,
         execution=ScoringExecution(default_batch_size(device), device, report=report, notify=notify),
+        image_size=image_size,
     )
     num_images = config.num_images or DEFAULT_NUM_IMAGES
     missing: list[tuple[RunSummary, SamplerSetup, list[Evaluator]]] = []
@@ -64,6 +66,8 @@ def fill_missing(
         for setup in setups:
             lacking = [e for e, scored in zip(evaluators, done, strict=True) if setup not in scored]
             missing += [(run, setup, lacking)] if lacking else []
+    if missing:
+        notify(_announcement(len(missing), num_images, evaluators[0].reference.info.count))
     for run, setup, lacking in missing:
         report("scores", 0, len(missing), unit="scores")
         sampling = SamplingConfig(
@@ -76,6 +80,23 @@ def fill_missing(
             problems.append(f"{run.label} was not scored ({which}): {error}")
         report("scores", 1, len(missing), unit="scores")
     return problems
+
+
+def resized_to(runs: Sequence[RunSummary]) -> int | None:
+    """The side in pixels to which the training images of all runs were resized; None where any was not, or they differ.
+
+    A reference of other sizes is resized alike, as `fid` does when it is asked to.
+    """
+    sizes = {run.config.get("data.image_size") for run in runs}
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+def _announcement(scores: int, num_images: int, reference_count: int | None) -> str:
+    """How much is about to be sampled, for those who named no count."""
+    line = f"{scores} {'score' if scores == 1 else 'scores'} to make, of {num_images:,} images each"
+    if reference_count is not None and reference_count < num_images:
+        return f"{line}, more than the {reference_count:,} of the reference; --num-images asks for fewer"
+    return f"{line}; --num-images asks for fewer"
 
 
 def setups_of(

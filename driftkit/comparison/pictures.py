@@ -147,13 +147,17 @@ def same_noise_samples(
         matches = samples.record.model_dump(include=set(expected)) == expected
         if matches and not samples.record.sampler_options:
             best = samples if best is None or len(samples.images) > len(best.images) else best
-    if best is not None and len(best.images) >= NEIGHBOUR_COLUMNS:
-        return best.images[:GRID_IMAGES], best.record.model_dump()
-    with progress(f"sampling {run.label}", GRID_IMAGES) as advance:
-        return generate(
-            run.folder, num_images=GRID_IMAGES, seed=SEED, weights=weights, batch_size=GRID_IMAGES, device=device,
-            advance=advance,
-        )  # fmt: skip
+    if best is None or len(best.images) < GRID_IMAGES:
+        try:
+            with progress(f"sampling {run.label}", GRID_IMAGES) as advance:
+                return generate(
+                    run.folder, num_images=GRID_IMAGES, seed=SEED, weights=weights, batch_size=GRID_IMAGES,
+                    device=device, advance=advance,
+                )  # fmt: skip
+        except ArtifactError:  # its weights are gone: fewer images are better than none
+            if best is None or len(best.images) < NEIGHBOUR_COLUMNS:
+                raise
+    return best.images[:GRID_IMAGES], best.record.model_dump()
 
 
 def _neighbours_of_run(

@@ -144,7 +144,7 @@ def open_runs(paths: Sequence[Path]) -> OpenedRuns:
     seen: set[Path] = set()
 
     def skip(path: Path, reason: object) -> None:
-        result.skipped.append({"path": str(path), "reason": str(reason)})
+        result.skipped.append({"path": str(path), "reason": str(reason).removeprefix(f"{path}: ")})
 
     for path in paths:
         if path.resolve() in seen:

@@ -174,9 +174,11 @@ def fid(
 def _require_consistent(target: Path, config: FidConfig) -> None:
     """Refuse before the hours of scoring what needs neither images nor weights, or results that cannot be written."""
     from driftkit.datasets.sources import resolve
-    from driftkit.scoring.image_set import is_run, is_there
+    from driftkit.scoring.image_set import is_run, is_there, require_target
     from driftkit.storage.writable import require_replaceable, require_writable
 
+    if is_run(target):  # what it cannot do is said before weights are asked for that it does not need
+        require_target(target, config, reference_size=None)
     if len(config.extractor) > 1 and (config.extractor_weights or config.write_statistics):
         key = "extractor_weights" if config.extractor_weights else "write_statistics"
         raise UsageError(f"`{key}`: belongs to one extractor, got {', '.join(config.extractor)}; give one `extractor`")

@@ -12,10 +12,13 @@ from torch import nn
 
 from driftkit.config.layers import flatten
 from driftkit.config.settings import OnResume, marked_keys
-from driftkit.datasets.packs import ImagePack
-from driftkit.datasets.sources import open_dataset
+from driftkit.datasets.cifar10 import Cifar10Source
+from driftkit.datasets.packs import ImagePack, is_finished
+from driftkit.datasets.sources import import_path, open_dataset, resolve
 from driftkit.encoders.autoencoder import Autoencoder
-from driftkit.errors import InterruptedRunError, StorageError, UsageError
+from driftkit.encoders.encoder_config import EncodersConfig
+from driftkit.encoders.registry import published_file
+from driftkit.errors import ArtifactError, InterruptedRunError, StorageError, UsageError
 from driftkit.methods.base import BuiltObjective, Setting
 from driftkit.methods.registry import METHODS
 from driftkit.models.registry import build_network
@@ -54,6 +57,33 @@ class TrainResult:
     run: Run
     resumed_from: int | None  # steps that it had before; None where it is new
     ranks: Ranks
+
+
+def missing_inputs(config: TrainConfig) -> list[str]:
+    """A sentence for the images and for the weights of each encoder that are not on this machine; nothing is fetched.
+
+    Raises UsageError where a name or a setting of the images does not fit.
+    """
+    missing = []
+    try:
+        source = resolve(config.data.spec, image_size=config.data.image_size, allow_download=False)
+        if isinstance(source, Cifar10Source) and source.path is None and not is_finished(import_path(source)):
+            missing.append("CIFAR-10 is not here; `driftkit prefetch cifar10` fetches it")
+    except ArtifactError as error:
+        missing.append(str(error))
+    encoders = config.objective.each() if isinstance(config.objective, EncodersConfig) else ()
+    for encoder in encoders:
+        if encoder.random_weights:
+            continue
+        if encoder.encoder_weights is not None:
+            if not Path(encoder.encoder_weights).is_file():
+                missing.append(f"weights of {encoder.encoder}: {encoder.encoder_weights} is not there")
+            continue
+        file = published_file(encoder.encoder)
+        if file is not None and file.locate() is None:
+            name = encoder.encoder
+            missing.append(f"weights of {name} are not here; `driftkit prefetch {name}` fetches them")
+    return missing
 
 
 def train(

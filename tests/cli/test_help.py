@@ -85,6 +85,7 @@ def test_usage_shows_once_that_words_may_repeat(command, usage):
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
+        ([], 2, "no command is given"),
         (["trian"], 2, "Did you mean 'train'"),
         (["train", "--stepz", "3"], 2, "--stepz"),
         (["train", "--steps", "many"], 2, "many"),

@@ -1,11 +1,14 @@
 """What `compare --evaluate` makes, and what it leaves alone."""
 
 import pytest
+from PIL import Image
 
+from driftkit.comparison.compare_config import CompareConfig
 from driftkit.comparison.missing_scores import SamplerSetup, setups_of
 from driftkit.comparison.run_summary import open_runs
 from driftkit.errors import ArtifactError
 from driftkit.scoring import evaluator
+from driftkit.stages.compare import compare
 from driftkit.storage.files import read_json
 from driftkit.storage.run_folder import Run
 from tests.comparison.comparing import compare_runs
@@ -91,3 +94,27 @@ def test_scored_setups_are_timed_with_equal_settings(runs, missing, tmp_path):
     assert {("drift", "one-step", 1), ("ddpm", "dpm-solver", 2), ("ddpm", "ddim", 50)} <= timed
     assert next(r for r in record.records if r["run"] == "drift")["images_per_second"] > 0
     assert read_json(tmp_path / "out" / "compare.json")["speed"]["settings"]["batch_size"] == 2
+
+
+def test_what_is_about_to_be_sampled_is_said_with_its_count(runs, missing, tmp_path):
+    lines = []
+    config = CompareConfig.model_validate({**missing, "speed": False, "neighbours": False, "num_images": 70})
+    config = config.model_copy(update={"output": tmp_path / "out"})
+    compare(runs, config, notify=lines.append)
+    assert any("5 scores to make, of 70 images each, more than the 64 of the reference" in line for line in lines)
+    again = []
+    compare(runs, config, notify=again.append)
+    assert not any("to make" in line for line in again)
+
+
+def test_a_reference_of_mixed_sizes_is_resized_as_the_training_images_were(missing, tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in range(24):
+        size = (20 + number, 30)
+        Image.effect_noise(size, 60).convert("RGB").save(photos / f"{number}.png")
+    train_tiny(tmp_path / "run", "drift", "--data", photos, "--image-size", 8)
+    result = compare_runs([tmp_path / "run"], tmp_path / "out", **{**missing, "reference": str(photos)})
+    (table,) = result.record.score_tables
+    assert [row.run for row in table.rows] == ["run"]
+    assert not any("was not scored" in note for note in result.record.notes)

@@ -118,3 +118,15 @@ def test_grids_show_the_weights_that_are_compared(tmp_path, more):
     summary = summarise(Run(tmp_path / "run"), label="run")
     (grid,) = make_pictures([summary], config, torch.device("cpu"), no_report).grids
     assert "raw weights" in grid.caption
+
+
+def test_a_grid_has_64_images_where_fewer_were_sampled_and_these_where_the_weights_are_gone(tmp_path):
+    train_tiny(tmp_path / "run", "drift")
+    assert driftkit("sample", tmp_path / "run", "-n", 8, "--device", "cpu").exit_code == 0
+    summary = summarise(Run(tmp_path / "run"), label="run")
+    images, _ = same_noise_samples(summary, torch.device("cpu"))
+    assert len(images) == 64
+    for file in (tmp_path / "run" / "checkpoints").rglob("*.safetensors"):
+        file.unlink()
+    kept, _ = same_noise_samples(summary, torch.device("cpu"))
+    assert torch.equal(kept, images[:8])

@@ -176,6 +176,7 @@ def test_what_is_no_run_is_skipped_with_its_reason(runs):
     reasons = [entry["reason"] for entry in result.record.skipped]
     for words, reason in zip(("no manifest.json", "no such run folder", "given before"), reasons, strict=True):
         assert words in reason
+        assert str(runs) not in reason.partition(";")[0]  # the path stands before it
     text = result.report.read_text()
     assert "no such run folder" in text
 

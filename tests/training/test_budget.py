@@ -253,3 +253,23 @@ def test_dry_run_prints_the_budget_and_says_when_it_cannot(monkeypatch):
     missing = driftkit("train", "--dry-run", "--encoder", "outputs/none")
     assert missing.exit_code == 0
     assert "cost of a step unknown" in missing.stdout
+
+
+def test_a_dry_run_names_the_weights_and_images_that_are_not_here(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setenv("DRIFTKIT_DATA_DIR", str(tmp_path / "data"))
+
+    def missing(*words):
+        document = json.loads(driftkit("train", "--dry-run", "--preset", "cpu", "--json", *words).stdout)
+        return document["missing"]
+
+    assert missing("--encoder", "efficientnet-lite0", "--data", "shapes") == []
+    weights, images = sorted(missing("--encoder", "mocov2"), reverse=True)
+    assert "weights of mocov2" in weights
+    assert "driftkit prefetch mocov2" in weights
+    assert "driftkit prefetch cifar10" in images
+    assert missing("--encoder", "mocov2", "--random-weights", "--data", "shapes") == []
+    named = missing("--encoder", "mocov2", "--encoder-weights", tmp_path / "no.pth", "--data", tmp_path / "no-photos")
+    assert [("no.pth" in line, "no-photos" in line) for line in named] == [(False, True), (True, False)]
+    shown = driftkit("train", "--dry-run", "--preset", "cpu", "--encoder", "mocov2", "--data", "shapes").stdout
+    assert "missing: weights of mocov2" in shown
