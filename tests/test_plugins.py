@@ -126,9 +126,9 @@ def test_the_command_line_knows_what_a_file_beside_it_registers(tmp_path):
 
 
 def test_the_examples_work_inside_the_package_as_the_guide_says(tmp_path):
-    """Network and method as written; of the others the file names the row, and the registry imports and lists it."""
+    """Network and method as written; the other files name their row, and the registry imports and lists it."""
     package = shutil.copytree(GUIDE.parent, tmp_path / "driftkit", ignore=shutil.ignore_patterns("__pycache__"))
-    network, method, _, metric, _ = examples()
+    network, method, encoder, metric, source = examples()
 
     def change(name, old, new):
         text = (package / name).read_text()
@@ -146,19 +146,47 @@ def test_the_examples_work_inside_the_package_as_the_guide_says(tmp_path):
     (package / "methods" / "mixture" / "method.py").write_text(method)
     last = "import driftkit.methods.classifier.method\n"
     change("methods/registry.py", last, f"{last}import driftkit.methods.mixture.method\n")
-    named = metric.replace("from driftkit.metrics.registry import METRICS\n", "")
-    named = named.replace('METRICS["mean-distance"]', "MEAN_DISTANCE")
-    (package / "metrics" / "mean_distance.py").write_text(named)
+
+    def place(name, example, row):
+        """Write the example as a file that names its row: `TABLE["key"] = ...` becomes `row = ...`."""
+        text, found = re.subn(r'^[A-Z_]+\["[a-z-]+"\] = ', f"{row} = ", example, flags=re.MULTILINE)
+        assert found == 1
+        text = re.sub(r"^from \S+ import (METRICS|ENCODERS|SOURCES)\n", "", text, flags=re.MULTILINE)
+        (package / name).write_text(text)
+
+    place("metrics/mean_distance.py", metric, "MEAN_DISTANCE")
     change(
         "metrics/registry.py",
         "from driftkit.metrics.memor",
         "from driftkit.metrics.mean_distance import MEAN_DISTANCE\nfrom driftkit.metrics.memor",
     )
     change("metrics/registry.py", "MEMORIZATION)", "MEMORIZATION, MEAN_DISTANCE)")
+    encoder, corner = encoder.split("\n\ndef corner", 1)
+    function, row = f"def corner{corner}".split('FEATURE_SETS["corner"] = ')
+    change("encoders/feature_sets.py", "\nFEATURE_SETS = {", f"\n{function}FEATURE_SETS = {{")
+    change(
+        "encoders/feature_sets.py", '        FeatureSet("last",', f'        {row.strip()},\n        FeatureSet("last",'
+    )
+    place("encoders/coarse.py", encoder.replace("FEATURE_SETS, FeatureGroup, FeatureSet", "FeatureGroup"), "COARSE")
+    last = "from driftkit.encoders.encoder_config import"
+    change("encoders/registry.py", last, f"from driftkit.encoders.coarse import COARSE\n{last}")
+    change("encoders/registry.py", '    "timm": TIMM', '    "coarse": COARSE,\n    "timm": TIMM')
+    place("datasets/stripes.py", source, "STRIPES")
+    last = "from driftkit.datasets.spec import"
+    change("datasets/sources.py", last, f"from driftkit.datasets.stripes import STRIPES\n{last}")
+    change("datasets/sources.py", '    "shapes": SHAPES_KIND', '    "stripes": STRIPES,\n    "shapes": SHAPES_KIND')
+
+    begin = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from driftkit.cli.app import main; main()"
+    line = ["train", "--encoder", "coarse", "--data", "stripes?count=64", *TINY_LOOP, "--device", "cpu"]
+    line += ["--set", "model.kind=convnet", "--steps", 1, "--output", "run"]
+    result = run_python(tmp_path, "-c", begin, *map(str, line))
+    assert result.returncode == 0, result.stderr
+    manifest = read_json(tmp_path / "run" / "manifest.json")
+    assert (manifest["encoder"]["feature_set"], manifest["config"]["model"]["kind"]) == ("corner", "convnet")
+
     check = (
         "from driftkit.methods.registry import METHODS; from driftkit.metrics.registry import METRICS; "
-        "from driftkit.models.registry import MODELS; "
-        "print('mixture' in METHODS, 'mean-distance' in METRICS, 'convnet' in MODELS)"
+        "print('mixture' in METHODS, 'mean-distance' in METRICS)"
     )
     result = run_python(tmp_path, "-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {check}")
-    assert result.stdout.split() == ["True"] * 3, result.stderr
+    assert result.stdout.split() == ["True"] * 2, result.stderr
