@@ -54,6 +54,10 @@ class DriftingConfig(EncodersConfig, GenerativeConfig):
     taus: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (0.02, 0.05, 0.2), min_length=1, description="temperatures over the mean distance"
     )
+    later_taus: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(
+        None, min_length=1, description="temperatures after later_from steps; None: taus to the end"
+    )
+    later_from: int = Field(0, ge=0, description="steps after which later_taus hold")
     scale_over: Literal["map", "location"] = Field("location", description="who shares feature and drift scales")
     affinity_floor: float = Field(
         0.0, ge=0, lt=1, description="lower bound of the affinities; the authors' release: 1e-3"
@@ -78,7 +82,13 @@ class DriftingConfig(EncodersConfig, GenerativeConfig):
             raise ValueError(
                 "unconditional: these images have weight 0 without guidance; set guidance_max, or 0 images"
             )
+        if (self.later_taus is None) != (self.later_from == 0):
+            raise ValueError("later_taus and later_from: are given together: temperatures, and the steps before them")
         return self
+
+    def taus_at(self, step: int) -> tuple[float, ...]:
+        """The temperatures of a step, which counts from 0."""
+        return self.taus if self.later_taus is None or step < self.later_from else self.later_taus
 
     @property
     def trains_guidance(self) -> bool:

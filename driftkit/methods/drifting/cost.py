@@ -152,6 +152,8 @@ def drifting_workload(config: DriftingConfig, network: nn.Module, image_size: in
     if config.vectors_per_group is not None:
         groups = [replace(group, values=group.values[: config.vectors_per_group]) for group in groups]
     calls = tuple((c.vectors, c.channels) for c in field_calls(groups))
+    taus = max(config.taus, config.later_taus or (), key=len)
+    narrowest = min(*config.taus, *(config.later_taus or ()))
     return Workload(
         one_forward(network),
         encoders=encoders.encoders,
@@ -159,14 +161,14 @@ def drifting_workload(config: DriftingConfig, network: nn.Module, image_size: in
         regenerates=True,
         batch=FieldCost(
             calls,
-            num_taus=len(config.taus),
+            num_taus=len(taus),
             by_class=config.class_conditional,
             groups=config.groups or (ASSUMED_CLASSES if config.class_conditional else 1),
             positives=read_positives(config.positives)[0],
             unconditional=config.unconditional,
             caches_real=config.cache_features,
             shared=config.scale_over == "map",
-            wide=Affinity(config.kernel).sharpness(min(config.taus)) > MAX_SHARPNESS,
+            wide=Affinity(config.kernel).sharpness(narrowest) > MAX_SHARPNESS,
             chunk_bytes=config.field_chunk_mib * 2**20 if config.field_chunk_mib else None,
         ),
     )

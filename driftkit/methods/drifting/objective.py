@@ -188,7 +188,7 @@ class Drifting:
             for group, grad in zip(gen.groups, x.grad.split(sizes), strict=True):
                 gradients[group.name] = grad.unflatten(0, (-1, self.own_groups)).flatten(1, 2)
         terms = {name: term.detach() for name, term in terms.items()}
-        health = self._health(stats)
+        health = self._health(stats, self.config.taus_at(step))
         if y_pos.shape[1] > 1:  # a single image has no spread
             spreads = [(ours / real.clamp(min=SMALLEST_VARIANCE)).sqrt() for ours, real in variances]
             health["spread"] = self.ranks.mean(torch.stack(spreads).mean())
@@ -243,7 +243,7 @@ class Drifting:
             return aggregated_drift(
                 x,
                 y_pos,
-                taus=config.taus,
+                taus=config.taus_at(step),
                 scale_over=sharing,
                 affinity_floor=config.affinity_floor,
                 kernel=config.kernel,
@@ -263,7 +263,9 @@ class Drifting:
                 names += [f"{side} features {name}" for name in sorted(found)]
             raise NonFiniteStepError(names, step) from None
 
-    def _health(self, stats: Sequence[tuple[FeatureGroup, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    def _health(
+        self, stats: Sequence[tuple[FeatureGroup, torch.Tensor]], taus: Sequence[float]
+    ) -> dict[str, torch.Tensor]:
         """Means over the fields of each map, over maps, and over both by temperature, of all ranks."""
         shared = self.scale_ranks.mean(torch.stack([values for _, values in stats]))
         stats = [(group, values) for (group, _), values in zip(stats, shared, strict=True)]
@@ -272,7 +274,7 @@ class Drifting:
             by_map.setdefault(group.map, []).append(values[0].mean())
         norms = {f"drift_norm/{name}": torch.stack(scales).mean() for name, scales in by_map.items()}
         health = {"drift_norm": torch.stack(list(norms.values())).mean(), **norms}
-        for t, tau in enumerate(self.config.taus):
+        for t, tau in enumerate(taus):
             for row, name in enumerate(FIELD_STATS):
                 health[f"{name}/tau {tau:g}"] = torch.stack([values[row, t] for _, values in stats]).mean()
         return health
