@@ -74,7 +74,7 @@ def _folders(folder: str) -> list[str]:
 
 def encoders(incomplete: str) -> list[str]:
     """Encoders by name, and runs, of which some have one."""
-    return [*choices(("pixel", "pixel-pyramid", *SPECS, TIMM_PREFIX))(incomplete), *runs(incomplete)]
+    return [*choices(("pixel", "pixel-pyramid", "pixel-details", *SPECS, TIMM_PREFIX))(incomplete), *runs(incomplete)]
 
 
 def extractors(incomplete: str) -> list[str]:

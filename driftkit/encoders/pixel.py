@@ -1,4 +1,4 @@
-"""The pixels themselves as encoders: whole images (the vanilla drifting loss), or patches of a pyramid."""
+"""The pixels themselves as encoders: whole images (the vanilla drifting loss), patches of a pyramid, or its details."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ from driftkit.errors import UsageError
 from driftkit.protocols import FeatureMap
 
 FEATURE_SET = "locations"
-PYRAMID = "pixel-pyramid"
+PYRAMID, DETAILS = "pixel-pyramid", "pixel-details"
 PATCH, STRIDE = 4, 2  # of a pyramid's levels, in pixels
 
 
@@ -45,11 +45,43 @@ class PixelPyramid(FrozenEncoder):
     def maps(self, images: torch.Tensor) -> list[FeatureMap]:
         level, found = self._resized(images).float(), []
         while (side := level.shape[-1]) >= PATCH:
-            patches = F.unfold(level, PATCH, stride=STRIDE)  # [N, 48, positions]
-            rows = (side - PATCH) // STRIDE + 1
-            found.append(FeatureMap(f"side{side}", patches.unflatten(2, (rows, rows))))
+            found.append(FeatureMap(f"side{side}", _patches(level)))
             level = F.avg_pool2d(level, 2)
         return found
+
+
+class PixelDetails(FrozenEncoder):
+    """Overlapping patches of 4x4 pixels of what means over 2x2 pixels take away, of the image and of its half.
+
+    Neighbouring pixels of photographs are nearly equal, so that a pattern of single pixels is small next to colours and
+    shapes in any other features, and a generator keeps it. Here it is large.
+
+    Source: the differences of levels of arXiv 1710.10196, Section 5. Differs: a level is a mean of pixels that is
+    repeated, not smoothed; patches have 4x4 pixels instead of 7x7; two levels.
+    """
+
+    def __init__(self, *, input_size: int, resize_mode: Resize = "bicubic"):
+        super().__init__(DETAILS, input_size=input_size, feature_set=FEATURE_SET, resize_mode=resize_mode)
+        self.lineage = PIXELS
+        self.freeze()
+
+    def maps(self, images: torch.Tensor) -> list[FeatureMap]:
+        level, found = self._resized(images).float(), []
+        for _ in range(2):
+            side = level.shape[-1]
+            if side < PATCH:
+                break
+            half = F.avg_pool2d(level, 2)
+            found.append(FeatureMap(f"details{side}", _patches(level - F.interpolate(half, size=(side, side)))))
+            level = half
+        return found
+
+
+def _patches(level: torch.Tensor) -> torch.Tensor:
+    """[N, 3, H, H] -> [N, 48, rows, rows], channels within patches as `unfold` orders them."""
+    rows = (level.shape[-1] - PATCH) // STRIDE + 1
+    patches: torch.Tensor = F.unfold(level, PATCH, stride=STRIDE).unflatten(2, (rows, rows))  # type: ignore[no-untyped-call]
+    return patches
 
 
 def _kind(name: str, maps: tuple[str, ...], encoder: Callable[..., FrozenEncoder], trained_by: str) -> EncoderKind:
@@ -74,4 +106,5 @@ def _kind(name: str, maps: tuple[str, ...], encoder: Callable[..., FrozenEncoder
 
 
 PIXEL_KIND = _kind(PIXEL, ("pixels",), PixelEncoder, "nothing: the image itself")
+DETAILS_KIND = _kind(DETAILS, ("details32", "details16"), PixelDetails, "nothing: differences of neighbouring pixels")
 PYRAMID_KIND = _kind(PYRAMID, ("side32", "side16", "side8", "side4"), PixelPyramid, "nothing: patches at all scales")

@@ -5,7 +5,7 @@ import torch
 from driftkit.config.layers import did_you_mean
 from driftkit.encoders.encoder_config import EncoderCard, EncoderConfig
 from driftkit.encoders.frozen_encoder import EncoderKind, FrozenEncoder
-from driftkit.encoders.pixel import PIXEL_KIND, PYRAMID_KIND
+from driftkit.encoders.pixel import DETAILS_KIND, PIXEL_KIND, PYRAMID_KIND
 from driftkit.encoders.timm_encoder import TIMM_KIND
 from driftkit.encoders.trained_encoder import TRAINED_KIND
 from driftkit.encoders.weights import PublishedFile
@@ -14,6 +14,7 @@ from driftkit.errors import NotFoundError, UsageError
 ENCODERS: dict[str, EncoderKind] = {
     "pixel": PIXEL_KIND,
     "pixel-pyramid": PYRAMID_KIND,
+    "pixel-details": DETAILS_KIND,
     "timm": TIMM_KIND,
     "trained": TRAINED_KIND,
 }
