@@ -90,21 +90,26 @@ def scores_table(scores: ScoreTable, speeds: list[Speed]) -> Table:
     metrics = scores.columns()[:MAX_METRICS]
     numbers = ("NFE", scores.name, "floor", *(quantity.label for quantity in metrics), "images/s")
     table = _table(f"{scores.name} by {scores.title}", ("run", "sampler"), numbers)
+    table.columns[1].no_wrap = True
     rows = [r for i, r in enumerate(scores.rows) if i < MAX_ROWS or r is scores.best(r.run)]
+    # What holds of all rows is said once: few images are a caution on the whole table, the rest is its caption.
+    common = set.intersection(*(set(row.badges) for row in (*rows, *scores.related)))
     for row in rows:
-        table.add_row(*_score_cells(row, metrics, speeds))
+        table.add_row(*_score_cells(row, metrics, speeds, common))
     for row in scores.related:
-        table.add_row(*_score_cells(row, metrics, speeds), style="dim")
-    if len(rows) < len(scores.rows):
-        table.caption = f"{len(scores.rows) - len(rows)} further sampler setups are in the report"
-        table.caption_justify = "left"
+        table.add_row(*_score_cells(row, metrics, speeds, common), style="dim")
+    lines = [f"[yellow]{escape(badge)}[/yellow]" for badge in sorted(common - {SMALL_N})]
+    if further := len(scores.rows) - len(rows):
+        lines.append(f"further sampler setups in the report: {further}")
+    if lines:
+        table.caption, table.caption_justify = "\n".join(lines), "left"
     return table
 
 
-def _score_cells(row: ScoreRow, metrics: list[Quantity], speeds: list[Speed]) -> list[str]:
+def _score_cells(row: ScoreRow, metrics: list[Quantity], speeds: list[Speed], common: set[str]) -> list[str]:
     spread = f" ± {format_spread(row.score_sd)}" if row.score_sd is not None else ""
     speed = speed_of(speeds, row.run, row.sampler, row.nfe)
-    badges = [badge for badge in row.badges if badge != SMALL_N]  # that one is a caution on the whole table
+    badges = [badge for badge in row.badges if badge != SMALL_N and badge not in common]
     return [
         escape(row.run) + "".join(f"\n[yellow]{escape(badge)}[/yellow]" for badge in badges),
         escape(row.sampler or "–"),
