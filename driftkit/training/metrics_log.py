@@ -253,7 +253,9 @@ def describe(record: Mapping[str, Any], *, brief: bool = False) -> str:
         collapsed = "COLLAPSED " if health.get("collapsed") else ""
         return f"{collapsed}loss {record['loss']:.4g}  {record['images_per_second']:.3g} img/s"
     parts = [f"{record['images_per_second']:.3g} images/s", f"loss {record['loss']:.4g}"]
-    parts += [f"{key.replace('_', ' ')} {health[key]:.3g}" for key in ("drift_norm", "spread") if key in health]
+    parts += [
+        f"{key.replace('_', ' ')} {health[key]:.3g}" for key in ("drift_norm", "drift_ratio", "spread") if key in health
+    ]
     parts += ["COLLAPSED"] if health.get("collapsed") else []
     parts += [f"{label} {health[key]:.1%}" for key, label in ACCURACIES.items() if key in health]
     parts += [f"{key} {value:.4g}" for key, value in health.items() if key.startswith("fid@")]

@@ -62,6 +62,10 @@ def _graph(config: DriftingConfig, network: "nn.Module", image_size: int) -> Gra
 CURVES = (
     Curve("drift_norm", "drift norm", "Drift norm: how far real and generated features still pull apart."),
     Curve(
+        "drift_ratio", "drift ratio",
+        "Drift norm over that of as many real images: near 1 a step shows little but chance; larger groups show more.",
+    ),
+    Curve(
         "spread", "spread",
         "Spread of generated features over that of real ones: 1 is as varied as real images, near 0 is collapse.",
         from_zero=True,

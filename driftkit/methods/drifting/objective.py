@@ -24,6 +24,7 @@ from driftkit.runtime.random import generator_for, image_noise, seed_global_gene
 from driftkit.runtime.ranks import Ranks
 
 FIELD_STATS = ("drift_scale", "effective_points", "logit_range")  # of a field, by temperature
+RATIO_EVERY = 100  # steps between measurements of `drift_ratio`, which cost two more fields
 # Of real features. Where some of a map's vectors are the same in all images, as at black borders, the others count.
 SMALLEST_VARIANCE = 1e-24
 
@@ -173,11 +174,14 @@ class Drifting:
         stats: list[tuple[FeatureGroup, torch.Tensor]] = []  # of each group the FIELD_STATS, [3, T]
         gradients: dict[str, torch.Tensor] = {}
         variances: list[tuple[torch.Tensor, torch.Tensor]] = []  # of generated and real features of each group
+        ratios: list[torch.Tensor] = []  # drift scales of generated and of real features, [2] for each group
         for gen, x, y_pos, shared in _one_ahead(self._shared(generated, real, guidance)):
             drift = self._one_call(gen, x, y_pos, shared, step=step)
             sizes = [group.values.shape[0] * self.own_groups for group in gen.groups]
             both = zip(_variance(x.detach()).split(sizes), _variance(y_pos).split(sizes), strict=True)
             variances += [(ours.mean(), real.mean()) for ours, real in both]
+            if (step + 1) % RATIO_EVERY == 0 and y_pos.shape[1] > 1:
+                ratios += self._scales_next_to_real(gen, x.detach(), y_pos, step=step)
             per_field = drift_loss(x, drift)
             per_tau = torch.stack([getattr(drift, name) for name in FIELD_STATS]).split(sizes, dim=2)
             for group, loss, values in zip(gen.groups, per_field.split(sizes), per_tau, strict=True):
@@ -192,6 +196,9 @@ class Drifting:
         if y_pos.shape[1] > 1:  # a single image has no spread
             spreads = [(ours / real.clamp(min=SMALLEST_VARIANCE)).sqrt() for ours, real in variances]
             health["spread"] = self.ranks.mean(torch.stack(spreads).mean())
+        if ratios:
+            ours, theirs = self.ranks.mean(torch.stack(ratios).mean(dim=0))
+            health["drift_ratio"] = ours / theirs
         generated_sum, real_sum = (torch.stack(values).sum() for values in zip(*variances, strict=True))
         sources = {"real features": real_sum, "generated features": generated_sum}
         return StepLoss(torch.stack(list(terms.values())).sum(), terms, health, sources), gradients
@@ -262,6 +269,24 @@ class Drifting:
                 found = {gen.groups[membership[field]].name for field in error.fields if broken[field]}
                 names += [f"{side} features {name}" for name in sorted(found)]
             raise NonFiniteStepError(names, step) from None
+
+    def _scales_next_to_real(
+        self, gen: FieldCall, x: torch.Tensor, y_pos: torch.Tensor, *, step: int
+    ) -> list[torch.Tensor]:
+        """Drift scales [2] of each map and kind: of generated images among the others, and of as many real ones.
+
+        Real images have a drift, too, by the chance of who is in a group. Where generated ones have hardly more, a step
+        shows chance, and groups have to be larger to show what is left to learn.
+        """
+        count = min(x.shape[1], y_pos.shape[1] // 2)
+        real, others = y_pos.split([count, y_pos.shape[1] - count], dim=1)
+        sizes = [group.values.shape[0] * self.own_groups for group in gen.groups]
+        scales = []
+        for points in (x[:, :count], real):
+            shared = share_features(points, others, ranks=self.field_ranks, compare=False)
+            drift = self._one_call(gen, points, others, shared, step=step)
+            scales.append(torch.stack([part.mean() for part in drift.drift_scale.split(sizes, dim=1)]))
+        return list(torch.stack(scales, dim=1))
 
     def _health(
         self, stats: Sequence[tuple[FeatureGroup, torch.Tensor]], taus: Sequence[float]
