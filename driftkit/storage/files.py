@@ -61,8 +61,11 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], *, header: Ma
     metadata = {k: v if isinstance(v, str) else json.dumps(v) for k, v in (header or {}).items()}
     contiguous = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     with atomic_path(path, num_bytes=tensor_bytes(contiguous)) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # that the umask gives; safetensors 0.8.0 leaves the owner alone permitted
         # Without tensors, safetensors 0.8.0 writes an empty mapping of metadata as what it cannot read back.
         save_file(contiguous, temporary, metadata=metadata or None)
+        temporary.chmod(mode)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

@@ -1,6 +1,7 @@
 """Files appear whole or not at all."""
 
 import codecs
+import os
 
 import pytest
 import torch
@@ -54,6 +55,17 @@ def test_broken_tensor_files_are_named(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(ArtifactError, match=r"a\.safetensors"):
         read_tensors(path)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o007])
+def test_tensors_may_be_read_by_those_who_may_read_other_files(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        (tmp_path / "plain").touch()
+        write_tensors(tmp_path / "a.safetensors", {"a": torch.zeros(2)})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_a_byte_order_mark_before_json_is_no_part_of_it(tmp_path):
