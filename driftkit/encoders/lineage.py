@@ -122,15 +122,18 @@ def _between(encoder: Lineage | None, evaluator: Lineage) -> Kinship:
 def training_encoders_of(manifest: RunManifest) -> list[Lineage | None]:
     """What a run's training signal was computed with, as its manifest records: nothing for a method without encoder.
 
-    The encoders that taught the weights it was initialised from count, too.
+    The encoders that taught the weights it was initialised from count, too; each is named once.
     """
     before = manifest.initialised_from
     inherited = [read_lineage(entry) for entry in before.training_encoders] if before else []
     encoder = manifest.encoder
+    own: list[Lineage | None]
     if encoder is None:
-        return [*([None] if "encoder" in _section(manifest.config, "objective") else []), *inherited]
-    named = encoder.get("lineage")
-    return [*([read_lineage(entry) for entry in named] if isinstance(named, list) and named else [None]), *inherited]
+        own = [None] if "encoder" in _section(manifest.config, "objective") else []
+    else:
+        named = encoder.get("lineage")
+        own = [read_lineage(entry) for entry in named] if isinstance(named, list) and named else [None]
+    return list(dict.fromkeys([*own, *inherited]))  # each once, however often it taught
 
 
 def lineage_of_run(manifest: RunManifest, digest: str) -> Lineage:
