@@ -198,7 +198,7 @@ class Drifting:
             health["spread"] = self.ranks.mean(torch.stack(spreads).mean())
         if ratios:
             ours, theirs = self.ranks.mean(torch.stack(ratios).mean(dim=0))
-            health["drift_ratio"] = ours / theirs
+            health["drift_ratio"] = ours / theirs.clamp(min=SMALLEST_VARIANCE)  # 0 where real images are all alike
         generated_sum, real_sum = (torch.stack(values).sum() for values in zip(*variances, strict=True))
         sources = {"real features": real_sum, "generated features": generated_sum}
         return StepLoss(torch.stack(list(terms.values())).sum(), terms, health, sources), gradients

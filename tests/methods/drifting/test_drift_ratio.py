@@ -64,3 +64,8 @@ def test_it_is_what_plain_loops_find():
 def test_it_is_measured_now_and_then():
     real, generated = images(GROUPS * POSITIVES, 1), images(GROUPS * GENERATED, 2)
     assert "drift_ratio" not in loss_of(generated, real, step=RATIO_EVERY).health
+
+
+def test_it_is_a_number_where_real_images_are_all_alike():
+    loss = loss_of(images(GROUPS * GENERATED, 2), torch.zeros(GROUPS * POSITIVES, 3, 4, 4))
+    assert torch.isfinite(loss.health["drift_ratio"])
