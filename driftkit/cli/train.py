@@ -134,9 +134,8 @@ def command(
     if not result.ranks.is_main:
         return None
     manifest = result.run.manifest()
-    if result.resumed_from is not None:
-        done = result.resumed_from == manifest.step
-        note(f"{folder}: {'already done' if done else f'resumed from step {result.resumed_from}'}")
+    if result.resumed_from == manifest.step:
+        note(f"{folder}: already done")
     keys = {"state", "step", "images_seen", "train_seconds", "parameters", "encoder", "device", "peak_memory_gib"}
     document = {"run": str(folder), "resumed_from": result.resumed_from, **manifest.model_dump(include=keys)}
     emit(document, as_json=as_json, show=lambda: _show_run(document))
@@ -170,10 +169,11 @@ def _show_plan(values: dict[str, Any], origins: dict[str, str], folder: Path, do
 
 def _show_run(document: dict[str, Any]) -> None:
     folder = escape(document["run"])
+    pictures = f"pictures in {folder}/samples, " if any(Path(document["run"], "samples").glob("*.png")) else ""
     open_console(most=100, highlight=False).print(
         f"[bold]{folder}[/bold]: {document['state']} at step {document['step']:,}, {document['images_seen']:,} images, "
         f"{document['train_seconds']:.0f} s on {document['device']}\n"
-        f"pictures in {folder}/samples, weights in {folder}/checkpoints"
+        f"{pictures}weights in {folder}/checkpoints"
     )
 
 

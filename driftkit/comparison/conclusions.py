@@ -226,7 +226,8 @@ def cautions(tables: Sequence[ScoreTable], pairs: Sequence[Pair], runs: Sequence
     small = [table.name for table in tables if any(SMALL_N in row.badges for row in table.all_rows)]
     if small:
         names = _listed(list(dict.fromkeys(small)))
-        sentences.append(f"{names} is of few images: biased upwards, and no published number.")
+        verb = "is" if len(set(small)) == 1 else "are"
+        sentences.append(f"{names} {verb} of few images: biased upwards, and no published number.")
     if with_badge(ON_TRAINING_DATA):
         sentences.append("The reference is what the runs were trained on: a generator that copies would win.")
     if (named := with_badge(CLASS_CONDITIONAL)) and any(CLASS_CONDITIONAL not in row.badges for row in rows):

@@ -149,7 +149,8 @@ def _require_same_size(path: Path, *images: tuple[str, npt.NDArray[np.uint8]]) -
     (first_name, first), (name, image) = images
     if image.shape != first.shape:
         (_, height, width), (_, other_height, other_width) = first.shape, image.shape
-        side = min(height, width, other_height, other_width)
+        smallest = min(height, width, other_height, other_width)
+        side = next((smallest // step * step for step in (16, 8) if smallest >= step), smallest)  # networks halve it
         raise ArtifactError(
             f"{path}: images differ in size, {first_name} is {width}x{height} px and {name} is "
             f"{other_width}x{other_height}; resize them to one size with `image_size`, for example {side}, or by "

@@ -218,6 +218,8 @@ def _train(
     is_resumed = plan is not None and checkpoints.restore(trainer)
     resumed_from = trainer.step if is_resumed else None
     if plan is not None and is_resumed and ranks.is_main:
+        if trainer.step < config.trainer.steps:
+            say(f"{run.path}: resumed from step {trainer.step}")
         for note in plan.notes:
             warn(f"{run.path}: {note}")
     eager_gpu = device.type == "cuda" and not compilation.compiled

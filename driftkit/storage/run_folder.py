@@ -119,7 +119,8 @@ class Run:
         if not run.path.is_dir():
             if run.path.exists():
                 raise ArtifactError(f"{path}: expected a run folder, got a file")
-            raise NotFoundError(f"{path}: no such run folder; `driftkit train --output {path}` makes one")
+            fix = "nothing fits the pattern" if "*" in str(path) else f"`driftkit train --output {path}` makes one"
+            raise NotFoundError(f"{path}: no such run folder; {fix}")
         if not run.manifest_path.is_file():
             raise ArtifactError(f"{path}: no driftkit run, it has no manifest.json")
         run.manifest()

@@ -104,6 +104,7 @@ def _require(module: str, package: str) -> Any:
 
 PLAIN_INTERVAL_S = 15.0
 WIDE_COLUMNS = 100  # of a terminal that has room for everything
+COLUMNS_WITH_TIME = 60  # in which the time left fits next to count, loss and speed
 ACCURACIES = {"knn_accuracy": "kNN", "linear_accuracy": "linear"}
 
 
@@ -190,7 +191,7 @@ class TrainingProgress:
         self.work = _Steps("" if self.narrow else "train", total, "steps", interval=PLAIN_INTERVAL_S, is_command=True)
         self.display: Display | None = None
         if shown:
-            columns = _columns(total, narrow=self.narrow)
+            columns = _columns(total, width=console.width)
             self.display = Bars(console, columns, transient=False) if self.is_live else Display()
         self._opened = contextlib.ExitStack()
 
@@ -234,13 +235,14 @@ class TrainingProgress:
             warn(message)
 
 
-def _columns(total: int, *, narrow: bool) -> list[ProgressColumn]:
+def _columns(total: int, *, width: int) -> list[ProgressColumn]:
     """Parts of the line; where it is short, the last part gives way, never the count of steps."""
     room = Column(no_wrap=True, min_width=len(f"{total}/{total}"))
     counter = TextColumn("{task.fields[count]}", style="progress.download", justify="right", table_column=room)
     last = Column(no_wrap=True, overflow="ellipsis", ratio=1)
-    if narrow:
-        return [counter, TextColumn("{task.fields[status]} {task.description}", table_column=last)]
+    if width < WIDE_COLUMNS:
+        left = [TimeRemainingColumn()] if width >= COLUMNS_WITH_TIME else []
+        return [counter, TextColumn("{task.fields[status]} {task.description}", table_column=last), *left]
     status = TextColumn("{task.fields[status]}", table_column=last)
     title = TextColumn("[bold]{task.description}")
     return [title, BarColumn(), counter, TimeElapsedColumn(), TimeRemainingColumn(), status]

@@ -67,6 +67,7 @@ def test_a_narrow_terminal_keeps_the_count_and_its_width(columns):
     lines = shown_lines(on_terminal(columns))
     drawn = [line for line in lines if "/3000" in line]
     assert any(line.startswith("2000/3000 C") for line in drawn)
+    assert any(re.search(r"-?:--|\d:\d\d", line) for line in drawn) == (columns >= 60)  # the time left
     assert all(len(line) <= columns for line in drawn)
     assert "warning: collapse: [bold]look[/bold]" in lines
 
