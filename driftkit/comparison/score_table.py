@@ -194,8 +194,9 @@ def _table(
     history: list[ScoreRow] = []
     latest: dict[tuple[Any, ...], ScoreRow] = {}
     for setup, records in setups.items():
-        # The newest evaluation of every seed: one made twice is no second draw of the noise.
-        newest = {_sampling_of(record).seed: record for record in sorted(records, key=lambda r: r.created)}
+        # The newest evaluation of every seed, of all metrics if there is one: made twice, it is no second draw of noise.
+        in_order = sorted(records, key=lambda r: (r.selection is None, r.created))
+        newest = {_sampling_of(record).seed: record for record in in_order}
         records = [newest[seed] for seed in dict.fromkeys(_sampling_of(record).seed for record in records)]
         copies = any(_images_key(setup[0], record) in copying for record in records)
         row = _row(setup[0], records, runs.get(setup[0]), copies=copies)

@@ -56,6 +56,14 @@ def test_rows_are_sorted_by_score_and_seeds_are_averaged():
     assert table.rows[0].spread == {"kid_mean": 0.001}  # over its subsets, for want of seeds
 
 
+def test_a_later_score_of_a_few_metrics_does_not_hide_the_whole_one():
+    whole = evaluation_record(8.0)
+    few = whole.model_copy(update={"selection": ["fid"], "metrics": {"fid": 8.0}, "created": "2099-01-01T00:00:00Z"})
+    (table,) = score_tables([("a", whole), ("a", few)])
+    (row,) = table.rows
+    assert row.metrics.keys() == whole.metrics.keys()
+
+
 def test_table_shows_the_last_step_and_history_all():
     (table,) = score_tables(
         [("a", evaluation_record(fid, step=step)) for step, fid in ((10, 9.0), (30, 4.0), (20, 6.0))]
