@@ -194,7 +194,7 @@ def _table(
     history: list[ScoreRow] = []
     latest: dict[tuple[Any, ...], ScoreRow] = {}
     for setup, records in setups.items():
-        # The newest evaluation of every seed, of all metrics if there is one: made twice, it is no second draw of noise.
+        # The newest of every seed, of all metrics if there is one: a score made twice is no second draw of the noise.
         in_order = sorted(records, key=lambda r: (r.selection is None, r.created))
         newest = {_sampling_of(record).seed: record for record in in_order}
         records = [newest[seed] for seed in dict.fromkeys(_sampling_of(record).seed for record in records)]
