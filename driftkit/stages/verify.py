@@ -34,7 +34,7 @@ from driftkit.storage.records import (
     VerificationNote,
 )
 from driftkit.storage.run_folder import CHECKPOINTS, METRICS_FILE, Checkpoint, Run, checkpoints_in, metric_record
-from driftkit.storage.sample_forms import FORMS
+from driftkit.storage.sample_forms import FORMS, LABEL_FILE
 from driftkit.storage.unfinished_samples import SUFFIX as UNFINISHED
 
 README = "README.md"  # text about a folder, as in data/ and exports: never read
@@ -179,7 +179,9 @@ class _Verifier:
             return None
         if record and not self.passes(lambda: record.of(document, path), path, str(kind)):
             return None
-        if not isinstance(kind, str):
+        if kind is None and path.name == LABEL_FILE and isinstance(document.get("labels"), list):
+            self.good("labels", path.stat().st_size)
+        elif not isinstance(kind, str):
             self.note(path, "unknown", "a JSON document that driftkit did not write")
         elif kind == "samples" and document.get("format", "safetensors") != "safetensors":
             samples = SampleRecord.of(document, path)

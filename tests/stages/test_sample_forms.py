@@ -88,6 +88,7 @@ def test_every_form_holds_the_same_pixels_and_labels(trained):
     found = verify([Path()])
     assert (found.problems, found.checked["samples"]) == ([], 4)
     assert not [note for note in found.notes if "data" not in Path(note.path).parts]
+    assert verify([Path("p")]).notes == []
     Path("p/000003.png").write_bytes(Path("p/000004.png").read_bytes())
     assert [Path(problem.path).name for problem in verify([Path()]).problems] == ["p"]
 
