@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from driftkit.stages.compare import Comparison
 
 WIDTH = 100
-SPARK = 10
+SPARK = 7
 MAX_ROWS = 12
 MAX_METRICS = 3  # columns next to the ranking score
 
@@ -63,6 +63,7 @@ def _table(title: str, names: Sequence[str], numbers: Sequence[str]) -> Table:
 def runs_table(runs: list[RunSummary], encoders: list[RunSummary]) -> Table:
     """The cost of each run, with its main training curve."""
     table = _table("runs", ("run",), ("seed", "steps", "images", "params", "train", "memory"))
+    table.columns[0].min_width = 18  # the name of an encoder in one piece, in 80 columns
     table.add_column("progress", min_width=SPARK + 7)
     for run in (*runs, *encoders):
         curve = run.main_curve
@@ -71,7 +72,7 @@ def runs_table(runs: list[RunSummary], encoders: list[RunSummary]) -> Table:
             line = sparkline([point.get(curve.key) for point in run.curve], width=SPARK)
             progress = f"{line} {format_score(run.signals[curve.key])}".strip() + f"\n[dim]{escape(curve.label)}[/dim]"
         table.add_row(
-            f"{escape(run.label)}\n[dim]{escape(run.kind)}[/dim]"
+            f"{escape(run.label)}\n[dim]{escape(run.kind.replace(' · ', chr(10)))}[/dim]"
             + ("\n[yellow]random weights[/yellow]" if run.random_weights else ""),
             format_count(run.seed),
             format_count(run.steps),

@@ -70,21 +70,24 @@ def _show(record: "ToyRecord") -> None:
 
 
 def _show_table(table: "ToyTable") -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.markup import escape
     from rich.table import Table
 
     from driftkit.runtime.terminal import open_console
 
-    shown = Table()
+    shown = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))  # which fits 80 columns
     shown.add_column("toy", no_wrap=True)
-    for column in ("energy distance", "drift norm", "modes", "on data", "spacing"):
-        shown.add_column(column, justify="right")
+    for column in ("energy\ndistance", "\nreal", "drift\nnorm", "\nreal", "\nmodes", "on\ndata", "\nspacing"):
+        shown.add_column(column, justify="right", no_wrap=True)
     for row in table.toys:
         scores = row.scores
         shown.add_row(
             escape(row.name),
-            f"{scores.energy_distance:.4f} [dim](real {scores.energy_distance_floor:.4f})[/dim]",
-            f"{scores.drift_norm:.3f} [dim](real {scores.drift_norm_floor:.3f})[/dim]",
+            f"{scores.energy_distance:.4f}",
+            f"[dim]{scores.energy_distance_floor:.4f}[/dim]",
+            f"{scores.drift_norm:.3f}",
+            f"[dim]{scores.drift_norm_floor:.3f}[/dim]",
             _modes(scores),
             f"{scores.on_data:.0%}",
             f"{scores.spacing:.2f}",
