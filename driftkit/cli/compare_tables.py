@@ -52,7 +52,10 @@ def show(comparison: "Comparison") -> None:
 
 def _table(title: str, names: Sequence[str], numbers: Sequence[str]) -> Table:
     """An empty table with columns of names, which may be folded, and of numbers."""
-    table = Table(title=escape(title), title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(
+        title=escape(title), title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )  # fmt: skip
     for heading in names:
         table.add_column(heading, overflow="fold")
     for heading in numbers:
@@ -64,7 +67,7 @@ def runs_table(runs: list[RunSummary], encoders: list[RunSummary]) -> Table:
     """The cost of each run, with its main training curve."""
     table = _table("runs", ("run",), ("seed", "steps", "images", "params", "train", "memory"))
     table.columns[0].min_width = 18  # the name of an encoder and of a loss in one piece, in 80 columns
-    table.add_column("progress", min_width=15)
+    table.add_column("progress", min_width=SPARK + 7)
     for run in (*runs, *encoders):
         curve = run.main_curve
         progress = "–"
