@@ -66,8 +66,7 @@ def _table(title: str, names: Sequence[str], numbers: Sequence[str]) -> Table:
 def runs_table(runs: list[RunSummary], encoders: list[RunSummary]) -> Table:
     """The cost of each run, with its main training curve."""
     table = _table("runs", ("run",), ("seed", "steps", "images", "params", "train", "memory"))
-    table.columns[0].min_width = 18  # the name of an encoder and of a loss in one piece, in 80 columns
-    table.add_column("progress", min_width=SPARK + 7)
+    table.add_column("progress", width=SPARK + 7)  # so that 80 columns have room for the name of an encoder
     for run in (*runs, *encoders):
         curve = run.main_curve
         progress = "–"
