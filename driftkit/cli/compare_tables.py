@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from driftkit.stages.compare import Comparison
 
 WIDTH = 100
-SPARK = 7
+SPARK = 6
 MAX_ROWS = 12
 MAX_METRICS = 3  # columns next to the ranking score
 
