@@ -73,8 +73,9 @@ def runs_table(runs: list[RunSummary], encoders: list[RunSummary]) -> Table:
         if curve is not None:
             line = sparkline([point.get(curve.key) for point in run.curve], width=SPARK)
             progress = f"{line} {format_score(run.signals[curve.key])}".strip() + f"\n[dim]{escape(curve.label)}[/dim]"
+        kind = escape(run.kind).replace(" · ", "\n")
         table.add_row(
-            f"{escape(run.label)}\n[dim]{escape(run.kind.replace(' · ', chr(10)))}[/dim]"
+            f"{escape(run.label)}\n[dim]{kind}[/dim]"
             + ("\n[yellow]random weights[/yellow]" if run.random_weights else ""),
             format_count(run.seed),
             format_count(run.steps),

@@ -95,8 +95,8 @@ def _announcement(scores: int, num_images: int, reference_count: int | None) -> 
     """How much is about to be sampled, for those who named no count."""
     line = f"{scores} {'score' if scores == 1 else 'scores'} to make, of {num_images:,} images each"
     if reference_count is not None and reference_count < num_images:
-        return f"{line}, more than the {reference_count:,} of the reference; --num-images asks for fewer"
-    return f"{line}; --num-images asks for fewer"
+        return f"{line}, more than the {reference_count:,} of the reference; --num-images and --nfe ask for less"
+    return f"{line}; --num-images and --nfe ask for less"
 
 
 def setups_of(

@@ -5,6 +5,16 @@ import torch
 from driftkit.encoders.pixel import PixelDetails, PixelPyramid
 
 
+def assert_patches(values, level):
+    """The map holds every patch of 4x4 pixels of a level [N, 3, H, H], two pixels apart."""
+    rows = range(0, level.shape[-1] - 3, 2)
+    assert values.shape == (len(level), 48, len(rows), len(rows))
+    for i, top in enumerate(rows):
+        for j, left in enumerate(rows):
+            patch = level[:, :, top : top + 4, left : left + 4].flatten(1)
+            torch.testing.assert_close(values[:, :, i, j].double(), patch, atol=1e-6, rtol=0)
+
+
 def test_pyramid_has_the_patches_that_plain_loops_find():
     images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
     maps = {each.name: each.values for each in PixelPyramid(input_size=16).maps(images)}
@@ -12,12 +22,7 @@ def test_pyramid_has_the_patches_that_plain_loops_find():
     level = images.double()
     for values in maps.values():
         side = level.shape[-1]
-        rows = range(0, side - 3, 2)
-        assert values.shape == (2, 48, len(rows), len(rows))
-        for i, top in enumerate(rows):
-            for j, left in enumerate(rows):
-                patch = level[:, :, top : top + 4, left : left + 4].flatten(1)
-                torch.testing.assert_close(values[:, :, i, j].double(), patch, atol=1e-6, rtol=0)
+        assert_patches(values, level)
         halves = level.unflatten(3, (side // 2, 2)).unflatten(2, (side // 2, 2))
         level = halves.mean(dim=(3, 5))
 
@@ -44,12 +49,7 @@ def test_details_are_what_plain_loops_find():
         for i in range(side):
             for j in range(side):
                 details[:, :, i, j] = level[:, :, i, j] - half[:, :, i // 2, j // 2]
-        rows = range(0, side - 3, 2)
-        assert values.shape == (2, 48, len(rows), len(rows))
-        for i, top in enumerate(rows):
-            for j, left in enumerate(rows):
-                patch = details[:, :, top : top + 4, left : left + 4].flatten(1)
-                torch.testing.assert_close(values[:, :, i, j].double(), patch, atol=1e-6, rtol=0)
+        assert_patches(values, details)
         level = half
 
 

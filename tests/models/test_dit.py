@@ -103,7 +103,7 @@ def test_products_of_rotated_vectors_depend_on_the_offset_alone():
             float(products[r, c, r + rows, c + columns]) for r in range(side - rows) for c in range(side - columns)
         ]
         assert max(offset) - min(offset) < 1e-5
-    assert not torch.allclose(products[0, 0, 0, 1], products[0, 0, 1, 0])  # below is another place than next to
+    assert not torch.allclose(products[0, 0, 0, 1], products[0, 0, 1, 0])  # below is another place than to the right
 
 
 # The network
