@@ -147,9 +147,9 @@ def _show_shapes(console: Any, record: "ProbeRecord") -> None:
         maps.add_row(escape(row.name), *(f"{n:,}" for n in (row.channels, row.height, row.width, row.vectors)))
     console.print(maps)
     memory = record.memory
-    calls = Table(title="field calls per step", title_justify="left")
-    for column in ("field call", "fields G", "channels C", "tensor", f"GFLOP at {memory.batch_size}"):
-        calls.add_column(column, justify="right" if "GFLOP" in column else "left")
+    calls = Table(title=f"field calls per step of {memory.batch_size} images", title_justify="left")
+    for column in ("field call", "fields G", "channels C", "tensor", "GFLOP"):
+        calls.add_column(column, justify="right" if column == "GFLOP" else "left")
     for number, call in enumerate(record.field_calls, start=1):
         tensor = f"\\[{call.vectors}, N, {call.channels}]"
         calls.add_row(str(number), f"{call.vectors:,}", f"{call.channels:,}", tensor, f"{call.gflop:,.3g}")
@@ -213,10 +213,15 @@ def _show_speed(console: Any, speeds: "list[EncoderSpeed]") -> None:
 
 
 def _show_verdict(console: Any, record: "ProbeRecord") -> None:
+    from driftkit.probing.verdict import GOOD, USABLE
+
     verdict, setup = record.verdict, record.setup
     assert verdict is not None
     assert setup is not None
     colour = COLOURS[verdict.word]
-    console.print(f"[bold {colour}]{verdict.word}[/bold {colour}]  score {verdict.score:.2f}")
+    console.print(
+        f"[bold {colour}]{verdict.word}[/bold {colour}]  score {verdict.score:.2f} of 1 "
+        f"(good from {GOOD}, usable from {USABLE})"
+    )
     for reason in (*verdict.reasons, *(f"not measured: {reason}" for reason in setup.skipped)):
         console.print(f"  · {escape(reason)}")

@@ -82,7 +82,7 @@ def command(
         bool,
         option(
             "--dry-run",
-            help="Print the resolved config with the origin of every value and the cost of a step, and stop. "
+            help="Print the values that are not defaults, with their origin, and the cost of a step, and stop. "
             "With --device cuda it counts for a GPU that need not exist.",
             panel=FILES,
         ),
@@ -154,11 +154,16 @@ def _budget(config: Any, device: str) -> dict[str, Any]:
         return {"budget": None, "budget_unknown": str(error)}
 
 
+ALWAYS_SHOWN = ("data.spec", "trainer.steps", "trainer.batch_size", "trainer.learning_rate")
+
+
 def _show_plan(values: dict[str, Any], origins: dict[str, str], folder: Path, document: dict[str, Any]) -> None:
     table = Table("key", "value", "from", title=escape(f"config of {folder}"), title_justify="left")
-    for key, value in values.items():
-        table.add_row(key, escape(str(value)), escape(origins.get(key, "default")))
+    shown = [key for key in values if key in ALWAYS_SHOWN or origins.get(key, "default") != "default"]
+    for key in shown:
+        table.add_row(key, escape(str(values[key])), escape(origins.get(key, "default")))
     open_console(most=100).print(table)
+    open_console(most=100).print(f"{len(values) - len(shown)} further keys have their default; --json has them all")
     if document["budget"] is None:
         open_console(most=100).print(escape(f"cost of a step unknown: {document['budget_unknown']}"))
     else:

@@ -68,8 +68,9 @@ def fill_missing(
             missing += [(run, setup, lacking)] if lacking else []
     if missing:
         notify(_announcement(len(missing), num_images, evaluators[0].reference.info.count))
+    unit, total = "network evaluations per image", sum(setup.nfe for _, setup, _ in missing)
     for run, setup, lacking in missing:
-        report("scores", 0, len(missing), unit="scores")
+        report("scores", 0, total, unit=unit)
         sampling = SamplingConfig(
             sampler=setup.sampler, nfe=setup.nfe, weights=config.weights, seed=SEED, step=setup.step
         )
@@ -78,7 +79,7 @@ def fill_missing(
         except DriftkitError as error:
             which = f"{setup.sampler} at {setup.nfe} NFE, step {setup.step}"
             problems.append(f"{run.label} was not scored ({which}): {error}")
-        report("scores", 1, len(missing), unit="scores")
+        report("scores", setup.nfe, total, unit=unit)
     return problems
 
 

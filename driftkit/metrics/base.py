@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -69,6 +69,11 @@ class Quantity:
     help: str
     column: bool = True
     spread: str = ""
+
+    def __post_init__(self) -> None:
+        for name, value, words in (("direction", self.direction, Direction), ("unit", self.unit, Unit)):
+            if value not in get_args(words):
+                raise ValueError(f"quantity {self.key}: {name} {value!r}: expected one of {', '.join(get_args(words))}")
 
 
 @dataclass(frozen=True)
@@ -143,8 +148,9 @@ class Metric:
 
     Attributes:
         quantities: the numbers it gives, in the order in which they are shown.
+        needs: one of `Need`; see `MetricInputs.count`.
         min_images: least number of images of what it needs, on either side; fewer skip the metric with a warning.
-        compute: called only where `needs` and `min_images` are met.
+        compute: called only where `needs` and `min_images` are met; its values have the keys of `quantities` alone.
         in_floor: whether it is also computed between two halves of the real images.
     """
 
@@ -156,3 +162,11 @@ class Metric:
     min_images: int
     compute: Callable[[MetricInputs], MetricResult]
     in_floor: bool = True
+
+    def __post_init__(self) -> None:
+        if self.needs not in get_args(Need):
+            raise ValueError(f"metric {self.name}: needs {self.needs!r}: expected one of {', '.join(get_args(Need))}")
+
+    def keys(self) -> set[str]:
+        """The keys of its numbers, with those of standard deviations."""
+        return {key for quantity in self.quantities for key in (quantity.key, quantity.spread) if key}

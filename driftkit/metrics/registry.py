@@ -64,6 +64,8 @@ def compute_metrics(inputs: MetricInputs, metrics: Iterable[Metric]) -> MetricRe
             continue
         with phase(f"computing {metric.label}"):
             result = metric.compute(inputs)
+        if undeclared := sorted({*result.values, *result.real} - metric.keys()):
+            raise ValueError(f"metric {metric.name}: gives {', '.join(undeclared)}, which `quantities` does not list")
         scores.values.update(result.values)
         scores.settings.update(result.settings)
         scores.real.update(result.real)

@@ -116,9 +116,9 @@ def describe_group(group: GroupMeasurement) -> str:
     nearest = [f"{k.tau:g}" for k in group.kernel if k.perplexity < NEAREST_ONLY]
     uniform = [f"{k.tau:g}" for k in group.kernel if k.fraction > UNIFORM]
     if nearest:
-        words.append("nearest neighbour only at tau " + ", ".join(nearest))
+        words.append("nearest only at " + ", ".join(nearest))
     if uniform:
-        words.append("all alike at tau " + ", ".join(uniform))
+        words.append("uniform at " + ", ".join(uniform))
     return "; ".join(words)
 
 

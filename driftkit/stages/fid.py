@@ -37,7 +37,9 @@ class FidConfig(SamplingConfig):
         None, description="local weights file of the extractor"
     )
     metrics: Annotated[tuple[str, ...] | None, Option(SCORING, default="all that apply")] = Field(
-        None, description="names of the metrics, separated by commas; fid is always computed"
+        None,
+        description="some of kid, per_class, mmd, manifold, inception_score and memorization, separated by commas; fid "
+        "is always computed",
     )
     num_images: Annotated[int | None, Option(SCORING, ("--num-images", "-n"), default="50000 of a run, else all")] = (
         Field(None, ge=1, description="number of images to score; fewer than 10 are refused")

@@ -1,13 +1,14 @@
 """Images between their two forms (float32 in [-1, 1] inside, uint8 at the border), sample sets and PNG grids."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torchvision.utils import make_grid
 
 from driftkit.errors import ArtifactError
@@ -21,6 +22,7 @@ from driftkit.storage.sample_forms import FORMS, Advance, SampleForm
 MIN_TILE = 64  # pixels to which small images are enlarged in a grid
 GRID_COLUMNS, GRID_IMAGES, MAX_CLASS_ROWS = 8, 64, 10
 GRID_GAP = 2
+NAME_SIZE, NAME_CHARACTERS = 14, 20  # of a row's name: pixels of the font, and most characters
 
 
 def to_uint8(images: torch.Tensor) -> torch.Tensor:
@@ -33,13 +35,39 @@ def to_float(images: torch.Tensor) -> torch.Tensor:
     return images.float() / 127.5 - 1
 
 
-def save_grid(path: Path, images: torch.Tensor, *, columns: int | None = None, min_tile: int = MIN_TILE) -> None:
-    """Write uint8 images [N, 3, H, W] as one PNG; small images are enlarged by whole pixels to at least `min_tile`."""
+def save_grid(
+    path: Path,
+    images: torch.Tensor,
+    *,
+    columns: int | None = None,
+    min_tile: int = MIN_TILE,
+    row_names: Sequence[str] = (),
+) -> None:
+    """Write uint8 images [N, 3, H, W] as one PNG; small images are enlarged by whole pixels to at least `min_tile`.
+
+    Names of rows stand on their left.
+    """
     scale = max(1, -(-min_tile // images.shape[-1]))
     enlarged = images.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
     grid = make_grid(enlarged, nrow=columns or max(1, round(len(images) ** 0.5)), padding=GRID_GAP, pad_value=255)
+    picture = Image.fromarray(grid.permute(1, 2, 0).numpy())
+    if row_names:
+        picture = _with_names(picture, row_names, pitch=enlarged.shape[-2] + GRID_GAP)
     with atomic_path(path) as temporary:
-        Image.fromarray(grid.permute(1, 2, 0).numpy()).save(temporary, format="PNG")
+        picture.save(temporary, format="PNG")
+
+
+def _with_names(grid: Image.Image, names: Sequence[str], *, pitch: int) -> Image.Image:
+    """The grid, whose rows are `pitch` pixels apart, to the right of their names."""
+    font = ImageFont.load_default(NAME_SIZE)
+    shown = [n if len(n) <= NAME_CHARACTERS else f"{n[: NAME_CHARACTERS - 3]}..." for n in names]
+    margin = 2 * NAME_SIZE + math.ceil(max(font.getlength(name) for name in shown))
+    picture = Image.new("RGB", (margin + grid.width, grid.height), "white")
+    picture.paste(grid, (margin, 0))
+    draw = ImageDraw.Draw(picture)
+    for row, name in enumerate(shown):
+        draw.text((margin - NAME_SIZE, (row + 0.5) * pitch), name, fill="black", font=font, anchor="rm")
+    return picture
 
 
 def read_grid(path: Path, image_size: int) -> torch.Tensor:
@@ -90,20 +118,25 @@ def write_samples(
     with locked_file(path):
         record_path.unlink(missing_ok=True)  # an old record must never stand next to new images
         form.write(path, images, labels, advance)
-        shown = images[:GRID_IMAGES] if labels is None else class_rows(images, labels)
-        save_grid(form.next_to(path, ".png"), shown, columns=GRID_COLUMNS)
+        shown, names = (images[:GRID_IMAGES], ()) if labels is None else class_rows(images, labels, info["classes"])
+        save_grid(form.next_to(path, ".png"), shown, columns=GRID_COLUMNS, row_names=names)
         record = SampleRecord(**{**info, "format": form.name, **file_record(path)})
         record.write(record_path)
     return SampleSet(path, images, record, labels)
 
 
-def class_rows(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The first 8 images of each of the first 10 classes that there are, in rows of 8; white where there are fewer."""
-    rows = []
-    for label in labels.unique()[:MAX_CLASS_ROWS]:
+def class_rows(
+    images: torch.Tensor, labels: torch.Tensor, classes: Sequence[str]
+) -> tuple[torch.Tensor, tuple[str, ...]]:
+    """The first 8 images of each of the first 10 classes that there are, in rows of 8, and the names of these classes.
+
+    White where there are fewer.
+    """
+    rows, shown = [], labels.unique()[:MAX_CLASS_ROWS]
+    for label in shown:
         row = images[labels == label][:GRID_COLUMNS]
         rows += [row, row.new_full((GRID_COLUMNS - len(row), *row.shape[1:]), 255)]
-    return torch.cat(rows)
+    return torch.cat(rows), tuple(classes[label] for label in shown)
 
 
 def read_samples(path: Path) -> SampleSet:

@@ -105,7 +105,7 @@ def _require(module: str, package: str) -> Any:
 PLAIN_INTERVAL_S = 15.0
 WIDE_COLUMNS = 100  # of a terminal that has room for everything
 COLUMNS_WITH_TIME = 60  # in which the time left fits next to count, loss and speed
-ACCURACIES = {"knn_accuracy": "kNN", "linear_accuracy": "linear"}
+ACCURACIES = {"knn_accuracy": "kNN", "linear_accuracy": "linear", "held_out_accuracy": "accuracy on held-out images"}
 
 
 class MetricsLog(Hook):

@@ -85,7 +85,10 @@ def test_shapes_of_several_encoders():
 
 
 def test_the_plan_of_a_training():
-    assert "trainer.steps" in shown("train", "--data", "shapes", "--encoder", "pixel", "--preset", "demo", "--dry-run")
+    plan = shown("train", "--data", "shapes", "--encoder", "pixel", "--preset", "demo", "--dry-run")
+    assert "trainer.steps" in plan
+    assert "trainer.rank_timeout" not in plan  # a default
+    assert "further keys have their default" in plan
 
 
 def test_toys():

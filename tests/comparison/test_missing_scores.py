@@ -97,11 +97,18 @@ def test_scored_setups_are_timed_with_equal_settings(runs, missing, tmp_path):
 
 
 def test_what_is_about_to_be_sampled_is_said_with_its_count(runs, missing, tmp_path):
-    lines = []
+    lines, done = [], []
     config = CompareConfig.model_validate({**missing, "speed": False, "neighbours": False, "num_images": 70})
     config = config.model_copy(update={"output": tmp_path / "out"})
-    compare(runs, config, notify=lines.append)
+
+    def report(title, count, total, unit="images"):
+        done.extend([(count, total)] if title == "scores" and count else [])
+
+    compare(runs, config, notify=lines.append, report=report)
     assert any("5 scores to make, of 70 images each, more than the 64 of the reference" in line for line in lines)
+    # Ten evaluations take ten times as long as one, so that the time left is right from the first score on.
+    assert sorted(count for count, _ in done) == [1, 1, 1, 2, 2]
+    assert {total for _, total in done} == {7}
     again = []
     compare(runs, config, notify=again.append)
     assert not any("to make" in line for line in again)

