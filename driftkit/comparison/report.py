@@ -199,11 +199,21 @@ def table_view(table: ScoreTable, record: ComparisonRecord) -> dict[str, Any]:
         "rows": rows,
         "columns": columns,
         "small": any(SMALL_N in row.badges for row in table.all_rows),
-        "warnings": list(dict.fromkeys((row.run, warning) for row in table.all_rows for warning in row.warnings)),
+        "warnings": [(", ".join(runs), warning) for warning, runs in _warnings(table).items()],
         "hidden": sum(not entry["best"] for entry in rows),
         "training": budget_view([b for b in budgets if b.cost != "nfe"]),
         "nfe": budget_view([b for b in budgets if b.cost == "nfe"]),
     }
+
+
+def _warnings(table: ScoreTable) -> dict[str, list[str]]:
+    """The runs that each warning is about, each once."""
+    runs: dict[str, list[str]] = {}
+    for row in table.all_rows:
+        for warning in row.warnings:
+            names = runs.setdefault(warning, [])
+            names += [] if row.run in names else [row.run]
+    return runs
 
 
 def budget_view(budgets: Sequence[EqualBudget]) -> dict[str, Any] | None:

@@ -128,8 +128,8 @@ def time_runs(
     if busy:
         worst = max(busy, key=lambda s: s.unevenness)
         notes.append(
-            f"{len(busy)} of {len(speeds)} timings varied by more than {BUSY}-fold, that of {worst.run} at {worst.nfe} "
-            f"NFE {worst.unevenness:.1f}-fold: the machine was busy"
+            f"the machine was busy: timings of {len(busy)} of {len(speeds)} speeds varied by more than {BUSY}-fold, "
+            f"most those of {worst.run} at {worst.nfe} NFE, {worst.unevenness:.1f}-fold"
         )
     return speeds
 

@@ -15,7 +15,7 @@ from driftkit.encoders.lineage import PIXELS, Lineage, family_of
 from driftkit.encoders.specs import PACKAGED, SPECS, TIMM_PREFIX, EncoderSpec
 from driftkit.encoders.timm_encoder import fits, load_state, own_tensors, timm_lineage, timm_spec
 from driftkit.encoders.weights import HubFile, UrlFile, fetch, read_weights, unless_changed
-from driftkit.errors import ArtifactError, UsageError
+from driftkit.errors import ArtifactError, NotFoundError, UsageError
 from driftkit.scoring.extraction import Extractor
 from driftkit.scoring.extractor_names import ENCODER_PREFIX, NAMES, PIXELS_NAME
 from driftkit.storage.files import sha256_file, state_digest
@@ -90,7 +90,7 @@ def locate_weights(name: str) -> Path | None:
 
 
 def fetch_weights(name: str) -> Path:
-    """The weights of inception, dinov2 or clip from where they are kept, or downloaded; ArtifactError where neither."""
+    """The weights of inception, dinov2 or clip from where they are kept, or downloaded; NotFoundError where neither."""
     file = published_weights(name)
     path = file.locate()
     if path is not None:
@@ -99,7 +99,7 @@ def fetch_weights(name: str) -> Path:
     try:
         return file.download()
     except ArtifactError as error:
-        raise ArtifactError(
+        raise NotFoundError(
             f"{error}; {file.by_hand('`extractor_weights`')}{variable}; without it: `extractor` {INSTALLED}, which is "
             "installed (its numbers compare with each other, not with published ones)"
         ) from None
