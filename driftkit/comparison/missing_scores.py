@@ -86,9 +86,9 @@ def fill_missing(
 def resized_to(runs: Sequence[RunSummary]) -> int | None:
     """The side in pixels to which the training images of all runs were resized; None where any was not, or they differ.
 
-    A reference of other sizes is resized alike, as `fid` does when it is asked to.
+    The reference is resized alike, as `fid` does.
     """
-    sizes = {run.config.get("data.image_size") for run in runs}
+    sizes = {run.folder.resized_to for run in runs}
     return sizes.pop() if len(sizes) == 1 else None
 
 

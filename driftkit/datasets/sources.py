@@ -18,7 +18,6 @@ from driftkit.datasets.spec import Request, Source, SourceKind, Spec
 from driftkit.errors import ArtifactError, NotFoundError, UsageError
 from driftkit.runtime.progress import phase
 from driftkit.runtime.ranks import Ranks
-from driftkit.runtime.terminal import say
 from driftkit.storage.files import digest_json
 from driftkit.storage.lock import locked_file
 
@@ -147,9 +146,7 @@ def _import_once(source: Source, path: Path) -> ImagePack:
     if not is_finished(path):
         with locked_file(path):
             if not is_finished(path):  # nobody made it while this process waited
-                pack = import_source(source, path)
-                say(f"{source.spec}: {len(pack):,} images imported into {path}, which later commands read")
-                return pack
+                return import_source(source, path)
     pack = open_pack(path)
     pack.verify()
     return pack

@@ -44,7 +44,7 @@ class FidConfig(SamplingConfig):
     num_images: Annotated[int | None, Option(SCORING, ("--num-images", "-n"), default="50000 of a run, else all")] = (
         Field(None, ge=1, description="number of images to score; fewer than 10 are refused")
     )
-    image_size: Annotated[int | None, Option(SCORING, default="as it is")] = Field(
+    image_size: Annotated[int | None, Option(SCORING, default="as a run's training images, else as it is")] = Field(
         None, ge=8, le=4096, description="side in pixels to which the reference is resized"
     )
     allow_collapsed: Annotated[bool, Option(SCORING)] = Field(
@@ -122,8 +122,9 @@ def fid(
     from driftkit.runtime.device import resolve_device
     from driftkit.runtime.ranks import Ranks, local_rank
     from driftkit.scoring.evaluator import ScoringOptions, evaluate, open_evaluators, output_of
-    from driftkit.scoring.image_set import ScoringExecution, default_batch_size, read_target, require_target
+    from driftkit.scoring.image_set import ScoringExecution, default_batch_size, is_run, read_target, require_target
     from driftkit.scoring.series import evaluate_checkpoints, evaluate_repeats
+    from driftkit.storage.run_folder import Run
     from driftkit.storage.writable import require_replaceable
 
     _require_consistent(target, config)
@@ -150,7 +151,7 @@ def fid(
             options=options,
             extractor_weights=config.extractor_weights,
             execution=execution,
-            image_size=config.image_size,
+            image_size=config.image_size or (Run.open(target).resized_to if is_run(target) else None),
             check_size=check_target,
         )
         for evaluator in evaluators:  # each of several extractors has a file of its own, whose name is known only now

@@ -155,6 +155,12 @@ class Run:
             raise ArtifactError(f"{self.manifest_path}: config key data.image_size is {size}, expected at least 1")
         return size
 
+    @property
+    def resized_to(self) -> int | None:
+        """Side in pixels to which the training images were resized; None where they were taken as they are."""
+        asked = self.manifest().origins.get("data.image_size", "default") != "default"
+        return self.image_size if asked else None
+
     def config_section(self, name: str) -> dict[str, Any]:
         """A section of the config, not validated yet; ArtifactError where it has none."""
         section = self.manifest().config.get(name)

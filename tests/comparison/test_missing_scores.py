@@ -12,7 +12,7 @@ from driftkit.stages.compare import compare
 from driftkit.storage.files import read_json
 from driftkit.storage.run_folder import Run
 from tests.comparison.comparing import compare_runs
-from tests.conftest import train_tiny
+from tests.conftest import driftkit, train_tiny
 from tests.scoring.fakes import tiny_extractor
 
 REFERENCE = "shapes?image_size=8&count=64&split=test"
@@ -125,3 +125,10 @@ def test_a_reference_of_mixed_sizes_is_resized_as_the_training_images_were(missi
     (table,) = result.record.score_tables
     assert [row.run for row in table.rows] == ["run"]
     assert not any("was not scored" in note for note in result.record.notes)
+    words = ("-r", photos, "--extractor", "pixels", "-n", 12, "--allow-collapsed", "--device", "cpu")
+    scored = driftkit("fid", tmp_path / "run", *words)
+    assert scored.exit_code == 0, scored.output
+    # Of images that were trained on as they are, another size stays a refusal.
+    train_tiny(tmp_path / "as-they-are", "drift")
+    assert driftkit("fid", tmp_path / "as-they-are", *words).exit_code == 3
+    assert Run.open(tmp_path / "as-they-are").resized_to is None
