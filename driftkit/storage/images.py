@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torchvision.utils import make_grid
 
 from driftkit.errors import ArtifactError
+from driftkit.runtime.terminal import printable
 from driftkit.storage.atomic import atomic_path
 from driftkit.storage.checksums import file_record, require_checksum
 from driftkit.storage.files import read_tensors
@@ -60,7 +61,8 @@ def save_grid(
 def _with_names(grid: Image.Image, names: Sequence[str], *, pitch: int) -> Image.Image:
     """The grid, whose rows are `pitch` pixels apart, to the right of their names."""
     font = ImageFont.load_default(NAME_SIZE)
-    shown = [n if len(n) <= NAME_CHARACTERS else f"{n[: NAME_CHARACTERS - 3]}..." for n in names]
+    whole = [printable(name) for name in names]
+    shown = [n if len(n) <= NAME_CHARACTERS else f"{n[: NAME_CHARACTERS - 3]}..." for n in whole]
     margin = 2 * NAME_SIZE + math.ceil(max(font.getlength(name) for name in shown))
     picture = Image.new("RGB", (margin + grid.width, grid.height), "white")
     picture.paste(grid, (margin, 0))

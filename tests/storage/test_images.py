@@ -1,10 +1,17 @@
 """Grids: rows of images, and the names on their left."""
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
 from driftkit.storage.images import save_grid
+
+
+@pytest.mark.parametrize("name", ["two\nlines", "\ud800", "\x1b[31m", "猫", "", "\u202eabc", "e\u0301"])
+def test_any_name_of_a_class_can_be_written(name, tmp_path):
+    save_grid(tmp_path / "grid.png", torch.zeros(2, 3, 8, 8, dtype=torch.uint8), columns=2, row_names=(name,))
+    assert Image.open(tmp_path / "grid.png").height == 68
 
 
 def test_names_of_rows_stand_to_the_left_of_the_images_and_leave_them_alone(tmp_path):
