@@ -45,7 +45,9 @@ def all_charts(
             *(history_figure(table, cost, runs, colours=colours) for cost in ("step", "seconds")),
         ]
         sections[f"cost-{table.key}"] = [chart for chart in charts if chart]
-        sections[table.key] = [score_figure(table, colours=colours)] if table.rows else []
+        sections[table.key] = (
+            [score_figure(table, colours=colours)] if any(r.is_of_all_classes for r in table.rows) else []
+        )
     return sections
 
 
@@ -75,7 +77,8 @@ def curve_figure(runs: Sequence[RunSummary], curve: Curve, *, name: str, colours
     lines: list[tuple[str, Line]] = []
     for run in runs:
         points = [(p["step"], p.get(curve.key)) for p in run.curve]
-        line = [(step, value) for step, value in points if step is not None and value is not None and value > 0]
+        known = [(step, value) for step, value in points if step is not None and value is not None]
+        line = [(step, value) for step, value in known if value > 0 or curve.from_zero]  # a logarithm has no room for 0
         if len(line) > 1:
             lines.append((run.label, line))
     if not lines:
@@ -88,7 +91,7 @@ def curve_figure(runs: Sequence[RunSummary], curve: Curve, *, name: str, colours
             axes.plot(*zip(*points, strict=True), color=PALETTES[theme][colours[label]], linewidth=1.6,
                       label=plain_label(label), linestyle=dash)  # fmt: skip
         if curve.from_zero:
-            axes.set_ylim(0, 1.25 * max(values))
+            axes.set_ylim(0, 1.25 * max(values) or 1)
         else:
             scale_y(axes, values)
         axes.set_xlim(left=0)

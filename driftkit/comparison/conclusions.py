@@ -3,6 +3,7 @@
 Only independent evaluators decide: what kin and relatives of a training encoder measure is shown, and ranks nothing.
 """
 
+import shlex
 from collections.abc import Sequence
 from typing import get_args
 
@@ -73,7 +74,7 @@ def advice_for(opened: OpenedRuns, pairs: Sequence[Pair]) -> str | None:
         return None
     runs = [run for run in opened.generators if run.label in (unknown.first, unknown.second)]
     training_encoders = [encoder for run in runs for encoder in run.training_encoders]
-    again = f"driftkit compare {' '.join(run.path for run in runs)} --evaluate --reference SPEC --extractor"
+    again = f"driftkit compare {shlex.join(run.path for run in runs)} --evaluate --reference SPEC --extractor"
     extractors: dict[str, Lineage | None] = {
         INSTALLED: INSTALLED_LINEAGE,
         **{f"encoder:{encoder.path}": encoder.lineage for encoder in opened.encoders},
@@ -83,8 +84,8 @@ def advice_for(opened: OpenedRuns, pairs: Sequence[Pair]) -> str | None:
             return f"{again} {extractor}"
     images = next((run.data for run in runs if run.data), None) or "SPEC"
     if all(encoder is not None and encoder.family != MAE_RESNET for encoder in training_encoders):
-        train = f"driftkit train --objective classifier --preset cpu --data {images} --output outputs/classifier"
-        return f"{train}; {again} encoder:outputs/classifier"
+        train = "driftkit train --objective classifier --preset cpu --data"
+        return f"{train} {shlex.quote(images)} --output outputs/classifier; {again} encoder:outputs/classifier"
     return f"{again} dinov2" if kinship(training_encoders, DINOV2_LINEAGE).counts else None
 
 

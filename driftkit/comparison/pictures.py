@@ -184,6 +184,8 @@ def _neighbours_of_run(
         raise ArtifactError(f"{pack}; name images with `neighbours_in`")
     if searched is None and run.data_digest not in (None, pack.digest):
         raise ArtifactError(f"{spec} holds other images than those it was trained on")
+    if len(pack) < NEIGHBOUR_ROWS:
+        raise ArtifactError(f"{spec} holds {len(pack)} images, fewer than {NEIGHBOUR_ROWS} neighbours")
     if pack.images.shape[1:] != images.shape[1:]:
         raise ArtifactError(f"the images of {spec} are {pack.images.shape[-1]} pixels wide")
     with progress(f"nearest real images of {run.label}", len(images) + len(pack.images)) as advance:

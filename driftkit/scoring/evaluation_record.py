@@ -250,7 +250,7 @@ def default_path(target: Path, run: Run | None, record: EvaluationRecord) -> Pat
     """Where an evaluation belongs: in its run, or next to images that no run here made."""
     selection = [] if record.selection is None else ["-".join(record.selection)]
     if run is None or record.sampling is None:
-        label = ".".join([record.extractor.label, *selection])
+        label = ".".join([record.extractor.label, f"n{record.num_images}", record.reference.digest[:8], *selection])
         named = target if target.name else target.resolve()  # "." has no name
         return named.with_name(f"{named.name.removesuffix('.safetensors')}.{label}.evaluation.json")
     sampling = record.sampling

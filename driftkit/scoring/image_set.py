@@ -146,7 +146,8 @@ def open_target(
     number, parts = part
     total = len(whole)
     if (num_images or 1) * parts > total:
-        wanted = f"`num_images` {num_images}" + (f" `repeats` {parts}" if parts > 1 else "")
+        asked = {"num_images": num_images, "repeats": parts if parts > 1 else None}
+        wanted = " ".join(f"`{name}` {number}" for name, number in asked.items() if number is not None)
         raise UsageError(f"{wanted}: {target} holds {total} images")
     count = num_images or total // parts
     if parts == 1 and (whole.labels is None or whole.sampling is not None or count == total):

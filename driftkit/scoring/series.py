@@ -48,7 +48,10 @@ def evaluate_repeats(
     for number in range(repeats):
         file = None if output is None else output.with_name(f"{output.stem}-{number}.json")
         if file is None and not of_run:
-            file = target.with_name(f"{target.name.removesuffix('.safetensors')}-{number}.evaluation.json")
+            by = "" if len(evaluators) > 1 else f".{evaluators[0].extractor.info.label}"  # each of several adds its own
+            reference = evaluators[0].reference.info.digest[:8]
+            name = f"{target.name.removesuffix('.safetensors')}{by}.{reference}-{number}.evaluation.json"
+            file = target.with_name(name)
         chosen = sampling.model_copy(update={"seed": sampling.seed + number}) if of_run else sampling
         part = (0, 1) if of_run else (number, repeats)
         rounds.append(evaluate(evaluators, target, num_images=num_images, sampling=chosen, part=part, output=file))

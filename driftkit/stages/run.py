@@ -267,9 +267,16 @@ def _make_room(pipeline: Pipeline, stage: Stage, *, force: bool) -> list[str]:
     if stage.command == "train" and Path(output).exists():
         run = Run.open(Path(output))
         reached = max((checkpoint.step for checkpoint in run.checkpoints()), default=0)
-        if force or record.identity != _identity(stage) or reached > int(stage.value("--steps") or reached):
+        steps = int(stage.value("--steps") or reached)
+        if force or record.identity != _identity(stage) or reached > steps or _ends_elsewhere(run, stage):
             _set_aside(run.path)
     return arguments
+
+
+def _ends_elsewhere(run: Run, stage: Stage) -> bool:
+    """Whether a learning rate that falls towards the last step belongs to another one than the stage's."""
+    trainer, steps = run.config_section("trainer"), stage.value("--steps")
+    return trainer.get("schedule") != "constant" and steps is not None and int(steps) != trainer.get("steps")
 
 
 def _set_aside(path: Path) -> None:

@@ -92,11 +92,11 @@ class TrainingMemory:
         return 0
 
     def _smaller_batch(self, shapes: Shapes, batch: int, most: float) -> tuple[int, int]:
-        """The largest half, quarter, ... of the batch that fits, and what it takes; 0 where none does."""
+        """The largest half, quarter, ... of the batch that fits and splits into groups, and what it takes; else 0."""
         size = batch // 2
         while size >= 1:
-            needed = self._budget(shapes, size).memory_bytes
-            if needed <= most:
+            shared = shapes.batch is None or shapes.batch.is_shared_by(self.ranks, images=size * self.ranks)
+            if shared and (needed := self._budget(shapes, size).memory_bytes) <= most:
                 return size, needed
             size //= 2
         return 0, 0

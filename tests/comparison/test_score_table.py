@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from driftkit.comparison.charts import all_charts
 from driftkit.comparison.run_summary import summarise
 from driftkit.comparison.score_table import (
     evaluator_key,
@@ -130,6 +131,8 @@ def test_samples_of_some_classes_alone_win_no_budget(tmp_path):
     )
     runs = [summarise(make_run(tmp_path / name), label=name) for name in "ab"]
     (table,) = score_tables([("a", some), ("a", evaluation_record(5.0)), ("b", evaluation_record(3.0))], runs)
+    (alone,) = score_tables([("a", some)], runs)
+    assert all_charts(runs, [alone], [], {"a": 0, "b": 1})[alone.key] == []
     for budget in (*training_budgets(table, runs), *nfe_budgets(table)):
         assert {name: cell.score for name, cell in budget.cells.items()} == {"a": 5.0, "b": 3.0}
 

@@ -114,6 +114,15 @@ def test_force_trains_anew_and_variables_count(tmp_path, monkeypatch):
     assert states(path)["ddpm"] == "done"
 
 
+@pytest.mark.parametrize(("schedule", "kept"), [("constant", True), ("cosine", False)])
+def test_more_steps_go_on_unless_the_learning_rate_fell_towards_the_last(tmp_path, schedule, kept):
+    states(write(tmp_path, CHAIN.replace("set = {", f'set = {{ trainer.schedule = "{schedule}",')))
+    more = CHAIN.replace("set = {", f'set = {{ trainer.schedule = "{schedule}",').replace("steps = 2", "steps = 3")
+    assert states(write(tmp_path, more))["ddpm"] == "done"
+    assert Path("out/ddpm/checkpoints/step-00000003").is_dir()
+    assert Path("out/ddpm.old-1").exists() is not kept
+
+
 def test_a_new_version_of_driftkit_keeps_the_runs(tmp_path, monkeypatch):
     path = write(tmp_path)
     states(path)

@@ -273,3 +273,8 @@ def test_a_dry_run_names_the_weights_and_images_that_are_not_here(monkeypatch, t
     assert [("no.pth" in line, "no-photos" in line) for line in named] == [(False, True), (True, False)]
     shown = driftkit("train", "--dry-run", "--preset", "cpu", "--encoder", "mocov2", "--data", "shapes").stdout
     assert "missing: weights of mocov2" in shown
+
+
+def test_a_batch_that_does_not_split_into_groups_is_no_advice():
+    cost = FieldCost(calls=((1, 4),), by_class=True, groups=10, positives=8)
+    assert [images for images in (10, 20, 25, 80) if cost.is_shared_by(1, images=images)] == [20, 80]

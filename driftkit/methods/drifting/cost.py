@@ -49,6 +49,8 @@ class FieldCost:
         return self._groups(images).advice(by_class=self.by_class)
 
     def is_shared_by(self, ranks: int, *, images: int) -> bool:
+        if images % self.groups or images < 2 * self.groups:
+            return False
         try:
             self._groups(images).share(ranks)
         except UsageError:

@@ -180,7 +180,7 @@ class Drifting:
             sizes = [group.values.shape[0] * self.own_groups for group in gen.groups]
             both = zip(_variance(x.detach()).split(sizes), _variance(y_pos).split(sizes), strict=True)
             variances += [(ours.mean(), real.mean()) for ours, real in both]
-            if (step + 1) % RATIO_EVERY == 0 and y_pos.shape[1] > 1:
+            if (step + 1) % RATIO_EVERY == 0 and y_pos.shape[1] > 3:  # two of each side, and positives
                 ratios += self._scales_next_to_real(gen, x.detach(), y_pos, step=step)
             per_field = drift_loss(x, drift)
             per_tau = torch.stack([getattr(drift, name) for name in FIELD_STATS]).split(sizes, dim=2)
