@@ -119,10 +119,10 @@ def run_python(folder, *words):
 def test_the_command_line_knows_what_a_file_beside_it_registers(tmp_path):
     (tmp_path / "plugin.py").write_text(examples()[0])
     (words,) = re.findall(r'python -c "(.*?)"', GUIDE.read_text())
-    line = ["train", "--objective", "ddpm", "--set", "model.kind=convnet", "--dry-run", "--device", "cpu"]
+    line = ["train", "--objective", "ddpm", "--set", "model.kind=convnet", "--dry-run", "--device", "cpu", "--json"]
     result = run_python(tmp_path, "-c", f"import sys; sys.path.insert(0, {str(GUIDE.parents[1])!r}); {words}", *line)
     assert result.returncode == 0, result.stderr
-    assert "model.channels" in result.stdout
+    assert json.loads(result.stdout)["config"]["model"] == {"kind": "convnet", "channels": 4}
 
 
 def test_the_examples_work_inside_the_package_as_the_guide_says(tmp_path):
