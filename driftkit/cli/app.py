@@ -25,7 +25,7 @@ from driftkit.errors import (
     StorageError,
     UsageError,
 )
-from driftkit.runtime.environment import read_launch, set_thread_defaults, set_user_defaults
+from driftkit.runtime.environment import keep_freed_memory, read_launch, set_thread_defaults, set_user_defaults
 from driftkit.runtime.signals import StoppedError, ending_cleanly, exit_code
 from driftkit.runtime.terminal import replace_unknown_characters, say
 
@@ -227,4 +227,5 @@ def main() -> None:
     replace_unknown_characters()
     set_user_defaults()
     set_thread_defaults()  # here, since they are read when torch loads
+    keep_freed_memory()
     app()
