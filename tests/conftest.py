@@ -4,9 +4,9 @@ import os
 import socket
 from pathlib import Path
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # torch reads it when it is imported, and so do the commands that tests start
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# torch reads them when it is imported, and so do the commands that tests start: all compute with as many threads.
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else str(os.cpu_count()))
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
 import torch

@@ -1,8 +1,10 @@
 """Devices, and the number format of networks on them."""
 
 import contextlib
+import functools
 import os
 import platform
+import re
 import resource
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +15,8 @@ from typing import Literal
 import torch
 
 from driftkit.errors import ResourceError, UsageError
+from driftkit.runtime.environment import THREADS_VARIABLE, free_cpus
+from driftkit.runtime.terminal import say
 
 DEVICE_FILES = Path("/dev")  # where drivers show their devices
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -31,6 +35,7 @@ def resolve_device(name: str, *, local_rank: int = 0) -> torch.device:
     if kind == "cpu":
         if name == "auto":
             _require_no_idle_gpu()
+        leave_busy_processors()
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise ResourceError("`device` cuda: torch sees no CUDA device here; choose cpu or auto")
@@ -156,6 +161,33 @@ def synchronize(device: torch.device) -> None:
     """Wait for the device, so that a clock read next means something."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+@functools.cache  # once in a process: stages of a pipeline compute alike
+def leave_busy_processors() -> None:
+    """Compute with no more threads than other programs leave processors free, unless the user has set the number.
+
+    Threads wait for each other many times a step, and one that shares its processor holds up all: next to one program
+    that never rests, two threads on two processors were thirty times as slow as one.
+    """
+    free, threads = free_cpus(), torch.get_num_threads()
+    fitting = threads if free is None else max(1, round(free))
+    if fitting < threads and not os.environ.get(THREADS_VARIABLE):
+        torch.set_num_threads(fitting)
+        say(
+            f"other programs are busy: computing with {fitting} instead of {threads} threads; "
+            f"the variable {THREADS_VARIABLE} sets the number"
+        )
+
+
+def use_threads_of(description: str | None) -> None:
+    """Compute with as many threads as the CPU of `describe_device`, unless the user has set the number.
+
+    Sums of another number of threads are in another order, so a resumed run needs as many as before.
+    """
+    found = re.search(r"^cpu \(.*\b(\d{1,4}) threads\)$", description or "")
+    if found and not os.environ.get(THREADS_VARIABLE):
+        torch.set_num_threads(max(1, int(found[1])))
 
 
 def describe_device(device: torch.device) -> str:

@@ -9,16 +9,20 @@ import math
 import os
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from driftkit.errors import UsageError
 
 CGROUP = Path("/sys/fs/cgroup")
+PROCESSOR_TIMES = Path("/proc/stat")
 CACHE_VARIABLE = "DRIFTKIT_CACHE"
 TEMPORARY_HOME = "driftkit-home-"  # beginning of the names of home folders that are made for want of another
 MALLOC_VARIABLES = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")  # beginnings of what a user sets of the allocator
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of mallopt(3), from malloc.h of glibc
+THREADS_VARIABLE = "OMP_NUM_THREADS"
+SHORTEST_LOOK_S = 0.1  # ten ticks of the system's clock, for a share of busy processors to mean something
 LAUNCH_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 LAUNCH_FIX = "start all processes by torchrun, or unset RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT and LOCAL_RANK"
 
@@ -48,12 +52,36 @@ def cpu_quota(cgroup: Path = CGROUP) -> float | None:
 def set_thread_defaults() -> None:
     """Let OpenMP's threads sleep while they wait, and be no more than may run; what the user has set stays.
 
-    Threads that spin while they wait take the processors from everybody else, and from one another next to a busy
-    program: a training on two threads falls to a tenth of its speed.
+    Threads that spin while they wait take the processors from everybody else, and from one another.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if cpu_quota() is not None:
-        os.environ.setdefault("OMP_NUM_THREADS", str(usable_cpus()))
+        os.environ.setdefault(THREADS_VARIABLE, str(usable_cpus()))
+
+
+def busy_seconds(source: Path = PROCESSOR_TIMES) -> float | None:
+    """Seconds that programs other than this one have run on its processors since the machine started; None: unknown.
+
+    Programs of lower priority (nice) than this one count as none: they give way to it.
+    """
+    fields = slice(0, 3) if hasattr(os, "nice") and os.nice(0) > 0 else slice(0, 3, 2)  # user, nice, system
+    try:
+        rows = dict(line.split(maxsplit=1) for line in source.read_text().splitlines() if line.startswith("cpu"))
+        ticks = sum(sum(map(int, rows[f"cpu{n}"].split()[fields])) for n in os.sched_getaffinity(0))
+    except (OSError, ValueError, KeyError, AttributeError):  # another system
+        return None
+    return ticks / os.sysconf("SC_CLK_TCK") - time.process_time()
+
+
+_STARTED, _BUSY_AT_START = time.monotonic(), busy_seconds()
+
+
+def free_cpus() -> float | None:
+    """Processors that other programs have left to this one, on average since it started; None where that is unknown."""
+    now, passed = busy_seconds(), time.monotonic() - _STARTED
+    if now is None or _BUSY_AT_START is None or passed < SHORTEST_LOOK_S:
+        return None
+    return max(0.0, len(os.sched_getaffinity(0)) - (now - _BUSY_AT_START) / passed)
 
 
 def keep_freed_memory() -> None:

@@ -7,7 +7,13 @@ import torch
 
 from driftkit.errors import ResourceError
 from driftkit.runtime import device
-from driftkit.runtime.device import autocast_dtype, resolve_device, training_dtype
+from driftkit.runtime.device import (
+    autocast_dtype,
+    leave_busy_processors,
+    resolve_device,
+    training_dtype,
+    use_threads_of,
+)
 from driftkit.storage.run_folder import Run
 from tests.conftest import train_tiny
 
@@ -62,3 +68,47 @@ def test_trainings_in_bfloat16_keep_float32_weights_in_the_layout_that_is_fastes
     assert run.manifest().precision == "bfloat16"
     assert {tensor.dtype for tensor in run.weights("ema")[0].values()} == {torch.float32}
     assert all(math.isfinite(record["loss"]) for record in run.metrics())
+
+
+@pytest.fixture
+def four_threads(monkeypatch):
+    """The number that torch is told to take, of four; nobody has set the variable."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    taken = []
+    monkeypatch.setattr(torch, "set_num_threads", taken.append)
+    leave_busy_processors.cache_clear()
+    yield taken
+    leave_busy_processors.cache_clear()
+
+
+@pytest.mark.parametrize(("free", "threads"), [(3.9, []), (None, []), (3.2, [3]), (1.4, [1]), (0.0, [1])])
+def test_threads_are_as_many_as_processors_are_free(monkeypatch, capsys, four_threads, free, threads):
+    monkeypatch.setattr(device, "free_cpus", lambda: free)
+    assert resolve_device("cpu").type == "cpu"
+    assert resolve_device("cpu").type == "cpu"  # as the stages of a pipeline do
+    assert four_threads == threads
+    assert capsys.readouterr().err.count("instead of 4 threads") == len(threads)
+
+
+def test_the_number_of_threads_that_the_user_has_set_stays(monkeypatch, four_threads):
+    monkeypatch.setattr(device, "free_cpus", lambda: 1.0)
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    resolve_device("cpu")
+    use_threads_of("cpu (x86_64, 2 threads)")
+    assert four_threads == []
+
+
+def test_a_resumed_run_computes_with_as_many_threads_as_before(tmp_path, monkeypatch, four_threads):
+    monkeypatch.setattr(device, "free_cpus", lambda: None)
+    train_tiny(tmp_path / "run")
+    assert Run.open(tmp_path / "run").manifest().device == device.describe_device(torch.device("cpu"))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    train_tiny(tmp_path / "run", steps=3)
+    assert four_threads == [4]
+
+
+@pytest.mark.parametrize("description", [None, "NVIDIA H100", "cpu (x86_64, 99999 threads)"])
+def test_other_descriptions_say_nothing_on_threads(four_threads, description):
+    use_threads_of(description)
+    assert four_threads == []

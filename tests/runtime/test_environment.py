@@ -1,14 +1,24 @@
 """How many processors may be used, and the settings of OpenMP that the program makes before torch loads."""
 
+import ctypes
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from driftkit.runtime import environment
-from driftkit.runtime.environment import cpu_quota, set_thread_defaults, set_user_defaults, usable_cpus
+from driftkit.runtime.environment import (
+    busy_seconds,
+    cpu_quota,
+    free_cpus,
+    keep_freed_memory,
+    set_thread_defaults,
+    set_user_defaults,
+    usable_cpus,
+)
 
 
 @pytest.mark.parametrize(
@@ -43,6 +53,79 @@ def test_what_the_user_has_set_stays(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     set_thread_defaults()
     assert (os.environ["OMP_WAIT_POLICY"], os.environ["OMP_NUM_THREADS"]) == ("active", "7")
+
+
+def test_busy_seconds_are_of_other_programs_on_the_processors_of_this_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 2})
+    monkeypatch.setattr(time, "process_time", lambda: 1.5)
+    stat = tmp_path / "stat"
+    stat.write_text(
+        "cpu  900 900 900 900 0 0 0 0 0 0\ncpu0 200 70 100 9 5 0 0 0 0 0\n"
+        "cpu1 800 0 0 0 0 0 0 0 0 0\ncpu2 50 30 50 9 5 0 0 0 0 0\nintr 1 2 3\n"
+    )
+    ticks = os.sysconf("SC_CLK_TCK")
+    assert busy_seconds(stat) == pytest.approx((200 + 100 + 50 + 50) / ticks - 1.5)
+    monkeypatch.setattr(os, "nice", lambda by: 5)  # of lower priority itself, so that those are no longer below it
+    assert busy_seconds(stat) == pytest.approx((200 + 100 + 50 + 50 + 70 + 30) / ticks - 1.5)
+    stat.write_text("cpu0 200 70 nonsense\n")
+    assert busy_seconds(stat) is None
+    assert busy_seconds(tmp_path / "absent") is None
+
+
+@pytest.mark.parametrize(
+    ("busy", "passed", "free"),
+    [(0.0, 2.0, 2.0), (2.0, 2.0, 1.0), (9.0, 2.0, 0.0), (2.0, 0.01, None), (None, 2.0, None)],
+)
+def test_free_processors_are_a_mean_since_the_start(monkeypatch, busy, passed, free):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+    monkeypatch.setattr(environment, "_BUSY_AT_START", 100.0)
+    monkeypatch.setattr(environment, "_STARTED", 50.0)
+    monkeypatch.setattr(environment, "busy_seconds", lambda: None if busy is None else 100.0 + busy)
+    monkeypatch.setattr(time, "monotonic", lambda: 50.0 + passed)
+    assert free_cpus() == (None if free is None else pytest.approx(free))
+
+
+@pytest.mark.parametrize(("variable", "called"), [(None, True), ("MALLOC_ARENA_MAX", False), ("GLIBC_TUNABLES", False)])
+def test_freed_memory_is_kept_unless_the_user_has_set_the_allocator(monkeypatch, variable, called):
+    for name in [name for name in os.environ if name.startswith(environment.MALLOC_VARIABLES)]:
+        monkeypatch.delenv(name)
+    if variable is not None:
+        monkeypatch.setenv(variable, "2")
+    calls = []
+
+    class Libc:
+        def mallopt(self, parameter, value):
+            calls.append((parameter, value))
+
+    monkeypatch.setattr(environment.sys, "platform", "linux")
+    monkeypatch.setattr(environment.ctypes, "CDLL", lambda name: Libc())
+    keep_freed_memory()
+    assert calls == ([(-4, 0), (-1, -1)] if called else [])
+
+
+FRESH_BLOCKS = """
+import resource, torch
+from driftkit.runtime.environment import keep_freed_memory
+if {kept}:
+    keep_freed_memory()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        torch.ones(64 * 2**20, dtype=torch.uint8)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(faults())
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="not the allocator of glibc")
+def test_a_tensor_in_kept_memory_costs_no_page_faults():
+    plain = {key: value for key, value in os.environ.items() if not key.startswith(environment.MALLOC_VARIABLES)}
+    faults = {}
+    for kept in (True, False):
+        command = [sys.executable, "-c", FRESH_BLOCKS.format(kept=kept)]
+        faults[kept] = int(subprocess.run(command, env=plain, capture_output=True, text=True, check=True).stdout)
+    assert faults[True] < faults[False] / 10
 
 
 UNKNOWN_USER = """
