@@ -44,6 +44,6 @@ class SamplingConfig(Settings):
     step: Annotated[int | None, Option(SAMPLING, default="the last one")] = Field(
         None, description="step of the checkpoint"
     )
-    precision: Annotated[Literal["auto", "float32", "bfloat16"] | None, Option(SAMPLING, default="as in training")] = (
-        Field(None, description="number format of the network; auto: bfloat16 where that is faster on the device")
+    precision: Annotated[Literal["auto", "float32", "bfloat16"] | None, Option(SAMPLING, default="the run's")] = Field(
+        None, description="number format of the network; auto: bfloat16 on GPUs that compute in it, float32 on a CPU"
     )

@@ -74,10 +74,13 @@ class SamplingInfo(Info):
 
     @property
     def label(self) -> str | None:
-        """The sampler with its options and what was asked of it, for example "ddim eta=1.0 guidance=2"."""
+        """The sampler with its options, what was asked of it, and the number format where it is not float32: for
+        example "ddim eta=1.0 guidance=2 bfloat16".
+        """
         options = (f"{key}={value}" for key, value in sorted(self.options.items()))
         asked = conditions_label(self.asked_classes, self.guidance)
-        return None if self.sampler is None else " ".join([self.sampler, *options]) + asked
+        number_format = "" if self.precision in (None, "float32") else f" {self.precision}"
+        return None if self.sampler is None else " ".join([self.sampler, *options]) + asked + number_format
 
     @property
     def is_plain(self) -> bool:

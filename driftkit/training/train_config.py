@@ -203,7 +203,7 @@ class EvaluationConfig(Settings):
         ".num_images); 0: none",
     )
     reference: Annotated[str | None, EXPANDED, OnResume.FREE, OnResume.PLACE] = Field(
-        None, description="data SPEC or statistics file of the real images; None: the training images"
+        None, description="data SPEC or statistics file of the real images; None: all of data.spec"
     )
     extractor: Annotated[str, EXPANDED, OnResume.FREE] = Field(
         "inception", description="feature extractor, as in fid: inception, efficientnet-lite2, encoder:RUN, ..."

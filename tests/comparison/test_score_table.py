@@ -76,8 +76,10 @@ def test_table_shows_the_last_step_and_history_all():
 def test_samplers_and_weights_are_rows_of_their_own():
     documents = [evaluation_record(1.0), evaluation_record(2.0, nfe=10), evaluation_record(3.0, weights="raw")]
     documents += [evaluation_record(4.0, options={"eta": 1.0}), evaluation_record(5.0, kinship=KIN, nfe=2)]
+    documents += [evaluation_record(6.0, precision="bfloat16"), evaluation_record(1.0, precision="float32", seed=1)]
     (table,) = score_tables([("a", d) for d in documents])
-    assert len(table.rows) == 4
+    assert len(table.rows) == 5
+    assert table.rows[4].sampler == "ddim bfloat16"
     assert table.rows[2].badges == ["raw weights", "small N"]
     assert table.rows[3].sampler == "ddim eta=1.0"
     (related,) = table.related
