@@ -175,8 +175,8 @@ def leave_busy_processors() -> None:
     if fitting < threads and not os.environ.get(THREADS_VARIABLE):
         torch.set_num_threads(fitting)
         say(
-            f"other programs are busy: computing with {fitting} instead of {threads} threads; "
-            f"the variable {THREADS_VARIABLE} sets the number"
+            f"other programs are busy: computing on {fitting} of {threads} processors; "
+            f"the variable {THREADS_VARIABLE} sets the number of threads"
         )
 
 
@@ -185,7 +185,7 @@ def use_threads_of(description: str | None) -> None:
 
     Sums of another number of threads are in another order, so a resumed run needs as many as before.
     """
-    found = re.search(r"^cpu \(.*\b(\d{1,4}) threads\)$", description or "")
+    found = re.search(r"^cpu \(.*\b(\d{1,4}) threads?\)$", description or "")
     if found and not os.environ.get(THREADS_VARIABLE):
         torch.set_num_threads(max(1, int(found[1])))
 
@@ -194,7 +194,8 @@ def describe_device(device: torch.device) -> str:
     """A readable name, for manifests and tables."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"cpu ({platform.machine()}, {torch.get_num_threads()} threads)"
+    threads = torch.get_num_threads()
+    return f"cpu ({platform.machine()}, {threads} thread{'s' if threads > 1 else ''})"
 
 
 def reset_peak_memory(device: torch.device) -> None:

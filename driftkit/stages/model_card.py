@@ -43,6 +43,7 @@ def describe_run(run: Run, config: TrainConfig, *, weights: str, step: int) -> d
         "encoder": _encoder(encoder) if encoder else None,
         "classes": [known.name for known in manifest.classes],
         "trains_without_class": getattr(config.objective, "trains_without_class", False),
+        "max_guidance": getattr(config.objective, "max_guidance", None),
         "nfe": _nfe(config.objective),
         "scores": _scores(run, weights=weights, step=step),
         "versions": manifest.versions,

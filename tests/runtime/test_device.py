@@ -88,7 +88,7 @@ def test_threads_are_as_many_as_processors_are_free(monkeypatch, capsys, four_th
     assert resolve_device("cpu").type == "cpu"
     assert resolve_device("cpu").type == "cpu"  # as the stages of a pipeline do
     assert four_threads == threads
-    assert capsys.readouterr().err.count("instead of 4 threads") == len(threads)
+    assert capsys.readouterr().err.count("of 4 processors") == len(threads)
 
 
 def test_the_number_of_threads_that_the_user_has_set_stays(monkeypatch, four_threads):

@@ -137,6 +137,15 @@ def test_the_card_offers_no_class_only_where_it_was_trained(objective, more, sho
     assert ("-1 is none" in text) == shown
 
 
+def test_the_card_of_a_run_that_was_trained_with_guidance_says_up_to_which_scale(tmp_path):
+    data = ["--data", "shapes?image_size=8&count=64&classes=2", "--set", "objective.positives=2"]
+    scales = ["--set", "objective.unconditional=2", "--set", "objective.guidance_max=4"]
+    train_tiny(tmp_path / "run", "drift", "--class-conditional", *data, *scales, steps=1)
+    text = (export(Run.open(tmp_path / "run"), format="run").folder / "README.md").read_text()
+    assert "| guidance scales of the training | 1 to 4 |" in text
+    assert "--guidance 1.5" in text
+
+
 def test_licences_are_those_of_the_table_and_of_timm():
     assert encoder_licence("mocov2") == "CC-BY-NC-4.0"
     assert encoder_licence("timm:resnet18.a1_in1k") == "apache-2.0"
