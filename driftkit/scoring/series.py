@@ -50,7 +50,9 @@ def evaluate_repeats(
         if file is None and not of_run:
             by = "" if len(evaluators) > 1 else f".{evaluators[0].extractor.info.label}"  # each of several adds its own
             reference = evaluators[0].reference.info.digest[:8]
-            name = f"{target.name.removesuffix('.safetensors')}{by}.{reference}-{number}.evaluation.json"
+            count = "" if num_images is None else f"-n{num_images}"
+            name = target.name.removesuffix(".safetensors")
+            name = f"{name}{by}.{reference}{count}-{number + 1}-of-{repeats}.evaluation.json"
             file = target.with_name(name)
         chosen = sampling.model_copy(update={"seed": sampling.seed + number}) if of_run else sampling
         part = (0, 1) if of_run else (number, repeats)

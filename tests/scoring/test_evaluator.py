@@ -415,6 +415,9 @@ def test_repeats_of_images_are_disjoint_parts(tmp_path, real):
     evaluator = open_evaluator(real, extractor=tiny_extractor())
     made = evaluate_repeats([evaluator], path, 2, num_images=25)[0]
     assert len(set(made.record.spread["fid"].values)) == 2
+    evaluate_repeats([evaluator], path, 2, num_images=20)
+    evaluate_repeats([evaluator], path, 3, num_images=15)
+    assert len(list(tmp_path.glob("many*.evaluation.json"))) == 2 + 2 + 3  # none replaces one of others
     with pytest.raises(UsageError, match="holds 50"):
         evaluate_repeats([evaluator], path, 3, num_images=20)
 
