@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 
 from driftkit.errors import ResourceError, UsageError
-from driftkit.runtime.environment import THREADS_VARIABLE, free_cpus
+from driftkit.runtime.environment import THREADS_VARIABLE, free_cpus, usable_cpus
 from driftkit.runtime.terminal import say
 
 DEVICE_FILES = Path("/dev")  # where drivers show their devices
@@ -181,13 +181,14 @@ def leave_busy_processors() -> None:
 
 
 def use_threads_of(description: str | None) -> None:
-    """Compute with as many threads as the CPU of `describe_device`, unless the user has set the number.
+    """Compute with as many threads as the CPU of `describe_device`, where there are so many processors, unless the user
+    has set the number.
 
     Sums of another number of threads are in another order, so a resumed run needs as many as before.
     """
     found = re.search(r"^cpu \(.*\b(\d{1,4}) threads?\)$", description or "")
-    if found and not os.environ.get(THREADS_VARIABLE):
-        torch.set_num_threads(max(1, int(found[1])))
+    if found and 1 <= int(found[1]) <= usable_cpus() and not os.environ.get(THREADS_VARIABLE):
+        torch.set_num_threads(int(found[1]))
 
 
 def describe_device(device: torch.device) -> str:

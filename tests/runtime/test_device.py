@@ -75,6 +75,7 @@ def four_threads(monkeypatch):
     """The number that torch is told to take, of four; nobody has set the variable."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    monkeypatch.setattr(device, "usable_cpus", lambda: 4)
     taken = []
     monkeypatch.setattr(torch, "set_num_threads", taken.append)
     leave_busy_processors.cache_clear()
@@ -108,7 +109,7 @@ def test_a_resumed_run_computes_with_as_many_threads_as_before(tmp_path, monkeyp
     assert four_threads == [4]
 
 
-@pytest.mark.parametrize("description", [None, "NVIDIA H100", "cpu (x86_64, 99999 threads)"])
-def test_other_descriptions_say_nothing_on_threads(four_threads, description):
+@pytest.mark.parametrize("description", [None, "NVIDIA H100", "cpu (x86_64, 5 threads)", "cpu (x86_64, 99999 threads)"])
+def test_threads_of_another_machine_or_device_are_not_taken(four_threads, description):
     use_threads_of(description)
     assert four_threads == []
