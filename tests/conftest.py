@@ -4,8 +4,10 @@ import os
 import socket
 from pathlib import Path
 
+from driftkit.runtime.environment import usable_cpus
+
 # torch reads them when it is imported, and so do the commands that tests start: all compute with as many threads.
-os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else str(os.cpu_count()))
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else str(usable_cpus()))
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest

@@ -135,7 +135,10 @@ def time_runs(
 
 
 def speed_of(speeds: Sequence[Speed], run: str, sampler: str | None, nfe: int | None) -> Speed | None:
-    """The measured speed of a sampler setup; options of a sampler (eta) and the guidance scale do not change it."""
+    """The measured speed of a sampler setup; options of a sampler (eta) and the guidance scale do not change it.
+
+    All are timed in the number format of `SpeedSettings`, also those of images that were drawn in another.
+    """
     name, *words = (sampler or "").split(" ")
     names = [f"{name} {GUIDED}"] if any(word.startswith("guidance=") for word in words) else []
     timed = {s.sampler: s for s in speeds if (s.run, s.nfe) == (run, nfe)}

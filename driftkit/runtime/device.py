@@ -1,7 +1,6 @@
 """Devices, and the number format of networks on them."""
 
 import contextlib
-import functools
 import os
 import platform
 import re
@@ -15,12 +14,13 @@ from typing import Literal
 import torch
 
 from driftkit.errors import ResourceError, UsageError
-from driftkit.runtime.environment import THREADS_VARIABLE, free_cpus, usable_cpus
+from driftkit.runtime.environment import THREADS_VARIABLE, free_cpus, return_freed_memory, threads_are_set, usable_cpus
 from driftkit.runtime.terminal import say
 
 DEVICE_FILES = Path("/dev")  # where drivers show their devices
 Precision = Literal["auto", "float32", "bfloat16"]
 WITHOUT_FLOAT64 = ("mps",)  # device types whose hardware has no float64
+DEFAULT_THREADS = torch.get_num_threads()
 IEEE_FLOAT32 = "float32 (IEEE)"  # how records name the arithmetic of `ieee_float32`
 
 
@@ -35,7 +35,6 @@ def resolve_device(name: str, *, local_rank: int = 0) -> torch.device:
     if kind == "cpu":
         if name == "auto":
             _require_no_idle_gpu()
-        leave_busy_processors()
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise ResourceError("`device` cuda: torch sees no CUDA device here; choose cpu or auto")
@@ -163,40 +162,44 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-@functools.cache  # once in a process: stages of a pipeline compute alike
-def leave_busy_processors() -> None:
+def choose_threads(device: torch.device, *, before: str | None = None) -> None:
     """Compute with no more threads than other programs leave processors free, unless the user has set the number.
 
     Threads wait for each other many times a step, and one that shares its processor holds up all: next to one program
     that never rests, two threads on two processors were thirty times as slow as one.
+
+    Args:
+        before: the device of the run that is resumed (`describe_device`). It goes on with as many threads as before,
+            where there are so many processors: sums of another number are in another order.
     """
-    free, threads = free_cpus(), torch.get_num_threads()
-    fitting = threads if free is None else max(1, round(free))
-    if fitting < threads and not os.environ.get(THREADS_VARIABLE):
-        torch.set_num_threads(fitting)
-        say(
-            f"other programs are busy: computing on {fitting} of {threads} processors; "
-            f"the variable {THREADS_VARIABLE} sets the number of threads"
-        )
+    if device.type != "cpu" or threads_are_set():
+        return
+    threads, hint = DEFAULT_THREADS, f"the variable {THREADS_VARIABLE} sets the number"
+    found = re.search(r"^cpu \(.*\b(\d{1,4}) threads?\)$", before or "")
+    number = max(1, int(found[1])) if found else None
+    if number is not None and number <= usable_cpus():
+        threads = number
+        if threads != DEFAULT_THREADS:
+            say(f"computing with {_threads(threads)}, as before; {hint}")
+    else:
+        if number is not None:
+            say(f"trained with {_threads(number)} before, which are not here: the numbers are not bit for bit the same")
+        free = free_cpus(enough=threads - 0.5)
+        if free is not None and free < threads - 0.5:
+            threads = max(1, round(free))
+            say(f"other programs are busy: computing with {_threads(threads)} instead of {DEFAULT_THREADS}; {hint}")
+    torch.set_num_threads(threads)
 
 
-def use_threads_of(description: str | None) -> None:
-    """Compute with as many threads as the CPU of `describe_device`, where there are so many processors, unless the user
-    has set the number.
-
-    Sums of another number of threads are in another order, so a resumed run needs as many as before.
-    """
-    found = re.search(r"^cpu \(.*\b(\d{1,4}) threads?\)$", description or "")
-    if found and 1 <= int(found[1]) <= usable_cpus() and not os.environ.get(THREADS_VARIABLE):
-        torch.set_num_threads(int(found[1]))
+def _threads(count: int) -> str:
+    return f"{count} thread{'s' if count > 1 else ''}"
 
 
 def describe_device(device: torch.device) -> str:
     """A readable name, for manifests and tables."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    threads = torch.get_num_threads()
-    return f"cpu ({platform.machine()}, {threads} thread{'s' if threads > 1 else ''})"
+    return f"cpu ({platform.machine()}, {_threads(torch.get_num_threads())})"
 
 
 def reset_peak_memory(device: torch.device) -> None:
@@ -204,6 +207,7 @@ def reset_peak_memory(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
+    return_freed_memory()  # of what came before, which would count
     with contextlib.suppress(OSError):  # Linux; elsewhere the peak is that of the whole process
         Path("/proc/self/clear_refs").write_text("5")
 

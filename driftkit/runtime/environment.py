@@ -10,6 +10,7 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,7 @@ TEMPORARY_HOME = "driftkit-home-"  # beginning of the names of home folders that
 MALLOC_VARIABLES = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")  # beginnings of what a user sets of the allocator
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of mallopt(3), from malloc.h of glibc
 THREADS_VARIABLE = "OMP_NUM_THREADS"
-SHORTEST_LOOK_S = 0.1  # ten ticks of the system's clock, for a share of busy processors to mean something
+LOOKS, LOOK_S = 4, 0.25  # at busy processors; a look is 25 ticks of the system's clock
 LAUNCH_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 LAUNCH_FIX = "start all processes by torchrun, or unset RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT and LOCAL_RANK"
 
@@ -55,46 +56,76 @@ def set_thread_defaults() -> None:
     Threads that spin while they wait take the processors from everybody else, and from one another.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    if cpu_quota() is not None:
-        os.environ.setdefault(THREADS_VARIABLE, str(usable_cpus()))
+    if cpu_quota() is not None and THREADS_VARIABLE not in os.environ:
+        os.environ[THREADS_VARIABLE] = _set_here[THREADS_VARIABLE] = str(usable_cpus())
 
 
-def busy_seconds(source: Path = PROCESSOR_TIMES) -> float | None:
-    """Seconds that programs other than this one have run on its processors since the machine started; None: unknown.
+_set_here: dict[str, str] = {}  # variables that `set_thread_defaults` has set, and their values
+
+
+def threads_are_set() -> bool:
+    """Whether the user, or a launcher such as torchrun, has set the number of threads."""
+    value = os.environ.get(THREADS_VARIABLE)
+    return bool(value) and value != _set_here.get(THREADS_VARIABLE)
+
+
+def free_cpus(enough: float) -> float | None:
+    """Processors that other programs leave to this one, at the best of a few moments; None where that is unknown.
+
+    Args:
+        enough: so many free processors end the measurement, which takes a quarter of a second, at most one.
+    """
+    most = 0.0
+    for _ in range(LOOKS):
+        began, before = time.monotonic(), _busy_seconds()
+        if before is None:
+            return None
+        time.sleep(LOOK_S)
+        passed, after = time.monotonic() - began, _busy_seconds()
+        if after is None:
+            return None
+        most = max(most, len(os.sched_getaffinity(0)) - (after - before) / passed)
+        if most >= enough:
+            break
+    return most
+
+
+def _busy_seconds() -> float | None:
+    """Seconds that other programs have run on the processors of this one since the machine started; None: unknown.
 
     Programs of lower priority (nice) than this one count as none: they give way to it.
     """
     fields = slice(0, 3) if hasattr(os, "nice") and os.nice(0) > 0 else slice(0, 3, 2)  # user, nice, system
     try:
-        rows = dict(line.split(maxsplit=1) for line in source.read_text().splitlines() if line.startswith("cpu"))
+        lines = PROCESSOR_TIMES.read_text().splitlines()
+        rows = dict(line.split(maxsplit=1) for line in lines if line.startswith("cpu"))
         ticks = sum(sum(map(int, rows[f"cpu{n}"].split()[fields])) for n in os.sched_getaffinity(0))
     except (OSError, ValueError, KeyError, AttributeError):  # another system
         return None
-    return ticks / os.sysconf("SC_CLK_TCK") - time.process_time()
-
-
-_STARTED, _BUSY_AT_START = time.monotonic(), busy_seconds()
-
-
-def free_cpus() -> float | None:
-    """Processors that other programs have left to this one, on average since it started; None where that is unknown."""
-    now, passed = busy_seconds(), time.monotonic() - _STARTED
-    if now is None or _BUSY_AT_START is None or passed < SHORTEST_LOOK_S:
-        return None
-    return max(0.0, len(os.sched_getaffinity(0)) - (now - _BUSY_AT_START) / passed)
+    return ticks / os.sysconf("SC_CLK_TCK") - sum(os.times()[:4])  # of this process and those it has started
 
 
 def keep_freed_memory() -> None:
     """Let the allocator of glibc keep what is freed for the next tensor, unless the user has set the allocator.
 
     By default it returns every large block to the system, and each tensor begins with page faults: steps of large
-    batches on CPU spend half of their time in them. Elsewhere than with glibc this does nothing.
+    batches on CPU spend a third of their time in them. Elsewhere than with glibc this does nothing.
     """
-    if sys.platform != "linux" or any(name.startswith(MALLOC_VARIABLES) for name in os.environ):
+    if any(name.startswith(MALLOC_VARIABLES) for name in os.environ):
         return
-    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+    if mallopt := _of_glibc("mallopt"):
         mallopt(M_MMAP_MAX, 0)  # no block is a mapping of its own, which would be undone when it is freed
         mallopt(M_TRIM_THRESHOLD, -1)
+
+
+def return_freed_memory() -> None:
+    """Give what is freed, and kept for the next tensor, back to the system, before memory is measured."""
+    if malloc_trim := _of_glibc("malloc_trim"):
+        malloc_trim(0)
+
+
+def _of_glibc(name: str) -> Callable[..., int] | None:
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
 
 
 def set_user_defaults() -> None:

@@ -12,6 +12,7 @@ import psutil
 import torch
 
 from driftkit.errors import ResourceError
+from driftkit.runtime.environment import return_freed_memory
 
 # Floor of the package in which the innermost call of a traceback lies -> the phase.
 PHASES = {
@@ -64,6 +65,7 @@ def room(device: torch.device) -> int:
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
         return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+    return_freed_memory()
     left = [psutil.virtual_memory().available]
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     if limit != resource.RLIM_INFINITY:

@@ -46,7 +46,7 @@ def evaluate_repeats(
     rounds: list[list[Evaluation[EvaluationRecord]]] = []
     of_run = is_run(target)
     for number in range(repeats):
-        file = None if output is None else output.with_name(f"{output.stem}-{number}.json")
+        file = None if output is None else output.with_name(f"{output.stem}-{number + 1}-of-{repeats}.json")
         if file is None and not of_run:
             by = "" if len(evaluators) > 1 else f".{evaluators[0].extractor.info.label}"  # each of several adds its own
             reference = evaluators[0].reference.info.digest[:8]
@@ -63,7 +63,7 @@ def evaluate_repeats(
     for evaluator, evaluations in zip(evaluators, zip(*rounds, strict=True), strict=True):
         first = evaluations[0].path
         path = output_of(evaluator, output, several=len(evaluators) > 1)
-        path = path or first.parent / "repeats" / f"{first.stem}-repeats-{repeats}.json"
+        path = path or first.parent / "repeats" / f"{first.stem.replace(f'-1-of-{repeats}', '')}-repeats-{repeats}.json"
         record = _summarize(evaluations)
         record.write(path)
         series.append(Evaluation(record, path))

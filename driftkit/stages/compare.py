@@ -25,7 +25,7 @@ from driftkit.comparison.speed import SpeedSettings, time_runs
 from driftkit.datasets.sources import resolve
 from driftkit.errors import NotFoundError, UsageError
 from driftkit.methods.registry import generators
-from driftkit.runtime.device import resolve_device
+from driftkit.runtime.device import choose_threads, resolve_device
 from driftkit.runtime.progress import Report, no_report, phase
 from driftkit.scoring.evaluation_record import read_evaluations
 from driftkit.storage.lock import locked_folder
@@ -65,6 +65,7 @@ def compare(
         only = "only encoders are" if opened.encoders else "nothing is"
         raise NotFoundError(f"{only} left to compare ({reasons}); name runs of {' or '.join(generators())}")
 
+    choose_threads(device)
     problems = fill_missing(runs, config, device, report, notify) if config.evaluate else []
     tables = _tables(opened, problems)
     pairs = pairs_of(tables, scored_runs(tables))

@@ -60,7 +60,7 @@ class FidConfig(SamplingConfig):
         True, description="search for copies of training images, in the features of the first extractor"
     )
     precision: Annotated[Literal["auto", "float32", "bfloat16"], Option(SAMPLING)] = Field(
-        "float32", description="number format of a run's network; auto: bfloat16 where that is faster on the device"
+        "float32", description="number format of a run's network; auto: bfloat16 on GPUs that compute in it"
     )
     batch_size: Annotated[int | None, Option(SAMPLING, ("--batch-size", "-b"), default="64; 256 on a GPU")] = Field(
         None, ge=1, description="images at a time; changes speed, not scores"
@@ -119,7 +119,7 @@ def fid(
             finite or hardly vary, another size or file format than the reference.
     """
     from driftkit.metrics.registry import select_metrics
-    from driftkit.runtime.device import resolve_device
+    from driftkit.runtime.device import choose_threads, resolve_device
     from driftkit.runtime.ranks import Ranks, local_rank
     from driftkit.scoring.evaluator import ScoringOptions, evaluate, open_evaluators, output_of
     from driftkit.scoring.image_set import ScoringExecution, default_batch_size, is_run, read_target, require_target
@@ -140,6 +140,7 @@ def fid(
         """Called when the reference was read, and before any feature is computed."""
         require_target(target, config, reference_size=reference_size)
         read_target(target, reference_size=reference_size)
+        choose_threads(device)
 
     try:
         execution = ScoringExecution(config.batch_size or default_batch_size(device), device, ranks, config.cache)

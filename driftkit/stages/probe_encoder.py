@@ -82,7 +82,7 @@ def probe_encoder(config: ProbeEncoderConfig, *, report: Report = no_report) -> 
     from driftkit.probing.encoder_cost import encoder_shapes, field_call_cost, field_memory, measure_encoder_speed
     from driftkit.probing.probe_images import DEFAULT_BATCH, probe_batch_size
     from driftkit.probing.probe_record import ProbeRecord
-    from driftkit.runtime.device import resolve_device
+    from driftkit.runtime.device import choose_threads, resolve_device
     from driftkit.storage.writable import require_writable
 
     if config.output is not None:
@@ -101,6 +101,8 @@ def probe_encoder(config: ProbeEncoderConfig, *, report: Report = no_report) -> 
         side = config.image_size or next((known for known in sides if known), DEFAULT_IMAGE_SIZE)
     # Shapes alone follow from the architecture: where all weights are random, they need not even be drawn.
     shapes_only = pack is None and not config.speed and all(one.random_weights for one in configs)
+    if not shapes_only:
+        choose_threads(device)
 
     def load(one: EncoderConfig) -> "FrozenEncoder":
         place = torch.device("meta") if shapes_only else device

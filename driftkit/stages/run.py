@@ -30,6 +30,7 @@ from driftkit.datasets.packs import pack_path
 from driftkit.datasets.shards import Shards, is_shards
 from driftkit.encoders.encoder_config import split_settings
 from driftkit.errors import ArtifactError, BusyError, DriftkitError, InterruptedRunError, UsageError
+from driftkit.runtime.environment import return_freed_memory
 from driftkit.runtime.progress import duration, phase, within
 from driftkit.runtime.signals import STOP_SIGNALS, exit_code
 from driftkit.runtime.terminal import say
@@ -228,6 +229,7 @@ def _launch(stage: Stage) -> dict[str, Any]:
     """Start the stage by torchrun; gives the document that its first process prints."""
     as_json = [] if "--json" in stage.arguments else ["--json"]
     line = [sys.executable, "-m", "torch.distributed.run", *stage.command_line()[1:], *as_json]
+    return_freed_memory()  # of the stages before, which those processes may need
     child = subprocess.Popen(line, stdout=subprocess.PIPE, text=True)
     stopped: list[int] = []
 

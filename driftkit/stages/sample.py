@@ -89,7 +89,7 @@ def sample(
         ArtifactError: the run or its checkpoint is absent or damaged.
         RefusedError: the network gave values that are not finite.
     """
-    from driftkit.runtime.device import resolve_device
+    from driftkit.runtime.device import choose_threads, resolve_device
     from driftkit.storage.files import digest_json
     from driftkit.storage.images import write_samples
     from driftkit.storage.lock import locked_file
@@ -125,6 +125,7 @@ def sample(
         first = min(unfinished.count, config.num_images - 1) // config.batch_size * config.batch_size
         if first:
             notify(f"{place}: {first:,} of {config.num_images:,} images are there")
+        choose_threads(device)
         report("sampling", first, config.num_images)
         unfinished.begin(first)
         try:

@@ -23,7 +23,7 @@ def toy(config: ToyConfig) -> "ToyRecord":
         UsageError: the folder cannot be written, or holds another `toy.json`; or as `train_toy`.
         NonFiniteStepError: points have left the plane.
     """
-    from driftkit.runtime.device import leave_busy_processors
+    from driftkit.runtime.device import choose_threads, resolve_device
     from driftkit.storage.writable import require_replaceable, require_writable
     from driftkit.tutorial.toy_figure import toy_animation, toy_still
     from driftkit.tutorial.toy_record import ToyRecord
@@ -32,7 +32,7 @@ def toy(config: ToyConfig) -> "ToyRecord":
     folder = config.folder
     require_writable(folder, "`output`", folder=True)
     require_replaceable(folder / RECORD, "`output`", ToyRecord.kind)
-    leave_busy_processors()
+    choose_threads(resolve_device("cpu"))
     trained = train_toy(config)
     pictures = {ANIMATION: toy_animation(config, trained), STILL: toy_still(config, trained)}
     record = ToyRecord(

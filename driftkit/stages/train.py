@@ -23,7 +23,7 @@ from driftkit.methods.base import BuiltObjective, Setting
 from driftkit.methods.registry import METHODS
 from driftkit.models.registry import build_network
 from driftkit.runtime.compilation import decide_compilation, tried_convolutions
-from driftkit.runtime.device import resolve_device, training_dtype, use_threads_of
+from driftkit.runtime.device import choose_threads, resolve_device, training_dtype
 from driftkit.runtime.progress import phase, warn
 from driftkit.runtime.random import stream_seed
 from driftkit.runtime.ranks import Ranks, local_rank, together
@@ -134,7 +134,6 @@ def _train(
     global_batch = config.trainer.batch_size * ranks.world_size
     if plan is not None:
         config, global_batch = plan.config, plan.global_batch
-        use_threads_of(run.manifest().device)
     pack = open_dataset(config.data.spec, image_size=config.data.image_size, limit=config.data.limit, ranks=ranks)
     config = _completed(config, pack)  # as in the manifest; `running` has the batch size of this many ranks
     _require_batch(config, global_batch)
@@ -162,6 +161,7 @@ def _train(
     held = 3 + len(config.trainer.averages)  # weights, two moments of each, their averages
     checkpoint_bytes = held * tensor_bytes(network.state_dict())
     together(lambda: require_free(run.path, checkpoint_bytes, "one checkpoint"), ranks)
+    choose_threads(device, before=None if plan is None else run.manifest().device)
     with memory.explained(), phase(f"preparing {METHODS[config.objective.name].label}"):
         built = METHODS[config.objective.name].build(config.objective, setting)
     for sentence in built.advice if ranks.is_main and plan is None else ():

@@ -1,21 +1,22 @@
 """Which device is taken, and when none is taken silently."""
 
+import json
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
 
 from driftkit.errors import ResourceError
 from driftkit.runtime import device
-from driftkit.runtime.device import (
-    autocast_dtype,
-    leave_busy_processors,
-    resolve_device,
-    training_dtype,
-    use_threads_of,
-)
+from driftkit.runtime.device import autocast_dtype, choose_threads, resolve_device, training_dtype
+from driftkit.runtime.environment import MALLOC_VARIABLES
 from driftkit.storage.run_folder import Run
-from tests.conftest import train_tiny
+from tests.conftest import driftkit, train_tiny
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -71,45 +72,93 @@ def test_trainings_in_bfloat16_keep_float32_weights_in_the_layout_that_is_fastes
 
 
 @pytest.fixture
-def four_threads(monkeypatch):
-    """The number that torch is told to take, of four; nobody has set the variable."""
+def four_processors(monkeypatch):
+    """The numbers of threads that torch is told to take, of four; nobody has set the variable."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    monkeypatch.setattr(device, "DEFAULT_THREADS", 4)
     monkeypatch.setattr(device, "usable_cpus", lambda: 4)
+    monkeypatch.setattr(device, "free_cpus", lambda enough: 4.0)
     taken = []
     monkeypatch.setattr(torch, "set_num_threads", taken.append)
-    leave_busy_processors.cache_clear()
-    yield taken
-    leave_busy_processors.cache_clear()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: taken[-1] if taken else 4)
+    return taken
 
 
-@pytest.mark.parametrize(("free", "threads"), [(3.9, []), (None, []), (3.2, [3]), (1.4, [1]), (0.0, [1])])
-def test_threads_are_as_many_as_processors_are_free(monkeypatch, capsys, four_threads, free, threads):
-    monkeypatch.setattr(device, "free_cpus", lambda: free)
-    assert resolve_device("cpu").type == "cpu"
-    assert resolve_device("cpu").type == "cpu"  # as the stages of a pipeline do
-    assert four_threads == threads
-    assert capsys.readouterr().err.count("of 4 processors") == len(threads)
+@pytest.mark.parametrize(
+    ("free", "threads", "said"),
+    [(3.9, 4, ""), (3.5, 4, ""), (None, 4, ""), (3.2, 3, "3 threads"), (1.4, 1, "1 thread "), (0.0, 1, "1 thread ")],
+)
+def test_threads_are_as_many_as_processors_are_free(monkeypatch, capsys, four_processors, free, threads, said):
+    monkeypatch.setattr(device, "free_cpus", lambda enough: free)
+    choose_threads(CPU)
+    assert four_processors == [threads]
+    err = capsys.readouterr().err
+    assert said in err
+    assert bool(err) == bool(said)
 
 
-def test_the_number_of_threads_that_the_user_has_set_stays(monkeypatch, four_threads):
-    monkeypatch.setattr(device, "free_cpus", lambda: 1.0)
+def test_the_number_of_threads_that_the_user_has_set_stays(monkeypatch, four_processors):
+    monkeypatch.setattr(device, "free_cpus", lambda enough: 1.0)
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
-    resolve_device("cpu")
-    use_threads_of("cpu (x86_64, 2 threads)")
-    assert four_threads == []
+    choose_threads(CPU)
+    choose_threads(CPU, before="cpu (x86_64, 2 threads)")
+    assert four_processors == []
 
 
-def test_a_resumed_run_computes_with_as_many_threads_as_before(tmp_path, monkeypatch, four_threads):
-    monkeypatch.setattr(device, "free_cpus", lambda: None)
+@pytest.mark.parametrize(
+    ("before", "threads", "said"),
+    [
+        ("cpu (x86_64, 4 threads)", 4, ""),
+        ("cpu (x86_64, 2 threads)", 2, "computing with 2 threads, as before"),
+        ("cpu (x86_64, 1 thread)", 1, "computing with 1 thread, as before"),
+        ("cpu (x86_64, 16 threads)", 3, "not bit for bit"),
+        ("NVIDIA H100", 3, "computing with 3 threads instead of 4"),
+        (None, 3, "computing with 3 threads instead of 4"),
+    ],
+)
+def test_a_resumed_run_has_as_many_threads_as_before(monkeypatch, capsys, four_processors, before, threads, said):
+    monkeypatch.setattr(device, "free_cpus", lambda enough: 3.0)
+    choose_threads(CPU, before=before)
+    assert four_processors == [threads]
+    err = capsys.readouterr().err
+    assert said in err
+    assert bool(err) == bool(said)
+
+
+def test_the_threads_of_a_resumed_run_are_not_those_of_what_comes_after_it(tmp_path, four_processors):
     train_tiny(tmp_path / "run")
-    assert Run.open(tmp_path / "run").manifest().device == device.describe_device(torch.device("cpu"))
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["device"].endswith("4 threads)")
+    manifest["device"] = manifest["device"].replace("4 threads", "2 threads")
+    (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest))
     train_tiny(tmp_path / "run", steps=3)
-    assert four_threads == [4]
+    train_tiny(tmp_path / "other")
+    assert four_processors == [4, 2, 4]
 
 
-@pytest.mark.parametrize("description", [None, "NVIDIA H100", "cpu (x86_64, 5 threads)", "cpu (x86_64, 99999 threads)"])
-def test_threads_of_another_machine_or_device_are_not_taken(four_threads, description):
-    use_threads_of(description)
-    assert four_threads == []
+def test_a_refused_command_says_one_line_on_a_busy_machine(tmp_path, monkeypatch, four_processors):
+    monkeypatch.setattr(device, "free_cpus", lambda enough: 1.0)
+    for line in (
+        ["sample", tmp_path / "none"],
+        ["fid", tmp_path / "none", "-r", "shapes"],
+        ["train", "--data", "no.zip"],
+    ):
+        result = driftkit(*line)
+        assert result.exit_code in (2, 3)
+        assert result.stderr.count("\n") == 1
+    assert four_processors == []
+
+
+def test_what_was_freed_before_is_no_peak_of_what_comes_after():
+    script = """
+import torch
+from driftkit.runtime.device import peak_memory_gib, reset_peak_memory
+from driftkit.runtime.environment import keep_freed_memory
+keep_freed_memory()
+torch.ones(2**30, dtype=torch.uint8)
+reset_peak_memory(torch.device("cpu"))
+print(peak_memory_gib(torch.device("cpu")))
+"""
+    plain = {key: value for key, value in os.environ.items() if not key.startswith(MALLOC_VARIABLES)}
+    result = subprocess.run([sys.executable, "-c", script], env=plain, capture_output=True, text=True, check=True)
+    assert float(result.stdout) < 0.9

@@ -11,12 +11,12 @@ import pytest
 
 from driftkit.runtime import environment
 from driftkit.runtime.environment import (
-    busy_seconds,
     cpu_quota,
     free_cpus,
     keep_freed_memory,
     set_thread_defaults,
     set_user_defaults,
+    threads_are_set,
     usable_cpus,
 )
 
@@ -55,34 +55,60 @@ def test_what_the_user_has_set_stays(monkeypatch):
     assert (os.environ["OMP_WAIT_POLICY"], os.environ["OMP_NUM_THREADS"]) == ("active", "7")
 
 
-def test_busy_seconds_are_of_other_programs_on_the_processors_of_this_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 2})
-    monkeypatch.setattr(time, "process_time", lambda: 1.5)
-    stat = tmp_path / "stat"
-    stat.write_text(
+@pytest.fixture
+def two_processors(tmp_path, monkeypatch):
+    """The file of the times of three processors, of which this process may use the first and the last."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 2}, raising=False)
+    monkeypatch.setattr(os, "times", lambda: (0.5, 0.25, 0.5, 0.25, 1000.0))
+    monkeypatch.setattr(environment, "PROCESSOR_TIMES", tmp_path / "stat")
+    return tmp_path / "stat"
+
+
+def test_busy_seconds_are_of_other_programs_on_the_processors_of_this_one(two_processors, monkeypatch):
+    two_processors.write_text(
         "cpu  900 900 900 900 0 0 0 0 0 0\ncpu0 200 70 100 9 5 0 0 0 0 0\n"
         "cpu1 800 0 0 0 0 0 0 0 0 0\ncpu2 50 30 50 9 5 0 0 0 0 0\nintr 1 2 3\n"
     )
     ticks = os.sysconf("SC_CLK_TCK")
-    assert busy_seconds(stat) == pytest.approx((200 + 100 + 50 + 50) / ticks - 1.5)
+    assert environment._busy_seconds() == pytest.approx((200 + 100 + 50 + 50) / ticks - 1.5)
     monkeypatch.setattr(os, "nice", lambda by: 5)  # of lower priority itself, so that those are no longer below it
-    assert busy_seconds(stat) == pytest.approx((200 + 100 + 50 + 50 + 70 + 30) / ticks - 1.5)
-    stat.write_text("cpu0 200 70 nonsense\n")
-    assert busy_seconds(stat) is None
-    assert busy_seconds(tmp_path / "absent") is None
+    assert environment._busy_seconds() == pytest.approx((200 + 100 + 50 + 50 + 70 + 30) / ticks - 1.5)
+    two_processors.write_text("cpu0 200 70 nonsense\n")
+    assert free_cpus(2) is None
+    two_processors.unlink()
+    assert free_cpus(2) is None
 
 
 @pytest.mark.parametrize(
-    ("busy", "passed", "free"),
-    [(0.0, 2.0, 2.0), (2.0, 2.0, 1.0), (9.0, 2.0, 0.0), (2.0, 0.01, None), (None, 2.0, None)],
+    ("busy", "free", "looks"),
+    [([0.0], 2.0, 1), ([1.0, 0.25], 1.75, 2), ([1.0, 1.0, 1.0, 1.0], 1.0, 4), ([1.5, 2.0, 1.25, 1.75], 0.75, 4)],
 )
-def test_free_processors_are_a_mean_since_the_start(monkeypatch, busy, passed, free):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
-    monkeypatch.setattr(environment, "_BUSY_AT_START", 100.0)
-    monkeypatch.setattr(environment, "_STARTED", 50.0)
-    monkeypatch.setattr(environment, "busy_seconds", lambda: None if busy is None else 100.0 + busy)
-    monkeypatch.setattr(time, "monotonic", lambda: 50.0 + passed)
-    assert free_cpus() == (None if free is None else pytest.approx(free))
+def test_processors_are_free_if_they_are_so_at_one_of_a_few_moments(two_processors, monkeypatch, busy, free, looks):
+    clock, used, slept = [50.0], [100.0], []
+
+    def sleep(seconds):
+        used[0] += busy[len(slept)] * seconds
+        clock[0] += seconds
+        slept.append(seconds)
+
+    monkeypatch.setattr(environment, "_busy_seconds", lambda: used[0])
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(time, "sleep", sleep)
+    assert free_cpus(enough=1.5) == pytest.approx(free)
+    assert len(slept) == looks
+
+
+def test_a_number_of_threads_that_the_quota_gave_is_not_of_the_user(monkeypatch):
+    monkeypatch.setattr(environment, "cpu_quota", lambda: 1.5)
+    monkeypatch.setattr(environment, "usable_cpus", lambda: 2)
+    monkeypatch.setattr(environment, "_set_here", {})
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert threads_are_set()
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert not threads_are_set()
+    set_thread_defaults()
+    assert os.environ["OMP_NUM_THREADS"] == "2"
+    assert not threads_are_set()
 
 
 @pytest.mark.parametrize(("variable", "called"), [(None, True), ("MALLOC_ARENA_MAX", False), ("GLIBC_TUNABLES", False)])

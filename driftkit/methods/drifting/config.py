@@ -77,7 +77,9 @@ class DriftingConfig(EncodersConfig, GenerativeConfig):
         if self.guidance_max > 1 and not (self.class_conditional and self.unconditional):
             raise ValueError("guidance_max: needs class_conditional, and unconditional images per group")
         if self.guidance_max == 1 and (self.guidance_power, self.guidance_at_one) != (3.0, 0.0):
-            raise ValueError("guidance_power and guidance_at_one: are of the scales up to guidance_max, which is 1")
+            raise ValueError(
+                "guidance_power and guidance_at_one: are of the scales up to guidance_max, which is 1: set 3 and 0"
+            )
         if self.unconditional and self.guidance_max == 1:
             raise ValueError(
                 "unconditional: these images have weight 0 without guidance; set guidance_max, or 0 images"
