@@ -24,6 +24,7 @@ MALLOC_VARIABLES = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")  # beginnings of 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of mallopt(3), from malloc.h of glibc
 THREADS_VARIABLE = "OMP_NUM_THREADS"
 LOOKS, LOOK_S = 4, 0.25  # at busy processors; a look is 25 ticks of the system's clock
+_set_here: dict[str, str] = {}  # variables that `set_thread_defaults` has set, and their values
 LAUNCH_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 LAUNCH_FIX = "start all processes by torchrun, or unset RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT and LOCAL_RANK"
 
@@ -58,9 +59,6 @@ def set_thread_defaults() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if cpu_quota() is not None and THREADS_VARIABLE not in os.environ:
         os.environ[THREADS_VARIABLE] = _set_here[THREADS_VARIABLE] = str(usable_cpus())
-
-
-_set_here: dict[str, str] = {}  # variables that `set_thread_defaults` has set, and their values
 
 
 def threads_are_set() -> bool:

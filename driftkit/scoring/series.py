@@ -45,15 +45,15 @@ def evaluate_repeats(
     sampling = sampling or SamplingConfig()
     rounds: list[list[Evaluation[EvaluationRecord]]] = []
     of_run = is_run(target)
+    stem, ending = (None, ".json") if output is None else (output.with_suffix(""), ".json")
+    if stem is None and not of_run:
+        by = "" if len(evaluators) > 1 else f".{evaluators[0].extractor.info.label}"  # each of several adds its own
+        reference = evaluators[0].reference.info.digest[:8]
+        count = "" if num_images is None else f"-n{num_images}"
+        name = target.name.removesuffix(".safetensors")
+        stem, ending = target.with_name(f"{name}{by}.{reference}{count}"), ".evaluation.json"
     for number in range(repeats):
-        file = None if output is None else output.with_name(f"{output.stem}-{number + 1}-of-{repeats}.json")
-        if file is None and not of_run:
-            by = "" if len(evaluators) > 1 else f".{evaluators[0].extractor.info.label}"  # each of several adds its own
-            reference = evaluators[0].reference.info.digest[:8]
-            count = "" if num_images is None else f"-n{num_images}"
-            name = target.name.removesuffix(".safetensors")
-            name = f"{name}{by}.{reference}{count}-{number + 1}-of-{repeats}.evaluation.json"
-            file = target.with_name(name)
+        file = None if stem is None else stem.with_name(f"{stem.name}-{number + 1}-of-{repeats}{ending}")
         chosen = sampling.model_copy(update={"seed": sampling.seed + number}) if of_run else sampling
         part = (0, 1) if of_run else (number, repeats)
         rounds.append(evaluate(evaluators, target, num_images=num_images, sampling=chosen, part=part, output=file))
