@@ -54,6 +54,9 @@ class PackCard(Record):
     sha256: str = Field(pattern="^[0-9a-f]{64}$", description="over the bytes of images [N, 3, H, W], then of labels")
     source: PackSource
     label: str = Field(description="name of these images next to a number measured on them")
+    label_encoder: dict[str, Any] | None = Field(
+        None, description="lineage of the encoder whose clusters the classes are; None: the labels came with the images"
+    )
     notes: tuple[str, ...] = Field((), description="what a reader should know, for example skipped files")
 
 
@@ -84,6 +87,7 @@ class RawImages:
     classes: tuple[str, ...]
     notes: tuple[str, ...] = ()
     verified: bool | None = None
+    label_encoder: dict[str, Any] | None = None  # as in `PackCard`
 
 
 @dataclass(frozen=True)
@@ -265,7 +269,7 @@ def import_pack(path: Path, raw: RawImages, *, source: PackSource, label: str, l
             sha256 = file.finish(places.numpy(), labels[places].numpy())
             card = PackCard(
                 name=path.stem, count=len(places), classes=raw.classes, height=height, width=width, sha256=sha256,
-                source=source, label=label, notes=notes,
+                source=source, label=label, label_encoder=raw.label_encoder, notes=notes,
             )  # fmt: skip
             if side.exists() and _header_sha256(path) != sha256:
                 # The old card must not stand next to the new tensors. Equal content keeps its card, so that readers

@@ -122,7 +122,8 @@ def _between(encoder: Lineage | None, evaluator: Lineage) -> Kinship:
 def training_encoders_of(manifest: RunManifest) -> list[Lineage | None]:
     """What a run's training signal was computed with, as its manifest records: nothing for a method without encoder.
 
-    The encoders that taught the weights it was initialised from count, too; each is named once.
+    The encoder whose clusters are its classes counts, too, and so do those that taught the weights it was initialised
+    from; each is named once.
     """
     before = manifest.initialised_from
     inherited = [read_lineage(entry) for entry in before.training_encoders] if before else []
@@ -133,7 +134,8 @@ def training_encoders_of(manifest: RunManifest) -> list[Lineage | None]:
     else:
         named = encoder.get("lineage")
         own = [read_lineage(entry) for entry in named] if isinstance(named, list) and named else [None]
-    return list(dict.fromkeys([*own, *inherited]))  # each once, however often it taught
+    labelled = [] if manifest.label_encoder is None else [read_lineage(manifest.label_encoder)]
+    return list(dict.fromkeys([*own, *labelled, *inherited]))  # each once, however often it taught
 
 
 def lineage_of_run(manifest: RunManifest, digest: str) -> Lineage:
@@ -141,8 +143,11 @@ def lineage_of_run(manifest: RunManifest, digest: str) -> Lineage:
     model = _section(manifest.config, "model")
     images: tuple[str, ...] | None = (images_of(manifest.data_digest),) if manifest.data_digest else None
     labels: bool | None = bool(model.get("num_classes"))  # a head or an embedding is there where labels train it
+    earlier: list[Any] = [] if manifest.label_encoder is None else [manifest.label_encoder]
     if manifest.initialised_from is not None:
-        before = read_lineage(manifest.initialised_from.lineage)
+        earlier.append(manifest.initialised_from.lineage)
+    for document in earlier:
+        before = read_lineage(document)
         seen = None if before is None else before.data
         images = None if images is None or seen is None else tuple(dict.fromkeys([*images, *seen]))
         labels = labels or (None if before is None else before.labels)

@@ -2,9 +2,9 @@
 
 import contextlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from driftkit.config.places import EXPANDED
 from driftkit.config.settings import Option, Settings
@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # torch is loaded when images are imported, not for --help
     from driftkit.datasets.packs import ImagePack, PackSource, RawImages
     from driftkit.datasets.spec import Source
 
-IMAGES, FILES = "Which images", "Where they go"
+IMAGES, CLASSES, FILES = "Which images", "Classes made of clusters", "Where they go"
 GRID_COLUMNS = 8
 
 
@@ -38,6 +38,15 @@ class ImportConfig(Settings):
     cifar10_url: Annotated[
         str | None, Option(IMAGES, ("--cifar10-url",), default="DRIFTKIT_CIFAR10_URL, then cs.toronto.edu")
     ] = Field(None, description="address of cifar-10-python.tar.gz")
+    clusters: Annotated[int | None, Option(CLASSES, default="the labels of the images")] = Field(
+        None,
+        ge=2,
+        le=100_000,
+        description="make so many classes, each of images that an encoder finds alike, instead of the images' labels",
+    )
+    cluster_encoder: Annotated[str, EXPANDED, Option(CLASSES)] = Field(
+        "efficientnet-lite0", description="that encoder, as train --encoder takes it"
+    )
     output: Annotated[Path | None, EXPANDED, Option(FILES, ("--output", "-o"), default="in DRIFTKIT_DATA_DIR")] = Field(
         None, description="pack (.safetensors) to write"
     )
@@ -52,6 +61,14 @@ class ImportConfig(Settings):
         if grid is not None and grid.suffix.lower() != ".png":
             raise ValueError("expected a name that ends in .png")
         return grid
+
+    @model_validator(mode="after")
+    def _clusters_have_a_file(self) -> Self:
+        if self.clusters is not None and self.output is None:
+            raise ValueError("`clusters`: give `output`, the pack to write")
+        if self.clusters is None and "cluster_encoder" in self.model_fields_set:
+            raise ValueError("`cluster_encoder`: there are no clusters; give `clusters`")
+        return self
 
     def asked_of(self, spec: str) -> str:
         """The spec with what is set here of the keys that its query may have, too."""
@@ -87,16 +104,24 @@ def import_data(spec: str, config: ImportConfig) -> "tuple[ImagePack, Path]":
 
 
 def _write(spec: str, config: ImportConfig, target: Path) -> "ImagePack":
-    from driftkit.datasets.packs import import_pack
-    from driftkit.datasets.sources import resolve
+    from driftkit.datasets.packs import ImagePack, import_pack
+    from driftkit.datasets.sources import open_dataset, resolve
+    from driftkit.encoders.encoder_config import EncoderConfig
+    from driftkit.encoders.registry import encoder_kind
 
     source = resolve(spec, image_size=config.image_size, url=config.cifar10_url)
     record = _record(source, config)
     existing = None if config.force else _existing(target, record)
     if existing is not None:
         return existing
+    if config.clusters is not None:
+        encoder_kind(EncoderConfig(encoder=config.cluster_encoder).encoder)  # refuse it before images are read
+        if not isinstance(source, ImagePack):  # images are read twice
+            source = open_dataset(spec, image_size=config.image_size, url=config.cifar10_url)
     with phase(f"reading images {spec}"):
         raw, label = _read(source, config)
+        if config.clusters is not None:
+            raw = _clustered(raw, config)
         record = record.model_copy(update={"verified": raw.verified})
         return import_pack(target, raw, source=record, label=label, limit=config.limit)
 
@@ -124,9 +149,13 @@ def _record(source: "Source | ImagePack", config: ImportConfig) -> "PackSource":
         record = PackSource(spec=str(source.path), kind="pack", options=options, digest=source.digest)
     else:
         record = source_record(source)
-    if config.limit is None:
-        return record
-    return record.model_copy(update={"options": {**record.options, "limit": config.limit}})
+    asked = dict(record.options)
+    if config.limit is not None:
+        asked["limit"] = config.limit
+    if config.clusters is not None:
+        asked["clusters"] = config.clusters
+        asked["cluster_encoder"] = config.cluster_encoder
+    return record.model_copy(update={"options": asked})
 
 
 def _existing(target: Path, record: "PackSource") -> "ImagePack | None":
@@ -179,4 +208,30 @@ def _read(source: "Source | ImagePack", config: ImportConfig) -> "tuple[RawImage
         images, labels = images[picked], labels[picked]
     if image_size is not None:
         images = resize_images(images, image_size)
-    return RawImages(images, labels, source.classes, card.notes, card.source.verified), card.label
+    return RawImages(images, labels, source.classes, card.notes, card.source.verified, card.label_encoder), card.label
+
+
+def _clustered(raw: "RawImages", config: ImportConfig) -> "RawImages":
+    """The images, which are in memory or mapped, with clusters as classes."""
+    from dataclasses import replace
+
+    import torch
+
+    from driftkit.encoders.clusters import cluster_images
+    from driftkit.encoders.encoder_config import EncoderConfig
+    from driftkit.encoders.registry import load_encoder
+    from driftkit.runtime.device import choose_threads, resolve_device
+
+    images, clusters = raw.images, config.clusters
+    assert isinstance(images, torch.Tensor)
+    assert clusters is not None
+    if clusters > len(images):
+        raise UsageError(f"`clusters` {clusters:,}: there are {len(images):,} images; give fewer")
+    device = resolve_device("auto")
+    choose_threads(device)
+    encoder = load_encoder(EncoderConfig(encoder=config.cluster_encoder), image_size=images.shape[-1], device=device)
+    encoder.prepare(device, torch.float32)
+    labels = cluster_images(images, encoder, clusters)
+    width = len(str(clusters - 1))
+    names = tuple(f"cluster-{number:0{width}}" for number in range(clusters))
+    return replace(raw, labels=labels, classes=names, label_encoder=encoder.lineage.describe())

@@ -198,6 +198,7 @@ def _train(
             classes=classes,
             label_names=_label_names(config, pack),
             encoder=built.encoder,
+            label_encoder=pack.card.label_encoder if classes or _label_names(config, pack) else None,
             initialised_from=origin,
             world_size=ranks.world_size,
         )

@@ -112,6 +112,9 @@ class RunManifest(Record):
     classes: tuple[ClassCount, ...] = Field((), description="of a class-conditional generator, in the order of labels")
     label_names: tuple[str, ...] = Field((), description="classes of an encoder's head, in the order of its logits")
     encoder: dict[str, Any] | None = Field(None, description="the training encoder, as its floor describes it")
+    label_encoder: dict[str, Any] | None = Field(
+        None, description="lineage of the encoder whose clusters of images the classes are"
+    )
     global_batch: int | None = Field(None, description="images that all processes see per step")
     world_size: int | None = None
     device: str | None = None
