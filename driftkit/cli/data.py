@@ -30,7 +30,7 @@ def command(
       driftkit data cifar10:test
       driftkit data photos.zip --image-size 64 --output data/photos.safetensors
       driftkit data "imagenet-train-{000000..000146}.tar" --image-size 64
-      driftkit data photos --clusters 20 --output data/clusters.safetensors --grid clusters.png
+      driftkit data photos.zip --clusters 20 --output data/clusters.safetensors
 
     [bold]What can be named[/bold], here and by --data and --reference
     """
