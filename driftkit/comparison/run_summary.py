@@ -17,7 +17,7 @@ from driftkit.errors import ArtifactError, DriftkitError
 from driftkit.methods.registry import METHODS, Curve
 from driftkit.metrics.registry import REQUIRED
 from driftkit.storage.files import digest_json
-from driftkit.storage.records import WeightsOrigin
+from driftkit.storage.records import Clustering, WeightsOrigin
 from driftkit.storage.run_folder import Run
 
 MAX_CURVE_POINTS = 300
@@ -79,13 +79,14 @@ class RunSummary:
     training_encoders: list[Lineage | None] = field(default_factory=list)
     lineage: Lineage | None = None
     origin: WeightsOrigin | None = None
+    clusters: Clustering | None = None
     autoencoder: str | None = None
 
     @property
     def learned_labels(self) -> bool:
         """Whether labels trained it, or the weights that it was initialised from."""
         before = None if self.origin is None else read_lineage(self.origin.lineage)
-        return self.class_conditional or bool(before and before.labels)
+        return (self.class_conditional and self.clusters is None) or bool(before and before.labels)
 
     @property
     def folder(self) -> Run:
@@ -249,7 +250,7 @@ def summarise(run: Run, *, label: str) -> RunSummary:
         encoder=short_name(encoder) if encoder else None,
         feature_set=feature_set,
         random_weights=random_weights,
-        data_digest=manifest.data_digest,
+        data_digest=manifest.image_digest,
         steps=manifest.step,
         **facts.model_dump(include={"method", "data", "image_size", "batch_size", "seed", "class_conditional"}),
         **{name: getattr(manifest, name) for name in MANIFEST_FIELDS},
@@ -261,6 +262,7 @@ def summarise(run: Run, *, label: str) -> RunSummary:
         training_encoders=training_encoders_of(manifest),
         lineage=lineage_of_run(manifest, "unknown") if is_encoder else None,
         origin=origin,
+        clusters=manifest.clusters,
         autoencoder=autoencoder,
     )
 

@@ -238,7 +238,7 @@ def _row(label: str, records: list[EvaluationRecord], run: RunSummary | None, *,
             spread[key] = values[quantity.spread][0]
     sampling, kinship = _sampling_of(first), first.kinship or UNRECORDED
     signs = {
-        CLASS_CONDITIONAL: bool(sampling.classes) or (run is not None and run.learned_labels),
+        CLASS_CONDITIONAL: bool(sampling.classes) if run is None else run.learned_labels,
         SOME_CLASSES: sampling.asked_classes not in (None, (EVERY_CLASS,)),
         f"{kinship.degree} evaluator": not kinship.counts,
         RANDOM_WEIGHTS: run is not None and run.random_weights,

@@ -42,7 +42,7 @@ POSITIONAL = {
 # Keys whose values are read by the stage, so that a change of their content makes it run again.
 READ_KEYS = {
     "run", "target", "runs", "encoder", "data", "reference", "spec", "extractor", "encoder_weights",
-    "extractor_weights", "config", "training", "neighbours_in", "init_from", "toys",
+    "extractor_weights", "config", "training", "neighbours_in", "init_from", "toys", "cluster_encoder",
 }  # fmt: skip
 WRITTEN_KEYS = {"output", "grid", "write_statistics"}
 DISTRIBUTED = ("train", "fid")

@@ -20,7 +20,7 @@ from driftkit.errors import ArtifactError
 from driftkit.storage.atomic import atomic_path, require_free
 from driftkit.storage.files import read_tensors
 from driftkit.storage.lock import locked_file
-from driftkit.storage.records import Record
+from driftkit.storage.records import Clustering, Record
 
 SUFFIX = ".safetensors"
 UNLABELLED = -1
@@ -54,9 +54,7 @@ class PackCard(Record):
     sha256: str = Field(pattern="^[0-9a-f]{64}$", description="over the bytes of images [N, 3, H, W], then of labels")
     source: PackSource
     label: str = Field(description="name of these images next to a number measured on them")
-    label_encoder: dict[str, Any] | None = Field(
-        None, description="lineage of the encoder whose clusters the classes are; None: the labels came with the images"
-    )
+    clusters: Clustering | None = Field(None, description="what the classes are; None: the labels of the images")
     notes: tuple[str, ...] = Field((), description="what a reader should know, for example skipped files")
 
 
@@ -87,7 +85,7 @@ class RawImages:
     classes: tuple[str, ...]
     notes: tuple[str, ...] = ()
     verified: bool | None = None
-    label_encoder: dict[str, Any] | None = None  # as in `PackCard`
+    clusters: Clustering | None = None  # as in `PackCard`
 
 
 @dataclass(frozen=True)
@@ -108,6 +106,11 @@ class ImagePack:
     def digest(self) -> str:
         """Hex sha256 of the content, as the card has it; `verify` computes it again."""
         return self.card.sha256
+
+    @property
+    def image_digest(self) -> str:
+        """That of the pack which has the same images with their own labels."""
+        return (self.card.clusters and self.card.clusters.images) or self.digest
 
     @property
     def image_size(self) -> int:
@@ -161,6 +164,7 @@ class ImagePack:
             update={
                 "count": limit,
                 "sha256": content_sha256(images, labels),
+                "clusters": self.card.clusters and self.card.clusters.of_changed_images(),
                 "source": source.model_copy(update={"options": {**source.options, "limit": limit}}),
             }
         )
@@ -269,7 +273,7 @@ def import_pack(path: Path, raw: RawImages, *, source: PackSource, label: str, l
             sha256 = file.finish(places.numpy(), labels[places].numpy())
             card = PackCard(
                 name=path.stem, count=len(places), classes=raw.classes, height=height, width=width, sha256=sha256,
-                source=source, label=label, label_encoder=raw.label_encoder, notes=notes,
+                source=source, label=label, clusters=raw.clusters, notes=notes,
             )  # fmt: skip
             if side.exists() and _header_sha256(path) != sha256:
                 # The old card must not stand next to the new tensors. Equal content keeps its card, so that readers

@@ -141,16 +141,17 @@ def training_encoders_of(manifest: RunManifest) -> list[Lineage | None]:
 def lineage_of_run(manifest: RunManifest, digest: str) -> Lineage:
     """What a network trained here comes from, by the manifest of its run and the digest of its weights."""
     model = _section(manifest.config, "model")
-    images: tuple[str, ...] | None = (images_of(manifest.data_digest),) if manifest.data_digest else None
-    labels: bool | None = bool(model.get("num_classes"))  # a head or an embedding is there where labels train it
+    images: tuple[str, ...] | None = (images_of(manifest.image_digest),) if manifest.image_digest else None
+    # A head or an embedding is there where labels train it.
+    labels: bool | None = bool(model.get("num_classes")) and manifest.clusters is None
     earlier: list[Any] = [] if manifest.label_encoder is None else [manifest.label_encoder]
     if manifest.initialised_from is not None:
         earlier.append(manifest.initialised_from.lineage)
-    for document in earlier:
-        before = read_lineage(document)
-        seen = None if before is None else before.data
-        images = None if images is None or seen is None else tuple(dict.fromkeys([*images, *seen]))
+        before = read_lineage(manifest.initialised_from.lineage)
         labels = labels or (None if before is None else before.labels)
+    for lineage in map(read_lineage, earlier):
+        seen = None if lineage is None else lineage.data
+        images = None if images is None or seen is None else tuple(dict.fromkeys([*images, *seen]))
     return Lineage(digest, str(model.get("kind")), str(model.get("kind")), images, labels)
 
 

@@ -15,7 +15,7 @@ from driftkit.runtime.progress import phase, progress, warn
 from driftkit.runtime.terminal import say
 from driftkit.scoring.evaluator import ScoringOptions, open_evaluator
 from driftkit.scoring.image_set import ScoringExecution, default_batch_size
-from driftkit.storage.records import ClassCount, RunManifest, WeightsOrigin
+from driftkit.storage.records import ClassCount, Clustering, RunManifest, WeightsOrigin
 from driftkit.training.conditions import sample_conditions
 from driftkit.training.hooks import Scoring
 from driftkit.training.latents import open_autoencoder
@@ -33,12 +33,13 @@ def open_scoring(
     initialised_from: WeightsOrigin | None = None,
     is_main: bool,
     classes: Sequence[ClassCount] = (),
+    clusters: Clustering | None = None,
 ) -> Scoring | None:
     """What the training loop calls every `evaluation.every` steps; None where that is 0.
 
     Weights and real images are opened now, so that what is missing stops the run before it begins. A network whose
     images cannot be scored yet gets a warning and no number. Only the main rank scores. `classes` are those of the
-    training images where the network is conditioned on them.
+    training images where the network is conditioned on them, and `clusters` says where they come from.
 
     Raises:
         UsageError: the method generates no images.
@@ -64,7 +65,7 @@ def open_scoring(
     )
     manifest = RunManifest(
         id="", created="", config=config.model_dump(mode="json"), encoder=encoder and dict(encoder),
-        initialised_from=initialised_from,
+        initialised_from=initialised_from, classes=tuple(classes), clusters=clusters,
     )  # fmt: skip
     kin = kinship(training_encoders_of(manifest), evaluator.extractor.lineage)
     if not kin.counts:

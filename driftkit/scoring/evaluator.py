@@ -308,7 +308,9 @@ def class_warnings(images: ImageSet, reference: Sequence[str], *, shared: bool) 
 
 def trained_on(manifest: RunManifest, digest: str) -> bool:
     """Whether images of this digest trained a run, or the weights that it was initialised from."""
-    return manifest.data_digest == digest or images_of(digest) in (_data_of_origin(manifest) or ())
+    return digest in (manifest.data_digest, manifest.image_digest) or images_of(digest) in (
+        _data_of_origin(manifest) or ()
+    )
 
 
 def unsearched_origin(manifest: RunManifest, searched: str) -> list[str]:
@@ -316,6 +318,8 @@ def unsearched_origin(manifest: RunManifest, searched: str) -> list[str]:
     if manifest.initialised_from is None:
         return []
     before = _data_of_origin(manifest)
+    if searched == manifest.data_digest:
+        searched = manifest.image_digest or searched
     if before is not None and set(before) <= {images_of(searched)}:
         return []
     which = "unknown images" if before is None else ", ".join(name for name in before if name != images_of(searched))

@@ -177,13 +177,13 @@ def open_training(
     """
     from driftkit.datasets.sources import open_dataset
 
-    spec, digest = named, None
+    spec, digest, same = named, None, None
     image_size, limit = reference.info.image_size, None
     if spec is None and run is not None:
         data = run.manifest().config.get("data", {})
-        spec, digest = data.get("spec"), run.manifest().data_digest
+        spec, digest, same = data.get("spec"), run.manifest().data_digest, run.manifest().image_digest
         image_size, limit = data.get("image_size"), data.get("limit")
-    if spec is None or digest == reference.info.digest:
+    if spec is None or reference.info.digest in (digest, same):
         if reference.images is None:
             return "the reference is statistics alone: copies were not searched"
         return TrainingImages(reference, is_reference=True, known=spec is not None)
@@ -197,7 +197,7 @@ def open_training(
         return f"{unsearched}: {spec} now holds other images than the run was trained on"
     if width != reference.info.image_size:
         return f"{unsearched}: {spec} is {width} pixels wide, the generated images {reference.info.image_size}"
-    if pack.digest == reference.info.digest:
+    if reference.info.digest in (pack.digest, pack.image_digest):
         images = ImageSet.of_pack(pack, spec, execution)
         return TrainingImages(Reference(reference.statistics, images), is_reference=True)
     return TrainingImages(of_pack(pack, spec, "training images", extractor, execution))

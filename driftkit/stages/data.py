@@ -4,10 +4,11 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from driftkit.config.places import EXPANDED
 from driftkit.config.settings import Option, Settings
+from driftkit.encoders.encoder_config import EncoderConfig
 from driftkit.errors import ArtifactError, UsageError
 from driftkit.runtime.progress import phase
 
@@ -41,11 +42,12 @@ class ImportConfig(Settings):
     clusters: Annotated[int | None, Option(CLASSES, default="the labels of the images")] = Field(
         None,
         ge=2,
-        le=100_000,
+        le=10_000,
         description="make so many classes, each of images that an encoder finds alike, instead of the images' labels",
     )
     cluster_encoder: Annotated[str, EXPANDED, Option(CLASSES)] = Field(
-        "efficientnet-lite0", description="that encoder, as train --encoder takes it"
+        "efficientnet-lite0",
+        description="that encoder: one that train --encoder takes, with settings as NAME?KEY=VALUE&...",
     )
     output: Annotated[Path | None, EXPANDED, Option(FILES, ("--output", "-o"), default="in DRIFTKIT_DATA_DIR")] = Field(
         None, description="pack (.safetensors) to write"
@@ -61,6 +63,15 @@ class ImportConfig(Settings):
         if grid is not None and grid.suffix.lower() != ".png":
             raise ValueError("expected a name that ends in .png")
         return grid
+
+    @field_validator("cluster_encoder")
+    @classmethod
+    def _is_one_encoder(cls, text: str) -> str:
+        try:
+            EncoderConfig(encoder=text)
+        except (UsageError, ValidationError) as error:
+            raise ValueError(str(error)) from None
+        return text
 
     @model_validator(mode="after")
     def _clusters_have_a_file(self) -> Self:
@@ -106,7 +117,6 @@ def import_data(spec: str, config: ImportConfig) -> "tuple[ImagePack, Path]":
 def _write(spec: str, config: ImportConfig, target: Path) -> "ImagePack":
     from driftkit.datasets.packs import ImagePack, import_pack
     from driftkit.datasets.sources import open_dataset, resolve
-    from driftkit.encoders.encoder_config import EncoderConfig
     from driftkit.encoders.registry import encoder_kind
 
     source = resolve(spec, image_size=config.image_size, url=config.cifar10_url)
@@ -115,13 +125,16 @@ def _write(spec: str, config: ImportConfig, target: Path) -> "ImagePack":
     if existing is not None:
         return existing
     if config.clusters is not None:
-        encoder_kind(EncoderConfig(encoder=config.cluster_encoder).encoder)  # refuse it before images are read
+        try:  # before images are read
+            encoder_kind(EncoderConfig(encoder=config.cluster_encoder).encoder)
+        except UsageError as error:
+            raise UsageError(str(error).replace("`encoder`", "`cluster_encoder`", 1)) from None
         if not isinstance(source, ImagePack):  # images are read twice
             source = open_dataset(spec, image_size=config.image_size, url=config.cifar10_url)
     with phase(f"reading images {spec}"):
         raw, label = _read(source, config)
-        if config.clusters is not None:
-            raw = _clustered(raw, config)
+        if isinstance(source, ImagePack) and config.clusters is not None:
+            raw = _clustered(raw, config, images_of=source if raw.images is source.images else None)
         record = record.model_copy(update={"verified": raw.verified})
         return import_pack(target, raw, source=record, label=label, limit=config.limit)
 
@@ -203,35 +216,48 @@ def _read(source: "Source | ImagePack", config: ImportConfig) -> "tuple[RawImage
         return source.read(), source.label
     source.verify()
     images, labels, card = source.images, source.labels, source.card
+    clusters = card.clusters
     if config.limit is not None and config.limit < len(images):
         picked = balanced_indices(labels, config.limit)
         images, labels = images[picked], labels[picked]
     if image_size is not None:
         images = resize_images(images, image_size)
-    return RawImages(images, labels, source.classes, card.notes, card.source.verified, card.label_encoder), card.label
+    if clusters is not None and images is not source.images:
+        clusters = clusters.of_changed_images()
+    return RawImages(images, labels, source.classes, card.notes, card.source.verified, clusters), card.label
 
 
-def _clustered(raw: "RawImages", config: ImportConfig) -> "RawImages":
-    """The images, which are in memory or mapped, with clusters as classes."""
+def _clustered(raw: "RawImages", config: ImportConfig, *, images_of: "ImagePack | None") -> "RawImages":
+    """The images, which are in memory or mapped, with clusters as classes; `images_of` has them with other labels."""
     from dataclasses import replace
 
     import torch
 
     from driftkit.encoders.clusters import cluster_images
-    from driftkit.encoders.encoder_config import EncoderConfig
     from driftkit.encoders.registry import load_encoder
     from driftkit.runtime.device import choose_threads, resolve_device
+    from driftkit.storage.files import digest_json
+    from driftkit.storage.records import Clustering
 
-    images, clusters = raw.images, config.clusters
+    images, count = raw.images, config.clusters
     assert isinstance(images, torch.Tensor)
-    assert clusters is not None
-    if clusters > len(images):
-        raise UsageError(f"`clusters` {clusters:,}: there are {len(images):,} images; give fewer")
+    assert count is not None
+    if count > len(images):
+        raise UsageError(f"`clusters` {count:,}: there are {len(images):,} images; give fewer")
     device = resolve_device("auto")
     choose_threads(device)
     encoder = load_encoder(EncoderConfig(encoder=config.cluster_encoder), image_size=images.shape[-1], device=device)
     encoder.prepare(device, torch.float32)
-    labels = cluster_images(images, encoder, clusters)
-    width = len(str(clusters - 1))
-    names = tuple(f"cluster-{number:0{width}}" for number in range(clusters))
-    return replace(raw, labels=labels, classes=names, label_encoder=encoder.lineage.describe())
+    labels = cluster_images(images, encoder, count)
+    found = len(labels.unique())
+    if found < count:
+        raise UsageError(f"`clusters` {count:,}: the encoder finds {found:,} different images; give no more")
+    clusters = Clustering(
+        encoder=config.cluster_encoder,
+        lineage=encoder.lineage.describe(),
+        images=None if images_of is None else images_of.image_digest,
+    )
+    mark = digest_json([clusters.model_dump(mode="json"), labels.tolist()])[:4]  # other clusters are other classes
+    width = len(str(count - 1))
+    names = tuple(f"cluster-{mark}-{number:0{width}}" for number in range(count))
+    return replace(raw, labels=labels, classes=names, clusters=clusters)

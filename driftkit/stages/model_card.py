@@ -10,9 +10,11 @@ from driftkit.comparison.formats import format_count, format_score, format_secon
 from driftkit.comparison.run_summary import summarise
 from driftkit.comparison.score_table import score_tables
 from driftkit.config.weights_name import RAW, averaged_checkpoints
+from driftkit.encoders.encoder_config import read_encoder
 from driftkit.encoders.registry import encoder_licence, published_file
 from driftkit.methods.registry import METHODS, MethodConfig
 from driftkit.scoring.evaluation_record import read_evaluations
+from driftkit.storage.records import RunManifest
 from driftkit.storage.run_folder import Run
 from driftkit.training.train_config import TrainConfig
 
@@ -41,6 +43,7 @@ def describe_run(run: Run, config: TrainConfig, *, weights: str, step: int) -> d
         "data": {"spec": config.data.spec, "digest": data.get("digest"), "count": data.get("count")},
         "initialised_from": origin.model_dump(mode="json") if (origin := manifest.initialised_from) else None,
         "encoder": _encoder(encoder) if encoder else None,
+        "label_encoder": _label_encoder(manifest),
         "classes": [known.name for known in manifest.classes],
         "trains_without_class": getattr(config.objective, "trains_without_class", False),
         "max_guidance": getattr(config.objective, "max_guidance", None),
@@ -73,6 +76,14 @@ def _encoder(encoder: Mapping[str, Any]) -> dict[str, Any]:
         "licence": "none: the weights were drawn at random" if random else encoder_licence(name),
         "source": None if random or (file := published_file(name)) is None else file.url,
     }
+
+
+def _label_encoder(manifest: RunManifest) -> dict[str, Any] | None:
+    """The encoder whose clusters of images are the classes of the network."""
+    if manifest.clusters is None or manifest.label_encoder is None:
+        return None
+    random = manifest.label_encoder.get("weights") == "random"
+    return _encoder({"name": read_encoder(manifest.clusters.encoder)[0], "random_weights": random})
 
 
 def _nfe(config: MethodConfig) -> str:

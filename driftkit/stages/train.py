@@ -167,7 +167,13 @@ def _train(
     for sentence in built.advice if ranks.is_main and plan is None else ():
         warn(sentence)
     scoring = open_scoring(
-        config, built.encoder, device, initialised_from=origin, is_main=ranks.is_main, classes=classes
+        config,
+        built.encoder,
+        device,
+        initialised_from=origin,
+        is_main=ranks.is_main,
+        classes=classes,
+        clusters=pack.card.clusters,
     )
     if plan is not None:
         require_same_inputs(run, pack, built.encoder, None if autoencoder is None else autoencoder.describe())
@@ -198,7 +204,7 @@ def _train(
             classes=classes,
             label_names=_label_names(config, pack),
             encoder=built.encoder,
-            label_encoder=pack.card.label_encoder if classes or _label_names(config, pack) else None,
+            clusters=pack.card.clusters,
             initialised_from=origin,
             world_size=ranks.world_size,
         )

@@ -90,6 +90,20 @@ class WeightsOrigin(BaseModel):
     lineage: dict[str, Any] | None = Field(None, description="images and labels that trained them")
 
 
+class Clustering(BaseModel):
+    """Where classes come from that are clusters of what an encoder sees in images."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+    encoder: str = Field(description="its name, with its settings")
+    lineage: dict[str, Any] = Field(description="what its features come from")
+    images: str | None = Field(None, description="sha256 of the pack that has the same images with other labels")
+
+    def of_changed_images(self) -> "Clustering":
+        """The same where images are fewer, or resized."""
+        return self.model_copy(update={"images": None})
+
+
 class RunManifest(Record):
     """What a run folder holds, and how far its training is. The config's classes are those of `training`."""
 
@@ -112,9 +126,7 @@ class RunManifest(Record):
     classes: tuple[ClassCount, ...] = Field((), description="of a class-conditional generator, in the order of labels")
     label_names: tuple[str, ...] = Field((), description="classes of an encoder's head, in the order of its logits")
     encoder: dict[str, Any] | None = Field(None, description="the training encoder, as its floor describes it")
-    label_encoder: dict[str, Any] | None = Field(
-        None, description="lineage of the encoder whose clusters of images the classes are"
-    )
+    clusters: Clustering | None = Field(None, description="of the training images; None: their labels are their own")
     global_batch: int | None = Field(None, description="images that all processes see per step")
     world_size: int | None = None
     device: str | None = None
@@ -140,6 +152,17 @@ class RunManifest(Record):
         """Digest of the training images."""
         digest: str | None = self._digest
         return digest
+
+    @property
+    def image_digest(self) -> str | None:
+        """The same for all packs of the same images, whose classes may be their labels or clusters."""
+        return (self.clusters and self.clusters.images) or self.data_digest
+
+    @property
+    def label_encoder(self) -> dict[str, Any] | None:
+        """Lineage of the encoder that made the classes which the network learns."""
+        learns = bool(self.classes or self.label_names)
+        return self.clusters.lineage if self.clusters is not None and learns else None
 
 
 class CheckpointState(Record):

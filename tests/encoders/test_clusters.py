@@ -3,12 +3,20 @@
 import pytest
 import torch
 
+from driftkit.comparison.run_summary import summarise
+from driftkit.datasets.packs import write_pack
+from driftkit.datasets.sources import open_dataset
 from driftkit.encoders.clusters import cluster_images, image_vectors, k_means
 from driftkit.encoders.lineage import PIXELS, kinship, lineage_of_run, read_lineage, training_encoders_of
-from driftkit.errors import UsageError
+from driftkit.errors import RefusedError, UsageError
+from driftkit.protocols import FeatureMap
 from driftkit.stages.data import ImportConfig, import_data
-from driftkit.storage.records import RunManifest
+from driftkit.stages.export import export
+from driftkit.storage.records import ClassCount, Clustering, RunManifest
+from driftkit.storage.run_folder import Run
+from tests.conftest import train_tiny
 from tests.encoders.loading import load
+from tests.scoring.fakes import score
 
 
 def blobs(count=5, rows=40, spread=0.05):
@@ -50,23 +58,90 @@ def test_vectors_are_standardised_means_of_the_last_maps():
     torch.testing.assert_close(vectors.double(), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_pack_of_clusters_replaces_the_labels_and_names_the_encoder(tmp_path):
-    config = ImportConfig(clusters=3, cluster_encoder="pixel-pyramid", output=tmp_path / "clusters", image_size=16)
-    pack, path = import_data("shapes?count=60&image_size=16", config)
-    assert pack.classes == ("cluster-0", "cluster-1", "cluster-2")
+SHAPES = "shapes?count=60&image_size=16"
+
+
+def clusters_of(folder, spec=SHAPES, **settings):
+    config = {"clusters": 3, "cluster_encoder": "pixel-pyramid", "output": folder / "clusters", **settings}
+    return import_data(spec, ImportConfig(**config))[0]
+
+
+def test_a_pack_of_clusters_has_the_same_images_and_names_the_encoder(tmp_path):
+    plain = open_dataset(SHAPES)
+    pack = clusters_of(tmp_path)
+    assert [name.rpartition("-")[2] for name in pack.classes] == ["0", "1", "2"]
     assert set(pack.labels.tolist()) == {0, 1, 2}
-    assert read_lineage(pack.card.label_encoder) == PIXELS
     assert torch.equal(pack.labels, cluster_images(pack.images, load("pixel-pyramid"), 3))
-    assert import_data("shapes?count=60&image_size=16", config)[1] == path  # it is there
+    assert read_lineage(pack.card.clusters.lineage) == PIXELS
+    assert pack.digest != plain.digest == pack.image_digest
+    assert clusters_of(tmp_path).path == pack.path  # it is there
     with pytest.raises(UsageError, match="holds something else"):
-        import_data("shapes?count=60&image_size=16", config.model_copy(update={"clusters": 4}))
-    smaller, _ = import_data(str(path), ImportConfig(output=tmp_path / "smaller", image_size=8, limit=30))
-    assert read_lineage(smaller.card.label_encoder) == PIXELS
+        clusters_of(tmp_path, clusters=4)
+    assert not set(clusters_of(tmp_path, output=tmp_path / "others", cluster_encoder="pixel").classes) & set(
+        pack.classes
+    )
+    again = clusters_of(tmp_path, spec=str(pack.path), output=tmp_path / "again")
+    assert again.image_digest == plain.digest
+
+
+@pytest.mark.parametrize("change", [{"image_size": 8}, {"limit": 30}])
+def test_fewer_or_other_images_are_not_the_same(tmp_path, change):
+    pack = clusters_of(tmp_path)
+    smaller, _ = import_data(str(pack.path), ImportConfig(output=tmp_path / "smaller", **change))
+    assert smaller.card.clusters == pack.card.clusters.of_changed_images()
+    assert smaller.image_digest == smaller.digest
+    made = clusters_of(tmp_path, spec=str(pack.path), output=tmp_path / "made", **change)
+    assert made.image_digest == made.digest
+    if "limit" in change:
+        assert pack.limited(30).image_digest == smaller.digest
+
+
+def test_images_that_are_all_alike_make_no_clusters(tmp_path):
+    pack = open_dataset(SHAPES)
+    images = pack.images[:1].expand(6, -1, -1, -1).contiguous()
+    write_pack(tmp_path / "alike", images, torch.zeros(6).long(), ["a"], source=pack.card.source, label="alike")
+    with pytest.raises(UsageError, match="`clusters` 3: the encoder finds 1 different images; give no more"):
+        clusters_of(tmp_path, spec=str(tmp_path / "alike"))
+    assert not (tmp_path / "clusters.safetensors").exists()
+
+
+def test_features_that_are_not_finite_make_no_clusters():
+    class Broken(torch.nn.Module):
+        name = "broken"
+
+        def maps(self, images):
+            return [FeatureMap("map", images / 0)]
+
+    with pytest.raises(RefusedError, match="broken gives features that are not finite"):
+        image_vectors(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), Broken())
 
 
 def test_an_encoder_that_made_the_classes_is_kin_to_itself():
     lite = load("efficientnet-lite0").lineage
-    manifest = RunManifest(id="r", created="now", config={"model": {"kind": "unet"}}, label_encoder=lite.describe())
+    clusters = Clustering(encoder="efficientnet-lite0", lineage=lite.describe(), images="1234")
+    config = {"model": {"kind": "unet", "num_classes": 2}}
+    manifest = RunManifest(id="r", created="now", config=config, inputs={"data": {"digest": "5678"}}, clusters=clusters)
+    assert training_encoders_of(manifest) == []  # the labels are not learned
+    manifest = manifest.model_copy(update={"classes": (ClassCount(name="a", images=1),)})
     assert kinship(training_encoders_of(manifest), lite).degree == "kin"
-    manifest = manifest.model_copy(update={"inputs": {"data": {"digest": "1234"}}})
-    assert lineage_of_run(manifest, "c0").data == ("images 1234", "ImageNet-1k")
+    of_run = lineage_of_run(manifest, "c0")
+    assert (of_run.data, of_run.labels) == (("images 1234", "ImageNet-1k"), False)
+
+
+def test_runs_on_clusters_know_their_images_and_the_encoder(tmp_path):
+    pack = clusters_of(tmp_path, spec="shapes?count=60&image_size=8")
+    plain = open_dataset("shapes?count=60&image_size=8")
+    settings = {"every": 2, "extractor": "pixels", "num_images": 32, "reference": plain.path}
+    scored = [word for key, value in settings.items() for word in ("--set", f"evaluation.{key}={value}")]
+    train_tiny(tmp_path / "run", "ddpm", "--class-conditional", "--data", pack.path, *scored)
+    run = Run(tmp_path / "run")
+    manifest = run.manifest()
+    assert (manifest.data_digest, manifest.image_digest) == (pack.digest, plain.digest)
+    assert manifest.scored_on_the_way["degree"] == "kin"
+    record = score(run.path, str(plain.path), extractor="pixels", num_images=40).record
+    assert record.reference.is_training_data
+    assert record.training.digest == plain.digest
+    assert record.kinship.degree == "kin"
+    assert not summarise(run, label="run").learned_labels
+    made = export(run, tmp_path / "model", format="safetensors")
+    assert "clusters of what `pixel-pyramid` sees in the images" in (made.folder / "README.md").read_text()
