@@ -248,7 +248,7 @@ def cautions(tables: Sequence[ScoreTable], pairs: Sequence[Pair], runs: Sequence
         sentences.append("Every score is of one seed: no spread is known.")
     scored = [run for run in runs if run.steps and any(table.has(run.label) for table in tables)]
     for name, values in (
-        ("training images", {r.data_digest or r.data for r in scored}),
+        ("training images", {r.image_digest or r.data for r in scored}),
         ("parameters", {r.parameters for r in scored}),
         ("training lengths", {r.images_seen for r in scored}),
     ):

@@ -182,7 +182,7 @@ def _neighbours_of_run(
     pack = packs[spec]
     if isinstance(pack, str):
         raise ArtifactError(f"{pack}; name images with `neighbours_in`")
-    if searched is None and run.data_digest not in (None, pack.image_digest):
+    if searched is None and run.image_digest not in (None, pack.image_digest):
         raise ArtifactError(f"{spec} holds other images than those it was trained on")
     if len(pack) < NEIGHBOUR_ROWS:
         raise ArtifactError(f"{spec} holds {len(pack)} images, fewer than {NEIGHBOUR_ROWS} neighbours")

@@ -59,7 +59,7 @@ class RunSummary:
     feature_set: str | None
     random_weights: bool
     data: str | None
-    data_digest: str | None
+    image_digest: str | None
     image_size: int | None
     steps: int | None
     batch_size: int | None
@@ -250,7 +250,7 @@ def summarise(run: Run, *, label: str) -> RunSummary:
         encoder=short_name(encoder) if encoder else None,
         feature_set=feature_set,
         random_weights=random_weights,
-        data_digest=manifest.image_digest,
+        image_digest=manifest.image_digest,
         steps=manifest.step,
         **facts.model_dump(include={"method", "data", "image_size", "batch_size", "seed", "class_conditional"}),
         **{name: getattr(manifest, name) for name in MANIFEST_FIELDS},
@@ -360,7 +360,7 @@ def equality_notes(runs: Sequence[RunSummary], *, scored: bool = False) -> list[
     ]
     if not scored:
         unequal += [
-            ("training images", {r.data_digest or r.data for r in runs}, method),
+            ("training images", {r.image_digest or r.data for r in runs}, method),
             ("sizes of network", {r.parameters for r in runs}, method),
             ("numbers of images seen", {r.images_seen for r in runs}, method),
         ]
