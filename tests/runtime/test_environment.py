@@ -70,6 +70,7 @@ def test_busy_seconds_are_of_other_programs_on_the_processors_of_this_one(two_pr
         "cpu1 800 0 0 0 0 0 0 0 0 0\ncpu2 50 30 50 9 5 0 0 0 0 0\nintr 1 2 3\n"
     )
     ticks = os.sysconf("SC_CLK_TCK")
+    monkeypatch.setattr(os, "nice", lambda by: 0)
     assert environment._busy_seconds() == pytest.approx((200 + 100 + 50 + 50) / ticks - 1.5)
     monkeypatch.setattr(os, "nice", lambda by: 5)  # of lower priority itself, so that those are no longer below it
     assert environment._busy_seconds() == pytest.approx((200 + 100 + 50 + 50 + 70 + 30) / ticks - 1.5)
