@@ -4,11 +4,11 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from driftkit.config.places import EXPANDED
 from driftkit.config.settings import Option, Settings
-from driftkit.encoders.encoder_config import EncoderConfig
+from driftkit.encoders.encoder_config import EncoderConfig, read_encoder
 from driftkit.errors import ArtifactError, UsageError
 from driftkit.runtime.progress import phase
 
@@ -68,8 +68,8 @@ class ImportConfig(Settings):
     @classmethod
     def _is_one_encoder(cls, text: str) -> str:
         try:
-            EncoderConfig(encoder=text)
-        except (UsageError, ValidationError) as error:
+            read_encoder(text)
+        except UsageError as error:
             raise ValueError(str(error)) from None
         return text
 
@@ -147,7 +147,10 @@ def _write_grid(path: Path, pack: "ImagePack") -> None:
     from driftkit.storage.images import save_grid
 
     rows = len(pack.classes) if 2 <= len(pack.classes) <= 20 else GRID_COLUMNS
-    picked = balanced_indices(pack.labels, rows * GRID_COLUMNS)
+    # Clusters hold images of all places: the first of each would be of the first class of the source alone.
+    draw = torch.Generator().manual_seed(0)
+    order = torch.arange(len(pack)) if pack.card.clusters is None else torch.randperm(len(pack), generator=draw)
+    picked = order[balanced_indices(pack.labels[order], rows * GRID_COLUMNS)]
     by_class = picked[torch.argsort(pack.labels[picked], stable=True)]
     save_grid(path, pack.images[by_class], columns=GRID_COLUMNS)
 

@@ -16,6 +16,7 @@ DATA = [
     Case("data-one-cluster", "data shapes --clusters 1 --output a", 2, ["--clusters", "2"]),
     Case("data-encoder-without-clusters", "data shapes --cluster-encoder pixel -o a", 2, ["--clusters"]),
     Case("data-too-many-clusters", "data {pack} --clusters 9000 -o a", 2, ["--clusters 9,000", "there are 64 images"]),
+    Case("data-cluster-encoder-setting", "data shapes --clusters 3 --cluster-encoder pixel?foo=1 -o a", 2, ["foo"]),
     Case("data-no-such-cluster-encoder", "data shapes --clusters 3 --cluster-encoder pixl -o a", 2, ["pixl"]),
     Case("data-misspelt", "data shaps", 3, ["shaps", "did you mean shapes"]),
     Case("data-missing-folder", "data photos", 3, ["photos", "no such file or folder"]),
