@@ -1,3 +1,3 @@
-"""driftkit: one-step drifting generators and DDPM on the same U-Net, sampled, scored and compared."""
+"""driftkit: one-step drifting generators, DDPM and rectified flow on the same network, sampled, scored and compared."""
 
 __version__ = "0.1.0"

@@ -5,7 +5,6 @@ A message says what was got, what was expected and one fix, on one line. Everyth
 
 from collections.abc import Sequence
 
-EXIT_OK = 0
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
 EXIT_MISSING = 3

@@ -1,4 +1,4 @@
-"""The floors import downwards only, no two modules that are not a pair share a name, and nothing is unpickled."""
+"""The layers import downwards only, no two modules that are not a pair share a name, and nothing is unpickled."""
 
 import ast
 from collections import defaultdict
@@ -14,7 +14,7 @@ FLOORS = [
     "metrics", "datasets", "storage", "config", "protocols", "runtime", "errors",
 ]  # fmt: skip
 
-# A command has one module in `cli` and one in `stages`; several floors have a registry; methods share room names.
+# A command has one module in `cli` and one in `stages`; several layers have a registry; methods share file names.
 PAIRED = {"cli", "stages"}
 PLUG_INS = "methods"
 REGISTRY = "registry"  # of any room that things are plugged into

@@ -110,7 +110,7 @@ class _BugError(DriftkitError):
 
 def _shortage(error: Exception) -> str | None:
     """Where memory ran out, for work that does not know itself what would fit; None where it did not."""
-    if "torch" not in sys.modules:  # which nobody else may bring in just to say so
+    if "torch" not in sys.modules:  # do not import torch just to report this
         return "out of memory" if isinstance(error, MemoryError) else None
     import torch
 
@@ -210,7 +210,7 @@ def options(
         bool, typer.Option("--debug", help="Show the full traceback of an error; accepted anywhere on the line.")
     ] = False,
 ) -> None:
-    """Train one-step drifting generators and DDPM on the same U-Net and images; sample, score and compare them.
+    """Train one-step drifting generators, DDPM and rectified flow on the same images; sample, score and compare them.
 
     [bold]Examples[/bold]
 

@@ -36,7 +36,7 @@ def command(
     """
     pack, path = import_data(spec, settings)
     document = {
-        **pack.card.model_dump(mode="json", exclude={"format", "classes"}),
+        **pack.card.model_dump(mode="json", exclude={"classes"}),
         "classes": pack.class_counts(),
         "path": str(path),
         "grid": None if settings.grid is None else str(settings.grid),

@@ -114,7 +114,7 @@ def _files(files: "list[PublishedItem]") -> "Table":
         if file.path is None:
             table.add_row(file.name, file.kind, "[yellow]missing[/]", file.fetch)
         else:
-            # The hub's names for snapshots take three lines in a terminal and tell nobody anything.
+            # The hub's names for snapshots take three lines in a terminal and say nothing.
             path = file.path.partition("/snapshots/")[0]
             table.add_row(file.name, file.kind, f"[green]{decimal(file.bytes or 0)}[/]", escape(_short(path)))
     return table

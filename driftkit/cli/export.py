@@ -28,15 +28,7 @@ def command(
 
     opened = Run.open(run)
     require_writable(settings.output or run / "exports" / "export", "`output`", folder=True)
-    made = export(
-        opened,
-        settings.output,
-        format=settings.format,
-        weights=settings.weights,
-        step=settings.step,
-        dtype=settings.dtype,
-        force=settings.force,
-    )
+    made = export(opened, settings)
     document = {"export": str(made.folder), "path": str(made.model), **made.document}
 
     def show() -> None:

@@ -263,5 +263,5 @@ def variable_of(command: str, flag: str) -> str:
 def with_flags(message: str, command: str) -> str:
     """The message with every config key in backticks that has an option of this command replaced by its flag."""
     flags = FLAGS.get(command, {})
-    by_name = {key.rpartition(".")[2]: flag for key, flag in flags.items()}  # for floors that know no section
+    by_name = {key.rpartition(".")[2]: flag for key, flag in flags.items()}  # for layers that know no section
     return _KEY.sub(lambda key: flags.get(key[1]) or by_name.get(key[1], key[0]), message)

@@ -1,12 +1,12 @@
 """Settings of `driftkit compare`. Help texts read them, so nothing here loads torch."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from driftkit.config.places import EXPANDED
-from driftkit.config.settings import DEVICE_HELP, Device, Option, Settings
+from driftkit.config.settings import COMMAS, DEVICE_HELP, DISTINCT, ONE_OR_MORE, Device, Option, Settings
 from driftkit.config.weights_name import WeightsName
 
 SCORES, SPEED, PICTURES, FILES = "Missing scores", "Speed", "Pictures", "Output"
@@ -21,7 +21,7 @@ class CompareConfig(Settings):
     reference: Annotated[str | None, EXPANDED, Option(SCORES, ("--reference", "-r"), default="none")] = Field(
         None, description="real images to score against, or a file of statistics, as in fid"
     )
-    extractor: Annotated[tuple[str, ...], EXPANDED, Option(SCORES)] = Field(
+    extractor: Annotated[tuple[str, ...], EXPANDED, ONE_OR_MORE, DISTINCT, Option(SCORES)] = Field(
         ("inception",), min_length=1, description="feature extractor of the scores, as in fid; repeatable"
     )
     extractor_weights: Annotated[Path | None, EXPANDED, Option(SCORES, default="as in fid")] = Field(
@@ -30,8 +30,12 @@ class CompareConfig(Settings):
     num_images: Annotated[int | None, Option(SCORES, ("--num-images", "-n"), default="50000")] = Field(
         None, ge=10, description="images per score"
     )
-    nfe: Annotated[str | None, Option(SCORES, default="the sampler's own, mostly 1,2,5,10,20,50,100")] = Field(
-        None, description="network evaluations per image (NFE) at which samplers of many steps are scored"
+    nfe: Annotated[
+        tuple[Annotated[int, Field(ge=1)], ...] | None,
+        COMMAS,
+        Option(SCORES, default="the sampler's own, mostly 1,2,5,10,20,50,100"),
+    ] = Field(
+        None, min_length=1, description="network evaluations per image (NFE) at which samplers of many steps are scored"
     )
     weights: Annotated[WeightsName, Option(SCORES)] = Field(
         "ema", description="weights of each run that are scored and shown, as in fid"
@@ -66,22 +70,3 @@ class CompareConfig(Settings):
     output: Annotated[Path, EXPANDED, Option(FILES, ("--output", "-o"))] = Field(
         Path("outputs/comparison"), description="folder of report.html, its data and its figures"
     )
-
-    @field_validator("extractor", mode="before")
-    @classmethod
-    def _distinct(cls, value: Any) -> Any:
-        names = (value,) if isinstance(value, str) else value
-        return tuple(dict.fromkeys(names)) if isinstance(names, list | tuple) else names
-
-    @field_validator("nfe")
-    @classmethod
-    def _check_nfe(cls, value: str | None) -> str | None:
-        words = [] if value is None else value.split(",")
-        if not all(word.strip().isdecimal() and int(word) >= 1 for word in words):
-            raise ValueError("expected whole numbers from 1 on with commas between, for example 1,10,50")
-        return value
-
-    @property
-    def nfes(self) -> tuple[int, ...] | None:
-        """The numbers of `nfe`, sorted."""
-        return None if self.nfe is None else tuple(sorted({int(word) for word in self.nfe.split(",")}))

@@ -56,7 +56,7 @@ def fill_missing(
     problems = []
     for run in runs:
         try:
-            setups = setups_of(run, config.nfes, all_checkpoints=config.all_checkpoints)
+            setups = setups_of(run, sorted(set(config.nfe or ())), all_checkpoints=config.all_checkpoints)
         except DriftkitError as error:
             problems.append(f"{run.label} was not scored: {error}")
             continue

@@ -13,6 +13,7 @@ from torchvision.utils import make_grid
 
 from driftkit.comparison.compare_config import CompareConfig
 from driftkit.comparison.run_summary import RunSummary
+from driftkit.config.sampling_config import SamplingConfig
 from driftkit.config.weights_name import EMA
 from driftkit.datasets.packs import ImagePack
 from driftkit.errors import ArtifactError, DriftkitError
@@ -127,10 +128,10 @@ def same_noise_samples(
         known = run.folder.manifest().classes
         # By name, since a number may be the name of another class.
         names = [known[label].name for label in grid_labels(len(known))]
-        asked: dict[str, Any] = {"num_images": len(names), "classes": names}
+        sampling = SamplingConfig(seed=SEED, weights=weights, classes=tuple(names))
         with progress(f"sampling {run.label}", len(names)) as advance:
             return generate(
-                run.folder, seed=SEED, weights=weights, batch_size=GRID_IMAGES, device=device, advance=advance, **asked
+                run.folder, sampling, num_images=len(names), batch_size=GRID_IMAGES, device=device, advance=advance
             )
     expected = {
         "seed": SEED,
@@ -151,8 +152,8 @@ def same_noise_samples(
         try:
             with progress(f"sampling {run.label}", GRID_IMAGES) as advance:
                 return generate(
-                    run.folder, num_images=GRID_IMAGES, seed=SEED, weights=weights, batch_size=GRID_IMAGES,
-                    device=device, advance=advance,
+                    run.folder, SamplingConfig(seed=SEED, weights=weights), num_images=GRID_IMAGES,
+                    batch_size=GRID_IMAGES, device=device, advance=advance,
                 )  # fmt: skip
         except ArtifactError:  # its weights are gone: fewer images are better than none
             if best is None or len(best.images) < NEIGHBOUR_COLUMNS:

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from driftkit.comparison.formats import format_count, format_seconds, method_label, short_name
-from driftkit.config.layers import flatten
+from driftkit.config.layers import first_problem, flatten
 from driftkit.encoders.encoder_config import joined_name, read_encoder
 from driftkit.encoders.lineage import Lineage, lineage_of_run, read_kinship, read_lineage, training_encoders_of
 from driftkit.errors import ArtifactError, DriftkitError
@@ -34,7 +34,7 @@ CurvePoint = dict[str, float | None]
 
 @dataclass(frozen=True)
 class RunSummary:
-    """One run as the comparison shows it. None stands for what its manifest does not tell.
+    """One run as the comparison shows it. None stands for what its manifest does not record.
 
     Attributes:
         label: name, made unique among the runs that are compared.
@@ -206,9 +206,7 @@ def summarise(run: Run, *, label: str) -> RunSummary:
     try:
         facts = _Facts.model_validate(flatten(manifest.model_dump()))
     except ValidationError as error:
-        first = error.errors()[0]
-        problem = f"{first['loc'][0]}: {first['msg']}"
-        raise ArtifactError(f"{run.manifest_path}: {problem}; it was edited or damaged") from None
+        raise ArtifactError(f"{run.manifest_path}: {first_problem(error)}; it was edited or damaged") from None
     encoder = facts.encoder or (joined_name(facts.configured_encoder) if facts.configured_encoder else None)
     feature_set = facts.feature_set or facts.configured_feature_set
     random_weights = facts.random_weights or facts.configured_random_weights

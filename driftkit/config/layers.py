@@ -165,6 +165,14 @@ def _describe(model: type[BaseModel], error: Any, origins: Mapping[str, str], ot
     return f"{shown}{where}: {message}{got}"
 
 
+def first_problem(error: ValidationError) -> str:
+    """The first error of a document that was read, as one line: "model.kind: expected ..., got ..."."""
+    first = error.errors()[0]
+    key = ".".join(map(str, first["loc"]))
+    message = f"{first['msg'].removeprefix('Value error, ')}, got {first['input']!r:.80}"
+    return f"{key}: {message}" if key else message
+
+
 def config_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
     """Every dotted key that the config class knows."""
     keys: list[str] = []

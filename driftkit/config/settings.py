@@ -6,7 +6,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
 from pydantic.fields import FieldInfo
 
 from driftkit.config.layers import Layer, merge, parse_assignments, read_toml, sections, validate
@@ -27,6 +27,9 @@ def _split(value: Any) -> Any:
 
 ONE_OR_MORE = BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
 """Metadata of a field of several values: one text stands for itself alone."""
+
+DISTINCT = AfterValidator(lambda values: tuple(dict.fromkeys(values)))
+"""Metadata of a field of several values: a value that is given twice counts once."""
 
 COMMAS = BeforeValidator(_split)
 """Metadata of a field of several values: on the command line commas may stand between them."""

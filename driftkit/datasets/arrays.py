@@ -67,10 +67,6 @@ class ArraySource:
     def label(self) -> str:
         return self.path.stem
 
-    @property
-    def name(self) -> str:
-        return self.label + (f"-{self.image_size}px" if self.image_size else "")
-
     def recorded_options(self) -> dict[str, Any]:
         options = {"range": self.value_range, "image_size": self.image_size}
         return {key: value for key, value in options.items() if value is not None}

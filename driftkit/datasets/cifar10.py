@@ -81,10 +81,6 @@ class Cifar10Source:
     def label(self) -> str:
         return f"cifar10 {self.split if self.batch is None else Path(self.batch).stem}"
 
-    @property
-    def name(self) -> str:
-        return self.label.replace(" ", "-") + (f"-{self.image_size}px" if self.image_size else "")
-
     def recorded_options(self) -> dict[str, Any]:
         part = {"split": self.split} if self.batch is None else {"batch": self.batch}
         return {**part, **({"image_size": self.image_size} if self.image_size else {})}

@@ -70,10 +70,6 @@ class Cifar100Source:
     def label(self) -> str:
         return f"cifar100 {self.split}" + (" coarse" if self.labels == "coarse" else "")
 
-    @property
-    def name(self) -> str:
-        return self.label.replace(" ", "-") + (f"-{self.image_size}px" if self.image_size else "")
-
     def recorded_options(self) -> dict[str, Any]:
         size = {"image_size": self.image_size} if self.image_size else {}
         return {"split": self.split, "labels": self.labels, **size}

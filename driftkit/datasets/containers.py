@@ -198,7 +198,7 @@ class Zip:
 
 
 class _StrictMember(tarfile.TarInfo):
-    """A member whose broken header is an error: tarfile takes one for the end, and a cut archive for a whole one."""
+    """Raises on a broken header, which tarfile takes for the end: a truncated archive would look complete."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:

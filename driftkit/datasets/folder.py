@@ -51,10 +51,6 @@ class FolderSource:
         parts = [path.parent.name if not name or name.lower() in SPLITS else "", name, self.split or ""]
         return "-".join(part for part in parts if part)
 
-    @property
-    def name(self) -> str:
-        return self.label + (f"-{self.image_size}px" if self.image_size else "")
-
     def recorded_options(self) -> dict[str, Any]:
         options = {"split": self.split, "image_size": self.image_size, "class_level": self.class_level}
         chosen = {key: value for key, value in options.items() if value is not None}

@@ -43,10 +43,6 @@ class ParquetSource:
         name = Path(os.path.abspath(self.path)).name.removesuffix(SUFFIX)
         return name if self.split in (None, name) else f"{name}-{self.split}"
 
-    @property
-    def name(self) -> str:
-        return self.label + (f"-{self.image_size}px" if self.image_size else "")
-
     def recorded_options(self) -> dict[str, Any]:
         options = {"split": self.split, "image_size": self.image_size}
         chosen = {key: value for key, value in options.items() if value is not None}

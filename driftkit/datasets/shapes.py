@@ -57,10 +57,6 @@ class ShapesSource:
     kind: str = "shapes"
 
     @property
-    def name(self) -> str:
-        return f"shapes-{self.options.split}-{self.options.image_size}px"
-
-    @property
     def label(self) -> str:
         return f"shapes {self.options.split}"
 

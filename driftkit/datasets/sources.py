@@ -83,7 +83,7 @@ def open_dataset(
         with phase(f"reading images {spec}"):
             source = resolve(spec, image_size=image_size, data_dir=data_dir, allow_download=allow_download, url=url)
             if isinstance(source, ImagePack):
-                require_size(source, image_size, spec)
+                _require_pack_size(source, image_size, spec)
                 pack = source
                 if ranks.is_main:
                     pack.verify()
@@ -137,7 +137,9 @@ def require_there(spec: str) -> None:
 def import_path(source: Source, data_dir: Path | None = None) -> Path:
     """The pack that an import of `source` goes to; its name holds a digest of what would be read."""
     key = digest_json({"layout": LAYOUT, "kind": source.kind, "digest": source.digest(), **source.recorded_options()})
-    readable = re.sub(r"[^A-Za-z0-9._-]+", "-", source.name).strip("-.") or source.kind
+    size = source.recorded_options().get("image_size")
+    name = source.label + (f"-{size}px" if size else "")
+    readable = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or source.kind
     return data_directory(data_dir) / f"{readable}-{key[:12]}{SUFFIX}"
 
 
@@ -164,7 +166,7 @@ def source_record(source: Source) -> PackSource:
     return PackSource(spec=source.spec, kind=source.kind, options=source.recorded_options(), digest=source.digest())
 
 
-def require_size(pack: ImagePack, image_size: int | None, spec: str) -> None:
+def _require_pack_size(pack: ImagePack, image_size: int | None, spec: str) -> None:
     """Refuse a pack of another size than asked for: resizing is an import, never done in passing."""
     got = (pack.card.width, pack.card.height)
     if image_size is not None and got != (image_size, image_size):

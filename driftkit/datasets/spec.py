@@ -99,15 +99,11 @@ class Source(Protocol):
         """Key of its row in SOURCES."""
 
     @property
-    def name(self) -> str:
-        """Readable beginning of the pack's file name."""
-
-    @property
     def label(self) -> str:
-        """Name of these images next to a score."""
+        """Name of these images: next to a score, and at the beginning of the pack's file name."""
 
     def recorded_options(self) -> dict[str, Any]:
-        """Import options for the card."""
+        """Import options for the card, `image_size` among them where images are resized."""
 
     def digest(self) -> str:
         """Hex digest of what would be read, computed without reading pixels."""

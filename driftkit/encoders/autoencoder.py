@@ -15,6 +15,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import nn
 
+from driftkit.config.layers import first_problem
 from driftkit.encoders.weights import HubFile
 from driftkit.errors import ArtifactError, NotFoundError, UsageError
 from driftkit.models.registry import build_with
@@ -248,11 +249,7 @@ def _read_config(path: Path) -> AutoencoderConfig:
     try:
         return AutoencoderConfig.model_validate(document)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise ArtifactError(
-            f"{path}: {f'key {key}: ' if key else ''}{first['msg']}, got {first['input']!r:.80}"
-        ) from None
+        raise ArtifactError(f"{path}: {first_problem(error)}") from None
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ ROUNDS = 40  # of assigning rows and moving centres
 DISTANCES_AT_A_TIME = 2**24
 
 
-def cluster_images(images: torch.Tensor, encoder: FrozenEncoder, num_clusters: int, *, seed: int = 0) -> torch.Tensor:
+def cluster_images(images: torch.Tensor, encoder: FrozenEncoder, num_clusters: int) -> torch.Tensor:
     """The cluster of each image, int64 [N] in [0, num_clusters).
 
     Args:
@@ -24,7 +24,7 @@ def cluster_images(images: torch.Tensor, encoder: FrozenEncoder, num_clusters: i
     """
     vectors = image_vectors(images, encoder)
     with phase("clustering"):
-        return k_means(vectors, num_clusters, seed=seed)
+        return k_means(vectors, num_clusters)
 
 
 def image_vectors(images: torch.Tensor, encoder: FrozenEncoder) -> torch.Tensor:
@@ -51,8 +51,8 @@ def image_vectors(images: torch.Tensor, encoder: FrozenEncoder) -> torch.Tensor:
 def k_means(rows: torch.Tensor, num_clusters: int, *, seed: int = 0) -> torch.Tensor:
     """The cluster of each row of [N, D], int64 [N] on the CPU, after at most ROUNDS rounds of Lloyd's algorithm.
 
-    A cluster that loses all rows gets the row that is farthest from its centre, so that only as many are empty as there
-    are different rows too few.
+    A cluster that loses all rows gets the row that is farthest from its centre, so a cluster
+    stays empty only if there are fewer distinct rows than clusters.
 
     Source: Arthur and Vassilvitskii 2007 (k-means++), whose first centres are rows drawn in proportion to their squared
     distance from the nearest centre so far.

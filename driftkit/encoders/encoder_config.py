@@ -172,7 +172,7 @@ class EncodersConfig(Settings):
 
 
 class EncoderConfig(EncodersConfig):
-    """Which encoder is used, and how: what loads it sees no other."""
+    """Settings of exactly one encoder, which the functions that load it take."""
 
     encoder: str = "dinov2-multires"
 

@@ -16,19 +16,27 @@ PYRAMID, DETAILS = "pixel-pyramid", "pixel-details"
 PATCH, STRIDE = 4, 2  # of a pyramid's levels, in pixels
 
 
-class PixelEncoder(FrozenEncoder):
-    """The image itself as one vector of 3 * H * W channels."""
+class _Pixels(FrozenEncoder):
+    """An encoder without weights."""
+
+    title: str
 
     def __init__(self, *, input_size: int, resize_mode: Resize = "bicubic"):
-        super().__init__(PIXEL, input_size=input_size, feature_set=FEATURE_SET, resize_mode=resize_mode)
+        super().__init__(self.title, input_size=input_size, feature_set=FEATURE_SET, resize_mode=resize_mode)
         self.lineage = PIXELS
         self.freeze()
+
+
+class PixelEncoder(_Pixels):
+    """The image itself as one vector of 3 * H * W channels."""
+
+    title = PIXEL
 
     def maps(self, images: torch.Tensor) -> list[FeatureMap]:
         return [FeatureMap("pixels", self._resized(images).flatten(1)[:, :, None, None])]
 
 
-class PixelPyramid(FrozenEncoder):
+class PixelPyramid(_Pixels):
     """Overlapping patches of 4x4 pixels of the image, of its half, of its quarter, and so on down to one patch.
 
     Small levels know colours and layout, the first one knows edges and noise, which deep features overlook.
@@ -37,10 +45,7 @@ class PixelPyramid(FrozenEncoder):
     of pixels, not differences of levels, and patches have 4x4 pixels instead of 7x7.
     """
 
-    def __init__(self, *, input_size: int, resize_mode: Resize = "bicubic"):
-        super().__init__(PYRAMID, input_size=input_size, feature_set=FEATURE_SET, resize_mode=resize_mode)
-        self.lineage = PIXELS
-        self.freeze()
+    title = PYRAMID
 
     def maps(self, images: torch.Tensor) -> list[FeatureMap]:
         level, found = self._resized(images).float(), []
@@ -50,7 +55,7 @@ class PixelPyramid(FrozenEncoder):
         return found
 
 
-class PixelDetails(FrozenEncoder):
+class PixelDetails(_Pixels):
     """Overlapping patches of 4x4 pixels of what means over 2x2 pixels take away, of the image and of its half.
 
     Neighbouring pixels of photographs are nearly equal, so that a pattern of single pixels is small next to colours and
@@ -60,10 +65,7 @@ class PixelDetails(FrozenEncoder):
     repeated, not smoothed; patches have 4x4 pixels instead of 7x7; two levels.
     """
 
-    def __init__(self, *, input_size: int, resize_mode: Resize = "bicubic"):
-        super().__init__(DETAILS, input_size=input_size, feature_set=FEATURE_SET, resize_mode=resize_mode)
-        self.lineage = PIXELS
-        self.freeze()
+    title = DETAILS
 
     def maps(self, images: torch.Tensor) -> list[FeatureMap]:
         level, found = self._resized(images).float(), []

@@ -45,7 +45,9 @@ def encoder_kind(name: str) -> EncoderKind:
         return kind
     expected = ", ".join([*encoder_names(), *(kind.pattern for kind in ENCODERS.values() if kind.pattern)])
     if "/" in name:
-        raise NotFoundError(f"encoder {name}: no such folder; a MAE run makes one: driftkit train --objective mae")
+        raise NotFoundError(
+            f"encoder {name}: no such folder; a MAE or classifier run makes one: driftkit train --objective mae"
+        )
     shown = repr(name) if name.strip() else "an empty name"
     raise UsageError(f"`encoder`: got {shown}, expected {expected}{did_you_mean(name, encoder_names())}")
 

@@ -10,6 +10,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+from driftkit.config.layers import first_problem
 from driftkit.encoders.encoder_config import EncoderConfig, MapNorm, Resize
 from driftkit.encoders.feature_sets import FEATURE_SETS
 from driftkit.encoders.frozen_encoder import (
@@ -189,9 +190,7 @@ def _build(
     try:
         network_config = MAEResNetConfig.model_validate(model)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, ("model", *first["loc"])))
-        raise ArtifactError(f"{path}: config key {key}: {first['msg']}; it was edited or damaged") from None
+        raise ArtifactError(f"{path}: config key model.{first_problem(error)}; it was edited or damaged") from None
     part = _encoder_part(weights)
     network = build_with(lambda: MAEResNet(network_config), part, name=str(path), part=_is_encoder_part)
     require_finite(part, f"encoder {path}: weights", fix="take another checkpoint or run")

@@ -152,7 +152,7 @@ class UrlFile:
 
 @dataclass(frozen=True)
 class PackagedFile:
-    """A file of an installed Python package, which pip brings and not we."""
+    """A file of an installed Python package, which pip has installed."""
 
     weights: PackagedWeights
 

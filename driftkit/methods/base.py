@@ -106,11 +106,9 @@ class SamplerSpec:
     make: Callable[[Any], "Sampler"]  # the method's config -> the sampler
     # the method's config -> network evaluations per image unless others are asked for
     default_nfe: Callable[[Any], int]
-    predicts: Literal["image", "noise", "velocity"]  # what the sampler takes the network's output for
     curve_nfes: tuple[int, ...] = ()  # NFEs of the curve of quality over cost; empty: the sampler has no such curve
     speed_nfes: tuple[int, ...] = ()  # NFEs at which the sampler is timed even where no score was made
     fixed_nfe: bool = False  # whether the default NFE is the only one
-    stochastic: bool = False  # whether it draws noise on the way
     options: type[SamplerOptions] = SamplerOptions  # class of its options
     # (config, NFE) -> options that follow from them, recorded with the samples
     implied_options: Callable[[Any, int | None], dict[str, Any]] = lambda config, nfe: {}

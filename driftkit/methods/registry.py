@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from driftkit.config.layers import did_you_mean
 from driftkit.errors import UsageError
-from driftkit.methods.base import METHODS, Curve, Method, MethodConfig, SamplerSpec, generators, read_options, register
+from driftkit.methods.base import METHODS, Curve, Method, MethodConfig, SamplerSpec, generators
 
 if TYPE_CHECKING:
     from driftkit.protocols import Sampler
@@ -22,15 +22,11 @@ __all__ = [
     "DEFAULT_METHOD",
     "METHODS",
     "Curve",
-    "Method",
     "MethodConfig",
-    "SamplerSpec",
     "build_sampler",
     "find_method",
     "find_sampler",
     "generators",
-    "read_options",
-    "register",
 ]
 
 DEFAULT_METHOD = next(iter(METHODS))  # that of the first import above

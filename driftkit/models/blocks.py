@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import nn
 
 
-def group_norm(channels: int, max_groups: int = 32) -> nn.GroupNorm:
-    """GroupNorm with as many groups, up to `max_groups`, as leave at least four channels to each."""
-    groups = next(g for g in range(min(max_groups, max(1, channels // 4)), 0, -1) if channels % g == 0)
+def group_norm(channels: int) -> nn.GroupNorm:
+    """GroupNorm with as many groups, up to 32, as leave at least four channels to each."""
+    groups = next(g for g in range(min(32, max(1, channels // 4)), 0, -1) if channels % g == 0)
     return nn.GroupNorm(groups, channels)
 
 

@@ -261,7 +261,7 @@ class DiT(nn.Module):
         return unpatchify(h, self.patch_size, rows=self.side)
 
 
-DIT = register(
+register(
     Model(
         "dit",
         DiTConfig,

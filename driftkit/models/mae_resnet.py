@@ -88,6 +88,4 @@ class MAEResNet(nn.Module):
         return out
 
 
-MAE_RESNET = register(
-    Model("mae_resnet", MAEResNetConfig, lambda config, image_size: MAEResNet(config), role="encoder")
-)
+register(Model("mae_resnet", MAEResNetConfig, lambda config, image_size: MAEResNet(config), role="encoder"))

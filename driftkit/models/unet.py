@@ -165,4 +165,4 @@ def _apply(parts: nn.Module, h: torch.Tensor, embedding: torch.Tensor) -> torch.
     return h
 
 
-UNET = register(Model("unet", UNetConfig, lambda config, image_size: UNet(config, image_size=image_size)))
+register(Model("unet", UNetConfig, lambda config, image_size: UNet(config, image_size=image_size)))

@@ -250,7 +250,7 @@ def _corrupted(spec: CorruptionSpec, images: torch.Tensor, seed: int) -> torch.T
 
 
 def _batches(y_count: int, batch_size: int, repeats: int, taus: tuple[float, ...], seed: int) -> _Batches:
-    """Batches for a pool of `_pool_size` or more x and `y_count` y; every batch starts with the anchors."""
+    """Batches for a pool of `pool_size` or more x and `y_count` y; every batch starts with the anchors."""
     anchors = num_anchors(batch_size)
     x_order = torch.randperm(pool_size(batch_size, repeats), generator=generator_for(seed, "probe-x"))
     y_order = torch.randperm(y_count, generator=generator_for(seed, "probe-y"))

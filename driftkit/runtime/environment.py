@@ -51,6 +51,19 @@ def cpu_quota(cgroup: Path = CGROUP) -> float | None:
     return int(granted) / int(period)
 
 
+def machine_memory(cgroup: Path = CGROUP) -> tuple[int, int]:
+    """Bytes of memory in all, and still available, of the machine or within the limit of the control group."""
+    import psutil
+
+    memory = psutil.virtual_memory()
+    total, available = memory.total, memory.available
+    with contextlib.suppress(OSError, ValueError):  # "max", or no control group of version 2: no limit
+        limit = int((cgroup / "memory.max").read_text())
+        total = min(total, limit)
+        available = min(available, max(0, limit - int((cgroup / "memory.current").read_text())))
+    return total, available
+
+
 def set_thread_defaults() -> None:
     """Let OpenMP's threads sleep while they wait, and be no more than may run; what the user has set stays.
 

@@ -12,9 +12,9 @@ import psutil
 import torch
 
 from driftkit.errors import ResourceError
-from driftkit.runtime.environment import return_freed_memory
+from driftkit.runtime.environment import machine_memory, return_freed_memory
 
-# Floor of the package in which the innermost call of a traceback lies -> the phase.
+# Folder of the package in which the innermost call of a traceback lies -> the phase.
 PHASES = {
     "encoders": "the encoder",
     "models": "the network",
@@ -66,13 +66,10 @@ def room(device: torch.device) -> int:
         free = torch.cuda.mem_get_info(device)[0]
         return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
     return_freed_memory()
-    left = [psutil.virtual_memory().available]
+    left = [machine_memory()[1]]
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     if limit != resource.RLIM_INFINITY:
         left.append(limit - psutil.Process().memory_info().vms)
-    group = Path("/sys/fs/cgroup")
-    with contextlib.suppress(OSError, ValueError):  # "max", or no cgroup of version 2: no limit
-        left.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
     return max(0, int(min(left)))
 
 
@@ -98,7 +95,7 @@ def describe_shortage(error: BaseException, device: torch.device) -> str:
 
 @contextlib.contextmanager
 def fitting_batch(
-    what: str, batch_size: int, attempt: Callable[[int], object], *, device: torch.device, option: str = "--batch-size"
+    what: str, batch_size: int, attempt: Callable[[int], object], *, device: torch.device
 ) -> Iterator[None]:
     """Explain that memory ran out in work that takes images some at a time, with a number that fits.
 
@@ -118,7 +115,7 @@ def fitting_batch(
         release(error, device)
         fits = largest_fitting(attempt, batch_size // 2, device)
         fits = min(fits, max(1, fits // 2))  # the next attempt may find memory in smaller pieces
-        advice = f"{option} {fits} fits" if fits else "not even one image fits; free memory, or use another device"
+        advice = f"`batch_size` {fits} fits" if fits else "not even one image fits; free memory, or use another device"
         raise ResourceError(f"{shortage}: {what} takes {batch_size} images at a time; {advice}") from None
 
 

@@ -310,14 +310,14 @@ def is_live(console: "Console") -> bool:
 
 
 InAll = Callable[[float | None], str]
-"""Makes words for a whole of the seconds left of its running part; None where these are not known."""
+"""Gives the words for the time left of the whole, from the seconds left of its running part (None: unknown)."""
 
 _in_all: InAll | None = None
 
 
 @contextlib.contextmanager
 def within(in_all: InAll) -> Iterator[None]:
-    """The command that runs within is a part of a whole, whose words every time left has next to it."""
+    """Inside the block, the time left of the whole stands next to every time left of a part."""
     global _in_all
     before, _in_all = _in_all, in_all
     try:

@@ -23,7 +23,7 @@ class Stopwatch:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """It runs within."""
+        """Run inside the block."""
         self._since = time.monotonic()
         try:
             yield
@@ -32,7 +32,7 @@ class Stopwatch:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """It stands within, and runs on if it ran before."""
+        """Pause inside the block; run on afterwards if it ran before."""
         was_running = self._since is not None
         self._before, self._since = self.seconds, None
         try:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from driftkit.config.sampling_config import SamplingConfig
 from driftkit.encoders.lineage import kinship, training_encoders_of
 from driftkit.errors import RefusedError, UsageError
 from driftkit.methods.registry import METHODS
@@ -78,8 +79,9 @@ def open_scoring(
         try:
             with progress(f"sampling for {name}", settings.num_images) as advance:
                 drawn = draw_images(
-                    network, config, range(settings.num_images), conditions=conditions, seed=SEED, precision="float32",
-                    batch_size=SAMPLE_BATCH, device=device, autoencoder=autoencoder, advance=advance,
+                    network, config, range(settings.num_images), SamplingConfig(seed=SEED, precision="float32"),
+                    conditions=conditions, batch_size=SAMPLE_BATCH, device=device, autoencoder=autoencoder,
+                    advance=advance,
                 )  # fmt: skip
             with phase(f"computing {name}"):
                 return {name: evaluator.fid(drawn.images)}

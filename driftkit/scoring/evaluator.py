@@ -187,7 +187,7 @@ class Evaluator:
         assert generated.survey is not None
         allow_collapsed, allow_jpeg = self.options.allow_collapsed, self.options.allow_jpeg
         warnings = [*images.notes, *require_scorable(generated.survey, images.name, allow_collapsed=allow_collapsed)]
-        warnings += survey_warnings(generated.survey, "generated")
+        warnings += survey_warnings(generated.survey)
         formats = {"generated_formats": images.formats, "reference_formats": info.formats}
         marks, notes = compression(generated.survey, real.survey, **formats, allow_jpeg=allow_jpeg)
         warnings += notes

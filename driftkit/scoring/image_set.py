@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import torch
 
@@ -166,20 +165,17 @@ def open_target(
 def _sample(run: Run, sampling: SamplingConfig, execution: ScoringExecution, num_images: int) -> ImageSet:
     from driftkit.training.sampling import conditions_of, generate
 
-    asked: dict[str, Any] = {"classes": sampling.classes, "guidance": sampling.guidance}
-    conditions = conditions_of(run, nfe=sampling.nfe, **asked)
+    conditions = conditions_of(run, sampling)
     share = Share.of(num_images, batch_size=execution.batch_size, ranks=execution.ranks)
     # A rank without work still makes one image: its record is that of rank 0.
     images, info = generate(
         run,
+        sampling.model_copy(update={"precision": sampling.precision or "float32"}),
         num_images=max(1, len(share)),
         first_image=share.first,
         batch_size=execution.batch_size,
         device=execution.device,
         advance=lambda count: execution.report("sampling", count, len(share)),
-        **sampling.model_dump(include={"sampler", "nfe", "seed", "weights", "step"}),
-        **asked,
-        precision=sampling.precision or "float32",
     )
     return ImageSet(
         str(run.path),
@@ -316,7 +312,7 @@ def require_target(target: Path, sampling: SamplingConfig, *, reference_size: in
     run = Run.open(target)
     find_sampler(run.objective, sampling.sampler)
     if sampling.classes is not None or sampling.guidance is not None:
-        conditions_of(run, classes=sampling.classes, guidance=sampling.guidance, nfe=sampling.nfe)
+        conditions_of(run, sampling)
     if sampling.step is not None:
         run.checkpoint(sampling.step)
     require_size((run.image_size, run.image_size), reference_size)

@@ -73,11 +73,11 @@ def require_scorable(survey: Survey, what: str, *, allow_collapsed: bool = False
     return [f"{what}: {problem}; scored because of `allow_collapsed`"]
 
 
-def survey_warnings(survey: Survey, what: str) -> list[str]:
-    """Sentences about duplicated and flat images."""
+def survey_warnings(survey: Survey) -> list[str]:
+    """Sentences about duplicated and flat generated images."""
     count = len(survey)
     found = {"exact duplicates of another one": count - survey.distinct(), "one flat colour": int(survey.flat.sum())}
-    return [f"{what}: {n} of {count} images are {name}" for name, n in found.items() if n > DUPLICATE_SHARE * count]
+    return [f"generated: {n} of {count} images are {name}" for name, n in found.items() if n > DUPLICATE_SHARE * count]
 
 
 def compression(

@@ -1,4 +1,4 @@
-"""One module per command: settings and paths in, files and records out. The work is done on the floors below.
+"""One module per command: settings and paths in, files and records out. The work is done in the layers below.
 
 Open `train.py` or `fid.py` first.
 """

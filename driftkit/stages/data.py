@@ -43,11 +43,11 @@ class ImportConfig(Settings):
         None,
         ge=2,
         le=10_000,
-        description="make so many classes, each of images that an encoder finds alike, instead of the images' labels",
+        description="number of clusters that become the classes, instead of the images' labels",
     )
     cluster_encoder: Annotated[str, EXPANDED, Option(CLASSES)] = Field(
         "efficientnet-lite0",
-        description="that encoder: one that train --encoder takes, with settings as NAME?KEY=VALUE&...",
+        description="encoder whose features are clustered, named as in train --encoder: NAME?KEY=VALUE&...",
     )
     output: Annotated[Path | None, EXPANDED, Option(FILES, ("--output", "-o"), default="in DRIFTKIT_DATA_DIR")] = Field(
         None, description="pack (.safetensors) to write"
@@ -82,7 +82,7 @@ class ImportConfig(Settings):
         return self
 
     def asked_of(self, spec: str) -> str:
-        """The spec with what is set here of the keys that its query may have, too."""
+        """The spec with `class_level` and `skip_broken` in its query, where they are set here."""
         keys = {"class_level": self.class_level, "skip_broken": 1 if self.skip_broken else None}
         query = "&".join(f"{key}={value}" for key, value in keys.items() if value is not None)
         has_query = "?" in spec and not Path(spec).exists()  # a file's name may have a question mark

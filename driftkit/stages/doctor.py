@@ -16,7 +16,7 @@ from pathlib import Path
 from driftkit import __version__
 from driftkit.encoders.specs import SPECS
 from driftkit.errors import DriftkitError
-from driftkit.runtime.environment import cpu_quota, usable_cpus
+from driftkit.runtime.environment import cpu_quota, machine_memory, usable_cpus
 from driftkit.storage.atomic import free_bytes
 from driftkit.storage.download import host_of, unreachable_hosts
 
@@ -207,14 +207,7 @@ def _version(name: str) -> str | None:
 
 
 def _cpu(torch_threads: int | None) -> Cpu:
-    import psutil
-
-    memory = psutil.virtual_memory()
-    total, available = memory.total, memory.available
-    limit = Path("/sys/fs/cgroup/memory.max")  # where a container allows less
-    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
-        total = min(total, int(text))
-        available = min(available, total)
+    total, available = machine_memory()
     return Cpu(
         machine=f"{platform.system()} {platform.machine()}",
         cores=os.cpu_count(),

@@ -6,13 +6,14 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from pydantic import ConfigDict
 from torch import nn
 
 from driftkit import __version__
+from driftkit.config.export_config import ExportConfig
 from driftkit.config.weights_name import EMA
 from driftkit.encoders.autoencoder import Autoencoder
 from driftkit.encoders.trained_encoder import ENCODER_FILE
@@ -56,36 +57,20 @@ class Export:
     document: dict[str, Any]  # the card
 
 
-def export(
-    run: Run,
-    output: Path | None = None,
-    *,
-    format: str,
-    weights: str = "ema",
-    step: int | None = None,
-    dtype: Literal["float32", "bfloat16"] = "float32",
-    force: bool = False,
-) -> Export:
+def export(run: Run, settings: ExportConfig) -> Export:
     """Write the network of a run and its model card into a folder, whole or not at all.
 
-    Every graph is compared with its network, at two batch sizes, before anything is kept.
-
-    Args:
-        output: folder for the model, README.md and model.json; None takes RUN/exports/FORMAT.
-        format: "safetensors" (weights), "run" (a run folder with these weights alone, which samples and is scored like
-            the whole one), "onnx" or "torchscript" (graphs that need no driftkit).
-        weights: their name, for example "ema", "ema-0.9995", "raw" or "average:3".
-        step: checkpoint; None takes the last.
-        dtype: of the weights in a file of them: bfloat16 halves it. Graphs are float32.
-        force: replace an earlier export in the folder.
+    "safetensors" are weights, "run" is a run folder with these weights alone, which samples and is scored like the
+    whole one, "onnx" and "torchscript" are graphs that need no driftkit. Every graph is compared with its network, at
+    two batch sizes, before anything is kept.
 
     Raises:
-        UsageError: an unknown format, one without the dtype, a run that generates nothing, or a folder that is no
+        UsageError: a format without the dtype, a run that generates nothing, or a folder that is no
             earlier export.
         ArtifactError: no checkpoint, or packages of the extra that are absent.
         RefusedError: the graph computes something else than the network.
     """
-    name = run.objective
+    name, format, dtype = run.objective, settings.format, settings.dtype
     graph_of = METHODS[name].graph if name in METHODS else None
     if graph_of is None:
         raise UsageError(
@@ -96,17 +81,17 @@ def export(
         raise UsageError(
             f"`dtype` {dtype}: expected float32, the type of {format} graphs; {', '.join(WEIGHTS_ONLY)} take others"
         )
-    weights = run.kept_name(weights)
+    weights = run.kept_name(settings.weights)
     if format == "run" and not weights.startswith(EMA):
         raise UsageError(
             f"`weights` {weights}: expected an average for format run, ema or ema-DECAY, which ema then is"
         )
-    folder = output or run.path / "exports" / format
-    _require_free(folder, force=force)
+    folder = settings.output or run.path / "exports" / format
+    _require_free(folder, force=settings.force)
     needed = ("onnx", "onnxruntime", "onnxscript") if format == "onnx" else ()
     if absent := [name for name in needed if importlib.util.find_spec(name) is None]:
         raise NotFoundError(f"`format` onnx needs {', '.join(absent)}; install the extra: uv sync --extra onnx")
-    network, config, checkpoint = load_network(run, weights=weights, step=step)
+    network, config, checkpoint = load_network(run, weights=weights, step=settings.step)
     size = config.data.image_size
     assert size is not None, "a saved config names the image size"
     autoencoder, shape = open_autoencoder(config, run=run), config.data.sample_shape

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 
 from driftkit.config.places import EXPANDED
 from driftkit.config.sampling_config import SAMPLING, SamplingConfig
-from driftkit.config.settings import DEVICE_HELP, ONE_OR_MORE, Device, Option
+from driftkit.config.settings import DEVICE_HELP, DISTINCT, ONE_OR_MORE, Device, Option
 from driftkit.errors import UsageError
 from driftkit.runtime.progress import Report, no_report
 
@@ -27,7 +27,7 @@ class FidConfig(SamplingConfig):
     reference: Annotated[str, EXPANDED, Option(SCORING, ("--reference", "-r"))] = Field(
         description="real images, named as driftkit data --help lists, or a file of statistics"
     )
-    extractor: Annotated[tuple[str, ...], EXPANDED, ONE_OR_MORE, Option(SCORING)] = Field(
+    extractor: Annotated[tuple[str, ...], EXPANDED, ONE_OR_MORE, DISTINCT, Option(SCORING)] = Field(
         ("inception",),
         min_length=1,
         description="feature extractor: inception, dinov2, clip, efficientnet-lite2 (installed), pixels, timm:MODEL or "
@@ -84,12 +84,6 @@ class FidConfig(SamplingConfig):
     output: Annotated[Path | None, EXPANDED, Option(FILES, ("--output", "-o"), default="in RUN/evaluations")] = Field(
         None, description="JSON file"
     )
-
-    @field_validator("extractor", mode="before")
-    @classmethod
-    def _one_extractor(cls, value: Any) -> Any:
-        names = (value,) if isinstance(value, str) else value
-        return tuple(dict.fromkeys(names)) if isinstance(names, list | tuple) else names
 
     @field_validator("metrics", mode="before")
     @classmethod

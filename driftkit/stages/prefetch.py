@@ -230,7 +230,7 @@ def _is_here(item: Item) -> bool:
     try:
         return item.locate() is not None
     except ArtifactError:
-        return True  # it is kept elsewhere, where it is not: no download fixes that
+        return True  # a variable names a file that is not there, and no download would change that
 
 
 def _unknown(name: str, known: list[str]) -> str:

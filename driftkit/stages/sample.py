@@ -102,8 +102,7 @@ def sample(
     form = sample_form(config.output, config.format)
     device = resolve_device(config.device)
     run = Run.open(path)
-    asked: dict[str, Any] = {"classes": config.classes, "guidance": config.guidance}
-    labels = conditions_of(run, nfe=config.nfe, **asked).labels(range(config.num_images))
+    labels = conditions_of(run, config).labels(range(config.num_images))
     request = _request(run, config, device)
     folder = run.path / "samples"
     filled = None if form.suffix else config.output
@@ -131,16 +130,10 @@ def sample(
         try:
             _, info = generate(
                 run,
+                config.model_copy(update={"step": request["step"]}),
                 num_images=config.num_images - first,
                 first_image=first,
-                sampler=config.sampler,
-                nfe=config.nfe,
-                **asked,
-                seed=config.seed,
-                weights=config.weights,
-                step=request["step"],
                 options=config.model_extra,
-                precision=config.precision,
                 batch_size=config.batch_size,
                 device=device,
                 advance=lambda count: report("sampling", count, config.num_images),
@@ -227,7 +220,7 @@ def _is_filled(output: Path, form: "SampleForm") -> bool:
 
 
 def _label(info: Mapping[str, Any], form: "SampleForm") -> str:
-    """Name of samples in the folder of their run, which tells how they were made."""
+    """Name of samples in the folder of their run, which says how they were made."""
     from driftkit.training.conditions import conditions_file_label
 
     chosen = "".join(f"-{key}{value}" for key, value in sorted(info["sampler_options"].items()))

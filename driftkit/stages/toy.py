@@ -36,15 +36,7 @@ def toy(config: ToyConfig) -> "ToyRecord":
     trained = train_toy(config)
     pictures = {ANIMATION: toy_animation(config, trained), STILL: toy_still(config, trained)}
     record = ToyRecord(
-        points=config.points,
-        start=config.start,
-        attraction=config.attraction,
-        repulsion=config.repulsion,
-        taus=list(config.taus),
-        steps=config.steps,
-        batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        seed=config.seed,
+        **config.model_dump(include=set(ToyRecord.model_fields)),
         parameters=sum(p.numel() for p in trained.generator.parameters()),
         drift_norm=trained.drift_norm,
         shown_steps=[frame.step for frame in trained.frames],

@@ -207,7 +207,7 @@ def _remove_temporaries(folder: Path, wanted: Callable[[Path], bool]) -> None:
 
 
 def _host() -> str:
-    """Stands for this machine since it was started, and this container on it: elsewhere process numbers mean others."""
+    """Identifies this boot of this machine, and its container: only within it are process ids comparable."""
     parts = [socket.gethostname()]
     with contextlib.suppress(OSError):  # not Linux: the name has to do
         parts += [Path("/proc/sys/kernel/random/boot_id").read_text(), os.readlink("/proc/self/ns/pid")]

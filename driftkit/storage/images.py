@@ -41,14 +41,13 @@ def save_grid(
     images: torch.Tensor,
     *,
     columns: int | None = None,
-    min_tile: int = MIN_TILE,
     row_names: Sequence[str] = (),
 ) -> None:
-    """Write uint8 images [N, 3, H, W] as one PNG; small images are enlarged by whole pixels to at least `min_tile`.
+    """Write uint8 images [N, 3, H, W] as one PNG; small images are enlarged by whole pixels to at least MIN_TILE.
 
     Names of rows stand on their left.
     """
-    scale = max(1, -(-min_tile // images.shape[-1]))
+    scale = max(1, -(-MIN_TILE // images.shape[-1]))
     enlarged = images.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
     grid = make_grid(enlarged, nrow=columns or max(1, round(len(images) ** 0.5)), padding=GRID_GAP, pad_value=255)
     picture = Image.fromarray(grid.permute(1, 2, 0).numpy())
@@ -73,7 +72,7 @@ def _with_names(grid: Image.Image, names: Sequence[str], *, pitch: int) -> Image
 
 
 def read_grid(path: Path, image_size: int) -> torch.Tensor:
-    """The images of a grid that `save_grid` wrote with its own `min_tile`, uint8 [N, 3, H, W] at their own size.
+    """The images of a grid that `save_grid` wrote, uint8 [N, 3, H, W] at their own size.
 
     Places that a last row leaves empty come out as images of one colour.
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from driftkit.config.layers import first_problem
 from driftkit.errors import ArtifactError
 from driftkit.storage.files import read_json, write_json
 
@@ -52,10 +53,7 @@ class Record(BaseModel):
         try:
             return cls.model_validate(document)
         except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(map(str, first["loc"]))
-            message = first["msg"].removeprefix("Value error, ")
-            raise ArtifactError(f"{path}: {key}: {message}, got {first['input']!r:.80}") from None
+            raise ArtifactError(f"{path}: {first_problem(error)}") from None
 
 
 class ClassCount(BaseModel):
@@ -125,7 +123,7 @@ class RunManifest(Record):
     initialised_from: WeightsOrigin | None = Field(None, description="None: random weights")
     classes: tuple[ClassCount, ...] = Field((), description="of a class-conditional generator, in the order of labels")
     label_names: tuple[str, ...] = Field((), description="classes of an encoder's head, in the order of its logits")
-    encoder: dict[str, Any] | None = Field(None, description="the training encoder, as its floor describes it")
+    encoder: dict[str, Any] | None = Field(None, description="the training encoder, as `describe` gives it")
     clusters: Clustering | None = Field(None, description="of the training images; None: their labels are their own")
     global_batch: int | None = Field(None, description="images that all processes see per step")
     world_size: int | None = None

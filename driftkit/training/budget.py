@@ -276,7 +276,7 @@ def _autocast(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
 
 
 class _FusedAttention(TorchFunctionMode):
-    """Attention by the kernel that a GPU takes: which one that is torch asks the GPU, and without it takes none."""
+    """Forces the fused attention kernel that a GPU would use; without a GPU torch would not choose it."""
 
     def __init__(self, dtype: torch.dtype):
         super().__init__()

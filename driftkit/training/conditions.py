@@ -172,7 +172,7 @@ def sample_conditions(
 
 
 def _require_scale(objective: MethodConfig, scale: float, *, guided: bool) -> None:
-    """Refuse a guidance scale that the network was not trained for, or that none can be."""
+    """Refuse a guidance scale that the network was not trained for, or that is negative or not finite."""
     if not math.isfinite(scale) or scale < 0:
         raise UsageError(f"`guidance` {scale}: expected a finite number of at least 0; 1 is no guidance")
     trained = objective if isinstance(objective, GenerativeConfig) else GenerativeConfig()
@@ -235,7 +235,7 @@ def conditions_label(classes: Sequence[str] | None, guidance: float | None) -> s
 
 
 def conditions_file_label(classes: Sequence[str] | None, guidance: float | None) -> str:
-    """The same for names of files, of plain letters, with a digest where that does not tell the classes."""
+    """The same for names of files, of plain letters, with a digest where the label leaves classes out."""
     words = re.sub(r"[^A-Za-z0-9.-]+", "-", conditions_label(classes, guidance).replace("=", ""))
     complete = classes is None or (len(classes) <= MAX_LABELLED and all(map(PLAIN_NAME.fullmatch, classes)))
     return words if complete else f"{words}-{digest_json(list(classes or ()))[:8]}"

@@ -1,6 +1,6 @@
 """From a run to images: its network, and the images that a sampler draws with it. Nothing is written here."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -9,12 +9,14 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+from driftkit.config.layers import first_problem
+from driftkit.config.sampling_config import SamplingConfig
 from driftkit.encoders.autoencoder import Autoencoder
 from driftkit.errors import ArtifactError, RefusedError, UsageError
 from driftkit.methods.registry import build_sampler
 from driftkit.models.registry import build_network, build_with, to_device
 from driftkit.protocols import Condition, Network, Sampler, SampleRequest
-from driftkit.runtime.device import Precision, autocast_dtype, sampling_precision
+from driftkit.runtime.device import autocast_dtype, sampling_precision
 from driftkit.runtime.memory import fitting_batch
 from driftkit.runtime.progress import phase
 from driftkit.runtime.random import image_noise
@@ -57,25 +59,22 @@ def config_of(run: Run) -> TrainConfig:
     try:
         return load_config(run.manifest().config)
     except ValidationError as error:
-        first = error.errors()[0]
         raise ArtifactError(
-            f"{run.manifest_path}: config key {'.'.join(map(str, first['loc']))}: {first['msg']}; "
+            f"{run.manifest_path}: config key {first_problem(error)}; "
             "the run is of another version of driftkit, or was edited"
         ) from None
     except UsageError as error:
         raise ArtifactError(f"{run.manifest_path}: {error}") from None
 
 
-def conditions_of(
-    run: Run, *, classes: Sequence[str] | None = None, guidance: float | None = None, nfe: int | None = None
-) -> SampleConditions:
+def conditions_of(run: Run, sampling: SamplingConfig) -> SampleConditions:
     """What samples of a run are conditioned on. UsageError: classes, a scale or an NFE that do not fit the run."""
     config = config_of(run)
     conditions = sample_conditions(
-        config.objective, config.model, run.manifest().classes, classes=classes, guidance=guidance
+        config.objective, config.model, run.manifest().classes, classes=sampling.classes, guidance=sampling.guidance
     )
     if conditions.guides_sampler:
-        require_even(nfe)
+        require_even(sampling.nfe)
     return conditions
 
 
@@ -88,18 +87,11 @@ def _sample_shape(config: TrainConfig, run: Run) -> tuple[int, int, int]:
 
 def generate(
     run: Run,
+    sampling: SamplingConfig,
     *,
     num_images: int,
     first_image: int = 0,
-    sampler: str | None = None,
-    nfe: int | None = None,
-    classes: Sequence[str] | None = None,
-    guidance: float | None = None,
-    seed: int = 0,
-    weights: str = "ema",
-    step: int | None = None,
     options: dict[str, Any] | None = None,
-    precision: Precision | None = None,
     batch_size: int = SAMPLE_BATCH,
     device: torch.device | None = None,
     advance: Callable[[int], None] | None = None,
@@ -112,10 +104,6 @@ def generate(
 
     Args:
         first_image: number of the first one.
-        sampler, nfe, step, precision: None takes the method's default sampler, its default network evaluations per
-            image, the last checkpoint, and the number format of the training.
-        classes, guidance: as `sample_conditions`.
-        weights: their name, for example "ema", "ema-0.9995", "raw" or "average:3".
         options: further options of the sampler, for example eta.
         advance: called with the number of images just made; within a batch by the evaluations made.
         keep: called with the images of every batch, of which then only the last are returned.
@@ -129,19 +117,18 @@ def generate(
         raise UsageError(f"`num_images` {num_images}: expected at least 1")
     device = device or torch.device("cpu")
     with phase(f"loading {run.path}"):
-        network, config, checkpoint = load_network(run, weights=weights, step=step)
+        network, config, checkpoint = load_network(run, weights=sampling.weights, step=sampling.step)
     manifest = run.manifest()
-    conditions = sample_conditions(config.objective, config.model, manifest.classes, classes=classes, guidance=guidance)
+    conditions = sample_conditions(
+        config.objective, config.model, manifest.classes, classes=sampling.classes, guidance=sampling.guidance
+    )
     drawn = draw_images(
         to_device(network, config.model, device),
         config,
         range(first_image, first_image + num_images),
+        sampling,
         conditions=conditions,
-        sampler=sampler,
-        nfe=nfe,
-        seed=seed,
         options=options,
-        precision=precision,
         batch_size=batch_size,
         device=device,
         autoencoder=open_autoencoder(config, device, run=run),
@@ -160,8 +147,8 @@ def generate(
         "classes": conditions.names,
         "asked_classes": conditions.asked_classes,
         "guidance": conditions.guidance,
-        "seed": seed,
-        "weights": run.kept_name(weights),
+        "seed": sampling.seed,
+        "weights": run.kept_name(sampling.weights),
         "step": checkpoint.step,
         "run": str(run.path),
         "data": config.data.spec,
@@ -171,7 +158,7 @@ def generate(
 
 
 class CountedNetwork(nn.Module):
-    """A network that tells how far the images are that a sampler draws with it, by its evaluations.
+    """A network that reports the progress of sampling by counting its evaluations.
 
     `advance` is called with whole images, `images` in all: one is done when the network was evaluated `evaluations`
     times for it, or as much as that for parts of several.
@@ -210,13 +197,10 @@ def draw_images(
     network: nn.Module,
     config: TrainConfig,
     numbers: range,
+    sampling: SamplingConfig,
     *,
     conditions: SampleConditions,
-    sampler: str | None = None,
-    nfe: int | None = None,
-    seed: int = 0,
     options: dict[str, Any] | None = None,
-    precision: Precision | None = None,
     batch_size: int = SAMPLE_BATCH,
     device: torch.device,
     autoencoder: Autoencoder | None = None,
@@ -228,11 +212,13 @@ def draw_images(
 
     Args:
         numbers: of the images, which with the seed decide them.
+        sampling: its sampler, NFE, seed and precision; the network has its weights, and `conditions` the rest.
         conditions: what the images are conditioned on.
         autoencoder: decodes what a network of latents generates.
         source: how an error names the network.
     """
-    spec, draw = build_sampler(config.objective, sampler)
+    seed, nfe = sampling.seed, sampling.nfe
+    spec, draw = build_sampler(config.objective, sampling.sampler)
     evaluated: Network = network
     steps = nfe
     if conditions.guides_sampler:
@@ -242,7 +228,7 @@ def draw_images(
     known = {} if autoencoder is None else spec.latent_options
     recorded = spec.recorded_options(config.objective, steps, {**known, **(options or {})})
     shape = config.data.sample_shape
-    dtype = autocast_dtype(precision or config.trainer.precision, device)
+    dtype = autocast_dtype(sampling.precision or config.trainer.precision, device)
     images: list[torch.Tensor] = []
     used_nfe = 0
     expected_nfe = nfe or spec.default_nfe(config.objective) * (2 if conditions.guides_sampler else 1)

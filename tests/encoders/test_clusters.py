@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from driftkit.comparison.run_summary import summarise
+from driftkit.config.export_config import ExportConfig
 from driftkit.datasets.packs import write_pack
 from driftkit.datasets.sources import open_dataset
 from driftkit.encoders.clusters import cluster_images, image_vectors, k_means
@@ -143,5 +144,5 @@ def test_runs_on_clusters_know_their_images_and_the_encoder(tmp_path):
     assert record.training.digest == plain.digest
     assert record.kinship.degree == "kin"
     assert not summarise(run, label="run").learned_labels
-    made = export(run, tmp_path / "model", format="safetensors")
+    made = export(run, ExportConfig(output=tmp_path / "model", format="safetensors"))
     assert "clusters of what `pixel-pyramid` sees in the images" in (made.folder / "README.md").read_text()

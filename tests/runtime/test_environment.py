@@ -14,6 +14,7 @@ from driftkit.runtime.environment import (
     cpu_quota,
     free_cpus,
     keep_freed_memory,
+    machine_memory,
     set_thread_defaults,
     set_user_defaults,
     threads_are_set,
@@ -39,6 +40,16 @@ def test_the_quota_of_both_versions_of_control_groups(tmp_path, files, quota):
     assert cpu_quota(tmp_path) == quota
     allowed = len(os.sched_getaffinity(0))
     assert usable_cpus(tmp_path) == (allowed if quota is None else max(1, min(allowed, 2 if quota > 1 else 1)))
+
+
+def test_memory_is_that_of_the_control_group_where_it_allows_less(tmp_path):
+    total, available = machine_memory(tmp_path)
+    assert 0 < available <= total
+    (tmp_path / "memory.max").write_text("5000\n")
+    (tmp_path / "memory.current").write_text("3000\n")
+    assert machine_memory(tmp_path) == (5000, 2000)
+    (tmp_path / "memory.max").write_text("max\n")
+    assert machine_memory(tmp_path)[0] == total
 
 
 def test_what_the_user_has_set_stays(monkeypatch):

@@ -38,18 +38,18 @@ def sampled(monkeypatch):
     """Requests that reached the sampling stage, which gives random images that are functions of seed and number."""
     requests = []
 
-    def generate(run, *, num_images, first_image=0, seed=0, device=None, batch_size=0, advance=None, **wanted):
-        requests.append({"num_images": num_images, "seed": seed, **wanted})
-        step = wanted.get("step") or 30
+    def generate(run, sampling, *, num_images, first_image=0, device=None, batch_size=0, advance=None):
+        requests.append({"num_images": num_images, **sampling.model_dump()})
+        step, seed = sampling.step or 30, sampling.seed
         info = {
-            "num_images": num_images, "image_size": SIZE, "seed": seed, "sampler": wanted.get("sampler") or "one-step",
-            "nfe": wanted.get("nfe") or 1, "weights": wanted["weights"], "step": step, "method": "drift",
+            "num_images": num_images, "image_size": SIZE, "seed": seed, "sampler": sampling.sampler or "one-step",
+            "nfe": sampling.nfe or 1, "weights": sampling.weights, "step": step, "method": "drift",
             "encoder": "outputs/mae", "run": str(run.path), "sampler_options": {},
         }  # fmt: skip
         return random_images(first_image + num_images, seed + 1000 * step)[first_image:], info
 
     module = ModuleType("driftkit.training.sampling")
-    module.generate, module.conditions_of = generate, lambda run, **asked: SampleConditions()
+    module.generate, module.conditions_of = generate, lambda run, sampling: SampleConditions()
     monkeypatch.setitem(sys.modules, "driftkit.training.sampling", module)
     return requests
 
@@ -451,9 +451,9 @@ def test_checkpoints_that_cannot_be_scored_are_points_with_a_reason(tmp_path, re
     run = trained(tmp_path / "drift", 10, 20)
     generate = sys.modules["driftkit.training.sampling"].generate
 
-    def collapsed_at_first(run, **wanted):
-        images, info = generate(run, **wanted)
-        return (images[:1].repeat(len(images), 1, 1, 1) if wanted["step"] == 10 else images), info
+    def collapsed_at_first(run, sampling, **wanted):
+        images, info = generate(run, sampling, **wanted)
+        return (images[:1].repeat(len(images), 1, 1, 1) if sampling.step == 10 else images), info
 
     monkeypatch.setattr(sys.modules["driftkit.training.sampling"], "generate", collapsed_at_first)
     evaluator = open_evaluator(real, extractor=tiny_extractor())

@@ -22,7 +22,7 @@ from tests.scoring.fakes import random_images
 
 def test_ordinary_images_pass():
     assert require_scorable(survey_images(random_images(10)), "samples") == []
-    assert survey_warnings(survey_images(random_images(200)), "generated") == []
+    assert survey_warnings(survey_images(random_images(200))) == []
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_duplicates_and_flat_images_are_counted():
     images = random_images(20)
     images[3:8] = images[2]
     images[10:12] = torch.tensor([5, 9], dtype=torch.uint8).view(2, 1, 1, 1)
-    duplicated, flat = survey_warnings(survey_images(images), "generated")
+    duplicated, flat = survey_warnings(survey_images(images))
     assert "5 of 20" in duplicated
     assert "2 of 20" in flat
 

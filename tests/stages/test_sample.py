@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from driftkit.config.sampling_config import SamplingConfig
 from driftkit.storage.files import read_tensors
 from driftkit.storage.images import read_samples
 from driftkit.storage.run_folder import Run
@@ -19,11 +20,11 @@ from tests.conftest import TINY_DATA, driftkit, replace_weights, train_tiny
 def test_image_seventeen_is_the_same_whatever_the_batch(objective, request_, tmp_path):
     train_tiny(tmp_path / "run", objective, steps=3)
     run = Run.open(tmp_path / "run")
-    whole, _ = generate(run, num_images=20, seed=5, batch_size=20, **request_)
-    parts, _ = generate(run, num_images=18, seed=5, batch_size=7, **request_)
+    whole, _ = generate(run, SamplingConfig(seed=5, **request_), num_images=20, batch_size=20)
+    parts, _ = generate(run, SamplingConfig(seed=5, **request_), num_images=18, batch_size=7)
     # rounding to uint8 may flip where the order of float additions differs
     assert (whole[:18].int() - parts.int()).abs().max() <= 1
-    other, _ = generate(run, num_images=18, seed=6, **request_)
+    other, _ = generate(run, SamplingConfig(seed=6, **request_), num_images=18)
     assert not torch.equal(other, parts)
 
 
@@ -46,15 +47,15 @@ def test_samples_are_written_with_record_and_grid(tmp_path):
 def test_the_variance_of_ancestral_sampling_is_recorded(nfe, variance, tmp_path):
     train_tiny(tmp_path / "run", "ddpm", "--set", "objective.num_steps=10")
     run = Run.open(tmp_path / "run")
-    by_default, info = generate(run, num_images=2, sampler="ddpm", nfe=nfe)
+    by_default, info = generate(run, SamplingConfig(sampler="ddpm", nfe=nfe), num_images=2)
     assert info["sampler_options"] == {"variance": variance}
-    named, _ = generate(run, num_images=2, sampler="ddpm", nfe=nfe, options={"variance": variance})
+    named, _ = generate(run, SamplingConfig(sampler="ddpm", nfe=nfe), num_images=2, options={"variance": variance})
     assert torch.equal(by_default, named)
     other = {"variance": {"large": "small", "small": "large"}[variance]}
-    changed, info = generate(run, num_images=2, sampler="ddpm", nfe=nfe, options=other)
+    changed, info = generate(run, SamplingConfig(sampler="ddpm", nfe=nfe), num_images=2, options=other)
     assert info["sampler_options"] == other
     assert not torch.equal(by_default, changed)
-    assert generate(run, num_images=2, sampler="ddim", nfe=3)[1]["sampler_options"] == {}
+    assert generate(run, SamplingConfig(sampler="ddim", nfe=3), num_images=2)[1]["sampler_options"] == {}
 
 
 @pytest.mark.parametrize(
@@ -70,9 +71,9 @@ def test_precision_is_that_of_training_or_as_asked_for(trained, asked, used, tmp
     document = json.loads(result.stdout)
     assert document["precision"] == used
     assert ("bfloat16" in document["samples"].rsplit("/", 1)[-1]) == (used == "bfloat16")
-    run, plain = Run.open(tmp_path / "run"), {"num_images": 4, "nfe": 3, "weights": "raw"}
-    exact = generate(run, precision="float32", **plain)[0]
-    rounded = generate(run, precision="bfloat16", **plain)[0]
+    run, plain = Run.open(tmp_path / "run"), {"nfe": 3, "weights": "raw"}
+    exact = generate(run, SamplingConfig(precision="float32", **plain), num_images=4)[0]
+    rounded = generate(run, SamplingConfig(precision="bfloat16", **plain), num_images=4)[0]
     assert not torch.equal(exact, rounded)
     assert torch.equal(read_samples(Path(document["samples"])).images, exact if used == "float32" else rounded)
 
@@ -80,8 +81,8 @@ def test_precision_is_that_of_training_or_as_asked_for(trained, asked, used, tmp
 def test_ema_and_raw_weights_differ(tmp_path):
     train_tiny(tmp_path / "run", "drift", "--set", "trainer.learning_rate=0.01", steps=4)
     run = Run.open(tmp_path / "run")
-    ema, info = generate(run, num_images=2)
-    raw, _ = generate(run, num_images=2, weights="raw")
+    ema, info = generate(run, SamplingConfig(), num_images=2)
+    raw, _ = generate(run, SamplingConfig(weights="raw"), num_images=2)
     assert info["nfe"] == 1
     assert info["sampler"] == "one-step"
     assert not torch.equal(ema, raw)
@@ -105,7 +106,7 @@ def test_every_average_is_kept_sampled_scored_and_exported_by_its_name(tmp_path)
             name,
             {"ema-0.9": 0.9, "ema-0.999": 0.999}.get(name, 0.5),
         )
-    images = [generate(run, num_images=2, weights=name)[0] for name in names]
+    images = [generate(run, SamplingConfig(weights=name), num_images=2)[0] for name in names]
     assert all(not torch.equal(one, other) for i, one in enumerate(images) for other in images[:i])
     sums = (run.checkpoint().path / "SHA256SUMS").read_text()
     assert "ema-0.9.safetensors" in sums
@@ -117,7 +118,7 @@ def test_every_average_is_kept_sampled_scored_and_exported_by_its_name(tmp_path)
     assert json.loads(done.stdout)["weights"] == "ema-0.999"
     done = driftkit("export", run.path, "--weights", "ema-0.5", "--force", "--json")
     assert json.loads(done.stdout)["weights"] == json.loads(done.stdout)["origin"]["weights"] == "ema"
-    assert generate(run, num_images=2, weights="ema-0.5")[1]["weights"] == "ema"
+    assert generate(run, SamplingConfig(weights="ema-0.5"), num_images=2)[1]["weights"] == "ema"
     done = driftkit("fid", run.path, "-r", TINY_DATA[1], "--weights", "ema-0.9", "-n", 16, "--extractor", "pixels",
                     "--allow-collapsed", "--device", "cpu", "--json")  # fmt: skip
     assert done.exit_code == 0, done.output

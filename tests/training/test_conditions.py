@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from driftkit.config.sampling_config import SamplingConfig
 from driftkit.errors import ArtifactError, UsageError
 from driftkit.methods.registry import METHODS, build_sampler
 from driftkit.models.registry import build_network
@@ -217,12 +218,15 @@ def test_nfe_counts_every_evaluation_of_a_guided_sampler(method, sampler):
         guided_sampler(draw, 2.0)(Labelled(), noise, SampleRequest(5, lambda step: noise))
 
 
-def drawn(config, conditions, numbers=range(6), **more):
+def drawn(config, conditions, numbers=range(6), options=None, batch_size=250, **sampling):
     torch.manual_seed(0)
     network = build_network(config.model, image_size=8).eval()
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.2)
-    return draw_images(network, config, numbers, conditions=conditions, device=CPU, **more)
+    return draw_images(
+        network, config, numbers, SamplingConfig(**sampling), conditions=conditions, options=options,
+        batch_size=batch_size, device=CPU,
+    )  # fmt: skip
 
 
 def test_images_follow_from_seed_number_label_and_scale_alone():

@@ -10,6 +10,7 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from driftkit.comparison.run_summary import summarise
+from driftkit.config.export_config import ExportConfig
 from driftkit.encoders.autoencoder import load_autoencoder
 from driftkit.encoders.lineage import Lineage, lineage_of_run, training_encoders_of
 from driftkit.errors import NotFoundError
@@ -61,7 +62,7 @@ def test_another_objective_starts_from_the_weights_as_they_are(suffix, weights, 
 
 
 def test_an_exported_file_is_taken_and_knows_what_it_comes_from(source, tmp_path):
-    made = export(source, format="safetensors", weights="raw")
+    made = export(source, ExportConfig(format="safetensors", weights="raw"))
     train_tiny(tmp_path / "new", "flow", "--init-from", made.model, steps=0)
     origin = Run(tmp_path / "new").manifest().initialised_from
     assert (origin.path, origin.weights, origin.run, origin.steps) == (str(made.model), "raw", source.manifest().id, 4)
@@ -149,7 +150,7 @@ def test_a_class_conditional_run_starts_from_the_classes_that_it_shares(source, 
     assert torch.equal(before[LABELS], held[LABELS])
     origin = Run(tmp_path / "same").manifest().initialised_from
     assert (list(origin.classes), origin.autoencoder) == (names, "pixels")
-    made = export(Run(tmp_path / "classes"), format="safetensors").model
+    made = export(Run(tmp_path / "classes"), ExportConfig(format="safetensors")).model
     train_tiny(tmp_path / "file", "flow", *CONDITIONAL, "--init-from", made, steps=0)
     assert torch.equal(Run(tmp_path / "file").weights("raw")[0][LABELS], before[LABELS])
 
@@ -260,7 +261,7 @@ def test_comparisons_and_cards_tell_and_count_what_came_before(source, tmp_path)
     told = f"initialised from the ema weights of {source.path}"
     assert any(told in note for note in compared.record.notes)
     assert told in compared.report.read_text()
-    card = to_markdown(export(Run(tmp_path / "new"), format="safetensors").document)
+    card = to_markdown(export(Run(tmp_path / "new"), ExportConfig(format="safetensors")).document)
     assert f"| initialised from | `{source.path}`, `ema` weights" in card
 
 

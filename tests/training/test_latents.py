@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from driftkit.comparison.run_summary import summarise
+from driftkit.config.export_config import ExportConfig
+from driftkit.config.sampling_config import SamplingConfig
 from driftkit.encoders.autoencoder import load_autoencoder
 from driftkit.encoders.encoder_union import EncoderUnion
 from driftkit.encoders.pixel import PixelEncoder
@@ -82,7 +84,7 @@ def test_samples_are_the_decoded_latents_of_the_sampler_and_nothing_is_clipped(p
     spec = METHODS["ddpm"].samplers["ddim"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("driftkit.training.sampling.build_sampler", lambda config, name: (spec, draw))
-        images, info = generate(run, num_images=3)
+        images, info = generate(run, SamplingConfig(), num_images=3)
     assert drawn["noise"].shape == (3, 4, 8, 8)
     assert drawn["options"] == info["sampler_options"] == {"clip_x0": False}
     decoded = load_autoencoder(str(place)).to_images(3 * drawn["noise"])
@@ -105,10 +107,10 @@ def test_a_moved_autoencoder_may_resume_and_another_one_may_not(place, tmp_path)
     run = trained(place, tmp_path / "run")
     moved = shutil.move(place, tmp_path / "moved")
     with pytest.raises(ArtifactError, match="vae"):
-        generate(run, num_images=2)
+        generate(run, SamplingConfig(), num_images=2)
     assert train(place, run.path, steps=4).exit_code == 3
     trained(moved, run.path, steps=4)
-    assert generate(run, num_images=2)[0].shape == (2, 3, 16, 16)
+    assert generate(run, SamplingConfig(), num_images=2)[0].shape == (2, 3, 16, 16)
     other = train(tiny_autoencoder(tmp_path / "other", seed=1), run.path, steps=6)
     assert other.exit_code == 2
     assert "another autoencoder" in other.output
@@ -117,7 +119,7 @@ def test_a_moved_autoencoder_may_resume_and_another_one_may_not(place, tmp_path)
     assert "--autoencoder" in pixels.output
     tiny_autoencoder(tmp_path / "moved", seed=2)  # other weights in the same place
     with pytest.raises(ArtifactError, match="is not the one"):
-        generate(run, num_images=2)
+        generate(run, SamplingConfig(), num_images=2)
 
 
 def test_the_objective_sees_latents_of_the_images_of_the_batch(place):
@@ -192,7 +194,7 @@ def test_the_exported_generator_decodes_and_the_exported_denoiser_says_how(place
     run = trained(place, tmp_path / "drift", "drift")
     weights = run.checkpoint().weights("ema")
     replace_weights(run.path, "ema", {name: tensor + 0.05 for name, tensor in weights.items()})
-    made = export(run, format=format)  # which compares it with the network
+    made = export(run, ExportConfig(format=format))  # which compares it with the network
     assert made.document["output"] == {"images": ["N", 3, 16, 16]}
     if format == "onnx":
         return
@@ -201,13 +203,13 @@ def test_the_exported_generator_decodes_and_the_exported_denoiser_says_how(place
     latents = network(noise, torch.zeros(3, dtype=torch.long))
     want = open_autoencoder(config).to_images(latents)
     torch.testing.assert_close(torch.jit.load(str(made.model))(noise), want, rtol=1e-4, atol=1e-4)
-    made = export(trained(place, tmp_path / "ddpm", "ddpm"), format=format)
+    made = export(trained(place, tmp_path / "ddpm", "ddpm"), ExportConfig(format=format))
     assert made.document["output"] == {"noise": ["N", 4, 8, 8]}
     assert "image = decoder(latents / scale + offset), scale 2, offset 0" in (made.folder / "README.md").read_text()
 
 
 def test_exported_weights_name_the_autoencoder_and_the_code_on_the_card_runs(place, tmp_path, monkeypatch):
-    made = export(trained(place, tmp_path / "run", "drift"), format="safetensors")
+    made = export(trained(place, tmp_path / "run", "drift"), ExportConfig(format="safetensors"))
     text = (made.folder / "README.md").read_text()
     assert f"`{place}`" in text
     assert "Its decoder\nis not part of this file" in text

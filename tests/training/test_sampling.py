@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from driftkit.config.sampling_config import SamplingConfig
 from driftkit.storage.run_folder import Run
 from driftkit.training.sampling import CountedNetwork, generate
 from tests.conftest import train_tiny
@@ -33,12 +34,14 @@ def test_progress_comes_within_a_batch_and_reaches_the_number_of_images(tmp_path
     train_tiny(tmp_path / "ddpm", "ddpm")
     told = []
     images, info = generate(
-        Run(tmp_path / "ddpm"), num_images=6, nfe=3, sampler="ddim", batch_size=6, advance=told.append
+        Run(tmp_path / "ddpm"), SamplingConfig(nfe=3, sampler="ddim"), num_images=6, batch_size=6, advance=told.append
     )
     assert (len(images), info["nfe"]) == (6, 3)
     assert told == [0, 2, 2, 2]  # 0 when sampling begins
     two = []
-    generate(Run(tmp_path / "ddpm"), num_images=6, nfe=3, sampler="ddim", batch_size=4, advance=two.append)
+    generate(
+        Run(tmp_path / "ddpm"), SamplingConfig(nfe=3, sampler="ddim"), num_images=6, batch_size=4, advance=two.append
+    )
     assert sum(two) == 6
 
 
@@ -46,5 +49,10 @@ def test_guided_sampling_counts_both_evaluations_of_a_step(tmp_path):
     train_tiny(tmp_path / "ddpm", "ddpm", "--class-conditional")
     for nfe, steps in ((4, [0, 2, 2]), (None, [0] + [1] * 4)):  # evenly, not all of them in the first half
         told = []
-        generate(Run(tmp_path / "ddpm"), num_images=4, nfe=nfe, sampler="ddim", guidance=2.0, advance=told.append)
+        generate(
+            Run(tmp_path / "ddpm"),
+            SamplingConfig(nfe=nfe, sampler="ddim", guidance=2.0),
+            num_images=4,
+            advance=told.append,
+        )
         assert told == steps

@@ -52,7 +52,7 @@ def _network_for_budget(config: ClassifierConfig, network: "MAEResNetConfig") ->
     return network.model_copy(update={"num_classes": network.num_classes or 1, "decoder": False})
 
 
-METHOD = register(
+register(
     Method(
         name="classifier",
         label="Classifier",

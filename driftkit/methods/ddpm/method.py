@@ -82,7 +82,7 @@ def _implied_variance(config: DDPMConfig, nfe: int | None) -> dict[str, Any]:
     return {"variance": ancestral_variance(nfe, config.num_steps)}
 
 
-METHOD = register(
+register(
     Method(
         name="ddpm",
         label="DDPM",
@@ -91,18 +91,18 @@ METHOD = register(
         build=_build,
         samplers=sampler_table(
             SamplerSpec(
-                "ddim", partial(_sampler, "sample_ddim"), lambda config: DDIM_NFE, "noise",
+                "ddim", partial(_sampler, "sample_ddim"), lambda config: DDIM_NFE,
                 curve_nfes=CURVE_NFES, speed_nfes=(10, 50, 100), options=DDIMOptions,
                 latent_options=UNCLIPPED,
             ),
             SamplerSpec(
-                "ddpm", partial(_sampler, "sample_ddpm"), lambda config: config.num_steps, "noise",
-                stochastic=True, options=AncestralOptions, implied_options=_implied_variance,
+                "ddpm", partial(_sampler, "sample_ddpm"), lambda config: config.num_steps,
+                options=AncestralOptions, implied_options=_implied_variance,
                 latent_options=UNCLIPPED,
             ),
             SamplerSpec(
                 "dpm-solver", partial(_sampler, "sample_dpm_solver"),
-                lambda config: DPM_SOLVER_NFE, "noise",
+                lambda config: DPM_SOLVER_NFE,
                 curve_nfes=CURVE_NFES, options=SolverOptions, latent_options=UNCLIPPED,
             ),
         ),

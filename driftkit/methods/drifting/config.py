@@ -58,7 +58,9 @@ class DriftingConfig(EncodersConfig, GenerativeConfig):
         None, min_length=1, description="temperatures after later_from steps; None: taus to the end"
     )
     later_from: int = Field(0, ge=0, description="steps after which later_taus hold")
-    scale_over: Literal["map", "location"] = Field("location", description="who shares feature and drift scales")
+    scale_over: Literal["map", "location"] = Field(
+        "location", description="what feature and drift scales are means over: each location alone, or its map"
+    )
     affinity_floor: float = Field(
         0.0, ge=0, lt=1, description="lower bound of the affinities; the authors' release: 1e-3"
     )
@@ -78,7 +80,7 @@ class DriftingConfig(EncodersConfig, GenerativeConfig):
             raise ValueError("guidance_max: needs class_conditional, and unconditional images per group")
         if self.guidance_max == 1 and (self.guidance_power, self.guidance_at_one) != (3.0, 0.0):
             raise ValueError(
-                "guidance_power and guidance_at_one: are of the scales up to guidance_max, which is 1: set 3 and 0"
+                "guidance_power and guidance_at_one: need guidance_max above 1; without it leave them at 3 and 0"
             )
         if self.unconditional and self.guidance_max == 1:
             raise ValueError(

@@ -77,7 +77,7 @@ CURVES = (
 )  # fmt: skip
 
 
-METHOD = register(
+register(
     Method(
         name="drift",
         label="Drifting",
@@ -86,9 +86,7 @@ METHOD = register(
         build=_build,
         workload=_workload,
         samplers=sampler_table(
-            SamplerSpec(
-                "one-step", _sampler, lambda config: 1, "image", curve_nfes=(1,), speed_nfes=(1,), fixed_nfe=True
-            )
+            SamplerSpec("one-step", _sampler, lambda config: 1, curve_nfes=(1,), speed_nfes=(1,), fixed_nfe=True)
         ),
         graph=_graph,
         min_batch=2,  # generated images push one another

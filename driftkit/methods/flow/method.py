@@ -76,7 +76,7 @@ x_(t - h) = x_t - h v(x_t, t); at t = 0 the state is the image. The plain networ
     )  # fmt: skip
 
 
-METHOD = register(
+register(
     Method(
         name="flow",
         label="Rectified flow",
@@ -88,13 +88,10 @@ METHOD = register(
                 "euler",
                 partial(_sampler, "sample_euler"),
                 lambda config: EULER_NFE,
-                "velocity",
                 curve_nfes=CURVE_NFES,
                 speed_nfes=(10, 50, 100),
             ),
-            SamplerSpec(
-                "heun", partial(_sampler, "sample_heun"), lambda config: HEUN_NFE, "velocity", curve_nfes=CURVE_NFES
-            ),
+            SamplerSpec("heun", partial(_sampler, "sample_heun"), lambda config: HEUN_NFE, curve_nfes=CURVE_NFES),
         ),
         graph=_graph,
         curves=(Curve("loss", "velocity prediction loss", "Loss of flow matching: squared error of the velocity."),),

@@ -77,7 +77,7 @@ def _network_for_budget(config: MAEConfig, network: "MAEResNetConfig") -> "MAERe
     return network.model_copy(update={"num_classes": network.num_classes or 1})
 
 
-METHOD = register(
+register(
     Method(
         name="mae",
         label="MAE",
