@@ -16,6 +16,12 @@ UNTOUCHED = "nothing was updated, the last checkpoint is whole"
 MAX_NAMES = 4  # of many that a message shows
 
 
+def shortened(names: Sequence[object], most: int = MAX_NAMES, joint: str = ", ") -> str:
+    """The first of the names, and how many more there are."""
+    more = len(names) - most
+    return joint.join(map(str, names[:most])) + (f" and {more:,} more" if more > 0 else "")
+
+
 class DriftkitError(ValueError):
     """A failure that a user can understand and fix; exit code 1.
 
@@ -113,9 +119,8 @@ class NonFiniteStepError(DriftkitError):
     def __init__(
         self, names: Sequence[str], step: int, *, rank: int | None = None, state: str = UNTOUCHED, more: str = ""
     ):
-        shown = ", ".join(names[:MAX_NAMES]) + (f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else "")
         place = "" if rank is None else f" on rank {rank}"
-        super().__init__(f"not finite at step {step}{place}: {shown}; {state}{more and '; '}{more}")
+        super().__init__(f"not finite at step {step}{place}: {shortened(names)}; {state}{more and '; '}{more}")
         self.names, self.step, self.rank = tuple(names), step, rank
 
 

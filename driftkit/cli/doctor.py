@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 from driftkit.cli.output import JsonOption, emit, facts_table, option
+from driftkit.errors import shortened
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -96,8 +97,7 @@ def _facts(examination: "Examination") -> Iterator[tuple[str, str]]:
 
     if packs := examination.packs:
         names = [escape(name.removesuffix(".safetensors")) for name in packs.names]
-        more = f" and {len(names) - 6} more" if len(names) > 6 else ""
-        yield "packs", f"{', '.join(names[:6])}{more} ({decimal(packs.bytes)})" if names else "none imported yet"
+        yield "packs", f"{shortened(names, 6)} ({decimal(packs.bytes)})" if names else "none imported yet"
 
 
 def _files(files: "list[PublishedItem]") -> "Table":

@@ -39,7 +39,7 @@ def command(
       driftkit fid outputs/drift -r cifar10 -n 2000 --all-checkpoints
       torchrun --nproc-per-node=8 -m driftkit fid outputs/drift -r cifar10
 
-    The floor is what two halves of the real images score against each other.
+    The floor is what as many real images score against the other real ones.
     An extractor is kin to the run's training encoder where both have the same weights, or the same architecture trained
     on the same images. Its scores are marked: they flatter the run and rank nothing. Exit code 5 means that a number
     would mislead: collapse, copies of one image, other sizes, JPEG against PNG.

@@ -22,11 +22,13 @@ from driftkit.comparison.score_table import (
 from driftkit.comparison.speed import Speed, speed_of
 from driftkit.encoders.lineage import Lineage, kinship
 from driftkit.encoders.trained_encoder import MAE_RESNET
+from driftkit.errors import shortened
 from driftkit.metrics.registry import quantities
 from driftkit.metrics.survey import PROPERTIES
 from driftkit.scoring.extractors import DINOV2_LINEAGE, INSTALLED, INSTALLED_LINEAGE
 
 MAX_SENTENCES = 4  # on pairs of runs of one kind; more of them are counted
+MAX_NAMED = 8  # in a sentence
 EXPECTED_EVALUATORS = 3
 CLEAR_RATIO, CLEAR_DISTANCE = 1.5, 0.01  # a property in which two runs differ by more than both is named
 SEES = {"pixels": "colours, background and layout"}
@@ -49,10 +51,10 @@ def findings(
     for pair in disputed[:MAX_SENTENCES]:
         sentences += [*_sides(pair), *_appearance(pair, tables)]
     if unequal:
-        named = _listed([f"{pair.first} and {pair.second}" for pair in unequal])
+        named = shortened([f"{pair.first} and {pair.second}" for pair in unequal], MAX_NAMED)
         sentences.append(f"Not ranked, since one learned from labels and the other did not: {named}.")
     if unknown:
-        named = _listed([f"{pair.first} and {pair.second}" for pair in unknown])
+        named = shortened([f"{pair.first} and {pair.second}" for pair in unknown], MAX_NAMED)
         sentences.append(f"Not ranked, since no evaluator that is independent of both has scored them: {named}.")
         if advice:
             sentences.append(f"This makes such a score: {advice}")
@@ -60,9 +62,9 @@ def findings(
         agreed = [f"{pair.better} above {pair.worse}" for pair in by_verdict["ranked"]]
         tied = [f"{pair.first} and {pair.second}" for pair in by_verdict["tied"]]
         if agreed:
-            sentences.append(f"What every independent evaluator agrees on: {_listed(agreed)}.")
+            sentences.append(f"What every independent evaluator agrees on: {shortened(agreed, MAX_NAMED)}.")
         if tied:
-            sentences.append(f"Too close to order: {_listed(tied)}.")
+            sentences.append(f"Too close to order: {shortened(tied, MAX_NAMED)}.")
     one_step = next((s for table in tables if (s := _one_step_against_many(table, pairs))), None)
     return [*sentences, one_step] if one_step else sentences
 
@@ -101,7 +103,8 @@ def _leading(tables: Sequence[ScoreTable], pairs: Sequence[Pair], speeds: Sequen
     votes = [o for p in pairs for o in p.opinions if o.independent and o.better == leader]
     names = list(dict.fromkeys(o.evaluator for o in votes))
     scored.sort(key=lambda pair: pair[0].extractor.name not in names)  # the sentence begins with one that voted
-    by = f"both {' and '.join(names)}" if len(names) == 2 else f"all of {_listed(names)}" if names[1:] else names[0]
+    several = f"both {' and '.join(names)}" if len(names) == 2 else f"all of {shortened(names, MAX_NAMED)}"
+    by = several if names[1:] else names[0]
     table, row = scored[0]
     sentences = [f"{leader} ranks first by {by}.", _score_in_words(table, row, speeds, named=len(names) > 1)]
     others = (r for r in table.rows if r.run != leader and r.is_of_all_classes)
@@ -206,7 +209,7 @@ def cautions(tables: Sequence[ScoreTable], pairs: Sequence[Pair], runs: Sequence
         for row in table.related:
             related.setdefault((table.extractor.name, row.kinship.reason), {})[row.run] = None
     sentences = [
-        f"{evaluator} ranks nothing that involves {_listed(list(labels))}: {reason}."
+        f"{evaluator} ranks nothing that involves {shortened(list(labels), MAX_NAMED)}: {reason}."
         for (evaluator, reason), labels in related.items()
     ]
     ranked = [pair for pair in pairs if pair.verdict == "ranked"]
@@ -216,7 +219,7 @@ def cautions(tables: Sequence[ScoreTable], pairs: Sequence[Pair], runs: Sequence
         sentences.append(f"The ranking rests on {rests}; {EXPECTED_EVALUATORS} of different training would be surer.")
     sentences += _limited(
         [
-            f"{_listed([quantities()[key].label for key in opinion.flips])} of {opinion.evaluator} "
+            f"{shortened([quantities()[key].label for key in opinion.flips], MAX_NAMED)} of {opinion.evaluator} "
             f"{'orders' if len(opinion.flips) == 1 else 'order'} {pair.first} and {pair.second} the other way round "
             f"than its {opinion.name}."
             for pair in trained
@@ -226,7 +229,7 @@ def cautions(tables: Sequence[ScoreTable], pairs: Sequence[Pair], runs: Sequence
     )
     small = [table.name for table in tables if any(SMALL_N in row.badges for row in table.all_rows)]
     if small:
-        names = _listed(list(dict.fromkeys(small)))
+        names = shortened(list(dict.fromkeys(small)), MAX_NAMED)
         verb = "is" if len(set(small)) == 1 else "are"
         sentences.append(f"{names} {verb} of few images: biased upwards, and no published number.")
     if with_badge(ON_TRAINING_DATA):
@@ -236,7 +239,7 @@ def cautions(tables: Sequence[ScoreTable], pairs: Sequence[Pair], runs: Sequence
             f"Class-conditional runs ({named}) learned from labels and the others did not: they are no equals."
         )
     if chosen := _guidance_scales(tables):
-        named = _listed([f"{run} (best of {count} guidance scales)" for run, count in chosen.items()])
+        named = shortened([f"{run} (best of {count} guidance scales)" for run, count in chosen.items()], MAX_NAMED)
         sentences.append(f"The guidance scale was chosen by the score that is reported, which flatters {named}.")
     if named := with_badge(SOME_CLASSES):
         sentences.append(f"Some classes alone were sampled for {named}: such scores rank nothing.")
@@ -277,8 +280,3 @@ def _value(row: ScoreRow) -> str:
 def _limited(sentences: list[str]) -> list[str]:
     more = len(sentences) - MAX_SENTENCES
     return sentences if more <= 0 else [*sentences[:MAX_SENTENCES], f"Of {more} more pairs of runs the same is true."]
-
-
-def _listed(words: Sequence[str]) -> str:
-    shown = list(words[: 2 * MAX_SENTENCES])
-    return ", ".join(shown) + (f" and {len(words) - len(shown)} more" if len(words) > len(shown) else "")

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from driftkit.datasets.containers import Container, Tar, listed, natural_order
+from driftkit.datasets.containers import Container, Tar, natural_order
 from driftkit.datasets.decode import SUFFIXES
 from driftkit.datasets.labels import read_labels, sample_key
 from driftkit.datasets.packs import UNLABELLED
 from driftkit.datasets.shards import Shards
-from driftkit.errors import ArtifactError
+from driftkit.errors import ArtifactError, shortened
 
 SPLITS = frozenset({"train", "training", "test", "testing", "val", "valid", "validation"})
 HEIC = frozenset({".heic", ".heif"})
@@ -156,7 +156,7 @@ def by_folders(chosen: Chosen, source: Path, class_level: int | None = None) -> 
     classes = [chosen.folders(name)[level - 1] for name in chosen.names]
     notes = [f"assumed that the folders in {place} are the classes (class_level {level})"] if guessed else []
     if min(depths) > level and all(len(name) == 1 and name.isalpha() for name in classes):
-        shown = listed(sorted(set(classes)), 3)
+        shown = shortened(sorted(set(classes)), 3)
         notes.append(f"assumed that {shown} are the classes; ?class_level={level + 1} takes the folders below them")
     return of_classes(chosen, classes, *notes)
 
@@ -203,4 +203,4 @@ def suffix_of(name: str) -> str:
 def counted(suffixes: Counter[str]) -> str:
     """How many files there are of each ending, most first, for example "12 .txt, 3 .heic"."""
     shown = sorted((-count, suffix) for suffix, count in suffixes.items() if count)
-    return listed([f"{-count:,} {suffix or 'without ending'}" for count, suffix in shown])
+    return shortened([f"{-count:,} {suffix or 'without ending'}" for count, suffix in shown], 5)

@@ -8,13 +8,13 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Container as Holds
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, Self
 
-from driftkit.errors import ArtifactError
+from driftkit.errors import ArtifactError, shortened
 from driftkit.storage.files import digest_json
 
 MAX_MEMBER_BYTES = 256 * 2**20
@@ -99,7 +99,7 @@ class Folder:
         return list(self._files)
 
     def notes(self) -> tuple[str, ...]:
-        return (f"follows links to {listed(self._walk[1])}",) if self._walk[1] else ()
+        return (f"follows links to {shortened(self._walk[1], 5)}",) if self._walk[1] else ()
 
     def digest(self) -> str:
         return digest_json(sorted((name, *facts) for name, facts in self._files.items()))
@@ -284,12 +284,6 @@ def open_container(path: Path) -> Container:
     if path.name.lower().endswith(TAR_SUFFIXES):
         return Tar(path)
     raise ArtifactError(f"{path}: expected a folder, {', '.join(ARCHIVE_SUFFIXES)} or a pack (.safetensors)")
-
-
-def listed(names: Sequence[str], most: int = 5) -> str:
-    """The first of the names with commas, and how many more there are."""
-    more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def natural_order(name: str) -> tuple[list[tuple[int, str]], str]:

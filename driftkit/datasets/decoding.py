@@ -10,11 +10,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from driftkit.datasets.containers import listed
 from driftkit.datasets.decode import BrokenImageError, decode_image
 from driftkit.datasets.packs import Blocks, ImageStream
 from driftkit.datasets.spec import Spec
-from driftkit.errors import ArtifactError, UsageError
+from driftkit.errors import ArtifactError, UsageError, shortened
 from driftkit.runtime.progress import progress
 
 FILES_AT_A_TIME = 128
@@ -52,7 +51,7 @@ class _Decoder:
         """A note on the broken files; refused where that was not asked for, or nothing is left."""
         if not self.broken:
             return ()
-        shown = listed([named for _, named in sorted(self.broken.items())])
+        shown = shortened([named for _, named in sorted(self.broken.items())], 5)
         all_broken = len(self.broken) == self.count
         if all_broken or not self.skip_broken:
             fix = "get them again" if all_broken else SKIP_HINT

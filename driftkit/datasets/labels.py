@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from driftkit.datasets.containers import Container, Tar, listed
+from driftkit.datasets.containers import Container, Tar
 from driftkit.datasets.shards import Shards
-from driftkit.errors import ArtifactError
+from driftkit.errors import ArtifactError, shortened
 from driftkit.storage.json_text import from_json
 
 LIST_NAME = "dataset.json"
@@ -138,5 +138,5 @@ def _of_all(images: Sequence[str], keys: Sequence[str], classes: Mapping[str, st
     bare = [image for image, key in zip(images, keys, strict=True) if key not in classes]
     if bare:
         some = f"{len(images) - len(bare):,} of {len(images):,} images"
-        raise ArtifactError(f"{place}: labels for {some}, none for {listed(bare, 2)}; {FIX}")
+        raise ArtifactError(f"{place}: labels for {some}, none for {shortened(bare, 2)}; {FIX}")
     return [classes[key] for key in keys]

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from driftkit.datasets.containers import TAR_SUFFIXES, Container, Tar, is_hidden, listed, natural_order, open_container
-from driftkit.errors import ArtifactError, NotFoundError
+from driftkit.datasets.containers import TAR_SUFFIXES, Container, Tar, is_hidden, natural_order, open_container
+from driftkit.errors import ArtifactError, NotFoundError, shortened
 from driftkit.storage.files import digest_json
 
 MAX_SHARDS = 100_000
@@ -51,10 +51,12 @@ class Shards:
         names, folder = (_in_folder(self.path), self.path) if is_folder else (_in_range(self.path), self.path.parent)
         missing = [name for name in names if not (folder / name).is_file()]
         if len(missing) == len(names):
-            raise NotFoundError(f"{self.path}: none of the {len(names):,} shards is there; expected {listed(names, 3)}")
+            raise NotFoundError(
+                f"{self.path}: none of the {len(names):,} shards is there; expected {shortened(names, 3)}"
+            )
         if missing:
             raise NotFoundError(
-                f"{self.path}: {len(missing):,} of {len(names):,} shards are missing: {listed(missing)}"
+                f"{self.path}: {len(missing):,} of {len(names):,} shards are missing: {shortened(missing, 5)}"
             )
         return {name: Tar(folder / name) for name in names}
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from driftkit.errors import MAX_NAMES
+from driftkit.errors import shortened
 
 TAKEN_FIRST = ("teacher", "ema", "model_ema", "ema_model", "encoder_q", "base_encoder")
 """Of several copies of the encoder in one file: averages are better encoders, then comes the one that was trained."""
@@ -62,8 +62,7 @@ def left_out(state: Tensors, taken: EncoderPart) -> str:
             around = _prefixes(key)[-1]
             inner = key.removeprefix(around).partition(".")[0] if taken.prefix.startswith(around) else ""
             names[(around + inner).rstrip(".")] = None
-    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
-    return ", ".join(list(names)[:MAX_NAMES]) + more
+    return shortened(list(names))
 
 
 def _part(state: Tensors, prefix: str, count_problems: Callable[[Tensors], int]) -> EncoderPart:

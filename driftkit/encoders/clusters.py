@@ -24,7 +24,7 @@ def cluster_images(images: torch.Tensor, encoder: FrozenEncoder, num_clusters: i
     """
     vectors = image_vectors(images, encoder)
     with phase("clustering"):
-        return k_means(vectors, num_clusters)
+        return k_means(vectors.cpu(), num_clusters)  # sums on a GPU would depend on their order
 
 
 def image_vectors(images: torch.Tensor, encoder: FrozenEncoder) -> torch.Tensor:

@@ -20,12 +20,13 @@ from driftkit.encoders.folding import fold_norms
 from driftkit.encoders.frozen_encoder import EncoderKind, FrozenEncoder, layer_normalised, require_taps
 from driftkit.encoders.lineage import Lineage, data_of_tag, family_of
 from driftkit.encoders.specs import NORMALISATIONS, SPECS, TIMM_PREFIX, EncoderSpec
-from driftkit.encoders.weights import fetch, published, read_weights, say_once, unless_changed
-from driftkit.errors import ArtifactError, UsageError
-from driftkit.models.registry import shown_differences, tensor_differences
+from driftkit.encoders.weights import fetch, published, read_weights, unless_changed
+from driftkit.errors import ArtifactError, UsageError, shortened
+from driftkit.models.registry import tensor_differences
 from driftkit.protocols import FeatureMap
 from driftkit.runtime.device import ieee_float32
 from driftkit.runtime.readback import require_finite
+from driftkit.runtime.terminal import say_once
 from driftkit.storage.files import state_digest
 
 
@@ -317,7 +318,7 @@ def load_state(network: Any, state: dict[str, torch.Tensor], path: Path) -> None
 
 
 def _shown_differences(network: Any, state: Mapping[str, torch.Tensor]) -> str:
-    return shown_differences(_differences(network, state), SHOWN)
+    return shortened(_differences(network, state), SHOWN, "; ")
 
 
 def _differences(network: Any, state: Mapping[str, torch.Tensor]) -> list[str]:

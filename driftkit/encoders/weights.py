@@ -3,7 +3,6 @@
 How they get into a network is in `timm_encoder`; nothing here builds one.
 """
 
-import functools
 import hashlib
 import re
 from collections.abc import Callable
@@ -16,8 +15,7 @@ import torch
 
 from driftkit.encoders.specs import EncoderSpec, PackagedWeights
 from driftkit.errors import MAX_NAMES, ArtifactError, NotFoundError
-from driftkit.runtime.environment import read_launch
-from driftkit.runtime.terminal import say
+from driftkit.runtime.terminal import say_once
 from driftkit.storage.download import download, require_file
 from driftkit.storage.files import read_tensors, sha256_file
 
@@ -293,13 +291,6 @@ def _state_dicts(document: Any, depth: int = 0) -> dict[str, dict[str, torch.Ten
         for key in CONTAINERS
         for inner, state in _state_dicts(document.get(key), depth + 1).items()
     }
-
-
-@functools.cache
-def say_once(line: str) -> None:
-    """A line on stderr, by the first rank alone, however often a file is read."""
-    if read_launch().rank == 0:
-        say(line)
 
 
 def _check_digest(path: Path, digest: str) -> None:

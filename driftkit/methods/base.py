@@ -235,18 +235,16 @@ class Method:
     # by name; the first is the default. Empty where the method generates no images.
     samplers: Mapping[str, SamplerSpec] = field(default_factory=dict)
     network_role: Literal["generator", "encoder"] = "generator"  # `Model.role` of the networks that it can train
-    # (config, network, image size) -> what `export` writes; None where nothing is exported
-    graph: "Callable[[Any, nn.Module, int], Graph] | None" = None
+    # (config, network, [C, H, W] of a sample) -> what `export` writes; None where nothing is exported
+    graph: "Callable[[Any, nn.Module, Sequence[int]], Graph] | None" = None
     min_batch: int = 1  # least images of the global batch
     # whether its objective compares generated images with real ones, so that a generator of latents is decoded for it
     sees_pixels: bool = False
     reports_spread: bool = False  # whether its steps generate images, so that their collapse shows while it trains
     # share of the images kept out of training for measurements, unless `data.holdout` gives a number
     holdout: float = 0.0
-    # fills in what the network's config leaves to the images
-    complete: "Callable[[Any, Any, ImagePack], Any]" = lambda config, network, pack: network
-    # the network's config with what `complete` would take from images, before they are known
-    network_for_budget: Callable[[Any, Any], Any] = lambda config, network: network
+    # fills in what the network's config leaves to the images; None: they are not known yet (`train --dry-run`)
+    complete: "Callable[[Any, Any, ImagePack | None], Any]" = lambda config, network, pack: network
     finish: "Callable[[Run], Path] | None" = None  # writes what a finished run is used for elsewhere
     # signals of training that reports draw, the one that shows progress first
     curves: tuple[Curve, ...] = (Curve("loss", "loss", "Loss."),)

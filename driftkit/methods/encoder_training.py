@@ -45,12 +45,14 @@ def held_out_images(setting: Setting) -> HeldOut | None:
     return HeldOut(*(LabelledImages(pack.images[i], pack.labels[i]) for i in (bank, setting.held_out)))
 
 
-def with_head(network: MAEResNetConfig, pack: ImagePack, *, reason: str, fix: str = "") -> MAEResNetConfig:
-    """The config with as many classes as the images have, unless it names more.
+def with_head(network: MAEResNetConfig, pack: ImagePack | None, *, reason: str, fix: str = "") -> MAEResNetConfig:
+    """The config with as many classes as the images have, unless it names more; with one while these are not known.
 
     `reason` is what needs classes and `fix` how to do without, for the UsageError where the images have fewer than 2
     classes, or more than the config.
     """
+    if pack is None:
+        return network.model_copy(update={"num_classes": network.num_classes or 1})
     if len(pack.classes) < 2:
         raise UsageError(
             f"{reason} needs at least 2 classes (images in a folder per class); {pack.path} has {len(pack.classes)}"

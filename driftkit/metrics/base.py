@@ -151,7 +151,7 @@ class Metric:
         needs: one of `Need`; see `MetricInputs.count`.
         min_images: least number of images of what it needs, on either side; fewer skip the metric with a warning.
         compute: called only where `needs` and `min_images` are met; its values have the keys of `quantities` alone.
-        in_floor: whether it is also computed between two halves of the real images.
+        in_floor: whether it is also computed between real images and the others of them.
     """
 
     name: str

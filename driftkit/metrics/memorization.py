@@ -49,19 +49,24 @@ def baseline_distances(
     """How far real images are from the nearest training image; None where there are too few images.
 
     Args:
-        held_out: real images that are not among the training images; None takes training images, each without itself.
+        held_out: other real images, of which those are left out that are training images, pixel by pixel. None, or
+            fewer than 2 left, takes training images, each without itself.
     """
-    queries = training if held_out is None else held_out
-    if len(training.rows) < 2 or len(queries.rows) < 2:
+    new = torch.empty(0, training.rows.shape[1]) if held_out is None else held_out.rows
+    if held_out is not None and held_out.survey is not None and training.survey is not None:
+        new = new[~held_out.survey.among(training.survey)[held_out.indices]]
+    is_held_out = len(new) >= 2
+    queries = new if is_held_out else training.rows
+    if len(training.rows) < 2:
         return None
-    chosen = torch.randperm(len(queries.rows), generator=torch.Generator().manual_seed(SEED))[:BASELINE_IMAGES]
-    themselves = chosen if held_out is None else None
-    distances, _ = nearest_images(queries.rows[chosen], training.rows, themselves=themselves, device=device)
+    chosen = torch.randperm(len(queries), generator=torch.Generator().manual_seed(SEED))[:BASELINE_IMAGES]
+    themselves = None if is_held_out else chosen
+    distances, _ = nearest_images(queries[chosen], training.rows, themselves=themselves, device=device)
     return Baseline(
         median=float(distances.median()),
         near=float(torch.quantile(distances, NEAR_QUANTILE)),
         num_images=len(chosen),
-        of="training images, each without itself" if held_out is None else "held-out images",
+        of="held-out images" if is_held_out else "training images, each without itself",
     )
 
 

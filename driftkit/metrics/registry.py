@@ -82,16 +82,17 @@ def real_floor(
     metrics: Iterable[Metric] | None = None,
     device: torch.device | str = "cpu",
 ) -> Floor | None:
-    """What perfect samples would score: two disjoint random halves of features [M, D] against each other.
+    """What perfect samples would score: random ones of features [M, D], as many as samples, against all the others.
 
-    At most M / 2 images on each side; None where there are fewer than 4. `metrics`: those that two sets of real images
-    have, all of them by default.
+    At most M / 2 of them; None where there are fewer than 4. `metrics`: those that two sets of real images have, all of
+    them by default. A Frechet distance has a bias that falls with either count, so both are as near to those of the
+    score as they can be without an image on both sides.
     """
     count = min(num_images, len(rows) // 2)
     if count < 2:
         return None
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(FLOOR_SEED))
-    first, second = (FeatureStats.of_rows(rows[half], device=device) for half in order[: 2 * count].split(count))
+    first, second = (FeatureStats.of_rows(rows[part], device=device) for part in (order[:count], order[count:]))
     chosen = [metric for metric in metrics or METRICS.values() if metric.in_floor]
     scores = compute_metrics(MetricInputs(first, second, device), chosen)
     return Floor(count, FLOOR_SEED, scores.values)

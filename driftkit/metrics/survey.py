@@ -49,10 +49,14 @@ class Survey:
         """How many different images there are."""
         return len(set(self._rows()))
 
+    def among(self, other: "Survey") -> torch.Tensor:
+        """Whether each image is, pixel by pixel, an image of the other set, bool [N]."""
+        others = set(other._rows())
+        return torch.tensor([key in others for key in self._rows()], dtype=torch.bool)
+
     def shared_with(self, other: "Survey") -> int:
         """How many images of this set are, pixel by pixel, images of the other one."""
-        others = set(other._rows())
-        return sum(key in others for key in self._rows())
+        return int(self.among(other).sum())
 
     def blockiness(self) -> tuple[float, float] | None:
         """Steps across the edges of 8x8 blocks over steps elsewhere, and the standard error of that ratio.

@@ -10,7 +10,7 @@ from torch import nn
 import driftkit.models.dit
 import driftkit.models.mae_resnet
 import driftkit.models.unet
-from driftkit.errors import ArtifactError, UsageError
+from driftkit.errors import ArtifactError, UsageError, shortened
 from driftkit.models.contract import MODELS, Model, NetworkConfig, register
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -50,7 +50,7 @@ def to_device(network: nn.Module, config: NetworkConfig, device: torch.device) -
 
 def tensor_problems(expected: Mapping[str, torch.Size], given: Mapping[str, torch.Tensor]) -> str:
     """In what tensors are not those expected: the first differences; empty where there are none."""
-    return shown_differences(tensor_differences(expected, given))
+    return shortened(tensor_differences(expected, given), 2, "; ")
 
 
 def tensor_differences(expected: Mapping[str, torch.Size], given: Mapping[str, torch.Tensor]) -> list[str]:
@@ -62,12 +62,6 @@ def tensor_differences(expected: Mapping[str, torch.Size], given: Mapping[str, t
     ]
     differences += [f"lacks {key}" for key in expected if key not in given]
     return differences + [f"has the unknown {key}" for key in given if key not in expected]
-
-
-def shown_differences(differences: Sequence[str], number: int = 2) -> str:
-    """The first differences, and how many more there are."""
-    more = f" and {len(differences) - number} more" if len(differences) > number else ""
-    return "; ".join(differences[:number]) + more
 
 
 def build_with(

@@ -1,7 +1,6 @@
 """Devices, and the number format of networks on them."""
 
 import contextlib
-import functools
 import os
 import platform
 import re
@@ -16,7 +15,7 @@ import torch
 
 from driftkit.errors import ResourceError, UsageError
 from driftkit.runtime.environment import THREADS_VARIABLE, free_cpus, return_freed_memory, threads_are_set, usable_cpus
-from driftkit.runtime.terminal import say
+from driftkit.runtime.terminal import say_once
 
 DEVICE_FILES = Path("/dev")  # where drivers show their devices
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -181,24 +180,19 @@ def choose_threads(device: torch.device, *, before: str | None = None) -> None:
     if number is not None and number <= usable_cpus():
         threads = number
         if threads != DEFAULT_THREADS:
-            _say_once(f"computing with {_threads(threads)}, as before; {hint}")
+            say_once(f"computing with {_threads(threads)}, as before; {hint}")
     else:
         if number is not None:
-            _say_once(
+            say_once(
                 f"trained with {_threads(number)} before, which are not here: the numbers are not bit for bit the same"
             )
         free = free_cpus(enough=threads - 0.5)
         if free is not None and free < threads - 0.5:
             threads = max(1, round(free))
-            _say_once(
+            say_once(
                 f"other programs are busy: computing with {_threads(threads)} instead of {DEFAULT_THREADS}; {hint}"
             )
     torch.set_num_threads(threads)
-
-
-@functools.cache  # once in a process: stages of a pipeline mostly find the same
-def _say_once(line: str) -> None:
-    say(line)
 
 
 def _threads(count: int) -> str:

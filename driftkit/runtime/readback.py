@@ -1,12 +1,10 @@
 """Numbers that the device computes and the host reads: which are not finite, and scalars that are read a call late."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 
-from driftkit.errors import RefusedError
-
-MOST_NAMED = 4
+from driftkit.errors import RefusedError, shortened
 
 
 class LaggedReading:
@@ -61,10 +59,4 @@ def require_finite(tensors: Mapping[str, torch.Tensor], what: str, *, fix: str) 
     broken = not_finite(tensors)
     if broken:
         counted = [f"{name} ({count} of {tensors[name].numel()})" for name, count in broken.items()]
-        raise RefusedError(f"{what} are not finite: {named(counted)}; {fix}")
-
-
-def named(names: Sequence[object]) -> str:
-    """The first few of the names, and how many more there are."""
-    shown = ", ".join(str(name) for name in names[:MOST_NAMED])
-    return shown if len(names) <= MOST_NAMED else f"{shown} and {len(names) - MOST_NAMED} more"
+        raise RefusedError(f"{what} are not finite: {shortened(counted)}; {fix}")

@@ -1,10 +1,13 @@
 """Names and messages of others on a terminal: shown, and never obeyed."""
 
+import functools
 import io
 import os
 import re
 import sys
 from typing import TYPE_CHECKING, Any, TextIO
+
+from driftkit.runtime.environment import read_launch
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,6 +36,13 @@ def say(line: str, *, file: TextIO | None = None) -> None:
     stream = file or sys.stderr
     stream.write(printable(line) + "\n")
     stream.flush()
+
+
+@functools.cache
+def say_once(line: str) -> None:
+    """A line on stderr, once in a process and by the first rank alone."""
+    if read_launch().rank == 0:
+        say(line)
 
 
 def open_console(*, most: int | None = None, **options: Any) -> "Console":

@@ -32,7 +32,7 @@ from driftkit.scoring.statistics_file import (
 )
 from driftkit.storage.run_folder import Run
 
-SCORES_VERSION = 5  # raised when the same images would get other numbers
+SCORES_VERSION = 6  # raised when the same images would get other numbers
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,10 @@ class TrainingImages:
     known: bool = True
 
     def baseline(self, held_out: Reference, execution: ScoringExecution) -> Baseline | None:
-        """Distances of real images to the nearest of these: of the held-out reference, or of each without itself."""
+        """Distances of real images to the nearest of these: of others in the reference, or each without itself."""
         stats = held_out.stats if len(held_out.stats.rows) and not self.is_reference else None
-        name = f"baseline-{'itself' if stats is None else held_out.info.digest[:16]}-{execution.device.type}"
+        others = "itself" if stats is None else held_out.info.digest[:16]
+        name = f"baseline-{others}-scores{SCORES_VERSION}-{execution.device.type}"
         compute = partial(baseline_distances, self.reference.stats, stats, device=execution.device)
         with phase("searching the nearest real images of real images"):
             return cached_figures(self.reference.statistics, name, Baseline, compute, use=execution.cache)

@@ -98,7 +98,7 @@ def export(run: Run, settings: ExportConfig) -> Export:
     # A graph of one evaluation goes from noise to images; a sampler stands between others and the decoder.
     decoded = autoencoder is not None and METHODS[run.objective].sees_pixels and format not in WEIGHTS_ONLY
     whole = DecodedNetwork(network, autoencoder) if autoencoder is not None and decoded else network
-    graph = graph_of(config.objective, whole, shape[-1])
+    graph = graph_of(config.objective, whole, shape)
     if autoencoder is not None:
         graph = _in_latents(graph, autoencoder, shape, decoded=decoded)
     graph.module.eval().requires_grad_(False)
@@ -140,14 +140,6 @@ def export(run: Run, settings: ExportConfig) -> Export:
 
 def _in_latents(graph: Graph, autoencoder: Autoencoder, shape: Sequence[int], *, decoded: bool) -> Graph:
     """The graph of a network of latents, and how they are decoded; `decoded`: the decoder is part of it."""
-    generator = torch.Generator().manual_seed(0)
-
-    def example(count: int) -> tuple[torch.Tensor, ...]:
-        return tuple(
-            torch.randn(count, *shape, generator=generator) if given.ndim == 4 else given
-            for given in graph.example(count)
-        )
-
     facts = autoencoder.describe()
     scale, offset = (", ".join(f"{value:.6g}" for value in sorted(set(facts[key]))) for key in ("scale", "offset"))
     place = f"{code(facts['spec'])} (diffusers {facts['class']}, sha256 `{facts['digest'][:16]}…`)"
@@ -161,7 +153,7 @@ With diffusers: `AutoencoderKL.from_pretrained(...).decode(latents / scale + off
 A licence of the autoencoder's weights may bind what was trained with it.
 """
     output = graph.output if decoded or graph.output != "images" else "latents"
-    return replace(graph, example=example, output=output, notes="\n".join(filter(None, [graph.notes, notes])))
+    return replace(graph, output=output, notes="\n".join(filter(None, [graph.notes, notes])))
 
 
 def _require_free(folder: Path, *, force: bool) -> None:

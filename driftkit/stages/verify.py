@@ -15,7 +15,7 @@ from PIL import Image
 from driftkit.config.layers import flatten
 from driftkit.datasets.packs import card_path, open_pack
 from driftkit.encoders import feature_cache as cache
-from driftkit.errors import ArtifactError, DriftkitError
+from driftkit.errors import ArtifactError, DriftkitError, shortened
 from driftkit.scoring import statistics_file
 from driftkit.storage.atomic import is_temporary, writer_lives
 from driftkit.storage.checksums import CHECKSUM_FILE, read_checksums, require_checksum
@@ -140,8 +140,7 @@ class _Verifier:
             elif not path.is_dir() and not self.file(path):
                 unknown.append(path.name)
         if unknown:
-            more = f" and {len(unknown) - NAMED} more" if len(unknown) > NAMED else ""
-            self.note(folder, "unknown", f"files that are not driftkit's: {', '.join(unknown[:NAMED])}{more}")
+            self.note(folder, "unknown", f"files that are not driftkit's: {shortened(unknown, NAMED)}")
 
     def file(self, path: Path) -> bool:
         """One file; returns whether it is of a kind that driftkit writes."""

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from driftkit.errors import ArtifactError, NotFoundError
 from driftkit.storage.atomic import atomic_folder as atomic_folder
 from driftkit.storage.atomic import atomic_path as atomic_path
-from driftkit.storage.json_text import from_json
+from driftkit.storage.json_text import from_json, to_json
 
 MAX_JSON_BYTES = 256 * 2**20
 MAX_HEADER_BYTES = 32 * 2**20
@@ -23,8 +23,7 @@ MAX_HEADER_BYTES = 32 * 2**20
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
     """Write one JSON document; NaN is refused, since no other reader accepts it."""
-    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_bytes(path, text.encode("utf-8", "backslashreplace"))  # what is no UTF-8 in paths becomes JSON's \\udcXX
+    write_bytes(path, f"{to_json(document)}\n".encode())
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -118,7 +118,7 @@ def training_shapes(config: TrainConfig, *, device: str) -> tuple[Shapes, list[s
     sample_shape = latent_shape(config, size) or (3, size, size)
     with torch.device("meta"):
         shape = conditioned_network(config.objective, config.model, None)
-        network = build_network(method.network_for_budget(config.objective, shape), image_size=sample_shape[-1])
+        network = build_network(method.complete(config.objective, shape, None), image_size=sample_shape[-1])
     work = method.workload(config.objective, network, size)
     trained, encode = work.trained, work.encode
     frozen: list[nn.Module] = [*work.encoders]

@@ -10,7 +10,7 @@ import torch
 
 from driftkit.config.layers import did_you_mean
 from driftkit.datasets.packs import ImagePack
-from driftkit.errors import ArtifactError, UsageError
+from driftkit.errors import ArtifactError, UsageError, shortened
 from driftkit.methods.base import GenerativeConfig, MethodConfig
 from driftkit.models.contract import GeneratorNetworkConfig, NetworkConfig
 from driftkit.protocols import Condition
@@ -200,10 +200,9 @@ def _label_of(word: str, names: Sequence[str]) -> int:
         return names.index(word)
     if len(word) <= MAX_DIGITS and word.isascii() and word.isdecimal() and int(word) < len(names):
         return int(word)
-    shown = ", ".join(names[:SHOWN_CLASSES])
-    more = f" and {len(names) - SHOWN_CLASSES:,} more" if len(names) > SHOWN_CLASSES else ""
     raise UsageError(
-        f"`classes` {word:.80}: expected {EVERY_CLASS}, a number below {len(names)}, or some of {shown}{more}"
+        f"`classes` {word:.80}: expected {EVERY_CLASS}, a number below {len(names)}, or some of "
+        f"{shortened(names, SHOWN_CLASSES)}"
         f"{did_you_mean(word, names)}"
     )
 

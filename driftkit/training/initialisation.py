@@ -11,7 +11,7 @@ from torch import nn
 
 from driftkit.config.weights_name import EMA, split_weights
 from driftkit.encoders.lineage import lineage_of_run, training_encoders_of
-from driftkit.errors import ArtifactError, UsageError
+from driftkit.errors import ArtifactError, UsageError, shortened
 from driftkit.models.conditioning import ConditionEmbedding
 from driftkit.models.contract import GeneratorNetworkConfig, NetworkConfig
 from driftkit.models.registry import tensor_problems
@@ -195,13 +195,10 @@ def _labels_by_name(
         if name in places:
             labels[row] = rows[places[name]]
     fresh, unused = [c for c in classes if c not in places], [c for c in before if c not in classes]
-    notes = [f"freshly initialised, since {source} has no such classes: {_named(fresh)}"] if fresh else []
-    return labels, notes + ([f"not taken, since this run has no such classes: {_named(unused)}"] if unused else [])
-
-
-def _named(classes: Sequence[str]) -> str:
-    more = f" and {len(classes) - NAMED} more" if len(classes) > NAMED else ""
-    return ", ".join(classes[:NAMED]) + more
+    notes = [f"freshly initialised, since {source} has no such classes: {shortened(fresh, NAMED)}"] if fresh else []
+    return labels, notes + (
+        [f"not taken, since this run has no such classes: {shortened(unused, NAMED)}"] if unused else []
+    )
 
 
 def _same_style(config: NetworkConfig, origin: WeightsOrigin) -> bool:

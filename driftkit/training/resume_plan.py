@@ -15,7 +15,7 @@ from driftkit.datasets import sources
 from driftkit.datasets.packs import ImagePack
 from driftkit.encoders import registry
 from driftkit.encoders.encoder_config import read_encoder
-from driftkit.errors import ArtifactError, UsageError
+from driftkit.errors import ArtifactError, UsageError, shortened
 from driftkit.runtime.ranks import Ranks
 from driftkit.storage.atomic import is_temporary
 from driftkit.storage.lock import is_lock
@@ -120,9 +120,8 @@ def _require_same_config(run: Run, config: TrainConfig, origins: Mapping[str, st
             different.append(f"`{key}` was {before!r} and is {now!r} now{why}")
     if different:
         sources.require_there(config.data.spec)  # a mistyped path is the first thing to say
-        more = f"; and {len(different) - NAMED} more" if len(different) > NAMED else ""
         raise UsageError(
-            f"{run.path} holds a run with another config ({'; '.join(different[:NAMED])}{more}); to train with the new "
+            f"{run.path} holds a run with another config ({shortened(different, NAMED, '; ')}); to train with the new "
             f"settings, give another `output`, and `init_from` {run.path} to start from its weights"
         )
     return moved

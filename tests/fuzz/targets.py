@@ -130,7 +130,7 @@ def manifest(folder: Path) -> Target:
         json.dumps([asdict(summary), differences([summary]), equality_notes([summary])], allow_nan=False)
         network, resolved, checkpoint = load_network(opened)
         card = describe_run(opened, resolved, weights="ema", step=checkpoint.step)
-        graph = METHODS[resolved.objective.name].graph(resolved.objective, network, resolved.data.image_size)
+        graph = METHODS[resolved.objective.name].graph(resolved.objective, network, resolved.data.sample_shape)
         about = {"created": "", "difference": None, "file": "f", "sha256": "0" * 64, "driftkit": "0"}
         about |= {"graph": graph.kind, "title": graph.title, "notes": graph.notes, "file_format": "onnx"}
         about |= {"autoencoder": None, "sample_shape": [3, 8, 8]}

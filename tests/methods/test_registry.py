@@ -51,7 +51,7 @@ def test_unknown_methods_and_samplers_are_usage_errors():
         ("ddpm", {"beta_start": 0.02, "beta_end": 0.01}, "beta_end 0.01 lies below beta_start 0.02"),
         ("flow", {"label_dropout": 0.2}, "no labels to drop without class_conditional"),
         ("drift", {"guidance_max": 2.0}, "needs class_conditional, and unconditional images"),
-        ("drift", {"guidance_power": 5.0}, "guidance_max, which is 1"),
+        ("drift", {"guidance_power": 5.0}, "need guidance_max above 1"),
         ("drift", {"class_conditional": True, "unconditional": 8}, "weight 0 without guidance"),
     ],
 )

@@ -7,6 +7,8 @@ import torch
 
 from driftkit.errors import UsageError
 from driftkit.metrics.base import FeatureStats, Metric, MetricInputs, MetricResult, Quantity
+from driftkit.metrics.frechet import frechet_distance
+from driftkit.metrics.moments import Moments
 from driftkit.metrics.registry import METRICS, compute_metrics, quantities, real_floor, select_metrics
 from tests.metrics.conftest import draw, stats
 
@@ -109,14 +111,19 @@ def test_what_a_metric_declares_is_held_to():
         replace(stray, needs="labels")
 
 
-def test_floor_takes_disjoint_halves_and_scores_them_like_samples():
+def test_floor_scores_real_images_against_the_others_like_samples():
     rows = torch.cat([draw(50, 0), draw(50, 1)])
     floor = real_floor(rows, num_images=1000)
     assert floor.num_images == 50
     assert floor.metrics["fid"] > 0
     assert set(floor.metrics) >= LITERAL
     assert floor == real_floor(rows, num_images=1000)
-    assert real_floor(rows, num_images=20).metrics["fid"] > floor.metrics["fid"]
+    order = torch.randperm(100, generator=torch.Generator().manual_seed(floor.seed))
+    few = real_floor(rows, num_images=20)
+    assert few.metrics["fid"] == pytest.approx(
+        frechet_distance(Moments.of(rows[order[:20]]), Moments.of(rows[order[20:]])), rel=1e-6
+    )
+    assert few.metrics["fid"] > floor.metrics["fid"]
     assert real_floor(rows[:3], num_images=10) is None
     copied = torch.cat([rows[:50], rows[:50]])  # halves that shared images would be nearer
     assert real_floor(copied, num_images=50).metrics["fid"] < floor.metrics["fid"]

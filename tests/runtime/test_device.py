@@ -13,6 +13,7 @@ from driftkit.errors import ResourceError
 from driftkit.runtime import device
 from driftkit.runtime.device import autocast_dtype, choose_threads, resolve_device, training_dtype
 from driftkit.runtime.environment import MALLOC_VARIABLES
+from driftkit.runtime.terminal import say_once
 from driftkit.storage.run_folder import Run
 from tests.conftest import driftkit, train_tiny
 
@@ -78,7 +79,7 @@ def four_processors(monkeypatch):
     monkeypatch.setattr(device, "DEFAULT_THREADS", 4)
     monkeypatch.setattr(device, "usable_cpus", lambda: 4)
     monkeypatch.setattr(device, "free_cpus", lambda enough: 4.0)
-    device._say_once.cache_clear()
+    say_once.cache_clear()
     taken = []
     monkeypatch.setattr(torch, "set_num_threads", taken.append)
     monkeypatch.setattr(torch, "get_num_threads", lambda: taken[-1] if taken else 4)

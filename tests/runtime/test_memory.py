@@ -75,7 +75,7 @@ def test_halves_are_tried_until_one_fits():
     assert largest_fitting(needs_less_than(0)[0], 128, CPU) == 0
 
 
-@pytest.mark.parametrize(("most", "says"), [(20, "--batch-size 8 fits"), (0, "not even one image fits")])
+@pytest.mark.parametrize(("most", "says"), [(20, "`batch_size` 8 fits"), (0, "not even one image fits")])
 def test_the_explanation_names_what_fits(most, says):
     attempt, _ = needs_less_than(most)
     with pytest.raises(ResourceError, match=says) as raised, fitting_batch("sampling", 64, attempt, device=CPU):

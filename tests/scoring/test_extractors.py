@@ -1,8 +1,10 @@
 """Extractors: batching, what they refuse, and how weights are found and read."""
 
+import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from torch_fidelity import feature_extractor_inceptionv3 as theirs
 
 from driftkit.datasets.sources import open_dataset
@@ -208,6 +210,17 @@ def test_any_timm_model_scores_by_its_pooled_features(tmp_path):
         load_extractor("timm:resnet18.tv_in1k", weights=path)
     with pytest.raises(ArtifactError, match="nothing"):
         load_extractor("timm:resnet18.tv_in1k", weights=tmp_path / "absent")
+
+
+@pytest.mark.parametrize(("side", "size"), [(32, 224), (300, 224), (32, 128)])
+def test_images_are_resized_as_by_pillow(side, size):
+    images = random_images(3, size=side)
+    pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
+    pillow = [picture.resize((size, size), Image.Resampling.BICUBIC) for picture in pictures]
+    expected = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in pillow])
+    difference = (extractors.resized_as_by_pil(images, size, "bicubic") - expected).abs()
+    assert difference.max() <= 1  # 24 without rounding between rows and columns
+    assert (difference > 0).float().mean() < 0.005
 
 
 def resnet(path):

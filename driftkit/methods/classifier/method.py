@@ -42,14 +42,10 @@ def _workload(config: ClassifierConfig, network: "nn.Module", image_size: int) -
     return Workload(lambda images: [network(images, classify=True)])
 
 
-def _complete(config: ClassifierConfig, network: "MAEResNetConfig", pack: "ImagePack") -> "MAEResNetConfig":
+def _complete(config: ClassifierConfig, network: "MAEResNetConfig", pack: "ImagePack | None") -> "MAEResNetConfig":
     from driftkit.methods.encoder_training import with_head
 
     return with_head(network.model_copy(update={"decoder": False}), pack, reason="a classifier")
-
-
-def _network_for_budget(config: ClassifierConfig, network: "MAEResNetConfig") -> "MAEResNetConfig":
-    return network.model_copy(update={"num_classes": network.num_classes or 1, "decoder": False})
 
 
 register(
@@ -63,7 +59,6 @@ register(
         workload=_workload,
         holdout=0.02,
         complete=_complete,
-        network_for_budget=_network_for_budget,
         finish=export_trained_encoder,
     )
 )

@@ -1,5 +1,6 @@
 """DDPM, as the rest of driftkit knows it."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +45,7 @@ def _sampler(name: str, config: DDPMConfig) -> "Sampler":
     return partial(getattr(samplers, name), schedule=config.schedule())
 
 
-def _graph(config: DDPMConfig, network: "nn.Module", image_size: int) -> Graph:
+def _graph(config: DDPMConfig, network: "nn.Module", shape: Sequence[int]) -> Graph:
     import torch
 
     from driftkit.methods.regression import TimedGraph
@@ -54,7 +55,7 @@ def _graph(config: DDPMConfig, network: "nn.Module", image_size: int) -> Graph:
     generator = torch.Generator().manual_seed(0)
 
     def example(count: int) -> tuple[torch.Tensor, ...]:
-        x_t = torch.randn(count, 3, image_size, image_size, generator=generator)
+        x_t = torch.randn(count, *shape, generator=generator)
         return x_t, torch.randint(0, config.num_steps, (count,), generator=generator), *inputs.example(count)
 
     last = config.num_steps - 1

@@ -13,7 +13,7 @@ import torch
 from driftkit.errors import UsageError
 from driftkit.methods.drifting.affinity import Affinity, Kernel, log_affinity, write_coefficients
 from driftkit.methods.drifting.distance import pairwise_distance
-from driftkit.methods.drifting.precision import MIN_DISTANCE, WAITS, compute_dtype, result_dtype
+from driftkit.methods.drifting.precision import MAX_DISTANCE, MIN_DISTANCE, WAITS, compute_dtype, result_dtype
 from driftkit.methods.drifting.sharing import SharedFeatures, check_shapes, share_features
 from driftkit.methods.drifting.workspace import CHUNK_BYTES, ScaleOver, Workspace, scale_groups
 from driftkit.runtime.device import ieee_float32
@@ -145,7 +145,7 @@ def _scales(ws: Workspace, fields: range, affinity: Affinity) -> _Scales:
     """Scales of the features as they are where float32 holds their squares, else of prescaled ones."""
     if ws.wait:
         scales = _scales_of(ws, fields, affinity, ws.y.new_ones(len(fields)))
-        if bool((torch.isfinite(scales.d_mean) & (scales.d_mean >= MIN_DISTANCE)).all()):
+        if bool(((scales.d_mean >= MIN_DISTANCE) & (scales.d_mean <= MAX_DISTANCE)).all()):
             return scales
         ws.require_finite(fields)
     return _scales_of(ws, fields, affinity, ws.prescale(fields))

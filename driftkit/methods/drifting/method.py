@@ -1,5 +1,6 @@
 """Drifting, as the rest of driftkit knows it."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from driftkit.methods.base import (
@@ -40,7 +41,7 @@ def _sampler(config: DriftingConfig) -> "Sampler":
     return sample_one_step
 
 
-def _graph(config: DriftingConfig, network: "nn.Module", image_size: int) -> Graph:
+def _graph(config: DriftingConfig, network: "nn.Module", shape: Sequence[int]) -> Graph:
     import torch
 
     from driftkit.methods.drifting.samplers import OneStepGenerator
@@ -50,7 +51,7 @@ def _graph(config: DriftingConfig, network: "nn.Module", image_size: int) -> Gra
     generator = torch.Generator().manual_seed(0)
 
     def example(count: int) -> "tuple[torch.Tensor, ...]":
-        return torch.randn(count, 3, image_size, image_size, generator=generator), *inputs.example(count)
+        return torch.randn(count, *shape, generator=generator), *inputs.example(count)
 
     return Graph(
         "generator", OneStepGenerator(network, inputs.names), ("noise", *inputs.names), "images", example,

@@ -32,8 +32,8 @@ MAX_SHARPNESS = 64.0
 # exp(-e) up to these exponents e, and where needed its square, lies within the range of the type.
 MAX_EXPONENT = {torch.float32: 80.0, torch.float64: 300.0}
 
-# Smallest mean distance whose squares float32 holds.
-MIN_DISTANCE = 1e-14
+# Least and largest mean distances of which float32 holds the sums of squares.
+MIN_DISTANCE, MAX_DISTANCE = 1e-14, 1e14
 
 # Up to this many multiplications, float64 costs nothing that is noticed.
 SMALL_PROBLEM = 2**22

@@ -1,5 +1,6 @@
 """Rectified flow, as the rest of driftkit knows it."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
@@ -47,7 +48,7 @@ def _sampler(name: str, config: FlowConfig) -> "Sampler":
     return sampler
 
 
-def _graph(config: FlowConfig, network: "nn.Module", image_size: int) -> Graph:
+def _graph(config: FlowConfig, network: "nn.Module", shape: Sequence[int]) -> Graph:
     import torch
 
     from driftkit.methods.flow.samplers import TIME_SCALE
@@ -58,7 +59,7 @@ def _graph(config: FlowConfig, network: "nn.Module", image_size: int) -> Graph:
     generator = torch.Generator().manual_seed(0)
 
     def example(count: int) -> "tuple[torch.Tensor, ...]":
-        x_t = torch.randn(count, 3, image_size, image_size, generator=generator)
+        x_t = torch.randn(count, *shape, generator=generator)
         return x_t, torch.rand(count, generator=generator), *inputs.example(count)
 
     return Graph(

@@ -62,7 +62,7 @@ def _workload(config: MAEConfig, network: "nn.Module", image_size: int) -> Workl
     return Workload(forward)
 
 
-def _complete(config: MAEConfig, network: "MAEResNetConfig", pack: "ImagePack") -> "MAEResNetConfig":
+def _complete(config: MAEConfig, network: "MAEResNetConfig", pack: "ImagePack | None") -> "MAEResNetConfig":
     from driftkit.methods.encoder_training import with_head
 
     if network.decoder is False:
@@ -71,10 +71,6 @@ def _complete(config: MAEConfig, network: "MAEResNetConfig", pack: "ImagePack") 
         return network
     fix = f"without it: objective.finetune_from={NEVER}"
     return with_head(network, pack, reason="`objective.finetune_from`: fine-tuning", fix=fix)
-
-
-def _network_for_budget(config: MAEConfig, network: "MAEResNetConfig") -> "MAEResNetConfig":
-    return network.model_copy(update={"num_classes": network.num_classes or 1})
 
 
 register(
@@ -88,7 +84,6 @@ register(
         workload=_workload,
         holdout=0.02,
         complete=_complete,
-        network_for_budget=_network_for_budget,
         finish=export_trained_encoder,
     )
 )

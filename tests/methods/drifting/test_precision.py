@@ -64,9 +64,11 @@ def test_duplicated_points_do_not_spoil_the_precision(wait):
     assert relative_error(out.v, v) < 1e-4  # inputs near 100 hold differences of 1 to 2^-17 only
 
 
-@pytest.mark.parametrize("factor", [1e-30, 1e-12, 1e12, 1e30])
-def test_field_does_not_depend_on_the_units(factor, wait):
-    x, pos = draw(2, 6, 8), draw(2, 6, 8, seed=1)
+@pytest.mark.parametrize("shape", [(2, 6, 8), (2, 80, 512)])  # in float64, and in float32
+@pytest.mark.parametrize("factor", [1e-30, 1e-12, 1e12, 3e18, 1e25, 1e30])
+def test_field_does_not_depend_on_the_units(factor, shape, wait):
+    x, pos = draw(*shape), draw(*shape, seed=1)
+    x = torch.cat([x, x[:, :1] * 1.0001], dim=1)  # a pair whose distance is computed again in float64
     plain, scaled = aggregated_drift(x, pos, wait=wait), aggregated_drift(x * factor, pos * factor, wait=wait)
     assert relative_error(scaled.v, plain.v.double()) < 2e-5
     assert relative_error(scaled.feature_scale / factor, plain.feature_scale.double()) < 1e-5
