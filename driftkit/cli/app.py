@@ -27,7 +27,7 @@ from driftkit.errors import (
 )
 from driftkit.runtime.environment import keep_freed_memory, read_launch, set_thread_defaults, set_user_defaults
 from driftkit.runtime.signals import StoppedError, ending_cleanly, exit_code
-from driftkit.runtime.terminal import replace_unknown_characters, say
+from driftkit.runtime.terminal import open_standard_streams, replace_unknown_characters, say
 
 EXIT_CODES = (
     "Exit codes: 0 ok, 1 failure, 2 usage, 3 data or weights missing or damaged. 4: out of memory or disk, no such "
@@ -53,6 +53,7 @@ class DriftkitGroup(TyperGroup):
         try:
             with ending_cleanly():
                 _refuse_empty_values(words[:options_end])
+                _require_working_folder()
                 expand_place_variables()
                 result = super().main(words, standalone_mode=False, **options)
         except Exception as error:
@@ -69,6 +70,13 @@ class DriftkitGroup(TyperGroup):
             sys.stdout.flush()
             sys.exit(result if isinstance(result, int) else 0)
         return result
+
+
+def _require_working_folder() -> None:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UsageError("the working folder was removed; change to another folder") from None
 
 
 def explain(error: Exception, words: Sequence[str]) -> tuple[int, str]:
@@ -224,6 +232,7 @@ def options(
 
 def main() -> None:
     """Entry point of the console script."""
+    open_standard_streams()
     replace_unknown_characters()
     set_user_defaults()
     set_thread_defaults()  # here, since they are read when torch loads

@@ -34,9 +34,7 @@ class CompareConfig(Settings):
         tuple[Annotated[int, Field(ge=1)], ...] | None,
         COMMAS,
         Option(SCORES, default="the sampler's own, mostly 1,2,5,10,20,50,100"),
-    ] = Field(
-        None, min_length=1, description="network evaluations per image (NFE) at which samplers of many steps are scored"
-    )
+    ] = Field(None, description="network evaluations per image (NFE) at which samplers of many steps are scored")
     weights: Annotated[WeightsName, Option(SCORES)] = Field(
         "ema", description="weights of each run that are scored and shown, as in fid"
     )

@@ -49,7 +49,10 @@ SOURCES: dict[str, SourceKind] = {
 
 def data_directory(data_dir: Path | None = None) -> Path:
     """Folder of imported packs: the argument, else the variable DRIFTKIT_DATA_DIR, else `data`."""
-    return Path(data_dir or os.environ.get("DRIFTKIT_DATA_DIR") or "data")
+    folder = Path(data_dir or os.environ.get("DRIFTKIT_DATA_DIR") or "data")
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"folder of imported images (DRIFTKIT_DATA_DIR) {folder}: expected a folder, got a file")
+    return folder
 
 
 def open_dataset(

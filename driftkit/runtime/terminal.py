@@ -21,6 +21,16 @@ def printable(text: str) -> str:
     return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
+def open_standard_streams() -> None:
+    """Open those of stdin, stdout and stderr that are closed on /dev/null, as whoever starts daemons leaves them.
+
+    The lowest free number is opened, which is that of the stream: else the next file would get it.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.open(os.devnull, os.O_RDWR), mode, closefd=False))  # noqa: SIM115
+
+
 def replace_unknown_characters() -> None:
     """Let stdout show "?" for a character that its encoding lacks, as under LANG=C, instead of failing at it.
 

@@ -240,9 +240,11 @@ def _with_record(images: ImageSet, target: Path) -> ImageSet:
 
 
 def _origin(record: SampleRecord, target: Path) -> tuple[Run | None, SamplingInfo]:
-    """The run that made samples, if it is there, and how."""
+    """The run that made samples, if it is there, and how. A run is known by its id: another may have its place now."""
     folders = (target.resolve().parent.parent, *([Path(record.run)] if record.run else []))
-    run = next((Run.open(folder) for folder in folders if is_run(folder)), None)
+    made_by = record.request.get("run id")
+    runs = (Run.open(folder) for folder in folders if is_run(folder))
+    run = next((run for run in runs if made_by in (None, run.manifest().id)), None)
     return run, SamplingInfo.of(record.model_dump())
 
 

@@ -18,7 +18,7 @@ from driftkit.runtime.ranks import together
 from driftkit.scoring.evaluation_record import TrainingInfo
 from driftkit.scoring.extraction import Extractor, extract
 from driftkit.scoring.image_set import ImageSet, ScoringExecution, file_formats
-from driftkit.scoring.sanity import require_scorable
+from driftkit.scoring.sanity import require_enough, require_scorable
 from driftkit.scoring.statistics_file import (
     ImagesInfo,
     Statistics,
@@ -113,6 +113,8 @@ def open_reference(
             statistics = together(lambda: open_statistics_file(Path(spec), extractor), execution.ranks)
         check_size(statistics.record.images.image_size)
         return Reference(_named(statistics, spec), None)
+    if image_size is not None:
+        check_size(image_size)  # before anything is imported
     pack = open_dataset(spec, image_size=image_size, ranks=execution.ranks)
     check_size(pack.image_size)
     return of_pack(pack, spec, "reference", extractor, execution)
@@ -127,6 +129,7 @@ def of_pack(pack: ImagePack, spec: str, role: str, extractor: Extractor, executi
     Raises:
         RefusedError: the images are not scorable, or their features not finite.
     """
+    require_enough(len(pack), f"{role} {spec}")
     ranks = execution.ranks
     images = ImageSet.of_pack(pack, spec, execution)
     record = StatisticsRecord(

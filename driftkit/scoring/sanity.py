@@ -43,6 +43,12 @@ def require_uint8(images: torch.Tensor, what: str) -> tuple[torch.Tensor, list[s
     return to_uint8(images), [f"{what}: floating-point images, rounded to 8 bits as image files are"]
 
 
+def require_enough(count: int, what: str) -> None:
+    """Refuse (RefusedError) fewer than 10 images, which `what` names."""
+    if count < MIN_COUNT:
+        raise RefusedError(f"{what}: a score needs at least {MIN_COUNT} images, got {count}; take more")
+
+
 def require_scorable(survey: Survey, what: str, *, allow_collapsed: bool = False) -> list[str]:
     """Refuse images that no distance between distributions means anything for.
 
@@ -54,8 +60,7 @@ def require_scorable(survey: Survey, what: str, *, allow_collapsed: bool = False
         RefusedError: fewer than 10 images, more than half of them copies of others, or every image of one colour.
     """
     count = len(survey)
-    if count < MIN_COUNT:
-        raise RefusedError(f"{what}: a score needs at least {MIN_COUNT} images, got {count}; take more")
+    require_enough(count, what)
     duplicates = count - survey.distinct()
     if duplicates == count - 1:
         problem = f"all {count} images are identical"

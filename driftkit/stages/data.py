@@ -98,6 +98,7 @@ def import_data(spec: str, config: ImportConfig) -> "tuple[ImagePack, Path]":
     """
     from driftkit.datasets.packs import pack_path
     from driftkit.datasets.sources import open_dataset
+    from driftkit.storage.images import is_own_grid
     from driftkit.storage.writable import require_writable
 
     spec = config.asked_of(spec)
@@ -105,6 +106,9 @@ def import_data(spec: str, config: ImportConfig) -> "tuple[ImagePack, Path]":
         require_writable(pack_path(config.output), "`output`")
     if config.grid is not None:
         require_writable(config.grid, "`grid`")
+        there = config.grid.is_symlink() or config.grid.exists()
+        if there and not (config.grid.is_file() and is_own_grid(config.grid)):
+            raise UsageError(f"`grid` {config.grid}: expected a new name or an earlier grid, got another file")
     if config.output is None:
         pack = open_dataset(spec, image_size=config.image_size, limit=config.limit, url=config.cifar10_url)
     else:

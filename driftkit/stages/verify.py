@@ -113,6 +113,9 @@ class _Verifier:
 
     def folder(self, folder: Path, listed: Set[Path] = frozenset()) -> None:
         """A folder of any kind, and all folders below it, less the files that a record above it lists."""
+        if folder.is_symlink() and folder.resolve() in folder.absolute().parents:
+            self.note(folder, "unknown", "a link to a folder that it lies in")
+            return
         holds = {path.name for path in folder.iterdir()}
         done = set(listed)
         if "manifest.json" in holds:
@@ -196,6 +199,8 @@ class _Verifier:
     def picture(self, path: Path) -> None:
         """A PNG, by the checksums that it holds itself."""
         try:
+            if not path.is_file():
+                raise OSError("no plain file")
             with Image.open(path) as opened:
                 opened.verify()
         except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for broken files

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 from torchvision.utils import make_grid
 
 from driftkit.errors import ArtifactError
@@ -22,6 +23,7 @@ from driftkit.storage.sample_forms import FORMS, Advance, SampleForm
 
 MIN_TILE = 64  # pixels to which small images are enlarged in a grid
 GRID_COLUMNS, GRID_IMAGES, MAX_CLASS_ROWS = 8, 64, 10
+SOFTWARE = "driftkit"  # the text of that name in the PNGs of grids
 GRID_GAP = 2
 NAME_SIZE, NAME_CHARACTERS = 14, 20  # of a row's name: pixels of the font, and most characters
 
@@ -53,8 +55,19 @@ def save_grid(
     picture = Image.fromarray(grid.permute(1, 2, 0).numpy())
     if row_names:
         picture = _with_names(picture, row_names, pitch=enlarged.shape[-2] + GRID_GAP)
+    about = PngInfo()
+    about.add_text("Software", SOFTWARE)
     with atomic_path(path) as temporary:
-        picture.save(temporary, format="PNG")
+        picture.save(temporary, format="PNG", pnginfo=about)
+
+
+def is_own_grid(path: Path) -> bool:
+    """Whether `save_grid` wrote the file."""
+    try:
+        with Image.open(path) as picture:
+            return picture.info.get("Software") == SOFTWARE
+    except (OSError, ValueError, SyntaxError):  # what Pillow raises for what is no picture
+        return False
 
 
 def _with_names(grid: Image.Image, names: Sequence[str], *, pitch: int) -> Image.Image:

@@ -252,7 +252,7 @@ COMPARE = [
     Case("compare-evaluate-without-reference", "compare {drift} --evaluate", 2, ["--reference SPEC"]),
     Case("compare-reference-without-evaluate", "compare {drift} -r {pack}", 2, ["--evaluate"]),
     Case("compare-too-few", "compare {drift} -n 9", 2, ["--num-images", "got '9'"]),
-    Case("compare-nfe-words", "compare {ddpm} --evaluate -r {pack} --nfe 1,ten", 2, ["--nfe", "'1,ten'"]),
+    Case("compare-nfe-words", "compare {ddpm} --evaluate -r {pack} --nfe 1,ten", 2, ["--nfe", "got 'ten'"]),
     Case("compare-nfe-zero", "compare {ddpm} --evaluate -r {pack} --nfe 0", 2, ["--nfe", "'0'"]),
     Case("compare-nfe-not-used", "compare {ddpm} --nfe 0", 2, ["--nfe", "'0'"]),
     Case("compare-speed-batch-zero", "compare {drift} --speed-batch 0", 2, ["--speed-batch", "got '0'"]),

@@ -107,7 +107,7 @@ def test_usage_shows_once_that_words_may_repeat(command, usage):
         (["export", "absent", "--weights", "best"], 2, "ema, ema-DECAY, raw"),
         (["compare", "absent", "--evaluate"], 2, "--reference"),
         (["compare", "absent", "--reference", "shapes"], 2, "--evaluate"),
-        (["compare", "absent", "--evaluate", "--reference", "shapes", "--nfe", "1,x"], 2, "whole numbers"),
+        (["compare", "absent", "--evaluate", "--reference", "shapes", "--nfe", "1,x"], 2, "a valid integer"),
         (["compare", "absent", "--neighbours-by", "hue"], 2, "pixels or features"),
         (["toy", "--points", "swiss-rol"], 2, "checkerboard, swiss-roll or two-modes"),
         (["toy", "--attraction", "0", "--repulsion", "0"], 2, "nothing would move"),

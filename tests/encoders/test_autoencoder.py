@@ -106,11 +106,11 @@ def test_without_diffusers_the_extra_is_named(tmp_path, monkeypatch):
     [
         ({"_class_name": "VQModel"}, "VQModel, expected AutoencoderKL"),
         ({"_class_name": None}, "no class of diffusers, expected AutoencoderKL"),
-        ({"in_channels": 1}, "key in_channels"),
-        ({"latent_channels": 0}, "key latent_channels"),
-        ({"scaling_factor": 0}, "key scaling_factor"),
+        ({"in_channels": 1}, "in_channels"),
+        ({"latent_channels": 0}, "latent_channels"),
+        ({"scaling_factor": 0}, "scaling_factor"),
         ({"latents_mean": [0.0]}, "latents_mean: expected 4 numbers, got 1"),
-        ({"block_out_channels": [8] * 9}, "key block_out_channels"),
+        ({"block_out_channels": [8] * 9}, "block_out_channels"),
     ],
 )
 def test_configs_of_something_else_are_refused(tmp_path, changes, says):

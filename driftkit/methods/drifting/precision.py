@@ -1,6 +1,7 @@
 """The precision rule of the field: V agrees with float64 to 1e-5 of its norm, at any temperature and for any features.
 
-(Where push and pull cancel to less than a hundredth, to 1e-7 of theirs: the features themselves hold no more.)
+(Where push and pull cancel to less than a hundredth, to 1e-7 of theirs: the features themselves hold no more. Where one
+channel is a hundred times as large as all others, to 5e-5.)
 
 V is computed in float32, or in float64 where a feature is float64. Plain float32 breaks the rule by orders of magnitude
 (`python -m tests.benchmarks field` shows by how many). It fails in four places, and only there is something wider used:
