@@ -1,16 +1,16 @@
 """What processes say to one another, with two real ones; the field over ranks has tests of its own."""
 
 import contextlib
-import os
+import functools
 import time
 from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 from driftkit.errors import DriftkitError
 from driftkit.runtime.ranks import Ranks
+from tests.on_ranks import run_on_ranks
 
 WORLD = 2
 ROWS = (3, 5, 1)
@@ -56,10 +56,8 @@ def turns(ranks: Ranks, folder: Path) -> list[bool]:
     return filled
 
 
-def work(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", RANK=str(rank), WORLD_SIZE=str(WORLD), LOCAL_RANK=str(rank))
-    ranks = Ranks.start(device_type="cpu")
+def work(ranks: Ranks, folder: Path) -> dict:
+    rank = ranks.rank
     parts = tensors(rank)
     first, second = ranks.start_gather(parts), ranks.start_gather([parts[2].requires_grad_()])
     out = {f"second/{i}": t for i, t in enumerate(second.wait())}  # in another order than they were begun
@@ -78,22 +76,18 @@ def work(rank: int, folder: str) -> None:
         refused(ranks, [one.double() if rank else one]),
         refused(ranks, [one]),  # all agree again: what went before left nothing behind
     ]
-    out["turns"] = turns(ranks, Path(folder))
+    out["turns"] = turns(ranks, folder)
     out["unequal"] = unequal(ranks, {"the step": "3", "the network": f"digest {rank}"})
     out["equal"] = unequal(ranks, {"the step": "3", "the network": "digest"})
     value = torch.tensor([1.0, 2.0]) * (1 + rank)
     out |= {"sum": ranks.sum(value), "max": ranks.max(-value), "mean": ranks.mean(value), "value": value}
-    torch.save(out, f"{folder}/{rank}.pt")
-    ranks.stop()
+    return out
 
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory) -> list[dict]:
-    folder = str(tmp_path_factory.mktemp("ranks"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MASTER_PORT", str(31500 + os.getpid() % 1000))
-        mp.start_processes(work, args=(folder,), nprocs=WORLD, start_method="spawn")
-    return [torch.load(f"{folder}/{rank}.pt", weights_only=True) for rank in range(WORLD)]
+    folder = tmp_path_factory.mktemp("ranks")
+    return run_on_ranks(functools.partial(work, folder=folder), WORLD, folder)
 
 
 def test_tensors_arrive_in_rank_order_without_gradient(told):

@@ -1,11 +1,9 @@
 """Features of a set: streamed, shared among ranks, and the same in the end."""
 
-import os
 from dataclasses import replace
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,6 +14,7 @@ from driftkit.scoring.extraction import Extractor, extract, gather_rows, kept_in
 from driftkit.scoring.image_set import ImageSet, ScoringExecution, Share, default_batch_size
 from tests.conftest import first_is_fast
 from tests.cuda.fake import CUDA, fake_cuda, watching
+from tests.on_ranks import run_on_ranks
 from tests.scoring.fakes import random_images, tiny_extractor
 
 COUNT, BATCH = 50, 8
@@ -89,10 +88,8 @@ def test_a_gpu_gets_larger_batches():
     assert default_batch_size(torch.device("cpu")) == default_batch_size(torch.device("mps")) == 64
 
 
-def work(rank, world, folder):
-    torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank))
-    ranks = Ranks.start(device_type="cpu")
+def work(ranks):
+    rank = ranks.rank
     images = random_images(COUNT)
     share = Share.of(COUNT, batch_size=BATCH, ranks=ranks)
     shared = ImageSet("images", images[share.first : share.last], share)
@@ -103,17 +100,13 @@ def work(rank, world, folder):
         together(lambda: 1 / (1 - rank), ranks)
     except (ZeroDivisionError, DriftkitError) as problem:
         out["problem"] = f"{type(problem).__name__}: {problem}"
-    torch.save(out, f"{folder}/{rank}.pt")
-    ranks.stop()
+    return out
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("world", first_is_fast(2, 3))
-def test_ranks_together_make_what_one_process_makes(tmp_path, monkeypatch, world):
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    monkeypatch.setenv("MASTER_PORT", str(28500 + (os.getpid() + 17 * world) % 1000))
-    mp.start_processes(work, args=(world, str(tmp_path)), nprocs=world, start_method="spawn")
-    first, *others = [torch.load(tmp_path / f"{r}.pt", weights_only=True) for r in range(world)]
+def test_ranks_together_make_what_one_process_makes(tmp_path, world):
+    first, *others = run_on_ranks(work, world, tmp_path)
     whole = extract(tiny_extractor(), ImageSet.of_tensor(random_images(COUNT)), ScoringExecution(BATCH), max_rows=30)
     assert torch.equal(first["rows"], whole.rows)
     assert torch.equal(first["indices"], whole.indices)

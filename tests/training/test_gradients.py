@@ -1,17 +1,16 @@
 """Gradients are averaged over ranks from flat buffers, and begin to travel before the backward pass ends."""
 
 import contextlib
-import os
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from driftkit.runtime.ranks import Ranks
 from driftkit.training.gradients import GradientExchange
 from driftkit.training.optimizer import adamw
 from tests.conftest import first_is_fast
+from tests.on_ranks import run_on_ranks
 
 WORLD, LAYERS, BATCH = 2, 6, 8
 
@@ -65,10 +64,7 @@ def train(ranks, *, signalled=True, events=None):
     return seen, network.state_dict(), {n: len(optimizer.state[p]) for n, p in network.named_parameters()}
 
 
-def work(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", RANK=str(rank), WORLD_SIZE=str(WORLD), LOCAL_RANK=str(rank))
-    ranks = Ranks.start(device_type="cpu")
+def work(ranks: Ranks) -> dict:
     events: list[str] = []
     reduce = dist.all_reduce
 
@@ -80,17 +76,12 @@ def work(rank: int, folder: str) -> None:
     out = {"signalled": train(ranks, events=events), "events": list(events)}
     events.clear()
     out |= {"afterwards": train(ranks, signalled=False, events=events), "late events": list(events)}
-    torch.save(out, f"{folder}/{rank}.pt")
-    ranks.stop()
+    return out
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    folder = str(tmp_path_factory.mktemp("gradients"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MASTER_PORT", str(32500 + os.getpid() % 1000))
-        mp.start_processes(work, args=(folder,), nprocs=WORLD, start_method="spawn")
-    return [torch.load(f"{folder}/{rank}.pt", weights_only=True) for rank in range(WORLD)]
+    return run_on_ranks(work, WORLD, tmp_path_factory.mktemp("gradients"))
 
 
 @pytest.mark.slow

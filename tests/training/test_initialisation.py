@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch import nn
 
 from driftkit.comparison.run_summary import summarise
@@ -25,6 +24,7 @@ from driftkit.training.initialisation import initialise
 from tests.comparison.comparing import compare_runs
 from tests.conftest import TINY_DATA, TINY_LOOP, TINY_UNET, driftkit, replace_weights, train_tiny
 from tests.encoders.tiny_autoencoder import tiny_autoencoder
+from tests.on_ranks import start_ranks
 from tests.training.test_ranks import train_part
 
 CONDITIONAL = ["--class-conditional"]
@@ -287,7 +287,7 @@ def test_a_stage_of_a_pipeline_runs_again_where_its_source_is_another(source, tm
 @pytest.mark.slow
 def test_ranks_start_from_the_same_weights(source, tmp_path):
     sets = ["--init-from", str(source.path)]
-    mp.start_processes(train_part, args=(2, str(tmp_path / "new"), sets), nprocs=2, start_method="spawn")
+    start_ranks(train_part, 2, tmp_path / "new", sets)
     run = Run(tmp_path / "new")
     assert (run.manifest().state, run.manifest().world_size) == ("done", 2)
     assert run.manifest().initialised_from.digest == state_digest(source.weights("ema")[0])

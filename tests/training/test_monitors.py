@@ -17,7 +17,7 @@ from driftkit.storage.run_folder import Run
 from driftkit.training.feed import Feed
 from driftkit.training.monitors import CollapseWatch, FiniteWatch, NonFiniteStep
 from driftkit.training.trainer import Trainer
-from tests.conftest import TINY_DATA, TINY_LOOP, TINY_UNET, driftkit, replace_weights, train_tiny
+from tests.conftest import TINY_DATA, TINY_LOOP, TINY_UNET, driftkit, free_port, replace_weights, train_tiny
 
 GOOD, BAD, INF = torch.tensor(1.0), torch.tensor(torch.nan), torch.tensor(torch.inf)
 NORMS = {"w": GOOD, "b": GOOD}
@@ -305,7 +305,7 @@ main()
 def test_all_ranks_stop_together_with_one_message(tmp_path):
     (tmp_path / "program.py").write_text(SCRIPT)
     line = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2",
-            f"--master-port={31500 + os.getpid() % 1000}", str(tmp_path / "program.py"), "train", "--objective", "ddpm",
+            f"--master-port={free_port()}", str(tmp_path / "program.py"), "train", "--objective", "ddpm",
             *TINY_DATA, *TINY_UNET, *TINY_LOOP, "--steps", "5", "--output", str(tmp_path / "run")]  # fmt: skip
     done = subprocess.run(line, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode != 0

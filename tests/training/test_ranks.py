@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 from driftkit.errors import ArtifactError, LostRankError, UsageError
 from driftkit.methods.drifting import aggregated_drift
@@ -31,6 +30,7 @@ from driftkit.training.gradients import GradientExchange
 from driftkit.training.resume_plan import plan_resume
 from driftkit.training.train_config import resolve_config
 from tests.conftest import TINY_DATA, TINY_LOOP, TINY_UNET, driftkit, free_port, setting, train_tiny
+from tests.on_ranks import run_on_ranks, start_ranks
 
 BATCH = 12
 MAE_SETS = ["model.base_channels=8", "model.num_classes=3", "objective.finetune_from=0", "objective.finetune_ramp=1"]
@@ -78,10 +78,8 @@ def gradients(objective: str, ranks: Ranks, micro_batch: int | None = None) -> d
     return {name: p.grad for name, p in network.named_parameters()}
 
 
-def work(rank: int, world: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank))
-    ranks = Ranks.start(device_type="cpu")
+def work(ranks: Ranks) -> dict:
+    rank, world = ranks.rank, ranks.world_size
     out = {f"{o}/{k}": v for o in (*DRIFTING, "ddpm", "mae") for k, v in gradients(o, ranks, micro_batch=4).items()}
     before = ranks.traffic.gathered_bytes
     gradients("drift, classes", ranks)
@@ -93,16 +91,12 @@ def work(rank: int, world: int, folder: str) -> None:
         field = aggregated_drift(x[:, mine], pos[:, mine], scale_over=scale_over, ranks=ranks)
         out[f"field/{scale_over}"] = field.v
         out[f"norm/{scale_over}"] = field.drift_scale
-    torch.save(out, f"{folder}/{rank}.pt")
-    ranks.stop()
+    return out
 
 
 @pytest.mark.slow
-def test_ranks_share_one_field_and_one_gradient(tmp_path, monkeypatch):
-    monkeypatch.setenv("MASTER_PORT", str(29500 + os.getpid() % 1000))
-    world = 2
-    mp.start_processes(work, args=(world, str(tmp_path)), nprocs=world, start_method="spawn")
-    parts = [torch.load(tmp_path / f"{r}.pt", weights_only=True) for r in range(world)]
+def test_ranks_share_one_field_and_one_gradient(tmp_path):
+    parts = run_on_ranks(work, 2, tmp_path)
     for objective in (*DRIFTING, "ddpm", "mae"):
         for name, want in gradients(objective, Ranks()).items():
             for part in parts:
@@ -233,25 +227,19 @@ def test_another_number_of_processes_keeps_the_global_batch(tmp_path):
     """Resumed alone, steps with 2 x 4 images are steps with 8: the numbers differ by rounding (no dropout here)."""
     sets = ["--precision", "float32", "--set", "model.dropout=0.0", "--set", "trainer.checkpoint_every=0"]
     train_tiny(tmp_path / "whole", "drift", *sets, "--batch-size", 8, steps=6)
-    mp.start_processes(train_part, args=(2, str(tmp_path / "run"), sets), nprocs=2, start_method="spawn")
+    start_ranks(train_part, 2, tmp_path / "run", sets)
     assert "continue, with 8 images each" in train_tiny(tmp_path / "run", "drift", *sets, steps=6).stderr
     whole, run = (Run(tmp_path / name).checkpoint().weights("raw") for name in ("whole", "run"))
     for name, tensor in whole.items():
         assert (run[name] - tensor).norm() <= 2e-3 * tensor.norm() + 1e-5, name
 
 
-def train_part(rank, world, output, sets):
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(30100 + os.getppid() % 1000), RANK=str(rank),
-                      WORLD_SIZE=str(world), LOCAL_RANK=str(rank))  # fmt: skip
-    train_tiny(Path(output), "drift", *sets, steps=3)
+def train_part(rank, output, sets):
+    train_tiny(output, "drift", *sets, steps=3)
 
 
-def train_unlike(rank, world, output):
+def train_unlike(rank, output):
     """Train, with other initial weights or another encoder on rank 1; what was said goes to a file of the rank."""
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(30100 + os.getppid() % 1000), RANK=str(rank),
-                      WORLD_SIZE=str(world), LOCAL_RANK=str(rank))  # fmt: skip
     build = train_stage.build_network
 
     def build_network(*arguments, **options):
@@ -267,7 +255,7 @@ def train_unlike(rank, world, output):
 
 @pytest.mark.slow
 def test_ranks_with_other_initial_weights_do_not_train(tmp_path):
-    mp.start_processes(train_unlike, args=(2, str(tmp_path / "run")), nprocs=2, start_method="spawn")
+    start_ranks(train_unlike, 2, tmp_path / "run")
     said = [(tmp_path / f"run.{rank}").read_text() for rank in range(2)]
     assert all(text.startswith("1 ") for text in said), said
     assert "error: the network of rank 1 is not that of the other ranks" in said[0]
@@ -359,10 +347,8 @@ def assert_equal_runs(run, other):
 
 @pytest.mark.slow
 def test_torchrun_trains_and_writes_one_run(tmp_path):
-    port = f"--master-port={30500 + os.getpid() % 1000}"
-    line = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", port,
-            "-m", "driftkit", "train", "--encoder", "pixel", *TINY_DATA, *TINY_UNET, *TINY_LOOP, "--steps", "2",
-            "--json", "--output", str(tmp_path / "run")]  # fmt: skip
+    line = [*LAUNCH, f"--master-port={free_port()}", "-m", "driftkit", "train", "--encoder", "pixel", *TINY_DATA,
+            *TINY_UNET, *TINY_LOOP, "--steps", "2", "--json", "--output", str(tmp_path / "run")]  # fmt: skip
     done = subprocess.run(line, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     assert done.stdout.count('"state": "done"') == 1

@@ -1,15 +1,13 @@
 """The field of a batch that is spread over processes equals that of the batch in one process."""
 
-import os
-
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 from driftkit.errors import DriftkitError, NonFiniteError
 from driftkit.methods.drifting import aggregated_drift, drift_loss, share_features
 from driftkit.methods.drifting.cost import FieldCost
 from driftkit.runtime.ranks import Ranks
+from tests.on_ranks import run_on_ranks
 
 ROWS = 12  # of the whole batch: 2, 3 and 4 divide it
 CASES = {
@@ -51,10 +49,8 @@ def field(tensors: tuple[torch.Tensor, ...], options: dict, ranks: Ranks):
     return aggregated_drift(x, pos, rest[0] if rest else None, negative_weight=weight, ranks=ranks, **options)
 
 
-def work(rank: int, world: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank))
-    ranks = Ranks.start(device_type="cpu")
+def work(ranks: Ranks) -> dict[str, torch.Tensor | str]:
+    rank, world = ranks.rank, ranks.world_size
     out: dict[str, torch.Tensor | str] = {}
     for name, (tensors, options) in inputs().items():
         for key, value in vars(field(tensors, options, ranks)).items():
@@ -76,15 +72,12 @@ def work(rank: int, world: int, folder: str) -> None:
             aggregated_drift(uneven, pos, ranks=ranks)
         except error as problem:
             out[name] = str(problem)
-    torch.save(out, f"{folder}/{rank}.pt")
-    ranks.stop()
+    return out
 
 
 @pytest.mark.parametrize("world", [3, *(pytest.param(world, marks=pytest.mark.slow) for world in (2, 4))])
-def test_field_over_ranks_equals_that_of_the_whole_batch(tmp_path, monkeypatch, world):
-    monkeypatch.setenv("MASTER_PORT", str(29500 + (os.getpid() + 13 * world) % 1000))
-    mp.start_processes(work, args=(world, str(tmp_path)), nprocs=world, start_method="spawn")
-    parts = [torch.load(tmp_path / f"{r}.pt", weights_only=True) for r in range(world)]
+def test_field_over_ranks_equals_that_of_the_whole_batch(tmp_path, world):
+    parts = run_on_ranks(work, world, tmp_path)
     for name, (tensors, options) in inputs().items():
         whole = field(tensors, options, Ranks())
         joined = torch.cat([part[f"{name}/v"] for part in parts], dim=1)
