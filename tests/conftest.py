@@ -1,5 +1,6 @@
 """Tiny images, runs and command lines that many tests share."""
 
+import json
 import os
 import socket
 from pathlib import Path
@@ -22,12 +23,7 @@ from driftkit.runtime.ranks import Ranks
 from driftkit.storage.checksums import write_checksums
 from driftkit.storage.files import read_tensors, write_tensors
 from driftkit.storage.run_folder import Run
-
-TINY_UNET = ["--set", "model.base_channels=8", "--set", "model.channel_multipliers=[1,2]", "--set", "model.num_heads=2",
-             "--set", "model.attention_resolutions=[4]", "--set", "model.num_res_blocks=1"]  # fmt: skip
-TINY_MAE = ["--set", "model.base_channels=8", "--set", "model.num_blocks=[1,1,1,1]"]
-TINY_DATA = ["--data", "shapes?image_size=8&count=64"]
-TINY_LOOP = ["--batch-size", "4", "--set", "trainer.log_every=1", "--sample-every", "2", "--device", "cpu"]
+from tests.tiny import TINY_DATA, TINY_LOOP, TINY_MAE, TINY_UNET
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +49,19 @@ def _plain_cpu():
 def _no_hub():
     """No test waits for a network that is not there."""
     os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No network, and empty caches of weights."""
+
+    def refuse(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: None)
+    monkeypatch.delenv("DRIFTKIT_INCEPTION_WEIGHTS", raising=False)
 
 
 def setting(images: torch.Tensor, ranks: Ranks | None = None, **changes: object) -> Setting:
@@ -89,14 +98,24 @@ def driftkit(*words: object):
     return CliRunner().invoke(app, [str(w) for w in words])
 
 
+def done(*words: object):
+    """Run one command line that succeeds."""
+    result = driftkit(*words)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def document(*words: object):
+    """What a command line that succeeds says as JSON."""
+    return json.loads(done(*words, "--json").stdout)
+
+
 def train_tiny(output: Path, objective: str = "drift", *more: object, steps: int = 2):
     """Train a tiny run of any objective; drift on pixels unless `more` says otherwise."""
     words = [] if objective != "drift" or "--encoder" in more else ["--encoder", "pixel"]
     model = TINY_MAE if objective in ("mae", "classifier") else TINY_UNET
     line = ["train", "--objective", objective, *words, *TINY_DATA, *model, *TINY_LOOP]
-    result = driftkit(*line, "--steps", steps, "--output", output, *more)
-    assert result.exit_code == 0, result.output
-    return result
+    return done(*line, "--steps", steps, "--output", output, *more)
 
 
 def replace_weights(run: Path, which: str, tensors: dict[str, torch.Tensor]) -> None:

@@ -16,7 +16,7 @@ from driftkit.methods.registry import METHODS
 from driftkit.metrics.registry import METRICS
 from driftkit.models.registry import MODELS
 from driftkit.storage.files import read_json
-from tests.conftest import TINY_DATA, TINY_LOOP, TINY_UNET, driftkit, train_tiny
+from tests.conftest import TINY_DATA, TINY_LOOP, TINY_UNET, done, driftkit, train_tiny
 
 GUIDE = Path(__file__).parents[1] / "driftkit" / "README.md"
 REGISTRIES = (SOURCES, FEATURE_SETS, ENCODERS, METHODS, METRICS, MODELS)
@@ -37,12 +37,6 @@ def plug_ins(monkeypatch):
     for registry, rows in zip(REGISTRIES, before, strict=True):
         registry.clear()
         registry.update(rows)
-
-
-def done(*words):
-    result = driftkit(*words)
-    assert result.exit_code == 0, result.output
-    return result
 
 
 @pytest.mark.usefixtures("plug_ins")

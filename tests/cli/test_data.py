@@ -1,20 +1,12 @@
 """`driftkit data` as typed: its document, its text, its files, its errors."""
 
-import json
-
 import pytest
 from PIL import Image
 
 from driftkit.datasets.packs import open_pack
-from tests.conftest import driftkit
+from tests.conftest import document, driftkit
 
 SMALL = "shapes?count=40&image_size=8"
-
-
-def document(*words):
-    result = driftkit("data", *words, "--json")
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)
 
 
 def refused(code, *words):
@@ -26,7 +18,7 @@ def refused(code, *words):
 
 
 def test_json_is_the_card_with_counts_and_path():
-    card = document(SMALL)
+    card = document("data", SMALL)
     assert (card["count"], card["height"], card["width"]) == (40, 8, 8)
     assert card["classes"]["heart"] == 4
     assert open_pack(card["path"]).digest == card["sha256"]
@@ -40,7 +32,7 @@ def test_table_shows_count_classes_and_source():
 
 
 def test_output_writes_a_pack_where_asked_and_nowhere_else(tmp_path):
-    card = document(SMALL, "--output", "packs/mine", "--limit", "10")
+    card = document("data", SMALL, "--output", "packs/mine", "--limit", "10")
     assert card["path"] == "packs/mine.safetensors"
     pack = open_pack(tmp_path / "packs" / "mine")
     pack.verify()
@@ -49,30 +41,30 @@ def test_output_writes_a_pack_where_asked_and_nowhere_else(tmp_path):
 
 
 def test_same_output_again_is_left_as_it_is(tmp_path):
-    document(SMALL, "--output", "mine")
+    document("data", SMALL, "--output", "mine")
     before = (tmp_path / "mine.safetensors").stat()
-    document(SMALL, "--output", "mine")
+    document("data", SMALL, "--output", "mine")
     assert (tmp_path / "mine.safetensors").stat().st_mtime_ns == before.st_mtime_ns
 
 
 def test_other_output_is_replaced_only_by_force(tmp_path):
-    document(SMALL, "--output", "mine")
+    document("data", SMALL, "--output", "mine")
     assert "--force" in refused(2, SMALL, "--output", "mine", "--limit", "10")
-    assert document(SMALL, "--output", "mine", "--limit", "10", "--force")["count"] == 10
+    assert document("data", SMALL, "--output", "mine", "--limit", "10", "--force")["count"] == 10
     (tmp_path / "notes.json").write_text("{}")
     assert "--force" in refused(2, SMALL, "--output", "notes")
     assert (tmp_path / "notes.json").read_text() == "{}"
 
 
 def test_pack_is_resized_only_into_an_output():
-    document(SMALL, "--output", "mine")
+    document("data", SMALL, "--output", "mine")
     assert "--output" in refused(3, "mine", "--image-size", "16")
-    card = document("mine", "--image-size", "16", "--output", "larger")
+    card = document("data", "mine", "--image-size", "16", "--output", "larger")
     assert (card["height"], card["label"], card["source"]["kind"]) == (16, "shapes train", "pack")
 
 
 def test_grid_is_a_picture(tmp_path):
-    assert document(SMALL, "--grid", "grid.png")["grid"] == "grid.png"
+    assert document("data", SMALL, "--grid", "grid.png")["grid"] == "grid.png"
     with Image.open(tmp_path / "grid.png") as image:
         assert image.format == "PNG"
     refused(2, SMALL, "--grid", "grid.jpg")

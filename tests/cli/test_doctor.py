@@ -10,69 +10,54 @@ import pytest
 from driftkit.datasets.cifar10 import ARCHIVE
 from driftkit.encoders.specs import PACKAGED, SPECS
 from driftkit.stages import doctor
-from tests.conftest import driftkit
-
-
-@pytest.fixture
-def alone(monkeypatch, tmp_path):
-    """No network, empty caches."""
-
-    def refuse(*_, **__):
-        raise OSError("no network")
-
-    monkeypatch.setattr("urllib.request.urlopen", refuse)
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: None)
-    monkeypatch.delenv("DRIFTKIT_INCEPTION_WEIGHTS", raising=False)
+from tests.conftest import document, driftkit
 
 
 def report(*words):
-    result = driftkit("doctor", "--json", *words)
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)
+    return document("doctor", *words)
 
 
-def test_missing_things_are_reported_with_what_brings_them(alone):
-    document = report()
-    assert document["ok"]
-    assert not document["problems"]
-    files = {file["name"]: file for file in document["files"]}
+def test_missing_things_are_reported_with_what_brings_them(offline):
+    found = report()
+    assert found["ok"]
+    assert not found["problems"]
+    files = {file["name"]: file for file in found["files"]}
     assert set(files) == {*SPECS, "inception", "evaluator:dinov2", "evaluator:clip", "cifar10"}
     lost = {name: file for name, file in files.items() if name not in PACKAGED}
     assert all(file["path"] is None and file["fetch"] == f"driftkit prefetch {name}" for name, file in lost.items())
     assert all(files[name]["path"] for name in PACKAGED)
-    assert all(not host["reachable"] and host["reason"] == "no network" for host in document["hosts"])
-    assert any("out of reach" in line for line in document["warnings"])
-    assert document["versions"]["torch"]
-    assert document["cpu"]["memory_bytes"] > 0
-    assert {folder["variable"] for folder in document["folders"]} >= {"HF_HUB_CACHE", "TORCH_HOME", "DRIFTKIT_DATA_DIR"}
+    assert all(not host["reachable"] and host["reason"] == "no network" for host in found["hosts"])
+    assert any("out of reach" in line for line in found["warnings"])
+    assert found["versions"]["torch"]
+    assert found["cpu"]["memory_bytes"] > 0
+    assert {folder["variable"] for folder in found["folders"]} >= {"HF_HUB_CACHE", "TORCH_HOME", "DRIFTKIT_DATA_DIR"}
 
 
-def test_what_is_here_has_its_path_and_size(alone, tmp_path):
+def test_what_is_here_has_its_path_and_size(offline, tmp_path):
     weights = tmp_path / "torch" / "hub" / "checkpoints" / "moco_v2_800ep_pretrain.pth.tar"
     archive = tmp_path / "data" / ARCHIVE
     for path in (weights, archive):
         path.parent.mkdir(parents=True)
         path.write_bytes(b"12345")
     (tmp_path / "data" / "shapes-train-0123.safetensors").write_bytes(b"1")
-    document = report("--offline")
-    files = {file["name"]: file for file in document["files"]}
+    found = report("--offline")
+    files = {file["name"]: file for file in found["files"]}
     for name, path in (("mocov2", weights), ("cifar10", archive)):
         assert (files[name]["path"], files[name]["bytes"], files[name]["fetch"]) == (str(path), 5, None)
-    assert document["packs"] == {"names": ["shapes-train-0123.safetensors"], "bytes": 1}
+    assert found["packs"] == {"names": ["shapes-train-0123.safetensors"], "bytes": 1}
 
 
-def test_offline_asks_nobody(alone, monkeypatch):
+def test_offline_asks_nobody(offline, monkeypatch):
     monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: pytest.fail("asked the network"))
     assert report("--offline")["hosts"] == []
 
 
-def test_nothing_is_written(alone, tmp_path):
+def test_nothing_is_written(offline, tmp_path):
     report()
     assert not list(tmp_path.iterdir())
 
 
-def test_a_variable_that_names_nothing_is_a_warning(alone, monkeypatch, tmp_path):
+def test_a_variable_that_names_nothing_is_a_warning(offline, monkeypatch, tmp_path):
     monkeypatch.setenv("DRIFTKIT_INCEPTION_WEIGHTS", str(tmp_path / "absent.pth"))
     monkeypatch.setenv("DRIFTKIT_CIFAR10_URL", "nonsense")
     said = "\n".join(report()["warnings"])
@@ -80,16 +65,16 @@ def test_a_variable_that_names_nothing_is_a_warning(alone, monkeypatch, tmp_path
     assert "nonsense" in said
 
 
-def test_a_broken_timm_leaves_the_rest_of_the_report(alone, monkeypatch):
+def test_a_broken_timm_leaves_the_rest_of_the_report(offline, monkeypatch):
     monkeypatch.setitem(sys.modules, "timm.models", None)
-    document = report("--offline")
-    assert document["files"] == []
-    assert any("mocov2" in line for line in document["warnings"])
-    assert document["folders"]
+    found = report("--offline")
+    assert found["files"] == []
+    assert any("mocov2" in line for line in found["warnings"])
+    assert found["folders"]
 
 
 @pytest.mark.parametrize("width", [80, 120])
-def test_text_fits_the_terminal_and_names_every_file(alone, monkeypatch, width):
+def test_text_fits_the_terminal_and_names_every_file(offline, monkeypatch, width):
     monkeypatch.setenv("COLUMNS", str(width))
     result = driftkit("doctor")
     assert result.exit_code == 0, result.output
@@ -116,9 +101,9 @@ def test_builds_that_do_not_work_are_exit_1_with_the_fix(tmp_path, package, says
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
     )
     assert done.returncode == 1, done.stderr
-    document = json.loads(done.stdout)
-    assert not document["ok"]
-    assert document["versions"]["typer"]
+    found = json.loads(done.stdout)
+    assert not found["ok"]
+    assert found["versions"]["typer"]
     (line,) = done.stderr.strip().splitlines()
     assert says in line
     assert "uv pip install --reinstall torch torchvision" in line

@@ -8,15 +8,9 @@ from PIL import Image
 
 from driftkit.storage.files import read_json
 from driftkit.tutorial import toy_figure
-from tests.conftest import driftkit
+from tests.conftest import document, driftkit
 
 TINY = ["--points", "two-modes", "--steps", "3", "-b", "8", "--set", "frames=3"]
-
-
-def document(*words):
-    result = driftkit("toy", *words, "--json")
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)
 
 
 def contents(folder):
@@ -24,7 +18,7 @@ def contents(folder):
 
 
 def test_a_toy_writes_an_animation_a_still_and_its_record():
-    made = document(*TINY, "--start", "far", "--repulsion", "1.5", "--output", "t")
+    made = document("toy", *TINY, "--start", "far", "--repulsion", "1.5", "--output", "t")
     assert made == read_json(Path("t/toy.json"))
     assert (made["kind"], made["points"], made["start"], made["repulsion"]) == ("toy", "two-modes", "far", 1.5)
     assert len(made["drift_norm"]) == 3
@@ -39,11 +33,11 @@ def test_a_toy_writes_an_animation_a_still_and_its_record():
 
 
 def test_the_same_settings_give_the_same_bytes_over_what_was_there():
-    document(*TINY, "--output", "t")
+    document("toy", *TINY, "--output", "t")
     before = contents("t")
-    document(*TINY, "--output", "t")
+    document("toy", *TINY, "--output", "t")
     assert contents("t") == before
-    document(*TINY, "--output", "t", "--seed", "1")
+    document("toy", *TINY, "--output", "t", "--seed", "1")
     assert contents("t")["toy.json"] != before["toy.json"]
 
 
@@ -56,9 +50,9 @@ def test_text_says_what_was_reached_and_where_it_is():
 
 
 def test_toys_side_by_side_are_one_animation_and_one_table():
-    document(*TINY, "--output", "a")
-    document(*TINY, "--attraction", "1.5", "--output", "b")
-    table = document("a", "b", "--output", "c", "--set", "frames=2")
+    document("toy", *TINY, "--output", "a")
+    document("toy", *TINY, "--attraction", "1.5", "--output", "b")
+    table = document("toy", "a", "b", "--output", "c", "--set", "frames=2")
     assert table == read_json(Path("c/toys.json"))
     assert [(row["name"], row["attraction"]) for row in table["toys"]] == [("a", 1.0), ("b", 1.5)]
     assert table["toys"][0]["scores"] == read_json(Path("a/toy.json"))["scores"]
@@ -72,9 +66,9 @@ def test_toys_side_by_side_are_one_animation_and_one_table():
 
 
 def test_animations_of_strangers_are_read_in_bounds(monkeypatch):
-    document(*TINY, "--output", "a")
+    document("toy", *TINY, "--output", "a")
     monkeypatch.setattr(toy_figure, "MAX_PIXELS", 3 * 400 * 490)
-    document("a", "--output", "b", "--set", "frames=2")
+    document("toy", "a", "--output", "b", "--set", "frames=2")
     monkeypatch.setattr(toy_figure, "MAX_PIXELS", 3 * 400 * 490 - 1)
     result = driftkit("toy", "a", "--output", "c", "--set", "frames=2")
     assert (result.exit_code, "400x490 pixels, 3 pictures: no toy" in result.stderr) == (3, True)
@@ -85,13 +79,13 @@ def test_animations_of_strangers_are_read_in_bounds(monkeypatch):
 
 
 def test_variables_for_training_do_not_stop_toys_side_by_side(monkeypatch):
-    document(*TINY, "--output", "a")
+    document("toy", *TINY, "--output", "a")
     monkeypatch.setenv("DRIFTKIT_TOY_STEPS", "3")
-    document("a", "--output", "b", "--set", "frames=2")
+    document("toy", "a", "--output", "b", "--set", "frames=2")
 
 
 def test_verify_compares_the_pictures_with_their_checksums():
-    document(*TINY, "--output", "t")
+    document("toy", *TINY, "--output", "t")
     result = json.loads(driftkit("verify", "t", "--json").stdout)
     assert (result["ok"], result["notes"]) == (True, [])
     Path("t/toy.gif").write_bytes(Path("t/toy.gif").read_bytes()[:-9])
@@ -137,5 +131,5 @@ def test_stages_are_skipped_when_done_and_run_again_when_changed_or_gone():
 
 @pytest.mark.parametrize("points", ["checkerboard", "swiss-roll"])
 def test_the_other_distributions_train(points):
-    made = document("--points", points, "--start", "collapsed", *TINY[2:], "--output", points)
+    made = document("toy", "--points", points, "--start", "collapsed", *TINY[2:], "--output", points)
     assert made["scores"]["num_modes"] == 8

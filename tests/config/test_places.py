@@ -26,7 +26,7 @@ from driftkit.stages.sample import SampleConfig
 from driftkit.training.train_config import DataConfig, EvaluationConfig, TrainConfig, load_config, resolve_config
 from driftkit.tutorial.toy_config import ToyConfig
 from tests.conftest import driftkit, train_tiny
-from tests.datasets.test_folder import as_folder, png
+from tests.image_files import as_folder, png
 
 SETTINGS = (
     CompareConfig, ExportConfig, RunConfig, ImportConfig, FidConfig, ProbeEncoderConfig, SampleConfig, ToyConfig,

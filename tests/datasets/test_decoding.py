@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 
 from driftkit.datasets import decoding
 from driftkit.datasets.sources import open_dataset
-from tests.datasets.test_folder import as_tar, as_zip, encoded
 from tests.hostile.memory import peaks
+from tests.image_files import as_tar, as_zip, encoded
 
 MIB = 2**20
 

@@ -14,46 +14,9 @@ from driftkit.datasets.containers import natural_order
 from driftkit.datasets.decode import BrokenImageError, decode_image
 from driftkit.datasets.sources import open_dataset
 from driftkit.errors import ArtifactError
-
-
-def png(colour=(10, 20, 30), size=(8, 8), mode="RGB", kind="PNG", **options):
-    stream = io.BytesIO()
-    Image.new(mode, size, colour).save(stream, format=kind, **options)
-    return stream.getvalue()
-
-
-def encoded(array, mode=None):
-    stream = io.BytesIO()
-    Image.fromarray(array, mode).save(stream, format="PNG") if mode else Image.fromarray(array).save(
-        stream, format="PNG"
-    )
-    return stream.getvalue()
-
+from tests.image_files import as_folder, as_tar, as_zip, encoded, png
 
 TREE = {f"root/{name}/{i}.png": png((i, 0, c)) for c, name in enumerate(("cat", "dog")) for i in (10, 9, 1)}
-
-
-def as_folder(path, files):
-    for name, data in files.items():
-        (path / name).parent.mkdir(parents=True, exist_ok=True)
-        (path / name).write_bytes(data)
-    return path
-
-
-def as_zip(path, files):
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in files.items():
-            archive.writestr(name, data)
-    return path
-
-
-def as_tar(path, files):
-    with tarfile.open(path, "w:gz" if path.name.endswith("gz") else "w") as archive:
-        for name, data in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            archive.addfile(member, io.BytesIO(data))
-    return path
 
 
 def make(kind, tmp_path, files):

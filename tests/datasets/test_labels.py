@@ -7,7 +7,8 @@ import pytest
 from driftkit.datasets.sources import open_dataset
 from driftkit.errors import ArtifactError, UsageError
 from tests.conftest import driftkit
-from tests.datasets.test_folder import KINDS, as_folder, as_tar, as_zip, make, png
+from tests.datasets.test_folder import KINDS, make
+from tests.image_files import as_folder, as_tar, as_zip, png
 
 CHUNKS = {f"{i // 1000:05}/img{i:08}.png": png((i % 1000, 0, 0)) for i in (0, 1, 999, 1000, 1001)}
 NAMES = list(CHUNKS)

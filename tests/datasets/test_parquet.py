@@ -1,6 +1,5 @@
 """Parquet files of the Hub: columns, class names, splits and shards, and what is refused. Needs pyarrow."""
 
-import io
 import json
 import re
 import sys
@@ -14,6 +13,7 @@ from driftkit.datasets.packs import open_pack
 from driftkit.datasets.sources import open_dataset
 from driftkit.errors import ArtifactError, UsageError
 from tests.conftest import driftkit
+from tests.image_files import encoded
 
 
 def test_without_pyarrow_the_command_that_installs_it_is_named(tmp_path, monkeypatch):
@@ -39,14 +39,8 @@ LABELS = [i % 3 for i in range(150)]
 NAMES = {"info": {"features": {"label": {"names": ["ant", "bee", "cat"], "_type": "ClassLabel"}}}}
 
 
-def png(pixels):
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
-
-
-def encoded(count=150):
-    return [{"bytes": png(image), "path": f"{i}.png"} for i, image in enumerate(PIXELS[:count])]
+def entries(count=150):
+    return [{"bytes": encoded(image), "path": f"{i}.png"} for i, image in enumerate(PIXELS[:count])]
 
 
 def write(pa, path, columns, description=NAMES):
@@ -64,20 +58,20 @@ def check(pack, count=150, classes=("ant", "bee", "cat")):
 
 
 def test_file_is_read_with_the_names_of_its_classes(pa):
-    write(pa, "a.parquet", {"image": encoded(), "label": LABELS})
+    write(pa, "a.parquet", {"image": entries(), "label": LABELS})
     check(open_dataset("a.parquet"))
 
 
 @pytest.mark.parametrize("column", ["labels", "fine_label"])
 def test_other_names_and_plain_bytes_are_read(pa, column):
-    columns = {"img": [png(image) for image in PIXELS[:6]], column: LABELS[:6], "more": ["x"] * 6}
+    columns = {"img": [encoded(image) for image in PIXELS[:6]], column: LABELS[:6], "more": ["x"] * 6}
     write(pa, "a.parquet", columns, description=None)
     check(open_dataset("a.parquet"), 6, ("0", "1", "2"))
 
 
 def test_images_without_labels_are_unlabelled(pa):
-    write(pa, "a.parquet", {"image": encoded(4)})
-    write(pa, "b.parquet", {"image": encoded(4), "label": [-1] * 4})
+    write(pa, "a.parquet", {"image": entries(4)})
+    write(pa, "b.parquet", {"image": entries(4), "label": [-1] * 4})
     for name in ("a.parquet", "b.parquet"):
         pack = open_dataset(name)
         assert (pack.labels.tolist(), pack.classes) == ([-1] * 4, ())
@@ -89,7 +83,7 @@ def hub(pa, tmp_path):
     (tmp_path / "hub/data").mkdir(parents=True)
     shards = {"train-00000-of-00002": (0, 60), "train-00001-of-00002": (60, 150), "test-00000-of-00001": (0, 9)}
     for name, (first, last) in shards.items():
-        columns = {"image": encoded()[first:last], "label": LABELS[first:last]}
+        columns = {"image": entries()[first:last], "label": LABELS[first:last]}
         write(pa, tmp_path / f"hub/data/{name}.parquet", columns)
     return tmp_path / "hub"
 
@@ -115,7 +109,7 @@ def test_a_missing_shard_is_refused(hub):
 def test_folders_of_numbered_files_are_splits(pa, tmp_path):
     for split in ("train", "test"):
         (tmp_path / "plain_text" / split).mkdir(parents=True)
-        write(pa, tmp_path / "plain_text" / split / "0000.parquet", {"image": encoded(5), "label": LABELS[:5]})
+        write(pa, tmp_path / "plain_text" / split / "0000.parquet", {"image": entries(5), "label": LABELS[:5]})
     check(open_dataset("plain_text:train"), 5)
     check(open_dataset("plain_text/test"), 5)
 
@@ -123,13 +117,13 @@ def test_folders_of_numbered_files_are_splits(pa, tmp_path):
 def test_several_sets_in_one_folder_are_refused(pa, tmp_path):
     for name in ("small", "large"):
         (tmp_path / "hub" / name).mkdir(parents=True)
-        write(pa, tmp_path / "hub" / name / "train-00000-of-00001.parquet", {"image": encoded(2)})
+        write(pa, tmp_path / "hub" / name / "train-00000-of-00001.parquet", {"image": entries(2)})
     with pytest.raises(ArtifactError, match="split train in 2 folders; name one"):
         open_dataset("hub")
 
 
 def test_shards_with_other_classes_are_refused(hub, pa):
-    columns = {"image": encoded(9), "label": LABELS[:9]}
+    columns = {"image": entries(9), "label": LABELS[:9]}
     write(pa, hub / "data/train-00001-of-00002.parquet", columns, description=None)
     with pytest.raises(ArtifactError, match="other columns or classes"):
         open_dataset(f"{hub}:train")
@@ -141,15 +135,18 @@ REFUSED = {
     "labels that are texts": ({"image": [b"x"], "label": ["a"]}, "`label` is string, expected whole numbers"),
     "names alone": ({"image": [{"bytes": None, "path": "a.png"}, {"bytes": b"x", "path": ""}]}, "row 0 names 'a.png'"),
     "an empty row": (
-        {"image": [png(PIXELS[0]), None]},
+        {"image": [encoded(PIXELS[0]), None]},
         r"1 of 2 images are broken: row 1 \(not an image \(empty file\)\)",
     ),
-    "a broken image": ({"image": [png(PIXELS[0]), png(PIXELS[0])[:60]]}, "row 1"),
-    "two sizes": ({"image": [png(PIXELS[0]), png(PIXELS[0][:4])]}, "row 0 is 8x8 px and row 1 is 8x4"),
-    "no label": ({"image": [png(PIXELS[0])] * 2, "label": [0, None]}, "row 1 has the label None"),
-    "a negative label": ({"image": [png(PIXELS[0])], "label": [-2]}, "row 0 has the label -2"),
-    "a huge label": ({"image": [png(PIXELS[0])], "label": [10**9]}, "row 0 has the label 1000000000"),
-    "a label of no class": ({"image": [png(PIXELS[0])], "label": [3]}, "labels up to 3, expected those of 3 classes"),
+    "a broken image": ({"image": [encoded(PIXELS[0]), encoded(PIXELS[0])[:60]]}, "row 1"),
+    "two sizes": ({"image": [encoded(PIXELS[0]), encoded(PIXELS[0][:4])]}, "row 0 is 8x8 px and row 1 is 8x4"),
+    "no label": ({"image": [encoded(PIXELS[0])] * 2, "label": [0, None]}, "row 1 has the label None"),
+    "a negative label": ({"image": [encoded(PIXELS[0])], "label": [-2]}, "row 0 has the label -2"),
+    "a huge label": ({"image": [encoded(PIXELS[0])], "label": [10**9]}, "row 0 has the label 1000000000"),
+    "a label of no class": (
+        {"image": [encoded(PIXELS[0])], "label": [3]},
+        "labels up to 3, expected those of 3 classes",
+    ),
 }
 
 
@@ -164,7 +161,7 @@ def test_parquet_of_something_else_is_refused(pa, kind, tmp_path):
 
 
 def test_broken_images_are_counted_and_five_named(pa, tmp_path):
-    images = [b"junk" if i % 2 else png(image) for i, image in enumerate(PIXELS[:12])]
+    images = [b"junk" if i % 2 else encoded(image) for i, image in enumerate(PIXELS[:12])]
     write(pa, "a.parquet", {"image": images})
     named = ", ".join(f"row {i} (not an image)" for i in (1, 3, 5, 7, 9))
     said = f"a.parquet: 6 of 12 images are broken: {named} and 1 more; replace them, or leave them out"
@@ -174,7 +171,7 @@ def test_broken_images_are_counted_and_five_named(pa, tmp_path):
 
 
 def test_broken_images_are_left_out_with_their_labels_where_asked(pa, hub):
-    columns = {"image": encoded(3), "label": LABELS[:3]}
+    columns = {"image": entries(3), "label": LABELS[:3]}
     columns["image"][1]["bytes"] = b""
     write(pa, hub / "data/val-00000-of-00001.parquet", columns)
     result = driftkit("data", f"{hub}:val", "--skip-broken", "--output", "val")
@@ -188,14 +185,14 @@ def test_broken_images_are_left_out_with_their_labels_where_asked(pa, hub):
 
 
 def test_an_image_of_more_bytes_than_a_file_may_have_is_refused(pa, monkeypatch):
-    write(pa, "a.parquet", {"image": [png(PIXELS[0]), png(PIXELS[1]) + bytes(1000)]})
+    write(pa, "a.parquet", {"image": [encoded(PIXELS[0]), encoded(PIXELS[1]) + bytes(1000)]})
     monkeypatch.setattr("driftkit.datasets.containers.MAX_MEMBER_BYTES", 1000)
     with pytest.raises(ArtifactError, match=r"a\.parquet: row 1: 1,\d+ bytes, expected at most 1,000 for one image"):
         open_dataset("a.parquet?skip_broken=1")
 
 
 def test_levels_of_classes_are_refused(pa):
-    write(pa, "a.parquet", {"image": encoded(2)})
+    write(pa, "a.parquet", {"image": entries(2)})
     result = driftkit("data", "a.parquet", "--class-level", 1)
     assert result.exit_code == 2
     assert "--class-level is for folders, archives and shards, and this is none; remove it" in result.stderr
@@ -210,7 +207,7 @@ def test_a_file_without_rows_is_refused(pa):
 
 @pytest.mark.parametrize("size", [0, 4, 300, -1])
 def test_files_that_are_cut_off_are_refused_by_name(pa, tmp_path, size):
-    write(pa, "a.parquet", {"image": encoded(4), "label": LABELS[:4]})
+    write(pa, "a.parquet", {"image": entries(4), "label": LABELS[:4]})
     (tmp_path / "a.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:size])
     with pytest.raises(ArtifactError, match=r"a\.parquet is not a readable \.parquet file") as caught:
         open_dataset("a.parquet")
@@ -218,20 +215,20 @@ def test_files_that_are_cut_off_are_refused_by_name(pa, tmp_path, size):
 
 
 def test_images_are_resized_at_the_import(pa):
-    write(pa, "a.parquet", {"image": [png(PIXELS[0]), png(PIXELS[0][:4])]})
+    write(pa, "a.parquet", {"image": [encoded(PIXELS[0]), encoded(PIXELS[0][:4])]})
     assert open_dataset("a.parquet", image_size=4).images.shape == (2, 3, 4, 4)
 
 
 def test_descriptions_of_image_files_are_no_images(pa, tmp_path):
     (tmp_path / "photos").mkdir()
-    (tmp_path / "photos/0.png").write_bytes(png(PIXELS[0]))
+    (tmp_path / "photos/0.png").write_bytes(encoded(PIXELS[0]))
     write(pa, tmp_path / "photos/metadata.parquet", {"file_name": ["0.png"]})
     assert open_dataset("photos").card.source.kind == "folder"
 
 
 def test_a_table_beside_image_files_does_not_take_their_place(pa, tmp_path):
     (tmp_path / "photos").mkdir()
-    write(pa, tmp_path / "photos" / "00000.parquet", {"image": encoded(3)})
+    write(pa, tmp_path / "photos" / "00000.parquet", {"image": entries(3)})
     Image.new("RGB", (8, 8)).save(tmp_path / "photos" / "0.png")
     pack = open_dataset(str(tmp_path / "photos"))
     assert (pack.card.source.kind, len(pack)) == ("folder", 1)

@@ -11,7 +11,7 @@ from driftkit.datasets.shards import Shards
 from driftkit.datasets.sources import open_dataset
 from driftkit.errors import ArtifactError
 from tests.conftest import driftkit
-from tests.datasets.test_folder import as_tar, encoded, png
+from tests.image_files import as_tar, encoded, png
 
 
 def sample(number, label, *, kind="cls"):

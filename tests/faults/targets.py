@@ -11,13 +11,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-UNET = ("--set", "model.base_channels=8", "--set", "model.channel_multipliers=[1,2]", "--set", "model.num_heads=2",
-        "--set", "model.attention_resolutions=[4]", "--set", "model.num_res_blocks=1")  # fmt: skip
-MAE = ("--set", "model.base_channels=8", "--set", "model.num_blocks=[1,1,1,1]")
+from tests.tiny import TINY_DATA, TINY_MAE, TINY_UNET
+
 CHECKPOINT_EVERY = 2
 LOOP = ("--batch-size", "4", "--steps", "7", "--checkpoint-every", str(CHECKPOINT_EVERY), "--sample-every", "3",
         "--set", "trainer.log_every=1", "--set", "trainer.keep_every=4", "--device", "cpu")  # fmt: skip
-SHAPES = ("--data", "shapes?image_size=8&count=64")
 TEST_SHAPES = "shapes?split=test&image_size=8&count=40"
 
 
@@ -39,8 +37,8 @@ class Target:
 
 
 def _train(objective: str, output: str, *more: str) -> tuple[str, ...]:
-    model = MAE if objective == "mae" else UNET
-    return ("train", "--objective", objective, "--output", output, *SHAPES, *model, *LOOP, *more, "--json")
+    model = TINY_MAE if objective == "mae" else TINY_UNET
+    return ("train", "--objective", objective, "--output", output, *TINY_DATA, *model, *LOOP, *more, "--json")
 
 
 _FID = ("--reference", TEST_SHAPES, "--extractor", "encoder:mae", "-n", "24", "--device", "cpu", "--allow-collapsed")

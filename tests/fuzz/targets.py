@@ -55,6 +55,7 @@ from driftkit.storage.run_folder import Run
 from driftkit.training.sampling import load_network
 from driftkit.training.train_config import load_config, resolve_config
 from tests.encoders.loading import load
+from tests.image_files import png
 from tests.scoring.fakes import evaluation, make_pack, make_run, random_images, tiny_extractor
 
 Reader = Callable[[bytes], object]
@@ -350,12 +351,6 @@ def data_spec(folder: Path) -> Target:
 
     seeds = [b"shapes?split=test&image_size=16&palette=primary", b"cifar10:test", b"p.safetensors", b"x.zip?split=val"]
     return Target(seeds, "text", read)
-
-
-def png(size: int = 8, colour: int = 90) -> bytes:
-    memory = io.BytesIO()
-    Image.new("RGB", (size, size), (colour, 0, 0)).save(memory, "PNG")
-    return memory.getvalue()
 
 
 def _archive(container: Container) -> None:

@@ -11,19 +11,13 @@ import zlib
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from driftkit.datasets.sources import open_dataset
 from driftkit.errors import ArtifactError, StorageError
 from tests.hostile.memory import peaks
+from tests.image_files import as_zip, png
 
 MIB = 2**20
-
-
-def png(size=(8, 8)) -> bytes:
-    stream = io.BytesIO()
-    Image.new("RGB", size, (90, 0, 0)).save(stream, "PNG")
-    return stream.getvalue()
 
 
 def claimed(width: int, height: int) -> bytes:
@@ -36,15 +30,8 @@ def claimed(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(3 * 10**6))) + chunk(b"IEND", b"")
 
 
-def write_zip(path: Path, files: dict[str, bytes]) -> Path:
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in files.items():
-            archive.writestr(name, data)
-    return path
-
-
 def in_zip(tmp_path, data):
-    return write_zip(tmp_path / "x.zip", {"1.png": data})
+    return as_zip(tmp_path / "x.zip", {"1.png": data})
 
 
 def bomb_zip(path: Path) -> Path:
@@ -142,12 +129,12 @@ def test_zip64_sizes_are_read_and_refused(tmp_path):
 
 
 def test_an_archive_in_an_archive_is_no_image(tmp_path):
-    inner = write_zip(tmp_path / "inner.zip", {f"{i}.png": bytes(MIB) for i in range(8)}).read_bytes()
-    path = write_zip(tmp_path / "x.zip", {"1.png": png(), "inner.zip": inner, "inner.tar": inner})
+    inner = as_zip(tmp_path / "inner.zip", {f"{i}.png": bytes(MIB) for i in range(8)}).read_bytes()
+    path = as_zip(tmp_path / "x.zip", {"1.png": png(), "inner.zip": inner, "inner.tar": inner})
     pack = open_dataset(str(path))
     assert (len(pack), pack.card.notes) == (1, ("left out: 1 .tar, 1 .zip",))
     with pytest.raises(ArtifactError, match=r"2\.png \(not an image\)"):
-        open_dataset(str(write_zip(tmp_path / "y.zip", {"2.png": inner})))
+        open_dataset(str(as_zip(tmp_path / "y.zip", {"2.png": inner})))
 
 
 def test_a_tar_with_holes_is_refused(tmp_path):
@@ -168,11 +155,11 @@ def test_a_tar_with_holes_is_refused(tmp_path):
 def test_more_files_than_the_limit_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("driftkit.datasets.containers.MAX_FILES", 2)
     with pytest.raises(ArtifactError, match="more than 2 files"):
-        open_dataset(str(write_zip(tmp_path / "x.zip", {f"{i}.png": png() for i in range(3)})))
+        open_dataset(str(as_zip(tmp_path / "x.zip", {f"{i}.png": png() for i in range(3)})))
 
 
 def test_images_for_which_the_disk_has_no_room_are_refused_before_it_is_full(tmp_path, monkeypatch):
-    path = write_zip(tmp_path / "x.zip", {f"{i}.png": png((64, 64)) for i in range(4)})
+    path = as_zip(tmp_path / "x.zip", {f"{i}.png": png(size=(64, 64)) for i in range(4)})
     monkeypatch.setattr("driftkit.storage.atomic.free_bytes", lambda target: 49_000)
     with pytest.raises(StorageError, match=r"a pack of 4 images of 64x64 px needs 0.0 MB and 0.0 MB are free"):
         open_dataset(str(path))
@@ -242,7 +229,7 @@ def test_nothing_is_ever_extracted(tmp_path, monkeypatch):
     """The images of an archive reach the pack, and no other file appears."""
     before = set(os.listdir(tempfile.gettempdir()))
     monkeypatch.setattr(tempfile, "mkdtemp", lambda *_, **__: pytest.fail("made a temporary folder"))
-    open_dataset(str(write_zip(tmp_path / "x.zip", {"a/1.png": png(), "b/1.png": png()})))
+    open_dataset(str(as_zip(tmp_path / "x.zip", {"a/1.png": png(), "b/1.png": png()})))
     found = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()}
     assert all(name == "x.zip" or name.startswith(("data/x-", "data/.x-")) for name in found)
     assert not {n for n in set(os.listdir(tempfile.gettempdir())) - before if n.endswith(".png")}

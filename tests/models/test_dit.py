@@ -16,7 +16,7 @@ from driftkit.storage.files import read_json
 from driftkit.training.budget import training_shapes
 from driftkit.training.train_config import load_config, resolve_config
 from tests.benchmarks.harness import peak_bytes
-from tests.conftest import TINY_DATA, TINY_LOOP, driftkit, first_is_fast, replace_weights
+from tests.conftest import TINY_DATA, TINY_LOOP, done, driftkit, first_is_fast, replace_weights
 from tests.training.test_budget import real_step
 
 TINY = {"hidden_size": 16, "depth": 2, "num_heads": 2, "register_tokens": 3}
@@ -429,12 +429,6 @@ LINE = [
     "model.kind=dit",
     *TINY_DIT,
 ]
-
-
-def done(*words):
-    result = driftkit(*words)
-    assert result.exit_code == 0, result.output
-    return result
 
 
 def objective_words(objective):

@@ -6,13 +6,12 @@ import sys
 from pathlib import Path
 
 from driftkit.storage.run_folder import Run
+from tests.tiny import TINY_DATA, TINY_UNET
 
 
 def test_training_on_two_ranks_starts_in_the_process_group_of_cuda(tmp_path):
     """In a group of NCCL alone every rank ended before its first step: "No backend type associated with device cpu"."""
-    words = ["train", "--encoder", "pixel", "--data", "shapes?image_size=8&count=64", "--batch-size", "4", "--steps",
-             "2", "--set", "model.base_channels=8", "--set", "model.channel_multipliers=[1,2]", "--set",
-             "model.num_heads=2", "--set", "model.attention_resolutions=[]", "--set", "model.num_res_blocks=1",
+    words = ["train", "--encoder", "pixel", *TINY_DATA, *TINY_UNET, "--batch-size", "4", "--steps", "2",
              "--set", "trainer.sample_every=0", "--device", "cpu", "--output", str(tmp_path / "run")]  # fmt: skip
     script = Path(__file__).with_name("cuda_group.py")
     line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), *words]

@@ -20,19 +20,6 @@ from tests.conftest import TINY_DATA, train_tiny
 from tests.scoring.fakes import random_images, tiny_extractor
 
 
-@pytest.fixture
-def offline(monkeypatch, tmp_path):
-    """No network, and empty caches."""
-
-    def refuse(*_, **__):
-        raise OSError("no network")
-
-    monkeypatch.setattr("urllib.request.urlopen", refuse)
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: None)
-    monkeypatch.delenv("DRIFTKIT_INCEPTION_WEIGHTS", raising=False)
-
-
 def test_features_do_not_depend_on_the_batch_size():
     extractor, images, seen = tiny_extractor(), random_images(23), []
     whole, logits = extractor.features(images)

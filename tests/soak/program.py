@@ -10,11 +10,11 @@ from pathlib import Path
 
 from tests.soak.slopes import Trend, trend
 from tests.soak.watch import Sample, watch
+from tests.tiny import TINY_MAE
 
 DATA = ["--data", "shapes?image_size=8&count=256"]
 UNET = ["--set", "model.base_channels=8", "--set", "model.channel_multipliers=[1,2]", "--set", "model.num_heads=2",
         "--set", "model.attention_resolutions=[]", "--set", "model.num_res_blocks=1"]  # fmt: skip
-MAE = ["--set", "model.base_channels=8", "--set", "model.num_blocks=[1,1,1,1]"]
 LOG_EVERY = 10
 WARM_UP = 0.2  # share of the steps left out: allocators and caches fill
 RSS_ALLOWED_MIB = 4.0
@@ -52,12 +52,12 @@ def soak(folder: Path, *, objective: str, steps: int, every_s: float, writes: in
     often = steps // writes
     judge = folder / "judge"
     made = subprocess.run(
-        driftkit("mae", judge, *MAE, "--steps", "20", "--sample-every", "0"),
+        driftkit("mae", judge, *TINY_MAE, "--steps", "20", "--sample-every", "0"),
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False,
     )  # fmt: skip
     if made.returncode:
         raise RuntimeError(f"the judge was not trained: {made.stderr.strip()}")
-    more = MAE if objective == "mae" else UNET
+    more = TINY_MAE if objective == "mae" else UNET
     more = [*more, "--encoder", "pixel"] if objective == "drift" else more
     if objective != "mae":
         more = [*more, "--eval-every", str(often), "--set", "evaluation.num_images=64",

@@ -14,7 +14,7 @@ from driftkit.storage.checksums import file_record
 from driftkit.storage.files import read_json, read_tensors, write_tensors
 from driftkit.storage.images import read_samples, write_samples
 from driftkit.storage.run_folder import Run
-from tests.conftest import driftkit, first_is_fast, replace_weights, train_tiny
+from tests.conftest import document, driftkit, first_is_fast, replace_weights, train_tiny
 from tests.scoring.fakes import make_pack, random_images, score
 
 SHAPES = "shapes?image_size=8&count=300&classes=3"
@@ -23,9 +23,7 @@ CONDITIONAL = ("--class-conditional", "--data", SHAPES)
 
 
 def done(*words):
-    result = driftkit(*words, "--json", "--device", "cpu")
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)
+    return document(*words, "--device", "cpu")
 
 
 def columns_of(path, size=66):

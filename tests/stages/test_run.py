@@ -14,7 +14,7 @@ from driftkit.stages.run import Forecast, StageRecord, is_done
 from driftkit.storage.files import read_json, write_json
 from driftkit.training import metrics_log
 from tests.conftest import driftkit
-from tests.datasets.test_folder import as_tar, png
+from tests.image_files import as_tar, png
 
 CHAIN = """
 name = "tiny"

@@ -9,7 +9,7 @@ from driftkit.config.pipeline_file import load_pipeline
 from driftkit.stages.run import fingerprint
 from driftkit.storage.run_folder import Run
 from driftkit.training.train_config import default_output, resolve_config
-from tests.conftest import TINY_DATA, driftkit, train_tiny
+from tests.conftest import TINY_DATA, document, driftkit, train_tiny
 
 LITE = "efficientnet-lite0?random=true&input_size=32&feature_set=last"
 
@@ -18,12 +18,6 @@ LITE = "efficientnet-lite0?random=true&input_size=32&feature_set=last"
 def mae(tmp_path):
     train_tiny(tmp_path / "mae", "mae")
     return tmp_path / "mae"
-
-
-def document(*words):
-    result = driftkit(*words, "--json")
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)
 
 
 def test_a_run_of_two_encoders_is_trained_scored_compared_and_exported(mae, tmp_path):

@@ -15,7 +15,7 @@ from driftkit.storage.files import read_json, sha256, write_bytes, write_json
 from driftkit.storage.lock import locked_folder
 from driftkit.storage.run_folder import Run
 from driftkit.training.sampling import load_network
-from tests.conftest import driftkit, train_tiny
+from tests.conftest import TINY_UNET, done, driftkit, train_tiny
 
 LAST = "run/checkpoints/step-00000004"
 RECORD = "run/samples/ddim-nfe2-ema-step4-seed0-n16.json"
@@ -25,11 +25,6 @@ SAMPLES = "run/samples/ddim-nfe2-ema-step4-seed0-n16.safetensors"
 def drop_line(path, word):
     lines = Path(path).read_text().splitlines(keepends=True)
     Path(path).write_text("".join(line for line in lines if word not in line))
-
-
-def said(*words):
-    result = driftkit(*words)
-    assert result.exit_code == 0, result.output
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +39,8 @@ def made(tmp_path_factory):
         train_tiny(Path("run"), "ddpm", *every, steps=4)
         train_tiny(Path("mae"), "mae")
         train_tiny(Path("drift"), "drift", "--encoder", "mae", "--cache-features")
-        said("sample", "run", "-n", 16, "--nfe", 2)
-        said("fid", SAMPLES, "-r", "shapes?image_size=8&count=64", "--extractor", "encoder:mae", "--device", "cpu")
+        done("sample", "run", "-n", 16, "--nfe", 2)
+        done("fid", SAMPLES, "-r", "shapes?image_size=8&count=64", "--extractor", "encoder:mae", "--device", "cpu")
     return folder
 
 
@@ -226,8 +221,7 @@ def test_damaged_features_stop_the_training_that_uses_them(world, monkeypatch):
         content[place] ^= 4
     shard.write_bytes(content)
     line = ["train", "--encoder", "mae", "--cache-features", "--data", "shapes?image_size=8&count=64"]
-    tiny = ["--set", "model.base_channels=8", "--set", "model.channel_multipliers=[1,2]", "--set", "model.num_heads=2",
-            "--set", "model.attention_resolutions=[4]", "--batch-size", 32, "--device", "cpu"]  # fmt: skip
+    tiny = [*TINY_UNET, "--batch-size", 32, "--device", "cpu"]
     result = driftkit(*line, *tiny, "--steps", 1, "--output", "new")
     assert result.exit_code == 3
     assert f"{shard.name} is damaged" in result.stderr

@@ -17,7 +17,7 @@ from driftkit.storage.run_folder import Run
 from driftkit.training.feed import Feed
 from driftkit.training.monitors import CollapseWatch, FiniteWatch, NonFiniteStep
 from driftkit.training.trainer import Trainer
-from tests.conftest import TINY_DATA, TINY_LOOP, TINY_UNET, driftkit, free_port, replace_weights, train_tiny
+from tests.conftest import TINY_DATA, TINY_LOOP, TINY_MAE, TINY_UNET, driftkit, free_port, replace_weights, train_tiny
 
 GOOD, BAD, INF = torch.tensor(1.0), torch.tensor(torch.nan), torch.tensor(torch.inf)
 NORMS = {"w": GOOD, "b": GOOD}
@@ -137,9 +137,7 @@ def broken_image(monkeypatch):
 def train_until_refused(output, objective, *more):
     """Train towards a step that does not come; the message."""
     words = ["--encoder", "pixel"] if objective == "drift" else []
-    model = (
-        TINY_UNET if objective != "mae" else ["--set", "model.base_channels=8", "--set", "model.num_blocks=[1,1,1,1]"]
-    )
+    model = TINY_MAE if objective == "mae" else TINY_UNET
     line = ["train", "--objective", objective, *words, *TINY_DATA, *model, *TINY_LOOP, "--sample-every", "0"]
     result = driftkit(*line, "--steps", 64, "--output", output, *more)
     assert result.exit_code == 1, result.output
