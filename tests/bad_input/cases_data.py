@@ -15,6 +15,8 @@ DATA = [
     Case("data-clusters-without-output", "data shapes --clusters 3", 2, ["--clusters", "--output"]),
     Case("data-one-cluster", "data shapes --clusters 1 --output a", 2, ["--clusters", "2"]),
     Case("data-encoder-without-clusters", "data shapes --cluster-encoder pixel -o a", 2, ["--clusters"]),
+    Case("data-grid-another-picture", "data shapes --grid p.png", 2, ["--grid p.png", "another file"], image("p.png")),
+    Case("data-grid-of-the-source", "data photos --grid photos/00.png", 2, ["--grid photos/00.png"], images()),
     Case("data-too-many-clusters", "data {pack} --clusters 9000 -o a", 2, ["--clusters 9,000", "there are 64 images"]),
     Case("data-cluster-encoder-setting", "data shapes --clusters 3 --cluster-encoder pixel?foo=1 -o a", 2, ["foo"]),
     Case("data-no-such-cluster-encoder", "data shapes --clusters 3 --cluster-encoder pixl -o a", 2, ["pixl"]),

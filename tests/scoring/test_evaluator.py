@@ -328,6 +328,22 @@ def test_training_images_as_samples_are_flagged_and_new_ones_are_not(tmp_path):
         assert picture.width > picture.height
 
 
+def test_a_reference_of_one_image_is_refused(tmp_path):
+    one = make_pack(tmp_path / "one.safetensors", random_images(1))
+    with pytest.raises(RefusedError, match=r"reference .*one\.safetensors: a score needs at least 10 images, got 1"):
+        open_evaluator(str(one.path), extractor=tiny_extractor())
+
+
+def test_samples_of_another_run_are_not_those_of_the_run_in_its_place(tmp_path, real):
+    """Neither of the folder that they were put into, nor of the run that now has the name of theirs."""
+    makers = {name: make_run(tmp_path / name).manifest().id for name in ("maker", "other")}
+    info = {"num_images": 40, "run": str(tmp_path / "maker"), "sampler": "one-step", "nfe": 1, "weights": "ema"}
+    for run_id, expected in ((makers["maker"], "maker"), (makers["other"], "other"), ("gone", None)):
+        path = tmp_path / "other" / "samples" / f"{run_id}.safetensors"
+        write_samples(path, random_images(40, 3), {**info, "seed": 0, "request": {"run id": run_id}})
+        assert score(path, real, output=tmp_path / f"{run_id}.json").record.run == expected
+
+
 def test_images_that_trained_the_weights_it_began_with_are_its_training_images_too(tmp_path):
     first = make_pack(tmp_path / "first.safetensors", random_images(60, 1))
     second = make_pack(tmp_path / "second.safetensors", random_images(60, 2))

@@ -1,5 +1,6 @@
 """Everything driftkit writes verifies; every kind of damage is named, and nothing is changed by looking."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -184,6 +185,17 @@ def test_no_bit_of_a_checkpoint_turns_unnoticed(world, name):
     for place in range(0, len(content), max(1, len(content) // 12)):
         path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
         assert [p.path for p in verify([Path("run")]).problems] == [str(path)], place
+
+
+def test_links_that_lead_back_and_pipes_are_named(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).symlink_to(".")
+    os.mkfifo(tmp_path / "x.png")
+    result = driftkit("verify", tmp_path, "--json")
+    assert result.exit_code == 3
+    document = json.loads(result.stdout)
+    assert [Path(note["path"]).name for note in document["notes"]] == ["a", "b"]
+    assert "no plain file" in document["problems"][0]["problem"]
 
 
 @pytest.mark.parametrize("damage", [damaged_weights, raw_in_place_of_ema, checkpoint_of_an_earlier_step, state_edited,
