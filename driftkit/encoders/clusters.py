@@ -51,8 +51,8 @@ def image_vectors(images: torch.Tensor, encoder: FrozenEncoder) -> torch.Tensor:
 def k_means(rows: torch.Tensor, num_clusters: int, *, seed: int = 0) -> torch.Tensor:
     """The cluster of each row of [N, D], int64 [N] on the CPU, after at most ROUNDS rounds of Lloyd's algorithm.
 
-    A cluster that loses all rows gets the row that is farthest from its centre, so a cluster
-    stays empty only if there are fewer distinct rows than clusters.
+    A cluster that loses all rows gets the row that is farthest from its centre, so a cluster stays empty only if there
+    are fewer distinct rows than clusters.
 
     Source: Arthur and Vassilvitskii 2007 (k-means++), whose first centres are rows drawn in proportion to their squared
     distance from the nearest centre so far.
