@@ -154,7 +154,7 @@ def _describe(model: type[BaseModel], error: Any, origins: Mapping[str, str], ot
         ends = [other for other in known if other.endswith(f".{key}")]  # a key without its section
         hint = f" (did you mean {' or '.join(ends)}?)" if ends else did_you_mean(key, known)
         return f"unknown config key {key}{where}{hint}"
-    shown = f"`{key}`" if origin == "option" else key or "config"  # the command line shows it as the option
+    shown = f"`{key}`" if origin == "option" else key  # the command line shows it as the option
     if error["type"] == "missing":
         return f"`{key}`: is required"
     message = error["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
@@ -162,7 +162,7 @@ def _describe(model: type[BaseModel], error: Any, origins: Mapping[str, str], ot
         words = str(error["ctx"]["expected"]).replace("'", "")
         message = f"expected {words}{did_you_mean(str(error['input']), words.replace(' or ', ', ').split(', '))}"
     got = "" if isinstance(error["input"], dict) else f", got {error['input']!r}"
-    return f"{shown}{where}: {message}{got}"
+    return f"{shown}{where}: {message}{got}" if shown else f"{message}{got}"  # of settings together: it names them
 
 
 def first_problem(error: ValidationError) -> str:
