@@ -51,7 +51,12 @@ TRAIN = [
         2,
         ["label_dropout", "class_conditional"],
     ),
-    Case("train-guidance-power-alone", f"{TINY} --set objective.guidance_power=5", 2, ["guidance_power", "need guidance_max above 1"]),
+    Case(
+        "train-guidance-power-alone",
+        f"{TINY} --set objective.guidance_power=5",
+        2,
+        ["guidance_power", "need guidance_max above 1"],
+    ),
     Case("train-objective-misspelt", "train --objective drft", 2, ["--objective drft", "did you mean drift?"]),
     Case("train-option-misspelt", "train --stepz 3", 2, ["--stepz", "--steps"]),
     Case("train-stray-word", "train outputs/x", 2, ["unexpected extra argument", "outputs/x"]),
