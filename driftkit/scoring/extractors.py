@@ -215,7 +215,7 @@ def dinov2(path: Path, device: torch.device, *, model: str = DINOV2_MODEL) -> Ex
     """The class token of DINOv2 after its final norm, unscaled.
 
     Source: Stein et al. 2023 (arXiv 2306.04675) and its code, dgm-eval: ViT-L/14 at 224x224, bicubic. Differs: images
-    are resized by torch instead of PIL; a few of a thousand values of 8 bits differ, by 1.
+    are resized by torch instead of PIL; less than one of a thousand values of 8 bits differs, by 1.
     """
     return _transformer("dinov2", model, path, device, data="LVD-142M", labels=False, img_size=DINOV2_SIZE)
 
@@ -275,11 +275,11 @@ def _network(spec: EncoderSpec, path: Path, device: torch.device, **options: Any
 def resized_as_by_pil(images: torch.Tensor, size: int, mode: str) -> torch.Tensor:
     """Images of values from 0 to 255 [N, 3, H, W] at size x size, float32: whole numbers, as Pillow resizes 8 bits.
 
-    Antialiasing selects Pillow's kernels. Like Pillow, rows are resized before columns, and both results are rounded.
+    Antialiasing selects Pillow's kernels. As there, rows are resized before columns, and both results rounded, halves up.
     """
     resized = images.float()
     for shape in ((images.shape[2], size), (size, size)):
-        resized = F.interpolate(resized, size=shape, mode=mode, antialias=True).clamp(0, 255).round()
+        resized = F.interpolate(resized, size=shape, mode=mode, antialias=True).clamp(0, 255).add(0.5).floor()
     return resized
 
 

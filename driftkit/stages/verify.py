@@ -111,9 +111,12 @@ class _Verifier:
             return False
         return True
 
-    def folder(self, folder: Path, listed: Set[Path] = frozenset()) -> None:
-        """A folder of any kind, and all folders below it, less the files that a record above it lists."""
-        if folder.is_symlink() and folder.resolve() in folder.absolute().parents:
+    def folder(self, folder: Path, listed: Set[Path] = frozenset(), above: Set[Path] = frozenset()) -> None:
+        """A folder of any kind, and all folders below it, less the files that a record above it lists.
+
+        `above` are the real folders on the way to it: links may lead back.
+        """
+        if (real := folder.resolve()) in above:
             self.note(folder, "unknown", "a link to a folder that it lies in")
             return
         holds = {path.name for path in folder.iterdir()}
@@ -139,7 +142,7 @@ class _Verifier:
             elif path.name.endswith(UNFINISHED) and path.is_dir():
                 self.note(path, "unfinished", "images of a sampling: the same command goes on behind them")
             elif path.is_dir() and not _is_of_samples(path):
-                self.folder(path, done)
+                self.folder(path, done, above | {real})
             elif not path.is_dir() and not self.file(path):
                 unknown.append(path.name)
         if unknown:

@@ -190,11 +190,15 @@ def test_no_bit_of_a_checkpoint_turns_unnoticed(world, name):
 def test_links_that_lead_back_and_pipes_are_named(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).symlink_to(".")
+    (tmp_path / "c").mkdir()  # and two that lead to each other
+    (tmp_path / "d").mkdir()
+    (tmp_path / "c" / "to d").symlink_to("../d")
+    (tmp_path / "d" / "to c").symlink_to("../c")
     os.mkfifo(tmp_path / "x.png")
     result = driftkit("verify", tmp_path, "--json")
     assert result.exit_code == 3
     document = json.loads(result.stdout)
-    assert [Path(note["path"]).name for note in document["notes"]] == ["a", "b"]
+    assert [Path(note["path"]).name for note in document["notes"]] == ["a", "b", "to c", "to d"]
     assert "no plain file" in document["problems"][0]["problem"]
 
 
