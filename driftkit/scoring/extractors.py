@@ -275,7 +275,7 @@ def _network(spec: EncoderSpec, path: Path, device: torch.device, **options: Any
 def resized_as_by_pil(images: torch.Tensor, size: int, mode: str) -> torch.Tensor:
     """Images of values from 0 to 255 [N, 3, H, W] at size x size, float32: whole numbers, as Pillow resizes 8 bits.
 
-    Antialiasing selects Pillow's kernels. As there, rows are resized before columns, and both results rounded, halves up.
+    Antialiasing selects Pillow's kernels. As there, rows are resized first, and both results are rounded, halves up.
     """
     resized = images.float()
     for shape in ((images.shape[2], size), (size, size)):
